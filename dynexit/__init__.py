@@ -1,0 +1,86 @@
+"""dynexit: networks that choose their own depth, with the saved compute saved in seconds.
+
+`import dynexit as dx` loads nothing; each name below loads its module when first used. The primitives need jax alone.
+"""
+
+from typing import TYPE_CHECKING
+
+from dynexit._lazy import attach
+
+if TYPE_CHECKING:
+    from dynexit import analysis, backbones, calibration, data, exits, methods, objectives, training
+    from dynexit.core.checks import check_row_independence
+    from dynexit.core.stacking import stack, take, unstack
+    from dynexit.core.types import Criterion, Experiment, Halted, Method, Model, Source, Step
+    from dynexit.exits import criteria
+    from dynexit.exits.bounded import run_bounded
+    from dynexit.exits.replay import replay
+    from dynexit.exits.run import run_all, run_full, run_until
+    from dynexit.exits.steps import stacked_step, switched_step, tied_step
+    from dynexit.exits.stream import run_stream
+
+__version__ = "0.1.0"
+_NAMES = {
+    "Criterion": "core.types",
+    "Experiment": "core.types",
+    "Halted": "core.types",
+    "Method": "core.types",
+    "Model": "core.types",
+    "Source": "core.types",
+    "Step": "core.types",
+    "analysis": "",
+    "backbones": "",
+    "calibration": "",
+    "check_row_independence": "core.checks",
+    "criteria": "exits",
+    "data": "",
+    "exits": "",
+    "methods": "",
+    "objectives": "",
+    "replay": "exits.replay",
+    "run_all": "exits.run",
+    "run_bounded": "exits.bounded",
+    "run_full": "exits.run",
+    "run_stream": "exits.stream",
+    "run_until": "exits.run",
+    "stack": "core.stacking",
+    "stacked_step": "exits.steps",
+    "switched_step": "exits.steps",
+    "take": "core.stacking",
+    "tied_step": "exits.steps",
+    "training": "",
+    "unstack": "core.stacking",
+}
+__all__ = [
+    "Criterion",
+    "Experiment",
+    "Halted",
+    "Method",
+    "Model",
+    "Source",
+    "Step",
+    "__version__",
+    "analysis",
+    "backbones",
+    "calibration",
+    "check_row_independence",
+    "criteria",
+    "data",
+    "exits",
+    "methods",
+    "objectives",
+    "replay",
+    "run_all",
+    "run_bounded",
+    "run_full",
+    "run_stream",
+    "run_until",
+    "stack",
+    "stacked_step",
+    "switched_step",
+    "take",
+    "tied_step",
+    "training",
+    "unstack",
+]
+__getattr__, __dir__ = attach(__name__, _NAMES)

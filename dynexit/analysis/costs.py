@@ -1,0 +1,60 @@
+"""FLOPs that a row costs at each exit."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dynexit.core.checks import stages_of
+from dynexit.core.cost import cost_of
+from dynexit.core.types import Model, PyTree
+
+
+class RowCosts(NamedTuple):
+    """FLOPs per row (a multiply-add is 2), and depths.
+
+    Attributes:
+      embed: of the embedding.
+      blocks: float64 `[E]`, of the blocks between the exit before and this one.
+      heads: float64 `[E]`, of reading this exit.
+      depths: int64 `[E]`, blocks executed by a row that leaves here.
+    """
+
+    embed: float
+    blocks: np.ndarray
+    heads: np.ndarray
+    depths: np.ndarray
+
+    @property
+    def until(self) -> np.ndarray:
+        """float64 `[E]`: of a row that leaves at each exit, embedding and every exit head on the way included."""
+        return self.embed + np.cumsum(self.blocks + self.heads)
+
+    @property
+    def full(self) -> float:
+        """Of a row at full depth without early exits: embedding, all blocks, the last head alone."""
+        return float(self.embed + self.blocks.sum() + self.heads[-1])
+
+
+def costs_of(model: Model, params: PyTree, inputs: PyTree) -> RowCosts:
+    """Counts from the lowered programs, nothing is run.
+
+    Args:
+      model: the backbone.
+      params: its parameters.
+      inputs: a batch as `embed` takes it, leaves `[B, ...]`; its size is divided out.
+    """
+    rows = len(jax.tree.leaves(inputs)[0])
+    embed = cost_of(model.embed, params, inputs).flops / rows
+    state = jax.eval_shape(model.embed, params, inputs)
+    blocks, heads, depths = [], [], []
+    for step, steps, _, before in stages_of(model.steps(params), model.depth):
+        run = lambda state, step=step: step.apply(step.select(jnp.int32(0)), jnp.int32(0), state)
+        whole = cost_of(run, state).flops / rows
+        block = cost_of(lambda state, run=run: run(state)[0], state).flops / rows
+        blocks += [block] * steps
+        heads += [whole - block] * steps
+        depths += [before + step.blocks * (k + 1) for k in range(steps)]
+        state = jax.eval_shape(run, state)[0]
+    return RowCosts(embed, np.array(blocks), np.array(heads), np.array(depths))

@@ -1,0 +1,201 @@
+"""A trained network at its operating point on the test split: what it answers, how deep it went, how long it took."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from dynexit.analysis import latency
+from dynexit.analysis.costs import RowCosts
+from dynexit.analysis.curves import spread
+from dynexit.analysis.latency import Ran, Timing
+from dynexit.analysis.predictions import predict, prepared
+from dynexit.calibration.curve import Curve, Predictions, curve
+from dynexit.core.types import Experiment, PyTree
+from dynexit.exits.replay import replay
+
+FEW = 8  # batches that contenders and curve points are timed on
+
+
+class Timings(NamedTuple):
+    """Seconds for the whole test split, all in one interleaved run.
+
+    Attributes:
+      rows: rows timed: the split, its last batch filled up with the first rows.
+      full_program: name of the quickest full-depth program; "full" or "full tiled T".
+      full, compacted, masked: seconds.
+      contenders: all full-depth programs, seconds on the first batches, of which the quickest was taken.
+      block_ratio: FLOPs of the blocks that the timed rows needed, as a fraction of all blocks.
+      occupancy: rows x blocks that rows needed, as a fraction of those that the compacted schedule ran.
+    """
+
+    rows: int
+    full_program: str
+    full: Timing
+    compacted: Timing
+    masked: Timing
+    contenders: dict[str, Timing]
+    block_ratio: float
+    occupancy: float
+
+    @property
+    def ideal(self) -> float:
+        """Seconds of full depth x fraction of block FLOPs needed."""
+        return self.full.median * self.block_ratio
+
+    @property
+    def speedup(self) -> float:
+        """Seconds of full depth / seconds of dynamic depth."""
+        return self.full.median / self.compacted.median
+
+    @property
+    def efficiency(self) -> float:
+        """Ideal seconds / seconds of dynamic depth."""
+        return self.ideal / self.compacted.median
+
+    @property
+    def efficiency_masked(self) -> float:
+        """The same for the masked schedule."""
+        return self.ideal / self.masked.median
+
+
+class TimedPoints(NamedTuple):
+    """Some points of the curve, timed in one run beside full depth.
+
+    Attributes:
+      index: int64 `[P]`, which points of the curve.
+      speedup: float64 `[P]`, seconds of full depth / seconds at the point.
+      seconds: float64 `[P]`, per row.
+      full: seconds per row of full depth.
+    """
+
+    index: np.ndarray
+    speedup: np.ndarray
+    seconds: np.ndarray
+    full: float
+
+
+class Evaluated(NamedTuple):
+    """Everything that the report and the plots say.
+
+    Attributes:
+      predictions: every exit's outputs on the test split.
+      costs: FLOPs per row.
+      exit_classes: int32 `[E, M]`, what each exit would answer.
+      classes: int32 `[M]`, what the dynamic program answered.
+      exit: int64 `[M]`, where each row left.
+      nan_exits: exits read with a NaN, over all rows.
+      agreement: fraction of rows whose live answer and exit equal the replay of the stored outputs.
+      timings, curve, timed: see there.
+    """
+
+    predictions: Predictions
+    costs: RowCosts
+    exit_classes: np.ndarray
+    classes: np.ndarray
+    exit: np.ndarray
+    nan_exits: int
+    agreement: float
+    timings: Timings
+    curve: Curve
+    timed: TimedPoints
+
+
+class Programs(NamedTuple):
+    """Compiled calls on one batch of prepared inputs."""
+
+    full: dict[str, Callable[[PyTree], jax.Array]]
+    dynamic: Callable[[PyTree, PyTree], Ran]
+    masked: Callable[[PyTree, PyTree], Ran]
+
+
+def programs(experiment: Experiment, params: PyTree, batch_size: int) -> Programs:
+    """The programs that are compared: full depth whole and in tiles, dynamic depth compacted and masked."""
+    model, method = experiment.model, experiment.method
+    full = {"full": jax.jit(lambda p, x: latency.full_depth(model, method, p, x))}
+    for tile in latency.TILES:
+        if tile < batch_size and batch_size % tile == 0:
+            full[f"full tiled {tile}"] = jax.jit(lambda p, x, t=tile: latency.full_depth_tiled(model, method, p, x, t))
+    run = jax.jit(lambda p, point, x: latency.dynamic_depth(model, method, p, point, x))
+    masked = jax.jit(lambda p, point, x: latency.dynamic_depth(model, method, p, point, x, "masked"))
+    return Programs(
+        {name: lambda x, f=f: f(params, x) for name, f in full.items()},
+        lambda point, x: run(params, point, x),
+        lambda point, x: masked(params, point, x),
+    )
+
+
+def evaluate(
+    experiment: Experiment,
+    params: PyTree,
+    costs: RowCosts,
+    point: PyTree,
+    points: PyTree,
+    evaluation: Any,
+    say: Callable[[str], None],
+) -> Evaluated:
+    """Measures the test split.
+
+    Args:
+      experiment: what was trained.
+      params: its parameters.
+      costs: FLOPs per row, of `costs_of`.
+      point: the operating point that calibration chose.
+      points: all candidate points, leaves `[K, ...]`; only drawn, never chosen from.
+      evaluation: `core.settings.Evaluation`.
+      say: gets a line for every phase.
+    """
+    say("test split: every exit")
+    predictions = predict(experiment, params, experiment.test, evaluation.batch_size)
+    inputs = jax.tree.map(np.asarray, jax.jit(lambda x: prepared(experiment, x))(experiment.test.examples()["inputs"]))
+    batches = latency.in_batches(inputs, evaluation.batch_size)
+    exit_classes = np.asarray(jax.jit(jax.vmap(experiment.method.predict))(predictions.outputs))
+    drawn = curve(predictions, points, experiment.method.criterion, experiment.method.predict, costs.until, replay)
+
+    say(f"test split: timing full and dynamic depth side by side, {evaluation.repeats} times")
+    calls = programs(experiment, params, evaluation.batch_size)
+    ran = jax.tree.map(lambda *a: np.concatenate([np.atleast_1d(x) for x in a]), *[calls.dynamic(point, x) for x in batches])
+    exits = np.searchsorted(costs.depths, ran.exit_depth)
+    timings = _time(calls, point, batches, evaluation, costs, exits, int(ran.rows_executed.sum()))
+    say("test split: timing points along the curve")
+    timed = _time_points(calls, points, drawn, batches, evaluation, timings.full_program)
+
+    rows = len(predictions.labels)
+    answered, exits = ran.classes[:rows], exits[:rows]
+    again = jax.jit(lambda point, outputs: replay(experiment.method.criterion(point), outputs))(point, predictions.outputs)
+    replayed = np.asarray(experiment.method.predict(again.output)), np.asarray(again.exit)
+    agreement = float(np.mean((replayed[0] == answered) & (replayed[1] == exits)))
+    nans = int(ran.nan_exits[:rows].sum())
+    return Evaluated(predictions, costs, exit_classes, answered, exits, nans, agreement, timings, drawn, timed)
+
+
+def _time(calls: Programs, point, batches, evaluation, costs: RowCosts, exits: np.ndarray, executed: int) -> Timings:
+    few = batches[:FEW]
+    contenders = latency.measure({n: lambda f=f: [f(x) for x in few] for n, f in calls.full.items()}, repeats=3)
+    best = min(contenders, key=lambda name: contenders[name].median)
+    timing = latency.measure(
+        {
+            "full": lambda: [calls.full[best](x) for x in batches],
+            "compacted": lambda: [calls.dynamic(point, x) for x in batches],
+            "masked": lambda: [calls.masked(point, x) for x in batches],
+        },
+        evaluation.repeats,
+    )
+    ratio = float(np.mean(np.cumsum(costs.blocks)[exits]) / costs.blocks.sum())
+    occupancy = float((exits + 1).sum() / executed)
+    return Timings(len(exits), best, timing["full"], timing["compacted"], timing["masked"], contenders, ratio, occupancy)
+
+
+def _time_points(calls: Programs, points, drawn: Curve, batches, evaluation, full_program: str) -> TimedPoints:
+    index = spread(drawn.cost, 8)
+    few = batches[:FEW]
+    rows = sum(len(jax.tree.leaves(x)[0]) for x in few)
+    every: dict[str, Callable[[], Any]] = {"full": lambda: [calls.full[full_program](x) for x in few]}
+    for k in index:
+        one = jax.tree.map(lambda a, k=k: a[k], points)
+        every[str(k)] = lambda one=one: [calls.dynamic(one, x) for x in few]
+    timing = latency.measure(every, max(1, evaluation.repeats // 2))
+    seconds = np.array([timing[str(k)].median for k in index])
+    full = timing["full"].median
+    return TimedPoints(index, full / seconds, seconds / rows, full / rows)

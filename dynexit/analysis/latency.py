@@ -1,0 +1,89 @@
+"""Seconds of several programs, side by side in one run, and the programs that stand beside each other here."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax import lax
+
+from dynexit.core.types import Array, Method, Model, PyTree
+from dynexit.exits.run import run_full, run_until
+
+TILES = (8, 16, 32)
+
+
+class Timing(NamedTuple):
+    """Seconds of one program over interleaved repeats: the median, the quickest and the slowest."""
+
+    median: float
+    low: float
+    high: float
+
+
+def measure(programs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, Timing]:
+    """Times programs in turns, so that a drift of the machine hits all alike; each is run once before, to compile.
+
+    Args:
+      programs: name -> a call without arguments, whose result is waited for.
+      repeats: how often each is timed.
+
+    Raises:
+      ValueError: `repeats` is below 1.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> f = jax.jit(jnp.sin)
+      >>> list(measure({"sin": lambda: f(1.0)}, repeats=3))
+      ['sin']
+    """
+    if repeats < 1:
+        raise ValueError(f"`repeats` must be at least 1, got {repeats}")
+    for program in programs.values():
+        jax.block_until_ready(program())
+    seconds: dict[str, list[float]] = {name: [] for name in programs}
+    for _ in range(repeats):
+        for name, program in programs.items():
+            start = time.perf_counter()
+            jax.block_until_ready(program())
+            seconds[name].append(time.perf_counter() - start)
+    return {name: Timing(float(np.median(s)), min(s), max(s)) for name, s in seconds.items()}
+
+
+def full_depth(model: Model, method: Method, params: PyTree, inputs: PyTree) -> Array:
+    """Classes `[B]` at full depth: embedding, all blocks by `lax.scan`, the last exit head and no other."""
+    _, output = run_full(model.steps(params), model.embed(params, inputs), model.depth)
+    return method.predict(output)
+
+
+def full_depth_tiled(model: Model, method: Method, params: PyTree, inputs: PyTree, tile: int) -> Array:
+    """`full_depth`, `tile` rows at a time: often quicker than the batch at once (caches), so it belongs in the ideal."""
+    tiles = jax.tree.map(lambda a: a.reshape(-1, tile, *a.shape[1:]), inputs)
+    return lax.map(lambda x: full_depth(model, method, params, x), tiles).reshape(-1)
+
+
+class Ran(NamedTuple):
+    """What the dynamic program gives per batch; all int32: classes, depths and NaN exits `[B]`, rows executed `[]`."""
+
+    classes: Array
+    exit_depth: Array
+    nan_exits: Array
+    rows_executed: Array
+
+
+def dynamic_depth(model: Model, method: Method, params: PyTree, point: PyTree, inputs: PyTree, schedule: Any = "auto") -> Ran:
+    """Each row only as deep as the method's criterion at `point` asks."""
+    state = model.embed(params, inputs)
+    halted = run_until(model.steps(params), state, model.depth, method.criterion(point), schedule=schedule)
+    return Ran(method.predict(halted.output), halted.exit_depth, halted.nan_exits, halted.rows_executed)
+
+
+def in_batches(inputs: PyTree, batch_size: int) -> list[PyTree]:
+    """A split `[M, ...]` on the device as batches `[B, ...]`; the last is filled up with the first rows."""
+    rows = len(jax.tree.leaves(inputs)[0])
+    index = np.arange(-(-rows // batch_size) * batch_size) % rows
+    return [
+        jax.tree.map(lambda a, start=start: jax.device_put(np.asarray(a)[index[start : start + batch_size]]), inputs)
+        for start in range(0, len(index), batch_size)
+    ]

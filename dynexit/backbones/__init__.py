@@ -1,0 +1,28 @@
+"""Floor 2: networks as pure functions of plain dicts, with an exit after every block. flax lives here and nowhere else."""
+
+from typing import TYPE_CHECKING
+
+from dynexit._lazy import attach
+
+if TYPE_CHECKING:
+    from dynexit.backbones.adapters import Adapted, from_linen, from_nnx
+    from dynexit.backbones.features import features
+    from dynexit.backbones.gru import gru_ponder
+    from dynexit.backbones.mlp import mlp
+    from dynexit.backbones.resnet import resnet
+    from dynexit.backbones.vit import vit
+
+__all__ = ["Adapted", "features", "from_linen", "from_nnx", "gru_ponder", "mlp", "resnet", "vit"]
+__getattr__, __dir__ = attach(
+    __name__,
+    {
+        "Adapted": "adapters",
+        "features": "features",
+        "from_linen": "adapters",
+        "from_nnx": "adapters",
+        "gru_ponder": "gru",
+        "mlp": "mlp",
+        "resnet": "resnet",
+        "vit": "vit",
+    },
+)

@@ -1,0 +1,31 @@
+"""`dynexit data prepare NAME`: writes a data set to disk, once."""
+
+import difflib
+from collections.abc import Sequence
+
+from dynexit.cli.positional import split
+from dynexit.cli.settings import Flag, SettingsError, parse
+
+USAGE = "dynexit data prepare NAME [--raw FOLDER]"
+
+
+def data(argv: Sequence[str]) -> int:
+    """Prepares a data set; says where it lies."""
+    words, rest = split(argv, USAGE, least=2, most=2)
+    raw = Flag("raw", str | None, None, "folder that holds the raw files already")
+    options, _ = parse(rest, "dynexit data prepare NAME", (raw,))
+    if words[0] != "prepare":
+        raise SettingsError(f"usage: {USAGE}")
+
+    from dynexit.data.prepare import PREPARABLE, prepare
+
+    name = words[1]
+    if name not in PREPARABLE:
+        near = difflib.get_close_matches(name, PREPARABLE, n=1)
+        raise SettingsError(
+            f"NAME must be one of {', '.join(PREPARABLE)}, got {name!r}" + (f"; the nearest is {near[0]}" if near else "")
+        )
+    if name == "digits" and options["raw"] is not None:
+        raise SettingsError("--raw is not for digits, which come with scikit-learn")
+    print(prepare(name, options["raw"]))
+    return 0

@@ -1,0 +1,89 @@
+"""The `dynexit` command: words to a function, and known errors to one clear message."""
+
+import errno
+import sys
+from collections.abc import Sequence
+
+from dynexit.cli.settings import SettingsError
+
+USAGE = """usage: dynexit COMMAND ...
+
+  dynexit train FILE [--run FOLDER] [--smoke] [--model.depth 6 ...]   train, calibrate, evaluate, report
+  dynexit evaluate RUN [--experiment FILE]                            measure the test split again
+  dynexit calibrate RUN --accept-loss 0.005 | --budget 0.5            choose another operating point, and measure it
+  dynexit plot RUN [RUN ...] [--out FILE]                             curves of several runs in one figure
+  dynexit data prepare NAME [--raw FOLDER]                            write a data set to disk
+  dynexit bench                                                       the schedules side by side on this machine
+
+`dynexit COMMAND --help` shows every option with its default."""
+
+BAD_INPUT, FAILED = 2, 1
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+      argv: the words behind `dynexit`; None for those of the process.
+
+    Returns:
+      The exit code: 0; 2 for input that cannot be used, 1 for a failure of a known kind, 143 for a run that was stopped.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(argv)
+    except SettingsError as error:
+        return _refuse(str(error), BAD_INPUT)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            return _refuse(f"the disk is full: {error}. Free some space and run the same command again; a run goes on.", FAILED)
+        raise
+    except KeyboardInterrupt:
+        return _refuse("stopped by the keyboard", 130)
+    except Exception as error:
+        if _is_known(error):
+            return _refuse(str(error), FAILED)
+        raise
+
+
+def _dispatch(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0 if argv else BAD_INPUT
+    command, rest = argv[0], argv[1:]
+    # each command is imported when it is asked for, and imports JAX only after the settings are accepted
+    if command == "train":
+        from dynexit.cli.train import train as run
+    elif command == "evaluate":
+        from dynexit.cli.evaluate import evaluate as run
+    elif command == "calibrate":
+        from dynexit.cli.calibrate import calibrate as run
+    elif command == "plot":
+        from dynexit.cli.plot import plot as run
+    elif command == "data":
+        from dynexit.cli.data import data as run
+    elif command == "bench":
+        from dynexit.cli.bench import bench as run
+    else:
+        raise SettingsError(f"{command!r} is not a command\n{USAGE}")
+    return run(rest)
+
+
+def _is_known(error: Exception) -> bool:
+    """Whether the error is one of the project's own, whose message says all; looked up among loaded modules only."""
+    known = (
+        ("dynexit.data.store", ("DataNotPrepared", "DataDamaged")),
+        ("dynexit.training.loop", ("NonFiniteLoss",)),
+        ("dynexit.training.checkpoints", ("CheckpointError",)),
+    )
+    kinds = [getattr(sys.modules[m], n) for m, names in known if m in sys.modules for n in names if hasattr(sys.modules[m], n)]
+    return isinstance(error, tuple(kinds))
+
+
+def _refuse(message: str, code: int) -> int:
+    print(f"dynexit: {message}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

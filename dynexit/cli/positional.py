@@ -1,0 +1,19 @@
+"""The words of a command that are not options."""
+
+from collections.abc import Sequence
+
+from dynexit.cli.settings import SettingsError
+
+
+def split(argv: Sequence[str], usage: str, least: int = 1, most: int | None = 1) -> tuple[list[str], list[str]]:
+    """Positional words, which come first, and the rest.
+
+    Raises:
+      SettingsError: too few or too many.
+    """
+    count = next((k for k, word in enumerate(argv) if word.startswith("-")), len(argv))
+    words, rest = list(argv[:count]), list(argv[count:])
+    asks_help = any(word in ("-h", "--help") for word in rest)
+    if (len(words) < least and not asks_help) or (most is not None and len(words) > most):
+        raise SettingsError(f"usage: {usage}")
+    return words, rest

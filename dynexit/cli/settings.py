@@ -1,0 +1,223 @@
+"""From an experiment file and a command line to settings, every fault named at once, before JAX is loaded."""
+
+import contextlib
+import dataclasses
+import difflib
+import hashlib
+import importlib.util
+import io
+import sys
+import types
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+from dynexit.core.settings import faults
+
+
+class SettingsError(ValueError):
+    """What the user wrote cannot be used; `str()` is the whole message. The command exits with 2."""
+
+
+class ExperimentFile(NamedTuple):
+    """An experiment file that was loaded.
+
+    Attributes:
+      path: where it lies.
+      name: the file's name without `.py`.
+      sha256: of its bytes.
+      summary: its docstring.
+      settings: `Settings()`, its defaults.
+      smoke: `SMOKE`, the same job in seconds.
+      build: `build(settings) -> Experiment`.
+    """
+
+    path: Path
+    name: str
+    sha256: str
+    summary: str
+    settings: Any
+    smoke: Any
+    build: Callable[[Any], Any]
+
+
+def load(path: str | Path) -> ExperimentFile:
+    """Imports an experiment file.
+
+    Raises:
+      SettingsError: there is no such file, or it lacks `Settings`, `SMOKE` or `build`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise SettingsError(f"no experiment file at {path}{_nearby(path)}")
+    spec = importlib.util.spec_from_file_location(f"experiment_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise SettingsError(f"{path} is not a Python file; an experiment file ends in .py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where the text of its classes is looked up, for --help
+    spec.loader.exec_module(module)
+    missing = [name for name in ("Settings", "SMOKE", "build") if not hasattr(module, name)]
+    if missing:
+        raise SettingsError(
+            f"{path} is not an experiment file: it defines no {', no '.join(missing)} (see experiments/template.py)"
+        )
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return ExperimentFile(path, path.stem, digest, module.__doc__ or "", module.Settings(), module.SMOKE, module.build)
+
+
+def _nearby(path: Path) -> str:
+    folder = path.parent if path.parent.is_dir() else Path("experiments")
+    names = [p.name for p in folder.glob("*.py")]
+    near = difflib.get_close_matches(path.name, names, n=1)
+    return f"; the nearest is {folder / near[0]}" if near else ""
+
+
+class Flag(NamedTuple):
+    """An option of a command that is not a setting of the experiment."""
+
+    name: str
+    type: Any
+    default: Any
+    help: str
+
+
+def parse(argv: Sequence[str], prog: str, flags: Sequence[Flag], settings: Any = None, summary: str = "") -> tuple[dict, Any]:
+    """Reads `--name value` options into the values of `flags` and an instance of the dataclass of `settings`.
+
+    Args:
+      argv: the words after the command's own positional ones.
+      prog: what usage and messages call the command.
+      flags: the command's own options.
+      settings: a frozen dataclass, possibly nested, whose values are the defaults; None where the command takes none.
+      summary: what `--help` says first.
+
+    Returns:
+      Values of the flags by name, and the settings with the overrides applied.
+
+    Raises:
+      SettingsError: wrong names, wrong types, values out of range or clashing, all in one message.
+      SystemExit: `--help` was printed.
+    """
+    fields = [("settings", _unprefixed(settings), settings)] if settings is not None else []
+    fields += [(flag.name, _with_help(flag), flag.default) for flag in flags]
+    options = dataclasses.make_dataclass("options", fields, frozen=True)
+    if any(word in ("-h", "--help") for word in argv):
+        _tyro(options, ["--help"], prog, summary)
+    known = {flag.name: flag.type for flag in flags} | (dict(leaves(settings)) if settings is not None else {})
+    stray, groups = _grouped(argv)
+    found = [f"unexpected argument {word!r}; options are written --name value" for word in stray]
+    good: list[str] = []
+    for group in groups:
+        sentence = _fault_of(group, known, options, prog)
+        if sentence:
+            found.append(sentence)
+        else:
+            good += group
+    parsed = _tyro(options, good, prog, summary)
+    if settings is not None:
+        found += faults(parsed.settings)
+    if found:
+        lines = "\n".join(f"  {sentence}" for sentence in found)
+        raise SettingsError(
+            f"{len(found)} wrong setting{'s' if len(found) > 1 else ''}:\n{lines}\n`{prog} --help` shows every one."
+        )
+    return {flag.name: getattr(parsed, flag.name) for flag in flags}, parsed.settings if settings is not None else None
+
+
+def leaves(settings: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted name and type of every setting of a dataclass instance."""
+    hints = typing.get_type_hints(type(settings))
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from leaves(value, f"{path}{field.name}.")
+        else:
+            yield f"{path}{field.name}", hints[field.name]
+
+
+def to_dict(settings: Any) -> dict:
+    """A tree of settings as nested dicts that JSON can hold."""
+    return dataclasses.asdict(settings)
+
+
+def from_dict(default: Any, values: dict, where: str) -> Any:
+    """The inverse of `to_dict`: an instance of `default`'s class.
+
+    Args:
+      default: an instance of the class, for the nested classes.
+      values: nested dicts.
+      where: the file they come from, for messages.
+
+    Raises:
+      SettingsError: a setting is missing or there is one too many.
+    """
+    names = {field.name for field in dataclasses.fields(default)}
+    if not isinstance(values, dict) or set(values) != names:
+        got = set(values) if isinstance(values, dict) else set()
+        raise SettingsError(
+            f"{where} does not fit the experiment's {type(default).__name__}: missing {sorted(names - got)}, "
+            f"unknown {sorted(got - names)}"
+        )
+    changed = {}
+    for name in names:
+        old, new = getattr(default, name), values[name]
+        changed[name] = (
+            from_dict(old, new, where) if dataclasses.is_dataclass(old) else tuple(new) if isinstance(new, list) else new
+        )
+    return dataclasses.replace(default, **changed)
+
+
+def _unprefixed(settings: Any) -> Any:
+    import tyro
+
+    return Annotated[type(settings), tyro.conf.arg(name=""), tyro.conf.FlagConversionOff]
+
+
+def _with_help(flag: Flag) -> Any:
+    import tyro
+
+    return Annotated[flag.type, tyro.conf.arg(help=flag.help)]
+
+
+def _tyro(options: type, argv: Sequence[str], prog: str, summary: str = "") -> Any:
+    import tyro
+
+    return tyro.cli(options, args=list(argv), prog=prog, description=summary, config=(tyro.conf.FlagCreatePairsOff,))
+
+
+def _grouped(argv: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """Words before the first option, and one list per `--option` with the values behind it."""
+    stray, groups = [], []
+    for word in argv:
+        if word.startswith("--"):
+            groups.append(word.split("=", 1))
+        elif groups:
+            groups[-1].append(word)
+        else:
+            stray.append(word)
+    return stray, groups
+
+
+def _fault_of(group: Sequence[str], known: dict[str, Any], options: type, prog: str) -> str | None:
+    name = group[0].removeprefix("--").replace("-", "_")
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.4) or [k for k in known if k.endswith(f".{name}")][:1]
+        return f"{group[0]} is not a setting" + (f"; the nearest is --{near[0].replace('_', '-')}" if near else "")
+    with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+        try:
+            _tyro(options, group, prog)
+        except SystemExit:
+            return f"{group[0]} takes {_words(known[name])}, got {' '.join(group[1:]) or 'nothing'}"
+    return None
+
+
+def _words(hint: Any) -> str:
+    """A type in words: `int`, `float or None`, `one of cosine, linear`."""
+    if typing.get_origin(hint) is Literal:
+        return "one of " + ", ".join(map(str, typing.get_args(hint)))
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return " or ".join(map(_words, typing.get_args(hint)))
+    if hint is type(None):
+        return "None"
+    return getattr(hint, "__name__", str(hint)) if typing.get_origin(hint) is None else str(hint)

@@ -1,0 +1,204 @@
+"""Checks of arguments and of the callables that a user hands in; all before anything is compiled."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dynexit.core.stacking import length
+from dynexit.core.types import Array, PyTree, Step
+
+
+def shapes(tree: PyTree) -> PyTree:
+    """`jax.ShapeDtypeStruct` for every leaf."""
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a)), tree)
+
+
+def describe(leaf: Any) -> str:
+    """Type and shape as in messages: `float32[8, 10]`."""
+    return f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}"
+
+
+def batch_size(state: PyTree, name: str = "state") -> int:
+    """The number of rows that all leaves share.
+
+    Raises:
+      ValueError: no leaves, leaves of different batch sizes, or an empty batch.
+    """
+    rows = length(state, name)
+    if rows == 0:
+        raise ValueError(f"`{name}` is an empty batch (0 rows); at least one row is needed")
+    return rows
+
+
+def positive_integer(value: Any, name: str) -> int:
+    """A static integer of at least 1.
+
+    Raises:
+      TypeError: not an integer.
+      ValueError: below 1.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"`{name}` must be a Python integer, got {type(value).__name__} {value!r}")
+    if value < 1:
+        raise ValueError(f"`{name}` must be at least 1, got {value}")
+    return int(value)
+
+
+class Stage(NamedTuple):
+    """One step and how often it runs.
+
+    Attributes:
+      step: the step.
+      steps: how many times it runs at most.
+      first: index of its first exit.
+      blocks_before: blocks executed in the stages before it.
+    """
+
+    step: Step
+    steps: int
+    first: int
+    blocks_before: int
+
+
+def stages_of(step: Step | Sequence[Step], depth: int | Sequence[int]) -> tuple[Stage, ...]:
+    """A step and a depth, or sequences of both, as stages.
+
+    Args:
+      step: one step, or one per stage.
+      depth: blocks; one number, or one per stage. A multiple of the step's `blocks`.
+
+    Raises:
+      TypeError: something else was handed in.
+      ValueError: depth 0, not a multiple, or unequal numbers of steps and depths.
+    """
+    several = isinstance(step, (tuple, list))
+    if several != isinstance(depth, (tuple, list)):
+        raise TypeError(
+            f"`step` is {'a sequence' if several else 'one step'}, so `depth` must be "
+            f"{'a sequence with one depth a stage' if several else 'one integer'}, got {depth!r}"
+        )
+    steps = list(step) if isinstance(step, (tuple, list)) else [step]
+    depths = list(depth) if isinstance(depth, (tuple, list)) else [depth]
+    if not steps or len(steps) != len(depths):
+        raise ValueError(f"`step` has {len(steps)} stages and `depth` has {len(depths)}; both must have the same, at least 1")
+    stages, first, before = [], 0, 0
+    for k, (s, d) in enumerate(zip(steps, depths, strict=True)):
+        place = f"[{k}]" if several else ""
+        if not isinstance(s, Step):
+            raise TypeError(f"`step{place}` must be a dx.Step, got {type(s).__name__}")
+        d = positive_integer(d, f"depth{place}")
+        if d % s.blocks:
+            raise ValueError(f"`depth{place}` is {d}, not a multiple of the {s.blocks} blocks that one step executes")
+        stages.append(Stage(s, d // s.blocks, first, before))
+        first, before = first + d // s.blocks, before + d
+    return tuple(stages)
+
+
+def check_step(stage: Stage, state: PyTree, name: str = "step") -> tuple[PyTree, PyTree]:
+    """Shapes of the state and output that a stage's step returns for `state`, traced and not run.
+
+    Raises:
+      TypeError, ValueError: the step returned no pair, a leaf lost its row axis, or the state of a stage of several steps
+        changed structure, shape or dtype; the leaf is named.
+    """
+    rows = batch_size(state)
+    result = jax.eval_shape(lambda s: stage.step.apply(stage.step.select(jnp.int32(0)), jnp.int32(0), s), shapes(state))
+    if not (isinstance(result, tuple) and len(result) == 2):
+        raise TypeError(f"`{name}.apply` must return the pair (state, output), got {type(result).__name__}")
+    new, output = result
+    for what, tree in (("state", new), ("output", output)):
+        for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+            if not leaf.shape or leaf.shape[0] != rows:
+                raise ValueError(
+                    f"`{name}.apply` was given {rows} rows and returned {what}{jax.tree_util.keystr(path)} of shape "
+                    f"{list(leaf.shape)}; its leading axis must be the {rows} rows"
+                )
+    if not jax.tree.leaves(output):
+        raise ValueError(f"`{name}.apply` returned an output without arrays; an exit must give something to read")
+    if stage.steps > 1:
+        if jax.tree.structure(new) != jax.tree.structure(state):
+            raise TypeError(
+                f"`{name}.apply` changed the structure of the state from {jax.tree.structure(state)} to {jax.tree.structure(new)}"
+            )
+        for (path, a), b in zip(jax.tree_util.tree_flatten_with_path(state)[0], jax.tree.leaves(new), strict=True):
+            if jnp.shape(a) != b.shape or jnp.result_type(a) != b.dtype:
+                raise ValueError(
+                    f"`{name}.apply` changed state{jax.tree_util.keystr(path)} from {describe(a)} to {describe(b)}; steps that "
+                    "follow one another must keep it (blocks that change shapes are stages: hand in a sequence of steps)"
+                )
+    return new, output
+
+
+def check_outputs_agree(outputs: Sequence[PyTree]) -> None:
+    """All stages must give outputs of one structure, shape and dtype.
+
+    Raises:
+      ValueError: they do not; the stage and leaf are named.
+    """
+    first = jax.tree_util.tree_flatten_with_path(outputs[0])[0]
+    for k, output in enumerate(outputs):
+        if jax.tree.structure(output) != jax.tree.structure(outputs[0]):
+            raise ValueError(
+                f"`step[{k}]` gives outputs of structure {jax.tree.structure(output)}, `step[0]` {jax.tree.structure(outputs[0])}"
+            )
+        for (path, a), b in zip(first, jax.tree.leaves(output), strict=True):
+            if a.shape != b.shape or a.dtype != b.dtype:
+                raise ValueError(
+                    f"`step[{k}]` gives output{jax.tree_util.keystr(path)} as {describe(b)}, `step[0]` as {describe(a)}"
+                )
+
+
+def check_row_independence(step: Step, state: PyTree, i: int = 0, tolerance: float = 1e-4) -> None:
+    """Runs a step on a batch whole, permuted and split, and refuses it where a row's result depends on its company.
+
+    Rows that are independent may be packed, permuted and run alone, which is what the engine does. Batch statistics, batch-wide
+    maxima and attention across rows break it.
+
+    Args:
+      step: the step to try.
+      state: a batch of at least two different rows, leaves `[B, ...]`.
+      i: which block.
+      tolerance: largest difference allowed, relative to the largest magnitude of the leaf (sums are reordered).
+
+    Raises:
+      ValueError: a row differs; the leaf and the row are named.
+
+    Example:
+      >>> import dynexit as dx
+      >>> good = dx.Step(lambda i: (), lambda w, i, h: (h + 1, h))
+      >>> dx.check_row_independence(good, jnp.arange(4.0))
+    """
+    rows = batch_size(state)
+    if rows < 2:
+        raise ValueError("`state` must have at least 2 rows to test that they are independent, got 1")
+    apply = jax.jit(lambda s: step.apply(step.select(jnp.int32(i)), jnp.int32(i), s))
+    whole = apply(state)
+    order = jnp.asarray(np.random.default_rng(0).permutation(rows))
+    take = lambda tree, index: jax.tree.map(lambda a: a[index], tree)
+    permuted = take(apply(take(state, order)), jnp.argsort(order))
+    cut = rows // 2
+    parts = [apply(take(state, part)) for part in (jnp.arange(cut), jnp.arange(cut, rows))]
+    split = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+    for how, other in (("permuting the batch", permuted), ("splitting the batch", split)):
+        for (path, a), b in zip(jax.tree_util.tree_flatten_with_path(whole)[0], jax.tree.leaves(other), strict=True):
+            row = _first_difference(a, b, tolerance)
+            if row is not None:
+                where = ("state", "output")[path[0].idx] + jax.tree_util.keystr(path[1:])
+                raise ValueError(
+                    f"`step` couples rows: {how} changed row {row} of {where}; a row's result must not depend on other rows "
+                    "(batch statistics? a reduction over the batch axis?)"
+                )
+
+
+def _first_difference(a: Array, b: Array, tolerance: float) -> int | None:
+    x, y = (np.asarray(v.astype(jnp.float32)) if jnp.issubdtype(v.dtype, jnp.number) else np.asarray(v) for v in (a, b))
+    if np.issubdtype(x.dtype, np.number):
+        scale = max(1.0, float(np.nanmax(np.abs(x), initial=0.0)))
+        wrong = ~(np.isclose(x, y, rtol=0.0, atol=tolerance * scale, equal_nan=True))
+    else:
+        wrong = x != y
+    wrong = wrong.reshape(len(wrong), -1).any(axis=1)
+    return int(np.argmax(wrong)) if wrong.any() else None

@@ -1,0 +1,69 @@
+"""Parameters of N alike blocks as one tree with a leading `[N]`."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from dynexit.core.types import PyTree
+
+
+def stack(blocks: Sequence[PyTree]) -> PyTree:
+    """Stacks the parameters of N blocks: leaves `[...]` become `[N, ...]`.
+
+    Args:
+      blocks: N trees of equal structure, shapes and dtypes.
+
+    Raises:
+      ValueError: `blocks` is empty, or two blocks differ in structure, shape or dtype; the leaf is named.
+
+    Example:
+      >>> stack([{"w": jnp.zeros(3)}, {"w": jnp.ones(3)}])["w"].shape
+      (2, 3)
+    """
+    if not blocks:
+        raise ValueError("`blocks` must hold at least one block, got none")
+    first = jax.tree_util.tree_flatten_with_path(blocks[0])[0]
+    structure = jax.tree.structure(blocks[0])
+    for k, block in enumerate(blocks):
+        if jax.tree.structure(block) != structure:
+            raise ValueError(f"`blocks[{k}]` has structure {jax.tree.structure(block)}, `blocks[0]` has {structure}")
+        for (path, a), b in zip(first, jax.tree.leaves(block), strict=True):
+            if jnp.shape(a) != jnp.shape(b) or jnp.result_type(a) != jnp.result_type(b):
+                raise ValueError(
+                    f"`blocks[{k}]{jax.tree_util.keystr(path)}` is {jnp.result_type(b)}{list(jnp.shape(b))}, "
+                    f"in `blocks[0]` it is {jnp.result_type(a)}{list(jnp.shape(a))}; alike blocks only can be stacked"
+                )
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)
+
+
+def take(params: PyTree, i: Any) -> PyTree:
+    """Block i's parameters out of stacked ones: leaves `[N, ...]` become `[...]`; `i` may be traced and is clamped to 0..N-1."""
+    return jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, i, 0, keepdims=False), params)
+
+
+def unstack(params: PyTree) -> list[PyTree]:
+    """The inverse of `stack`: a list of N trees."""
+    return [jax.tree.map(lambda a, k=k: a[k], params) for k in range(length(params, "params"))]
+
+
+def length(params: PyTree, name: str) -> int:
+    """The leading size that all leaves share.
+
+    Raises:
+      ValueError: there are no leaves, a leaf is a scalar, or the sizes differ; the message names the argument `name` and the leaf.
+    """
+    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
+    if not leaves:
+        raise ValueError(f"`{name}` holds no arrays")
+    sizes = {}
+    for path, leaf in leaves:
+        where = f"`{name}`{jax.tree_util.keystr(path)}"
+        if jnp.ndim(leaf) == 0:
+            raise ValueError(f"{where} is a scalar; every leaf needs the same leading axis")
+        sizes.setdefault(jnp.shape(leaf)[0], where)
+    if len(sizes) > 1:
+        raise ValueError("leading axes differ: " + ", ".join(f"{where} has {size}" for size, where in sizes.items()))
+    return next(iter(sizes))

@@ -1,0 +1,41 @@
+"""Floor 1, the engine: running a network so that each row leaves at its own depth."""
+
+from typing import TYPE_CHECKING
+
+from dynexit._lazy import attach
+
+if TYPE_CHECKING:
+    from dynexit.exits import criteria
+    from dynexit.exits.bounded import run_bounded
+    from dynexit.exits.replay import replay
+    from dynexit.exits.run import run_all, run_full, run_until
+    from dynexit.exits.steps import stacked_step, switched_step, tied_step
+    from dynexit.exits.stream import run_stream
+
+__all__ = [
+    "criteria",
+    "replay",
+    "run_all",
+    "run_bounded",
+    "run_full",
+    "run_stream",
+    "run_until",
+    "stacked_step",
+    "switched_step",
+    "tied_step",
+]
+__getattr__, __dir__ = attach(
+    __name__,
+    {
+        "criteria": "",
+        "replay": "replay",
+        "run_all": "run",
+        "run_bounded": "bounded",
+        "run_full": "run",
+        "run_stream": "stream",
+        "run_until": "run",
+        "stacked_step": "steps",
+        "switched_step": "steps",
+        "tied_step": "steps",
+    },
+)

@@ -1,0 +1,119 @@
+"""Steps out of a block and its exit head: stacked, switched or tied weights."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import jax
+from jax import lax
+from jax.tree_util import Partial
+
+from dynexit.core.stacking import length, take
+from dynexit.core.types import PyTree, Step
+
+Block = Callable[[PyTree, PyTree], PyTree]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """Block, then head; equal block and head make equal (and so equally compiled) steps."""
+
+    block: Block
+    head: Block
+
+    def __call__(self, weights, i, state):
+        state = self.block(weights, state)
+        return state, self.head(weights, state)
+
+
+@dataclasses.dataclass(frozen=True)
+class _RunSeveral:
+    """Several blocks in one step, weights `[k, ...]`, then the head with the last block's weights."""
+
+    block: Block
+    head: Block
+
+    def __call__(self, weights, i, state):
+        state, _ = lax.scan(lambda s, w: (self.block(w, s), None), state, weights)
+        return state, self.head(take(weights, length(weights, "weights") - 1), state)
+
+
+@dataclasses.dataclass(frozen=True)
+class _RunSwitched:
+    """The i-th of several branches; each closes over its own weights, so none is copied."""
+
+    block: Block
+    head: Block
+
+    def __call__(self, params, _, i, state):
+        def branch(p):
+            def run(state):
+                new = self.block(p, state)
+                return new, self.head(p, new)
+
+            return run
+
+        return lax.switch(i, [branch(p) for p in params], state)
+
+
+def _whole(params, i):
+    return params
+
+
+def _nothing(i):
+    return ()
+
+
+def stacked_step(block: Block, head: Block, params: PyTree, blocks: int = 1) -> Step:
+    """A step over weights stacked on a leading `[N]`: `select(i)` is a dynamic index.
+
+    The index copies one block's weights per step: nothing for a batch, a cost at batch 1 and great width, where
+    `switched_step` copies none.
+
+    Args:
+      block: `block(p, state) -> state`, leaves of state `[b, ...]`; p has the leaves of `params` without `[N]`.
+      head: `head(p, state) -> output`, leaves `[b, ...]`.
+      params: leaves `[N, ...]`.
+      blocks: blocks per step; the exit is read after each `blocks`-th block, with that block's weights.
+
+    Raises:
+      ValueError: leading axes differ, or `blocks` does not divide N.
+
+    Example:
+      >>> import jax.numpy as jnp, dynexit as dx
+      >>> step = dx.stacked_step(lambda p, h: h + p, lambda p, h: h, jnp.ones(3))
+      >>> dx.run_all(step, jnp.zeros((2, 4)), depth=3)[:, 0, 0]
+      Array([1., 2., 3.], dtype=float32)
+    """
+    n = length(params, "params")
+    if blocks < 1 or n % blocks:
+        raise ValueError(f"`blocks` must be at least 1 and divide the {n} blocks of `params`, got {blocks}")
+    if blocks == 1:
+        return Step(Partial(take, params), Partial(_Run(block, head)))
+    grouped = jax.tree.map(lambda a: a.reshape(n // blocks, blocks, *a.shape[1:]), params)
+    return Step(Partial(take, grouped), Partial(_RunSeveral(block, head)), blocks)
+
+
+def switched_step(block: Block, head: Block, params: Sequence[PyTree]) -> Step:
+    """A step over a list of N weight trees: `lax.switch` picks the block, no weight is copied, the program grows with N.
+
+    Args:
+      block, head: as in `stacked_step`.
+      params: N trees; their shapes may differ as long as the state's do not.
+
+    Raises:
+      ValueError: `params` is empty.
+    """
+    params = list(params)
+    if not params:
+        raise ValueError("`params` must hold at least one block, got none")
+    return Step(_nothing, Partial(_RunSwitched(block, head), params))
+
+
+def tied_step(block: Block, head: Block, params: PyTree) -> Step:
+    """A step whose every iteration has the same weights (recurrent depth): `select(i)` is all of `params`.
+
+    Args:
+      block, head: as in `stacked_step`; p is `params` itself.
+      params: any tree of arrays.
+    """
+    return Step(Partial(_whole, params), Partial(_Run(block, head)))

@@ -1,0 +1,12 @@
+"""Floor 4: published systems, each a `Method` in one thin file."""
+
+from typing import TYPE_CHECKING
+
+from dynexit._lazy import attach
+
+if TYPE_CHECKING:
+    from dynexit.methods.confidence_exits import confidence_exits
+    from dynexit.methods.pondernet import pondernet
+
+__all__ = ["confidence_exits", "pondernet"]
+__getattr__, __dir__ = attach(__name__, {"confidence_exits": "confidence_exits", "pondernet": "pondernet"})

@@ -1,0 +1,56 @@
+"""Floor 1: what the network is trained on, from the losses of all exits."""
+
+from typing import TYPE_CHECKING
+
+from dynexit._lazy import attach
+
+if TYPE_CHECKING:
+    from dynexit.objectives import weights
+    from dynexit.objectives.distillation import distilled_cross_entropy, self_distillation
+    from dynexit.objectives.multi_exit import deep_supervision, multi_exit_cross_entropy, weighted
+    from dynexit.objectives.ponder import (
+        PonderLoss,
+        geometric_last,
+        geometric_renormalised,
+        halting_entropy,
+        kl_posterior_prior,
+        kl_prior_posterior,
+        log_halting,
+        ponder_loss,
+    )
+
+__all__ = [
+    "PonderLoss",
+    "deep_supervision",
+    "distilled_cross_entropy",
+    "geometric_last",
+    "geometric_renormalised",
+    "halting_entropy",
+    "kl_posterior_prior",
+    "kl_prior_posterior",
+    "log_halting",
+    "multi_exit_cross_entropy",
+    "ponder_loss",
+    "self_distillation",
+    "weighted",
+    "weights",
+]
+__getattr__, __dir__ = attach(
+    __name__,
+    {
+        "PonderLoss": "ponder",
+        "deep_supervision": "multi_exit",
+        "distilled_cross_entropy": "distillation",
+        "geometric_last": "ponder",
+        "geometric_renormalised": "ponder",
+        "halting_entropy": "ponder",
+        "kl_posterior_prior": "ponder",
+        "kl_prior_posterior": "ponder",
+        "log_halting": "ponder",
+        "multi_exit_cross_entropy": "multi_exit",
+        "ponder_loss": "ponder",
+        "self_distillation": "distillation",
+        "weighted": "multi_exit",
+        "weights": "",
+    },
+)

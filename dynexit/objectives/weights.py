@@ -1,0 +1,159 @@
+"""Depth weights `[E]`: how much each exit's loss counts. All sum to 1 except `ones` and `sdn`, as their papers have it."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from dynexit.core.checks import positive_integer
+from dynexit.core.types import Array
+
+
+def uniform(exits: int) -> Array:
+    """Every exit counts alike, w_e = 1 / E.
+
+    Args:
+      exits: E.
+
+    Returns:
+      float32 `[E]`, sum 1.
+
+    Raises:
+      TypeError, ValueError: `exits` is no integer or below 1; in all the functions below too.
+
+    Example:
+      >>> uniform(4).tolist()
+      [0.25, 0.25, 0.25, 0.25]
+    """
+    exits = positive_integer(exits, "exits")
+    return jnp.full(exits, 1 / exits, jnp.float32)
+
+
+def ones(exits: int) -> Array:
+    """The plain sum of all losses, w_e = 1: E times `uniform`, which matters beside weight decay and clipping.
+
+    Args:
+      exits: E.
+
+    Returns:
+      float32 `[E]`, sum E.
+
+    Example:
+      >>> ones(3).tolist()
+      [1.0, 1.0, 1.0]
+
+    Source: Huang et al. 2018, MSDNet.
+    """
+    return jnp.ones(positive_integer(exits, "exits"), jnp.float32)
+
+
+def linear(exits: int) -> Array:
+    """Later exits count more, w_e = (e + 1) / sum_k k.
+
+    Args:
+      exits: E.
+
+    Returns:
+      float32 `[E]`, sum 1.
+
+    Example:
+      >>> [round(w, 2) for w in linear(4).tolist()]
+      [0.1, 0.2, 0.3, 0.4]
+
+    Source: Zhou et al. 2020, PABEE.
+    """
+    return _normalised(np.arange(1, positive_integer(exits, "exits") + 1))
+
+
+def layerskip(exits: int, early_scale: float = 0.2) -> Array:
+    """LayerSkip's weights for an exit after every layer, as the paper prints them.
+
+    e(l) = s sum_{i<=l} i for l < L-1, and e(L-1) = L-1 + s sum_{i<=L-2} i; w = e / sum e. Layer 0 gets weight 0.
+
+    Args:
+      exits: E = L, the layers.
+      early_scale: s, at least 0; 0.2 is the paper's choice for language models, 1 for TOPv2.
+
+    Returns:
+      float32 `[E]`, sum 1.
+
+    Raises:
+      ValueError: `early_scale` is negative.
+
+    Example:
+      >>> [round(w, 4) for w in layerskip(8).tolist()]
+      [0.0, 0.0089, 0.0268, 0.0536, 0.0893, 0.1339, 0.1875, 0.5]
+
+    Source: Elhoushi et al. 2024, LayerSkip, paper form, taken from a secondary summary. One exit has weight 1.
+    """
+    exits = positive_integer(exits, "exits")
+    sums = _scale(early_scale) * np.cumsum(np.arange(exits, dtype=np.float64))
+    sums[-1] = exits - 1 + (sums[-2] if exits > 1 else 1)
+    return _normalised(sums)
+
+
+def early_scaled(curve: Any, early_scale: float = 1.0) -> Array:
+    """A curve over the exits, of which all but the last are scaled, then normalised: LayerSkip's weights in torchtune.
+
+    w_e = s f_e / z for e < E-1, and w_{E-1} = f_{E-1} / z. torchtune's default curve "sum" is the cumulative sum of the layer
+    numbers counted from 1, its "linear" the layer numbers themselves.
+
+    Args:
+      curve: f, numbers `[E]` of at least 0, the last above 0.
+      early_scale: s, at least 0.
+
+    Returns:
+      float32 `[E]`, sum 1.
+
+    Raises:
+      ValueError: `curve` is empty, not one-dimensional, negative, or ends in 0; `early_scale` is negative.
+
+    Example:
+      >>> layers = np.arange(1, 9)
+      >>> round(float(early_scaled(np.cumsum(layers))[-1]), 4), round(float(early_scaled(layers, 0.2)[-1]), 4)
+      (0.3, 0.5882)
+
+    Source: torchtune, `modules/early_exit_loss.py`; differs from the paper's form (`layerskip`).
+    """
+    curve = np.asarray(curve, np.float64)
+    if curve.ndim != 1 or curve.size == 0:
+        raise ValueError(f"`curve` must have shape [E] with at least one exit, got shape {curve.shape}")
+    if not (curve >= 0).all() or not curve[-1] > 0:
+        raise ValueError(f"`curve` must be at least 0 and end above 0, got {curve.tolist()}")
+    return _normalised(np.append(_scale(early_scale) * curve[:-1], curve[-1]))
+
+
+def sdn(relative_costs: Any, progress: Any) -> Array:
+    """Weights of early exits that grow with training, the last exit's is 1: w_e = min(C_e, 0.01 + progress C_e).
+
+    Args:
+      relative_costs: C, `[E]`: cost of each exit as a fraction of the last one's, which is itself read as the end, 1.
+      progress: fraction of training done, float32 `[]` in 0..1; may be traced.
+
+    Returns:
+      float32 `[E]`; the sum grows during training.
+
+    Raises:
+      ValueError: `relative_costs` is empty or not one-dimensional.
+
+    Example:
+      >>> [round(w, 3) for w in sdn([0.15, 0.5, 1.0], 0.5).tolist()]
+      [0.085, 0.26, 1.0]
+
+    Source: Kaya et al. 2019, Shallow-Deep Networks (SDN), with epoch / epochs as `progress`.
+    """
+    costs = jnp.asarray(relative_costs, jnp.float32)
+    if costs.ndim != 1 or costs.size == 0:
+        raise ValueError(f"`relative_costs` must have shape [E] with at least one exit, got shape {costs.shape}")
+    grown = jnp.minimum(costs, 0.01 + jnp.asarray(progress, jnp.float32) * costs)
+    return grown.at[-1].set(1.0)
+
+
+def _scale(early_scale: float) -> float:
+    if not early_scale >= 0:
+        raise ValueError(f"`early_scale` must be at least 0, got {early_scale}")
+    return early_scale
+
+
+def _normalised(values: np.ndarray) -> Array:
+    return jnp.asarray(values / values.sum(), jnp.float32)

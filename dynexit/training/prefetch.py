@@ -1,0 +1,25 @@
+"""Host batches drawn and transferred one step ahead, in a thread, so that the device need not wait for them."""
+
+from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def ahead(draw: Callable[[int], T], first: int, end: int) -> Generator[T, None, None]:
+    """`draw(first), ..., draw(end - 1)` in order, each begun in a thread while the one before it is in use.
+
+    A failure of `draw` is raised where its result is due. Close the iterator (or exhaust it) to end the thread.
+
+    Example:
+      >>> list(ahead(lambda step: step * step, 2, 5))
+      [4, 9, 16]
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as pool:
+        coming = [pool.submit(draw, first)] if first < end else []
+        for step in range(first + 1, end + 1):
+            ready = coming.pop().result()
+            if step < end:
+                coming.append(pool.submit(draw, step))
+            yield ready

@@ -1,0 +1,83 @@
+"""Data parallelism: the batch is split over all devices, the parameters are on each, unless a rule over paths says otherwise.
+
+Several processes: every process draws the same host batch (it is a pure function of seed and step) and places its own rows.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
+
+from dynexit.core.types import Array, PyTree
+from dynexit.training.optimizer import path_name
+
+Rules = Sequence[tuple[str, PartitionSpec]]
+
+
+def data_mesh(devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh of one axis, "data", over `devices` (all of them by default)."""
+    devices = jax.devices() if devices is None else list(devices)
+    return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def check_batch_size(size: int, mesh: Mesh) -> None:
+    """Refuses a batch that cannot be split evenly.
+
+    Raises:
+      ValueError: `size` is not a multiple of the number of devices on the "data" axis.
+    """
+    devices = mesh.shape["data"]
+    if size % devices:
+        near = max(devices, round(size / devices) * devices)
+        raise ValueError(f"`batch_size` must be divisible by the {devices} devices of the mesh, got {size}; the nearest is {near}")
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding of an array that is whole on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def shardings(tree: PyTree, mesh: Mesh, rules: Rules = ()) -> PyTree:
+    """One sharding per leaf: that of the first rule whose regular expression is found in the leaf's path, or replicated.
+
+    Paths of optimizer moments end in their parameter's path, so one rule places all three.
+
+    Args:
+      tree: arrays or their shapes.
+      mesh: where to.
+      rules: pairs (regular expression, `PartitionSpec`).
+
+    Raises:
+      ValueError: a spec has more axes than the leaf it matched.
+    """
+
+    def place(path, leaf) -> NamedSharding:
+        name = path_name(path)
+        for pattern, spec in rules:
+            if re.search(pattern, name):
+                if len(spec) > len(leaf.shape):
+                    raise ValueError(f"`rules`: {pattern!r} gives {spec} to {name}, whose shape is only {list(leaf.shape)}")
+                return NamedSharding(mesh, spec)
+        return replicated(mesh)
+
+    return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def put(array: np.ndarray, sharding: Sharding) -> Array:
+    """A host array that every process holds, placed on the devices; each process transfers its own part."""
+    return jax.make_array_from_callback(np.shape(array), sharding, lambda index: array[index])
+
+
+def put_batch(batch: dict, mesh: Mesh) -> dict:
+    """A host batch, leaves `[B, ...]`, split by rows over the "data" axis.
+
+    Raises:
+      ValueError: the rows cannot be split evenly over the devices.
+    """
+    rows = NamedSharding(mesh, PartitionSpec("data"))
+    for leaf in jax.tree.leaves(batch):
+        check_batch_size(len(leaf), mesh)
+    return jax.tree.map(lambda leaf: put(np.asarray(leaf), rows), batch)

@@ -1,0 +1,99 @@
+"""One training step, compiled: augment, prepare, embed, every exit, objective, gradient, update."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from dynexit.core.settings import Training
+from dynexit.core.types import Array, Experiment, PyTree, Step
+from dynexit.exits.run import run_all
+from dynexit.training.optimizer import learning_rate, make_optimizer
+from dynexit.training.sharding import Rules, check_batch_size, replicated, shardings
+from dynexit.training.state import TrainState, state_shapes
+
+TrainStep = Callable[[TrainState, dict], tuple[TrainState, dict[str, Array]]]
+OWN_METRICS = ("loss", "grad_norm", "learning_rate", "finite")
+
+
+def cast(tree: PyTree, dtype) -> PyTree:
+    """Floating-point leaves as `dtype`; integers and keys as they are."""
+    return jax.tree.map(lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree)
+
+
+def make_loss(experiment: Experiment, settings: Training) -> Callable[..., tuple[Array, dict[str, Array]]]:
+    """`loss(params, inputs [B, ...], labels [B], progress []) -> (mean loss [], metrics)`.
+
+    With `precision="bfloat16"` parameters and inputs are cast for the forward pass and outputs cast back, so the objective
+    and the gradient's sum over the batch are float32.
+    """
+    model, method = experiment.model, experiment.method
+    compute = jnp.dtype(settings.precision)
+
+    def loss(params: PyTree, inputs: PyTree, labels: Array, progress: Array) -> tuple[Array, dict[str, Array]]:
+        params, inputs = cast(params, compute), cast(inputs, compute)
+        steps = model.steps(params)
+        if settings.remat:
+            steps = tuple(map(_rematerialised, steps)) if isinstance(steps, tuple) else _rematerialised(steps)
+        outputs = run_all(steps, model.embed(params, inputs), model.depth)
+        losses, metrics = method.objective(cast(outputs, jnp.float32), labels, progress)
+        if jnp.shape(losses) != jnp.shape(labels)[:1]:
+            raise ValueError(
+                f"`method.objective` must return one loss per example, shape {list(jnp.shape(labels)[:1])}, "
+                f"got {list(jnp.shape(losses))}"
+            )
+        if clash := sorted(set(metrics) & set(OWN_METRICS)):
+            raise ValueError(f"`method.objective` returns metrics named {clash}, which training itself reports; rename them")
+        return jnp.mean(losses), metrics
+
+    return loss
+
+
+def _rematerialised(step: Step) -> Step:
+    """The step with its inner values recomputed in the backward pass: only the state between blocks is kept."""
+    return Step(step.select, jax.checkpoint(step.apply, prevent_cse=False), step.blocks)
+
+
+def make_train_step(experiment: Experiment, settings: Training, mesh: Mesh, rules: Rules = ()) -> TrainStep:
+    """Compiles `train_step(state, batch) -> (state, metrics)`; the state handed in is donated.
+
+    Where the loss or the gradient's norm is not finite the state comes back as it was: the last good state is never lost.
+
+    Args:
+      experiment: what is trained, and the objective.
+      settings: batch size, optimizer, precision.
+      mesh: from `data_mesh`; the batch is split over it.
+      rules: where parameters go, see `shardings`; default everywhere.
+
+    Returns:
+      The step. The batch has "inputs" `[B, ...]` and "labels" `[B]`, and may have "step" int32 `[]`, its position in the data:
+      then a batch that is not the one due (a step before it failed) changes nothing either. Metrics are float32 `[]`: "loss",
+      "grad_norm" (before clipping), "learning_rate", the objective's own; "finite" is bool `[]`.
+
+    Raises:
+      ValueError: the batch cannot be split over the devices; while tracing, a loss that is not `[B]` or a metric named twice.
+    """
+    check_batch_size(settings.batch_size, mesh)
+    optimizer, rate = make_optimizer(settings), learning_rate(settings)
+    gradient = jax.value_and_grad(make_loss(experiment, settings), has_aux=True)
+
+    def train_step(state: TrainState, batch: dict) -> tuple[TrainState, dict[str, Array]]:
+        inputs = batch["inputs"]
+        if experiment.augment is not None:
+            inputs = experiment.augment(jax.random.fold_in(state.key, state.step), inputs)
+        if experiment.prepare is not None:
+            inputs = experiment.prepare(inputs)
+        progress = state.step.astype(jnp.float32) / settings.steps
+        (loss, own), gradients = gradient(state.params, inputs, batch["labels"], progress)
+        norm = optax.tree.norm(gradients)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        moved = TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state, state.key)
+        due = finite & (batch.get("step", state.step) == state.step)
+        state = jax.tree.map(lambda new, old: jnp.where(due, new, old), moved, state)
+        return state, {"loss": loss, "grad_norm": norm, "learning_rate": rate(moved.step - 1), "finite": finite, **own}
+
+    where = shardings(state_shapes(experiment, settings), mesh, rules)
+    return jax.jit(train_step, donate_argnums=0, out_shardings=(where, replicated(mesh)))

@@ -1,0 +1,38 @@
+"""Costs against counts by hand, and the small helpers of curves."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from dynexit.analysis.costs import costs_of
+from dynexit.analysis.curves import depth_histogram, per_exit_accuracy, spread, upper_envelope
+from dynexit.analysis.predictions import prepared
+
+
+def costs(experiment, params):
+    return costs_of(experiment.model, params, prepared(experiment, jnp.asarray(experiment.test.examples()["inputs"][:16])))
+
+
+def test_costs_count_embedding_blocks_and_heads(experiment, params):
+    """Matrix products alone by hand: embed 2x6, blocks 6x6, 6x3 and 3x3, heads 6x4 or 3x4; a little is elementwise."""
+    found = costs(experiment, params)
+    widths = [(6, 6)] * 5 if isinstance(experiment.model.depth, int) else [(6, 6), (6, 6), (6, 3), (3, 3), (3, 3)]
+    assert found.embed == 2 * 2 * 6
+    for k, (a, b) in enumerate(widths):
+        assert 2 * a * b <= found.blocks[k] <= 2 * a * b + 3 * b
+        assert abs(found.heads[k] - 2 * b * 4) < 1
+    assert found.depths.tolist() == [1, 2, 3, 4, 5]
+    np.testing.assert_allclose(found.until[-1], found.embed + found.blocks.sum() + found.heads.sum())
+    np.testing.assert_allclose(found.full, found.embed + found.blocks.sum() + found.heads[-1])
+
+
+def test_per_exit_accuracy_and_histogram():
+    classes, labels = np.array([[0, 1, 2], [0, 0, 2]]), np.array([0, 1, 1])
+    np.testing.assert_allclose(per_exit_accuracy(classes, labels), [2 / 3, 1 / 3])
+    assert depth_histogram(np.array([2, 0, 2]), 4).tolist() == [1, 0, 2, 0]
+
+
+def test_spread_and_envelope():
+    values = np.array([5.0, 0.0, 1.0, 10.0, 4.9])
+    assert spread(values, 3).tolist() == [1, 0, 3]
+    assert spread(np.zeros(4), 3).tolist() == [0]
+    assert upper_envelope(np.array([3.0, 1.0, 2.0, 1.0]), np.array([0.9, 0.5, 0.4, 0.6])).tolist() == [3, 0]

@@ -1,0 +1,73 @@
+"""Timing in turns, and the programs that are timed against each other."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dynexit.analysis import latency
+from dynexit.analysis.predictions import prepared
+
+
+def test_programs_run_in_turns_after_one_call_each():
+    calls = []
+    timing = latency.measure({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, repeats=3)
+    assert "".join(calls) == "ab" + "ababab"
+    assert list(timing) == ["a", "b"] and all(t.low <= t.median <= t.high for t in timing.values())
+
+
+def test_repeats_below_one_are_refused():
+    with pytest.raises(ValueError, match="`repeats` must be at least 1, got 0"):
+        latency.measure({}, 0)
+
+
+def test_a_split_in_batches_is_filled_up_with_its_first_rows():
+    batches = latency.in_batches(np.arange(7)[:, None], 3)
+    assert [b.ravel().tolist() for b in batches] == [[0, 1, 2], [3, 4, 5], [6, 0, 1]]
+    assert [b.ravel().tolist() for b in latency.in_batches(np.arange(2)[:, None], 5)] == [[0, 1, 0, 1, 0]]
+
+
+@pytest.mark.parametrize("tile", [8, 16])
+def test_full_depth_is_the_last_exit_in_tiles_or_not(experiment, params, tile):
+    model, method = experiment.model, experiment.method
+    x = prepared(experiment, jnp.asarray(experiment.test.examples()["inputs"][:32]))
+    state = model.embed(params, x)
+    from dynexit.exits.run import run_all
+
+    last = np.argmax(run_all(model.steps(params), state, model.depth)[-1], axis=-1)
+    np.testing.assert_array_equal(latency.full_depth(model, method, params, x), last)
+    np.testing.assert_array_equal(latency.full_depth_tiled(model, method, params, x, tile), last)
+    assert 1 < len(set(last.tolist()))
+
+
+def test_the_full_program_reads_no_early_exit(experiment, params):
+    """Heads of early exits must not be in the baseline's program: NaN weights there change nothing and cost nothing."""
+    x = prepared(experiment, jnp.asarray(experiment.test.examples()["inputs"][:8]))
+    reads = []
+
+    def steps(params):
+        def counting(step):
+            def apply(w, i, state):
+                state, output = step.apply(w, i, state)
+                return state, jax.pure_callback(
+                    lambda o: reads.append(1) or o, jax.ShapeDtypeStruct(output.shape, output.dtype), output
+                )
+
+            return step.__class__(step.select, apply, step.blocks)
+
+        made = experiment.model.steps(params)
+        return tuple(map(counting, made)) if isinstance(made, tuple) else counting(made)
+
+    watched = experiment.model._replace(steps=steps)
+    jax.block_until_ready(jax.jit(lambda p, x: latency.full_depth(watched, experiment.method, p, x))(params, x))
+    assert len(reads) == 1
+
+
+def test_dynamic_depth_is_the_same_by_both_schedules(staged, point):
+    params, experiment = jax.jit(staged.model.init)(jax.random.key(0)), staged
+    x = prepared(experiment, jnp.asarray(experiment.test.examples()["inputs"]))
+    runs = [latency.dynamic_depth(experiment.model, experiment.method, params, point, x, s) for s in ("auto", "masked")]
+    np.testing.assert_array_equal(runs[0].classes, runs[1].classes)
+    np.testing.assert_array_equal(runs[0].exit_depth, runs[1].exit_depth)
+    assert len(set(runs[0].exit_depth.tolist())) > 2
+    assert runs[0].rows_executed < runs[1].rows_executed

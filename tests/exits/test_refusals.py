@@ -1,0 +1,118 @@
+"""Bad input to the engine: each message names the argument, what came and what was wanted."""
+
+import jax
+import jax.numpy as jnp
+import oracle
+import pytest
+
+import dynexit as dx
+
+LEAVE = dx.criteria.max_probability_above(0.5)
+
+
+def run(step=None, state=None, depth=6, criterion=LEAVE, **kwargs):
+    problem = oracle.homogeneous()
+    return dx.run_until(step or problem.step, problem.state if state is None else state, depth, criterion, **kwargs)
+
+
+def plain(apply):
+    return dx.Step(lambda i: (), apply)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "message"),
+    [
+        (dict(depth=0), ValueError, "`depth` must be at least 1, got 0"),
+        (dict(depth=2.5), TypeError, "`depth` must be a Python integer, got float 2.5"),
+        (dict(depth=[3, 3]), TypeError, "`step` is one step, so `depth` must be one integer, got"),
+        (dict(step=7), TypeError, "`step` must be a dx.Step, got int"),
+        (dict(schedule="fast"), ValueError, "`schedule` must be one of 'auto', 'compacted', 'masked', 'per_row', got 'fast'"),
+        (dict(tile=0), ValueError, "`tile` must be at least 1, got 0"),
+        (dict(criterion=0.9), TypeError, "`criterion` must be a dx.Criterion, got float"),
+        (dict(state={"x": jnp.zeros((0, 4))}), ValueError, r"`state` is an empty batch \(0 rows\)"),
+        (
+            dict(state={"x": jnp.zeros((2, 4)), "y": jnp.zeros(3)}),
+            ValueError,
+            r"leading axes differ: `state`\['x'\] has 2, `state`\['y'\] has 3",
+        ),
+        (
+            dict(criterion=dx.criteria.max_probability_above(jnp.full(6, 0.5))),
+            ValueError,
+            r"`criterion` has thresholds of shape \[6\], but the run has 6 exits and wants \[5\]: the last exit takes everyone",
+        ),
+        (dict(criterion=dx.criteria.at_depth(jnp.ones(7, jnp.int32))), ValueError, "for a batch of 13 rows"),
+        (
+            dict(criterion=dx.Criterion(lambda b: (), lambda i, o, m: o["gate"] > 0)),
+            TypeError,
+            r"`criterion.update` must return the pair \(halt, memory\)",
+        ),
+        (
+            dict(criterion=dx.Criterion(lambda b: (), lambda i, o, m: (o["gate"], m))),
+            ValueError,
+            r"must return halt as bool\[13\], one entry a row, got float32\[13\]",
+        ),
+        (
+            dict(criterion=dx.Criterion(lambda b: jnp.zeros(b), lambda i, o, m: (m > 1, m.astype(jnp.int32)))),
+            ValueError,
+            "`criterion.update` changed the memory",
+        ),
+        (
+            dict(step=plain(lambda w, i, h: h)),
+            TypeError,
+            r"`step.apply` must return the pair \(state, output\), got dict",
+        ),
+        (
+            dict(step=plain(lambda w, i, h: ({**h, "x": h["x"][:, :2]}, h["bias"]))),
+            ValueError,
+            r"`step.apply` changed state\['x'\] from float32\[13, 4, 6\] to float32\[13, 2, 6\]",
+        ),
+        (
+            dict(step=plain(lambda w, i, h: (h["x"], h["bias"]))),
+            TypeError,
+            "`step.apply` changed the structure of the state",
+        ),
+        (
+            dict(step=plain(lambda w, i, h: (h, h["bias"].mean()))),
+            ValueError,
+            r"was given 13 rows and returned output of shape \[\]; its leading axis must be the 13 rows",
+        ),
+        (dict(step=plain(lambda w, i, h: (h, ()))), ValueError, "returned an output without arrays"),
+    ],
+)
+def test_bad_input_is_refused_by_name(arguments, kind, message):
+    with pytest.raises(kind, match=message):
+        run(**arguments)
+
+
+def test_stages_are_refused_by_place():
+    problem = oracle.staged()
+    leave = dx.criteria.patience(1)
+    with pytest.raises(ValueError, match="`step` has 4 stages and `depth` has 3"):
+        dx.run_until(problem.step, problem.state, [2, 1, 3], leave)
+    with pytest.raises(ValueError, match=r"`depth\[1\]` must be at least 1, got 0"):
+        dx.run_until(problem.step, problem.state, [2, 0, 3, 1], leave)
+    with pytest.raises(ValueError, match=r"`step\[1\].apply` changed state\['x'\]"):
+        dx.run_until(problem.step, problem.state, [2, 2, 3, 1], leave)
+    wider = dx.tied_step(lambda p, h: h, lambda p, h: {**oracle.head(p, h), "gate": h["bias"]}, {"out": jnp.ones((6, 5))})
+    with pytest.raises(ValueError, match=r"`step\[1\]` gives output\['gate'\] as float32\[13, 6\], `step\[0\]` as float32\[13\]"):
+        dx.run_all([problem.step[0], wider], problem.state, [2, 1])
+
+
+def test_blocks_a_step_must_divide():
+    params = oracle.parameters(jax.random.key(0), 6)
+    with pytest.raises(ValueError, match="`blocks` must be at least 1 and divide the 6 blocks of `params`, got 4"):
+        dx.stacked_step(oracle.block, oracle.head, params, blocks=4)
+    step = dx.stacked_step(oracle.block, oracle.head, params, blocks=2)
+    with pytest.raises(ValueError, match="`depth` is 5, not a multiple of the 2 blocks that one step executes"):
+        run(step=step, depth=5)
+    with pytest.raises(ValueError, match="`params` must hold at least one block, got none"):
+        dx.switched_step(oracle.block, oracle.head, [])
+
+
+def test_replay_refuses_nothing_to_replay():
+    with pytest.raises(ValueError, match="`outputs` must have at least one exit"):
+        dx.replay(LEAVE, jnp.zeros((0, 3, 4)))
+    with pytest.raises(ValueError, match=r"is an empty batch"):
+        dx.replay(LEAVE, jnp.zeros((2, 0, 4)))
+    with pytest.raises(ValueError, match=r"thresholds of shape \[5\], but the run has 3 exits and wants \[2\]"):
+        dx.replay(dx.criteria.max_probability_above(jnp.full(5, 0.5)), jnp.zeros((3, 2, 4)))

@@ -1,0 +1,115 @@
+"""The work that really ran: which blocks, how many rows, how many compilations, and programs for other machines."""
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+
+import dynexit as dx
+
+
+@pytest.mark.parametrize("tile", [1, 4])
+@pytest.mark.parametrize("width", [1, 20_000], ids=["small rows, ragged last tile", "large rows, none computed in vain"])
+def test_rows_executed_counts_the_tiles_that_ran(tile, width):
+    depths = np.array([1, 6, 2, 2, 3, 1, 1, 5, 2, 1, 1, 4, 1])
+    step = dx.Step(lambda i: (), lambda w, i, h: (h + 1.0, h[:, :1]))
+    run = lambda schedule: dx.run_until(step, jnp.zeros((13, width)), 6, oracle.leave_at(depths), schedule=schedule, tile=tile)
+    live = [int((depths > i).sum()) for i in range(6)]
+    smallest = tile if width == 1 else 1
+    assert int(run("masked").rows_executed) == len(depths) * depths.max()
+    assert int(run("per_row").rows_executed) == depths.sum()
+    assert int(run("compacted").rows_executed) == sum(-(-n // smallest) * smallest for n in live)
+    np.testing.assert_array_equal(run("compacted").output[:, 0], depths - 1.0)
+
+
+@pytest.mark.parametrize("schedule", ["masked", "compacted"])
+def test_blocks_beyond_the_deepest_row_never_run(schedule):
+    ran = []
+    step = dx.Step(
+        lambda i: i,
+        lambda w, i, h: (jax.debug.callback(lambda i, rows: ran.append((int(i), rows.shape[0])), i, h), (h + 1.0, h))[1],
+    )
+    depths = [2, 4, 1, 1, 1, 2, 1, 1, 1]
+    halted = dx.run_until(step, jnp.zeros(9), 12, oracle.leave_at(depths), schedule=schedule, tile=4)
+    jax.block_until_ready(halted)
+    jax.effects_barrier()
+    blocks = [i for i, _ in ran]
+    assert sorted(set(blocks)) == list(range(max(depths)))
+    assert sum(rows for _, rows in ran) == int(halted.rows_executed)
+    if schedule == "masked":
+        assert sorted(blocks) == list(range(max(depths)))
+
+
+def test_stages_that_no_row_enters_do_not_run():
+    problem = oracle.staged()
+    rows = jax.tree.leaves(problem.state)[0].shape[0]
+    for schedule in ("masked", "compacted"):
+        halted = dx.run_until(problem.step, problem.state, problem.depth, oracle.leave_at([2] * rows), schedule=schedule, tile=rows)
+        assert int(halted.rows_executed) == 2 * rows
+
+
+def test_nothing_recompiles_when_thresholds_temperatures_or_the_mix_of_depths_change():
+    traces = []
+
+    def block(p, h):
+        traces.append(1)
+        return oracle.block(p, h)
+
+    keys = jax.random.split(jax.random.key(0), 2)
+    params, state = oracle.parameters(keys[0], 6), oracle.batch_of(keys[1], 13)
+    runs = {
+        "until": lambda c: dx.run_until(dx.stacked_step(block, oracle.head, params), state, 6, c, tile=4),
+        "bounded": lambda c: dx.run_bounded(dx.stacked_step(block, oracle.head, params), state, 6, c),
+        "stream": lambda c: dx.run_stream(dx.tied_step(block, oracle.head, jax.tree.map(lambda a: a[0], params)), state, 6, c),
+    }
+    for name, run in runs.items():
+        seen, depths = set(), set()
+        for t in (0.3, 0.5, 0.7, 0.99):
+            for temperature in (0.5, 2.0):
+                c = dx.criteria.any_of(
+                    dx.criteria.max_probability_above(jnp.full(5, t), temperature=temperature), dx.criteria.patience(int(10 * t))
+                )
+                depths.add(tuple(np.asarray(run(c).exit)))
+                seen.add(len(traces))
+        assert len(depths) > 2, name
+        assert len(seen) == 1, f"{name} traced the block again when only values changed"
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu", "cuda"])
+def test_every_primitive_lowers_for_every_platform(platform):
+    flat, stages, loop = oracle.homogeneous(), oracle.staged(), oracle.tied()
+    criterion = dx.criteria.any_of(dx.criteria.max_probability_above(0.6), dx.criteria.patience(2))
+    outputs = dx.run_all(flat.step, flat.state, flat.depth)
+    programs = {
+        "run_all": lambda s: dx.run_all(flat.step, s, flat.depth),
+        "run_full": lambda s: dx.run_full(flat.step, s, flat.depth),
+        "masked": lambda s: dx.run_until(flat.step, s, flat.depth, criterion, schedule="masked"),
+        "compacted": lambda s: dx.run_until(flat.step, s, flat.depth, criterion, schedule="compacted", tile=4),
+        "per_row": lambda s: dx.run_until(flat.step, s, flat.depth, criterion, schedule="per_row"),
+        "stages": lambda s: dx.run_until(stages.step, s, stages.depth, criterion, tile=4),
+        "stream": lambda s: dx.run_stream(loop.step, s, loop.depth, criterion, slots=4),
+        "bounded": lambda s: dx.run_bounded(flat.step, s, flat.depth, criterion),
+        "replay": lambda s: dx.replay(criterion, outputs),
+        "gradient": jax.grad(lambda s: dx.run_bounded(flat.step, s, flat.depth, criterion).output["logits"].sum()),
+    }
+    for name, program in programs.items():
+        exported = jax.export.export(jax.jit(program), platforms=[platform])(flat.state)
+        assert exported.platforms == (platform,), name
+        assert "stablehlo.while" in exported.mlir_module(), name
+
+
+def test_inside_jit_vmap_over_thresholds_and_no_host_transfer():
+    problem = oracle.homogeneous()
+    outputs = dx.run_all(problem.step, problem.state, problem.depth)
+    thresholds = jnp.linspace(0.3, 0.9, 5)
+    swept = jax.vmap(lambda t: dx.replay(dx.criteria.max_probability_above(t), outputs).exit)(thresholds)
+    run = jax.jit(lambda t: dx.run_until(problem.step, problem.state, 6, dx.criteria.max_probability_above(t), tile=4).exit)
+    one_by_one = []
+    for t in thresholds:
+        with jax.transfer_guard("allow"):
+            one_by_one.append(run(t))
+    np.testing.assert_array_equal(swept, jnp.stack(one_by_one))
+    text = jax.jit(lambda s: dx.run_until(problem.step, s, 6, dx.criteria.patience(1), tile=4)).lower(problem.state).as_text()
+    assert "callback" not in text and "outfeed" not in text and "stablehlo.while" in text

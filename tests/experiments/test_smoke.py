@@ -1,0 +1,69 @@
+"""Every experiment's smoke twin does the whole job: train, calibrate, evaluate, report."""
+
+import ast
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dynexit.cli.main import main
+from dynexit.cli.settings import load
+from dynexit.core.settings import Calibration, Evaluation, Training, faults
+
+FILES = sorted((Path(__file__).parents[2] / "experiments").glob("*.py"))
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory):
+    """A data folder with drawn pictures in the place of Fashion-MNIST, through the same records and files."""
+    from dynexit.data import fashion_mnist, store
+
+    random, folder = np.random.default_rng(0), tmp_path_factory.mktemp("data")
+    label = lambda rows: random.integers(0, 10, rows).astype(np.int32)
+    picture = lambda labels: (random.integers(0, 40, (len(labels), 28, 28, 1)) + 20 * labels[:, None, None, None]).astype(np.uint8)
+    splits = {split: label(rows) for split, rows in (("train", 5400), ("test", 300))}
+    store.prepare(fashion_mnist.RECIPE, {s: (picture(labels), labels) for s, labels in splits.items()}, folder, progress=False)
+    return folder
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_the_smoke_twin_runs(file, prepared, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("DYNEXIT_DATA", str(prepared))
+    assert main(["train", str(file), "--smoke", "--run", str(tmp_path / "run")]) == 0
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["depth"] == len(report["accuracy_per_exit"]) and 1 <= report["mean_depth"] <= report["depth"]
+    assert report["live_equals_replay"] > 0.98 and report["examples"] == report["data"]["test"] == sum(report["rows_per_exit"])
+    assert str(tmp_path / "run") in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_settings_are_whole_and_in_range(file):
+    found = load(file)
+    for settings in (found.settings, found.smoke):
+        assert type(settings) is type(found.settings) and faults(settings) == []
+        kinds = [type(getattr(settings, name)) for name in ("training", "calibration", "evaluation", "seed")]
+        assert kinds == [Training, Calibration, Evaluation, int]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_the_head_says_command_hardware_and_what_to_expect(file):
+    for words in (f"dynexit train experiments/{file.name}", "Hardware: ", "Expect: "):
+        assert words in load(file).summary
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_only_settings_are_imported_before_build(file):
+    top = [node for node in ast.parse(file.read_text()).body if isinstance(node, (ast.Import, ast.ImportFrom))]
+    names = {alias.name for node in top if isinstance(node, ast.Import) for alias in node.names}
+    assert names == {"dataclasses", "dynexit"}
+    assert {node.module for node in top if isinstance(node, ast.ImportFrom)} == {"dynexit.core.settings"}
+
+
+def test_unprepared_data_says_how_to_get_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("DYNEXIT_DATA", str(tmp_path))
+    file = next(f for f in FILES if f.stem == "fashion_vit")
+    assert main(["train", str(file), "--smoke", "--run", str(tmp_path / "run")]) == 1
+    said = capsys.readouterr().err
+    assert "fashion_mnist is not prepared" in said and "Run `dynexit data prepare fashion_mnist`" in said
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,103 @@
+"""Cross-entropy and distillation at every exit against Python loops."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dynexit.objectives import deep_supervision, distilled_cross_entropy, multi_exit_cross_entropy, self_distillation, weighted
+
+E, B, C = 3, 4, 5
+LOGITS = 3 * jax.random.normal(jax.random.key(0), (E, B, C))
+LABELS = jnp.array([0, 4, 2, 2])
+
+
+def softmax(z):
+    e = [math.exp(x - max(z)) for x in z]
+    return [x / sum(e) for x in e]
+
+
+def oracle_cross_entropy(logits, labels, smoothing):
+    out = np.zeros((len(logits), len(labels)))
+    for e, exit in enumerate(np.asarray(logits, np.float64)):
+        for b, z in enumerate(exit):
+            p = softmax(z)
+            for c in range(len(z)):
+                target = (1 - smoothing) * (c == int(labels[b])) + smoothing / len(z)
+                out[e, b] -= target * math.log(p[c])
+    return out
+
+
+def oracle_distillation(logits, temperature):
+    out = np.zeros(logits.shape[:2])
+    logits = np.asarray(logits, np.float64) / temperature
+    for e in range(logits.shape[0]):
+        for b in range(logits.shape[1]):
+            teacher, student = softmax(logits[-1, b]), softmax(logits[e, b])
+            out[e, b] = temperature**2 * sum(t * math.log(t / s) for t, s in zip(teacher, student, strict=True))
+    return out
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
+def test_cross_entropy_is_the_loop(smoothing):
+    losses = multi_exit_cross_entropy(LOGITS, LABELS, smoothing)
+    np.testing.assert_allclose(losses, oracle_cross_entropy(LOGITS, LABELS, smoothing), rtol=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_distillation_is_the_loop(temperature):
+    distance = self_distillation(LOGITS, temperature)
+    np.testing.assert_allclose(distance, oracle_distillation(LOGITS, temperature), rtol=1e-4, atol=1e-6)
+    assert (distance[-1] == 0).all() and (distance[:-1] > 0).all()
+
+
+def test_the_teacher_gets_no_gradient():
+    gradient = jax.grad(lambda z: self_distillation(z).sum())(LOGITS)
+    np.testing.assert_allclose(gradient[-1], 0.0, atol=1e-6)
+    wanted = jax.nn.softmax(LOGITS[:-1]) - jax.nn.softmax(LOGITS[-1])[None]
+    np.testing.assert_allclose(gradient[:-1], wanted, atol=1e-6)
+
+
+def test_a_class_the_teacher_excludes_counts_nothing():
+    logits = jnp.array([[[1.0, 0.0, 2.0]], [[1.0, 0.0, -jnp.inf]]])
+    p, s = softmax([1.0, 0.0]), softmax([1.0, 0.0, 2.0])
+    wanted = sum(p[c] * math.log(p[c] / s[c]) for c in range(2))
+    np.testing.assert_allclose(self_distillation(logits)[0, 0], wanted, rtol=1e-5)
+
+
+def test_mixture_leaves_the_last_exit_to_the_labels():
+    mixed = distilled_cross_entropy(LOGITS, LABELS, alpha=0.3, temperature=2.0, label_smoothing=0.1)
+    labels, teacher = oracle_cross_entropy(LOGITS, LABELS, 0.1), oracle_distillation(LOGITS, 2.0)
+    np.testing.assert_allclose(mixed[:-1], 0.7 * labels[:-1] + 0.3 * teacher[:-1], rtol=1e-4)
+    np.testing.assert_allclose(mixed[-1], labels[-1], rtol=1e-5)
+    # FastBERT: with alpha 1 the early exits do not look at the labels at all.
+    other = distilled_cross_entropy(LOGITS, (LABELS + 1) % C, alpha=1.0)
+    np.testing.assert_array_equal(other[:-1], distilled_cross_entropy(LOGITS, LABELS, alpha=1.0)[:-1])
+
+
+def test_weighted_is_the_loop_and_supervision_its_composition():
+    losses, w = multi_exit_cross_entropy(LOGITS, LABELS), [0.2, 0.0, 1.5]
+    wanted = [sum(w[e] * float(losses[e, b]) for e in range(E)) for b in range(B)]
+    np.testing.assert_allclose(weighted(losses, w), wanted, rtol=1e-6)
+    np.testing.assert_allclose(deep_supervision(LOGITS, LABELS, w), wanted, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "call, kind, text",
+    [
+        (lambda: multi_exit_cross_entropy(LOGITS[0], LABELS), ValueError, "`logits` must have shape [E, B, C]"),
+        (lambda: multi_exit_cross_entropy(LOGITS, LABELS[:3]), ValueError, "`labels` must have shape [B] = [4]"),
+        (lambda: multi_exit_cross_entropy(LOGITS, LOGITS[0, :, 0]), TypeError, "`labels` must be integers, got float32"),
+        (lambda: multi_exit_cross_entropy(LABELS, LABELS), TypeError, "`logits` must be floating point, got int32"),
+        (lambda: multi_exit_cross_entropy(LOGITS, LABELS, 1.5), ValueError, "`label_smoothing` must lie in 0..1, got 1.5"),
+        (lambda: weighted(LOGITS[..., 0], jnp.ones(2)), ValueError, "`weights` must have shape [E] for `losses` [E, B]"),
+        (lambda: self_distillation(LOGITS, 0.0), ValueError, "`temperature` must be above 0, got 0.0"),
+        (lambda: distilled_cross_entropy(LOGITS, LABELS, -0.1), ValueError, "`alpha` must lie in 0..1, got -0.1"),
+    ],
+)
+def test_refusals(call, kind, text):
+    with pytest.raises(kind) as error:
+        call()
+    assert text in str(error.value)

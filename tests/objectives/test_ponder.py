@@ -1,0 +1,159 @@
+"""PonderNet's loss: the golden numbers of the papers' sheet, loops, extremes, and convergence to the prior."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from dynexit.objectives import (
+    geometric_last,
+    geometric_renormalised,
+    halting_entropy,
+    kl_posterior_prior,
+    kl_prior_posterior,
+    log_halting,
+    ponder_loss,
+)
+
+GOLDEN = jnp.log(jnp.array([0.2, 0.5, 0.5, 0.9]) / (1 - jnp.array([0.2, 0.5, 0.5, 0.9])))[:, None]
+
+
+def oracle_pmf(logits):
+    """Products, step by step, row by row."""
+    rate = 1 / (1 + np.exp(-np.asarray(logits, np.float64)))
+    p = np.zeros_like(rate)
+    for b in range(rate.shape[1]):
+        survival = 1.0
+        for n in range(len(rate)):
+            p[n, b] = survival * (1.0 if n == len(rate) - 1 else rate[n, b])
+            survival *= 1 - rate[n, b]
+    return p
+
+
+def test_golden_pmf_and_its_mean():
+    out = ponder_loss(jnp.zeros((4, 1)), GOLDEN, geometric_last(4, 0.5), beta=0.0)
+    np.testing.assert_allclose(out.probabilities[:, 0], [0.2, 0.4, 0.2, 0.2], rtol=1e-6)
+    np.testing.assert_allclose(out.mean_steps, [2.4], rtol=1e-6)
+
+
+def test_golden_kl_separates_direction_and_tail():
+    log_p = log_halting(GOLDEN)
+    np.testing.assert_allclose(jnp.exp(geometric_last(4, 0.5)), [0.5, 0.25, 0.125, 0.125], rtol=1e-6)
+    wanted = [0.5333, 0.2667, 0.1333, 0.0667]
+    np.testing.assert_allclose(jnp.exp(geometric_renormalised(4, 0.5)), wanted, atol=5e-5)
+    found = [
+        float(kl(log_p, prior(4, 0.5))[0])
+        for kl in (kl_posterior_prior, kl_prior_posterior)
+        for prior in (geometric_last, geometric_renormalised)
+    ]
+    np.testing.assert_allclose(found[0], 0.19274, atol=1e-5)
+    np.testing.assert_allclose(found[2], 0.22314, atol=1e-5)
+    assert len({round(f, 3) for f in found}) == 4
+
+
+def test_means_of_the_two_priors():
+    steps = np.arange(1, 13)
+    np.testing.assert_allclose(steps @ np.exp(geometric_last(12, 0.1)), 7.18, atol=5e-3)
+    np.testing.assert_allclose(steps @ np.exp(geometric_renormalised(12, 0.1)), 5.28, atol=5e-3)
+
+
+@pytest.mark.parametrize("prior", [geometric_last, geometric_renormalised])
+@pytest.mark.parametrize("steps", [1, 2, 60])
+@pytest.mark.parametrize("rate", [1e-4, 0.3, 0.999])
+def test_priors_sum_to_one(prior, steps, rate):
+    np.testing.assert_allclose(np.exp(np.asarray(prior(steps, rate), np.float64)).sum(), 1.0, atol=1e-5)
+
+
+def test_pmf_is_the_loop_and_sums_to_one():
+    logits = 2 * jax.random.normal(jax.random.key(0), (7, 5))
+    p = jnp.exp(log_halting(logits))
+    np.testing.assert_allclose(p, oracle_pmf(logits), rtol=1e-4)
+    for z in (logits, jnp.full((9, 2), -50.0), jnp.full((9, 2), 50.0), jnp.array([[-1e4], [1e4], [0.0]])):
+        np.testing.assert_allclose(jnp.exp(log_halting(z)).sum(axis=0), 1.0, atol=1e-6)
+
+
+def test_loss_is_the_loop_and_stays_unreduced():
+    logits = jax.random.normal(jax.random.key(1), (4, 3))
+    losses = jax.random.uniform(jax.random.key(2), (4, 3))
+    prior, p = np.exp(np.asarray(geometric_last(4, 0.3), np.float64)), oracle_pmf(logits)
+    out = ponder_loss(losses, logits, geometric_last(4, 0.3), beta=0.7, divergence=kl_prior_posterior)
+    for b in range(3):
+        expected = sum(p[n, b] * float(losses[n, b]) for n in range(4))
+        kl = sum(prior[n] * np.log(prior[n] / p[n, b]) for n in range(4))
+        np.testing.assert_allclose(out.expected_loss[b], expected, rtol=1e-5)
+        np.testing.assert_allclose(out.kl[b], kl, rtol=1e-4)
+        np.testing.assert_allclose(out.loss[b], expected + 0.7 * kl, rtol=1e-5)
+        np.testing.assert_allclose(out.entropy[b], -sum(x * np.log(x) for x in p[:, b]), rtol=1e-5)
+
+
+def test_step_that_is_right_attracts_halting():
+    losses = jnp.array([[0.0], [1.0], [1.0]])
+    gradient = jax.grad(lambda z: ponder_loss(losses, z, geometric_last(3, 0.5), 0.0).loss.sum())(jnp.zeros((3, 1)))
+    assert gradient[0, 0] < 0  # descent raises lambda_1
+    assert gradient[2, 0] == 0  # the last step's logit is not used
+
+
+@pytest.mark.parametrize("divergence", [kl_posterior_prior, kl_prior_posterior])
+def test_gradients_are_finite_at_extremes(divergence):
+    logits = jnp.array([[1e4, -1e4, 200.0], [-1e4, -1e4, -200.0], [0.0, 1e4, 1e4]])
+    losses = jnp.array([[1e4, 0.0, 1.0], [0.0, 1.0, 0.0], [1.0, 1.0, 1e4]])
+    loss, gradient = jax.value_and_grad(lambda z: ponder_loss(losses, z, geometric_last(3, 0.5), 0.01, divergence).loss.sum())(
+        logits
+    )
+    assert jnp.isfinite(loss) and jnp.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("divergence", [kl_posterior_prior, kl_prior_posterior])
+def test_the_kl_alone_leads_to_the_prior(divergence):
+    """Free halting logits, N = 10, Adam 0.05, 2000 updates: mean steps and Q-exit of the prior, both tails, four rates."""
+    rates, steps = (0.1, 0.3, 0.5, 0.9), 10
+    priors = jnp.stack([prior(steps, r) for prior in (geometric_last, geometric_renormalised) for r in rates], axis=1)
+    wanted_mean = [6.513, 3.239, 1.998, 1.111, 4.647, 3.043, 1.990, 1.111]
+    wanted_q = [7, 2, 2, 1, 4, 2, 1, 1]
+    optimizer = optax.adam(0.05)
+
+    def total(logits):
+        log_p = log_halting(logits)
+        return sum(divergence(log_p[:, k : k + 1], priors[:, k]).sum() for k in range(priors.shape[1]))
+
+    @jax.jit
+    def train(logits):
+        def update(carry, _):
+            logits, state = carry
+            updates, state = optimizer.update(jax.grad(total)(logits), state)
+            return (optax.apply_updates(logits, updates), state), None
+
+        return jax.lax.scan(update, (logits, optimizer.init(logits)), length=2000)[0][0]
+
+    with jax.numpy_dtype_promotion("standard"):  # optax counts its steps in integers
+        logits = train(jnp.zeros((steps, len(wanted_mean))))
+    out = ponder_loss(jnp.zeros_like(logits), logits, geometric_last(steps, 0.5), 0.0)
+    np.testing.assert_allclose(out.probabilities, jnp.exp(priors), atol=2e-3)
+    np.testing.assert_allclose(out.mean_steps, wanted_mean, atol=5e-3)
+    # The median of the prior itself; for r = 0.5 with the tail on the last step F_1 is exactly 0.5 and not above it.
+    prior_mass = np.exp(np.asarray(priors, np.float64))
+    np.testing.assert_array_equal((np.cumsum(prior_mass, axis=0) > 0.5 + 1e-6).argmax(axis=0) + 1, wanted_q)
+
+
+def test_entropy_of_a_collapsed_and_of_a_uniform_distribution():
+    collapsed = log_halting(jnp.array([[-200.0], [200.0], [0.0]]))
+    uniform = jnp.log(jnp.full((3, 1), 1 / 3))
+    np.testing.assert_allclose(halting_entropy(collapsed), [0.0], atol=1e-6)
+    np.testing.assert_allclose(halting_entropy(uniform), [np.log(3)], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "call, text",
+    [
+        (lambda: log_halting(jnp.zeros(3)), "`halt_logits` must have shape [N, B]"),
+        (lambda: geometric_last(3, 1.0), "`rate` must lie between 0 and 1, both excluded, got 1.0"),
+        (lambda: kl_prior_posterior(jnp.zeros((3, 1)), jnp.zeros(2)), "`log_prior` must have shape [N] for `log_p` [N, B]"),
+        (lambda: ponder_loss(jnp.zeros((3, 1)), GOLDEN, jnp.zeros(4), 0.1), "`losses` must have the shape of `halt_logits`"),
+        (lambda: ponder_loss(GOLDEN, GOLDEN, jnp.zeros(4), -1.0), "`beta` must be at least 0, got -1.0"),
+    ],
+)
+def test_refusals(call, text):
+    with pytest.raises(ValueError) as error:
+        call()
+    assert text in str(error.value)

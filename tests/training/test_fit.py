@@ -1,0 +1,172 @@
+"""`fit` end to end: it learns, equal seeds give equal bits, and a run that stopped goes on as if it had not."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from dynexit.training.checkpoints import named_leaves, restore, restore_params
+from dynexit.training.logs import read_records, without_clock
+from dynexit.training.loop import NonFiniteLoss, fit
+from dynexit.training.sharding import data_mesh
+from dynexit.training.state import create_state
+
+
+def different(a, b):
+    """Names of the leaves whose bits differ."""
+    a, b = named_leaves(a), named_leaves(b)
+    assert a.keys() == b.keys()
+    return [name for name in a if np.asarray(a[name]).tobytes() != np.asarray(b[name]).tobytes()]
+
+
+def history(folder):
+    return [without_clock(record) for record in read_records(folder / "metrics.jsonl")]
+
+
+def saved_state(toy, folder, settings):
+    return restore(folder, create_state(toy.build(), settings, 0, data_mesh()))
+
+
+def steps_kept(folder):
+    return sorted(int(path.name) for path in (folder / "checkpoints").iterdir())
+
+
+def train(toy, folder, seed=3, experiment=None, resume=True, **changes):
+    settings = dataclasses.replace(toy.SETTINGS, **changes)
+    return fit(experiment or toy.build(), settings, folder, seed, resume=resume, progress=False)
+
+
+def test_it_learns_records_and_keeps_the_newest_checkpoints(toy, tmp_path):
+    fitted = train(toy, tmp_path, steps=61)
+    records = read_records(tmp_path / "metrics.jsonl")
+    assert (fitted.step, fitted.stopped) == (61, False)
+    assert records[-1]["loss"] < 0.5 * records[0]["loss"]
+    assert [r["step"] for r in records] == [1, *range(3, 61, 3), 61]
+    assert fitted.metrics == without_clock(records[-1])
+    assert {"loss", "grad_norm", "learning_rate", "last_exit_loss", "seconds", "examples_per_second"} < records[0].keys()
+    assert steps_kept(tmp_path) == [60, 61]
+    params, step = restore_params(tmp_path, jax.eval_shape(toy.init, jax.random.key(0)))
+    assert step == 61 and different(fitted.params, params) == []
+
+
+def test_equal_seeds_give_equal_bits_and_other_seeds_do_not(toy, tmp_path):
+    first, again, other = (train(toy, tmp_path / name, seed=seed) for name, seed in (("a", 3), ("b", 3), ("c", 4)))
+    assert different(first.params, again.params) == []
+    assert history(tmp_path / "a") == history(tmp_path / "b")
+    assert len(different(first.params, other.params)) == len(jax.tree.leaves(first.params))
+
+
+def test_a_real_signal_stops_the_run_and_resuming_gives_the_bits_of_an_uninterrupted_one(toy, tmp_path):
+    cut, whole = tmp_path / "cut", tmp_path / "whole"
+    program = [sys.executable, Path(toy.__file__), cut]
+    with subprocess.Popen(program, stdout=subprocess.PIPE, text=True, env=dict(os.environ)) as process:
+        until = time.monotonic() + 60
+        while len(history(cut)) < 4 and process.poll() is None and time.monotonic() < until:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        said, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    step, stopped = said.split()
+    assert stopped == "True" and 15 <= int(step) < toy.long_settings().steps
+    assert steps_kept(cut) == [int(step)]
+    fitted = fit(toy.build(), toy.long_settings(), cut, seed=3, progress=False)
+    straight = fit(toy.build(), toy.long_settings(), whole, seed=3, progress=False)
+    assert (fitted.step, fitted.stopped) == (straight.step, False)
+    assert fitted.metrics == straight.metrics
+    ends = [saved_state(toy, folder, toy.long_settings()) for folder in (cut, whole)]
+    assert len(named_leaves(ends[0].tree)) > 10 and different(ends[0].tree, ends[1].tree) == []
+    assert history(cut) == history(whole)
+
+
+def test_the_first_interrupt_stops_and_handlers_come_back(toy, tmp_path):
+    def interrupting(seed, step, size):
+        if step == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+        return toy.batch(seed, step, size)
+
+    experiment = toy.build()
+    experiment = experiment._replace(train=experiment.train._replace(batch=interrupting))
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    fitted = train(toy, tmp_path, experiment=experiment, steps=5000)
+    assert fitted.stopped and 3 < fitted.step < 5000
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+    assert fitted.step in steps_kept(tmp_path)
+
+
+def test_a_run_killed_in_a_save_goes_on_from_the_one_before(toy, tmp_path):
+    train(toy, tmp_path / "whole")
+    train(toy, tmp_path / "killed")
+    (tmp_path / "killed" / "checkpoints" / "00000012" / "manifest.json").unlink()
+    with pytest.warns(RuntimeWarning, match=r"00000012 is passed over: it has no manifest.json: its saving was cut short"):
+        train(toy, tmp_path / "killed")
+    assert history(tmp_path / "killed") == history(tmp_path / "whole")
+    ends = [saved_state(toy, tmp_path / name, toy.SETTINGS) for name in ("whole", "killed")]
+    assert ends[0].step == ends[1].step == 12 and different(ends[0].tree, ends[1].tree) == []
+
+
+def test_a_finished_run_is_only_read(toy, tmp_path):
+    first = train(toy, tmp_path)
+    again = train(toy, tmp_path, experiment=toy.build()._replace(train=None))
+    assert again.metrics == first.metrics and different(first.params, again.params) == []
+
+
+def test_a_loss_that_is_not_finite_names_the_step_and_keeps_the_state_before_it(toy, tmp_path):
+    def poisoned(seed, step, size):
+        batch = toy.batch(seed, step, size)
+        if step == 6:
+            batch["inputs"][2, 1] = np.nan
+        return batch
+
+    experiment = toy.build()
+    experiment = experiment._replace(train=experiment.train._replace(batch=poisoned))
+    with pytest.raises(NonFiniteLoss, match=r"step 7: loss nan, gradient norm nan; the state after step 6 is saved"):
+        train(toy, tmp_path / "bad", experiment=experiment)
+    kept = saved_state(toy, tmp_path / "bad", toy.SETTINGS)
+    assert kept.step == 6 == int(kept.tree.step)
+    assert [record["step"] for record in history(tmp_path / "bad")] == [1, 3, 6]
+    train(toy, tmp_path / "bad")  # with sound data it goes on, and loses nothing
+    train(toy, tmp_path / "good")
+    ends = [saved_state(toy, tmp_path / name, toy.SETTINGS) for name in ("bad", "good")]
+    assert different(ends[0].tree, ends[1].tree) == []
+
+
+def test_a_failing_source_is_raised_as_it_is_and_leaves_no_thread(toy, tmp_path):
+    def failing(seed, step, size):
+        if step == 5:
+            raise OSError("disk gone")
+        return toy.batch(seed, step, size)
+
+    experiment = toy.build()
+    experiment = experiment._replace(train=experiment.train._replace(batch=failing))
+    with pytest.raises(OSError, match="disk gone"):
+        train(toy, tmp_path, experiment=experiment)
+    assert steps_kept(tmp_path) == [4]
+    assert not [t.name for t in threading.enumerate() if t.name.startswith(("prefetch", "checkpoints"))]
+
+
+def test_refusals(toy, tmp_path):
+    train(toy, tmp_path, steps=4)
+    with pytest.raises(FileExistsError, match="already holds checkpoints; resume the run or choose another folder"):
+        train(toy, tmp_path, resume=False)
+    with pytest.raises(ValueError, match=r"`seed` is 9, but the run in .* was begun with 3"):
+        train(toy, tmp_path, seed=9)
+    with pytest.raises(ValueError, match=r"`steps` is 2, but the run in .* is already at step 4"):
+        train(toy, tmp_path, steps=2)
+    with pytest.raises(ValueError, match=r"`batch_size` must be divisible by the 4 devices of the mesh, got 10; the nearest is 8"):
+        train(toy, tmp_path, batch_size=10)
+
+
+def test_it_runs_outside_the_main_thread_where_signals_cannot_be_caught(toy, tmp_path):
+    results = []
+    thread = threading.Thread(target=lambda: results.append(train(toy, tmp_path, steps=4)))
+    thread.start()
+    thread.join(60)
+    assert results[0].step == 4

@@ -1,0 +1,143 @@
+"""Records survive a crash and a resume, wandb never stops a run, signals are put back, batches come in order."""
+
+import json
+import os
+import signal
+import sys
+import threading
+import types
+
+import pytest
+
+from dynexit.training.logs import Mirror, Records, read_records, without_clock
+from dynexit.training.prefetch import ahead
+from dynexit.training.signals import StopRequest
+
+
+def test_records_are_on_disk_at_once(tmp_path):
+    with Records(tmp_path / "run") as records:
+        records.write({"step": 1, "loss": 0.5})
+        assert read_records(tmp_path / "run" / "metrics.jsonl") == [{"step": 1, "loss": 0.5}]
+
+
+def test_resuming_drops_later_records_and_a_line_cut_short(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps({"step": s, "seconds": 1.0}) + "\n" for s in (1, 5, 10)) + '{"step": 15, "lo')
+    with Records(tmp_path, after=5) as records:
+        records.write({"step": 6})
+    assert [without_clock(record) for record in read_records(path)] == [{"step": 1}, {"step": 5}, {"step": 6}]
+    assert path.read_text().count("\n") == 3
+
+
+def test_what_json_cannot_hold_is_null(tmp_path):
+    with Records(tmp_path) as records:
+        records.write({"step": 1, "loss": float("nan"), "norm": float("inf")})
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "loss": null, "norm": null}\n'
+
+
+class FakeRun:
+    def __init__(self, fail_at):
+        self.fail_at, self.logged, self.finished = fail_at, [], None
+
+    def log(self, record, step):
+        if step == self.fail_at:
+            raise ConnectionError("no route")
+        self.logged.append(step)
+
+    def finish(self, exit_code):
+        self.finished = exit_code
+
+
+@pytest.fixture
+def wandb(monkeypatch):
+    fake = types.SimpleNamespace(
+        run=FakeRun(fail_at=None), asked=[], key=False, util=types.SimpleNamespace(generate_id=lambda: "id7")
+    )
+    fake.login = lambda prompt: fake.key
+    fake.init = lambda **arguments: (fake.asked.append(arguments), fake.run)[1]
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    return fake
+
+
+@pytest.mark.parametrize("mode, key, wanted", [("auto", True, "online"), ("auto", False, "offline"), ("offline", True, "offline")])
+def test_the_mirror_gets_every_record(tmp_path, wandb, mode, key, wanted):
+    wandb.key = key
+    for _ in range(2):
+        with Mirror(tmp_path, mode, {"steps": 3}) as mirror:
+            mirror.write({"step": 1, "loss": 2.0})
+    assert wandb.run.logged == [1, 1] and wandb.run.finished == 0
+    assert [(a["mode"], a["config"]) for a in wandb.asked] == [(wanted, {"steps": 3})] * 2
+    assert {a["id"] for a in wandb.asked} == {(tmp_path / "wandb_id.txt").read_text()}
+
+
+def test_wandb_itself_takes_the_records(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    with Mirror(tmp_path, "offline", {"steps": 3}) as mirror:  # a failure would be a warning, and so an error here
+        for step in range(3):
+            mirror.write({"step": step, "loss": 1.0})
+    run = (tmp_path / "wandb_id.txt").read_text()
+    assert len(list(tmp_path.glob(f"wandb/offline-run-*/run-{run}.wandb"))) == 1  # wandb fills it in its own time
+
+
+def test_off_does_not_import_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)  # an import would raise
+    with Mirror(tmp_path, "off", {}) as mirror:
+        mirror.write({"step": 1})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failing_mirror_is_said_once(tmp_path, wandb):
+    wandb.run.fail_at = 2
+    with (
+        Mirror(tmp_path, "offline", {}) as mirror,
+        pytest.warns(RuntimeWarning, match="metrics.jsonl alone: ConnectionError") as said,
+    ):
+        for step in (1, 2, 3):
+            mirror.write({"step": step})
+    assert len(said) == 1 and wandb.run.logged == [1]
+
+
+def test_a_missing_wandb_is_said_once(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.warns(RuntimeWarning, match="wandb failed, training goes on with metrics.jsonl alone") as said:
+        with Mirror(tmp_path, "online", {}) as mirror:
+            mirror.write({"step": 1})
+    assert len(said) == 1
+
+
+def test_sigterm_again_and_again_and_sigint_once():
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    with StopRequest() as stop:
+        assert not stop.requested
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.requested
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            signal.pause()
+    assert {number: signal.getsignal(number) for number in before} == before
+
+
+def test_each_batch_is_drawn_once_in_order_and_one_ahead():
+    drawn, second = [], threading.Event()
+
+    def draw(step):
+        drawn.append(step)
+        if step == 4:
+            second.set()
+        return step * 10
+
+    batches = ahead(draw, 3, 6)
+    assert next(batches) == 30
+    assert second.wait(5) and drawn == [3, 4]  # the next is drawn while the first is in use, and no further
+    assert list(batches) == [40, 50] and drawn == [3, 4, 5]
+    assert list(ahead(draw, 3, 3)) == []
+
+
+def test_a_failing_draw_is_raised_where_it_is_due():
+    batches = ahead(lambda step: 1 // (2 - step), 0, 5)
+    assert [next(batches), next(batches)] == [0, 1]
+    with pytest.raises(ZeroDivisionError):
+        next(batches)
