@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from dynexit.exits.run import run_all, run_full, run_until
     from dynexit.exits.steps import stacked_step, switched_step, tied_step
     from dynexit.exits.stream import run_stream
+    from dynexit.exits.tiling import Tiling
+    from dynexit.exits.tune import Tuned, tune
 
 __version__ = "0.1.0"
 _NAMES = {
@@ -28,6 +30,8 @@ _NAMES = {
     "Model": "core.types",
     "Source": "core.types",
     "Step": "core.types",
+    "Tiling": "exits.tiling",
+    "Tuned": "exits.tune",
     "analysis": "",
     "backbones": "",
     "calibration": "",
@@ -49,6 +53,7 @@ _NAMES = {
     "take": "core.stacking",
     "tied_step": "exits.steps",
     "training": "",
+    "tune": "exits.tune",
     "unstack": "core.stacking",
 }
 __all__ = [
@@ -59,6 +64,8 @@ __all__ = [
     "Model",
     "Source",
     "Step",
+    "Tiling",
+    "Tuned",
     "__version__",
     "analysis",
     "backbones",
@@ -81,6 +88,7 @@ __all__ = [
     "take",
     "tied_step",
     "training",
+    "tune",
     "unstack",
 ]
 __getattr__, __dir__ = attach(__name__, _NAMES)

@@ -44,7 +44,7 @@ class Settings:
 SMOKE = Settings(
     model=Model(width=32, depth=3),
     training=Training(steps=60, batch_size=32, checkpoint_every=30, warmup=0.1),
-    evaluation=Evaluation(batch_size=16, repeats=1),
+    evaluation=Evaluation(batch_size=16, repeats=1, tune=False),
 )
 
 

@@ -14,6 +14,7 @@ from dynexit.analysis.predictions import predict, prepared
 from dynexit.calibration.curve import Curve, Predictions, curve
 from dynexit.core.types import Experiment, PyTree
 from dynexit.exits.replay import replay
+from dynexit.exits.tune import Tuned, tune
 
 FEW = 8  # batches that contenders and curve points are timed on
 
@@ -88,6 +89,7 @@ class Evaluated(NamedTuple):
       nan_exits: exits read with a NaN, over all rows.
       agreement: fraction of rows whose live answer and exit equal the replay of the stored outputs.
       timings, curve, timed: see there.
+      tuned: schedule and tiles of the dynamic program, or None for the engine's defaults.
     """
 
     predictions: Predictions
@@ -100,6 +102,7 @@ class Evaluated(NamedTuple):
     timings: Timings
     curve: Curve
     timed: TimedPoints
+    tuned: Tuned | None
 
 
 class Programs(NamedTuple):
@@ -110,14 +113,15 @@ class Programs(NamedTuple):
     masked: Callable[[PyTree, PyTree], Ran]
 
 
-def programs(experiment: Experiment, params: PyTree, batch_size: int) -> Programs:
-    """The programs that are compared: full depth whole and in tiles, dynamic depth compacted and masked."""
+def programs(experiment: Experiment, params: PyTree, batch_size: int, tuned: Tuned | None = None) -> Programs:
+    """The programs that are compared: full depth whole and in tiles, dynamic depth as tuned and masked."""
     model, method = experiment.model, experiment.method
     full = {"full": jax.jit(lambda p, x: latency.full_depth(model, method, p, x))}
     for tile in latency.TILES:
         if tile < batch_size and batch_size % tile == 0:
             full[f"full tiled {tile}"] = jax.jit(lambda p, x, t=tile: latency.full_depth_tiled(model, method, p, x, t))
-    run = jax.jit(lambda p, point, x: latency.dynamic_depth(model, method, p, point, x))
+    chosen = ("auto", None) if tuned is None else (tuned.schedule, tuned.tile)
+    run = jax.jit(lambda p, point, x: latency.dynamic_depth(model, method, p, point, x, *chosen))
     masked = jax.jit(lambda p, point, x: latency.dynamic_depth(model, method, p, point, x, "masked"))
     return Programs(
         {name: lambda x, f=f: f(params, x) for name, f in full.items()},
@@ -132,6 +136,7 @@ def evaluate(
     costs: RowCosts,
     point: PyTree,
     points: PyTree,
+    exits: np.ndarray,
     evaluation: Any,
     say: Callable[[str], None],
 ) -> Evaluated:
@@ -143,6 +148,7 @@ def evaluate(
       costs: FLOPs per row, of `costs_of`.
       point: the operating point that calibration chose.
       points: all candidate points, leaves `[K, ...]`; only drawn, never chosen from.
+      exits: int64 `[M]`, the exits that calibration examples took there, for tuning.
       evaluation: `core.settings.Evaluation`.
       say: gets a line for every phase.
     """
@@ -153,21 +159,27 @@ def evaluate(
     exit_classes = np.asarray(jax.jit(jax.vmap(experiment.method.predict))(predictions.outputs))
     drawn = curve(predictions, points, experiment.method.criterion, experiment.method.predict, costs.until, replay)
 
+    tuned = None
+    if evaluation.tune:
+        say("tuning: what tiles of every size cost on this device")
+        state = jax.jit(experiment.model.embed)(params, batches[0])
+        tuned = tune(experiment.model.steps(params), state, experiment.model.depth, exits)
+        say(f"tuned: {tuned}")
     say(f"test split: timing full and dynamic depth side by side, {evaluation.repeats} times")
-    calls = programs(experiment, params, evaluation.batch_size)
+    calls = programs(experiment, params, evaluation.batch_size, tuned)
     ran = jax.tree.map(lambda *a: np.concatenate([np.atleast_1d(x) for x in a]), *[calls.dynamic(point, x) for x in batches])
-    exits = np.searchsorted(costs.depths, ran.exit_depth)
-    timings = _time(calls, point, batches, evaluation, costs, exits, int(ran.rows_executed.sum()))
+    taken = np.searchsorted(costs.depths, ran.exit_depth)
+    timings = _time(calls, point, batches, evaluation, costs, taken, int(ran.rows_executed.sum()))
     say("test split: timing points along the curve")
     timed = _time_points(calls, points, drawn, batches, evaluation, timings.full_program)
 
     rows = len(predictions.labels)
-    answered, exits = ran.classes[:rows], exits[:rows]
+    answered, taken = ran.classes[:rows], taken[:rows]
     again = jax.jit(lambda point, outputs: replay(experiment.method.criterion(point), outputs))(point, predictions.outputs)
     replayed = np.asarray(experiment.method.predict(again.output)), np.asarray(again.exit)
-    agreement = float(np.mean((replayed[0] == answered) & (replayed[1] == exits)))
+    agreement = float(np.mean((replayed[0] == answered) & (replayed[1] == taken)))
     nans = int(ran.nan_exits[:rows].sum())
-    return Evaluated(predictions, costs, exit_classes, answered, exits, nans, agreement, timings, drawn, timed)
+    return Evaluated(predictions, costs, exit_classes, answered, taken, nans, agreement, timings, drawn, timed, tuned)
 
 
 def _time(calls: Programs, point, batches, evaluation, costs: RowCosts, exits: np.ndarray, executed: int) -> Timings:

@@ -72,10 +72,12 @@ class Ran(NamedTuple):
     rows_executed: Array
 
 
-def dynamic_depth(model: Model, method: Method, params: PyTree, point: PyTree, inputs: PyTree, schedule: Any = "auto") -> Ran:
-    """Each row only as deep as the method's criterion at `point` asks."""
-    state = model.embed(params, inputs)
-    halted = run_until(model.steps(params), state, model.depth, method.criterion(point), schedule=schedule)
+def dynamic_depth(
+    model: Model, method: Method, params: PyTree, point: PyTree, inputs: PyTree, schedule: Any = "auto", tile: Any = None
+) -> Ran:
+    """Each row only as deep as the method's criterion at `point` asks; `schedule` and `tile` as in `run_until`."""
+    state, criterion = model.embed(params, inputs), method.criterion(point)
+    halted = run_until(model.steps(params), state, model.depth, criterion, schedule, tile, keep_state=False)
     return Ran(method.predict(halted.output), halted.exit_depth, halted.nan_exits, halted.rows_executed)
 
 

@@ -41,6 +41,7 @@ def report(evaluated: Evaluated, point: Any, about: dict) -> dict:
         "seconds_spread": {"full": _spread(t.full), "dynamic": _spread(t.compacted), "masked": _spread(t.masked)},
         "full_program": t.full_program,
         "full_programs": {name: timing.median for name, timing in t.contenders.items()},
+        "tuned": str(e.tuned) if e.tuned else "not tuned: the engine's default tiles",
         "rows_timed": t.rows,
         "examples": len(e.predictions.labels),
         "flops_full": c.full,
@@ -124,6 +125,7 @@ def markdown(content: dict) -> str:
         f"- Full depth is the quickest of {', '.join(r['full_programs'])}, and reads the last exit alone. Ideal time is its "
         f"time x {r['flops_ratio_blocks']:.3f}, the fraction of block FLOPs needed: {r['seconds_ideal']:.4f} s. The "
         f"compacted schedule was {r['occupancy']:.1%} occupied.",
+        f"- Schedule and tiles, chosen with the exits of the calibration split: {r['tuned']}.",
         f"- Live answers and exits equal the replay of stored outputs for {r['live_equals_replay']:.2%} of the rows; "
         f"{r['nan_exits']} exits held a NaN.",
     ]

@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dynexit.backbones.parts import Apply, Norm, block_names, check_input, initial, initial_stack
 from dynexit.core.checks import positive_integer
@@ -11,17 +12,21 @@ from dynexit.exits import stacked_step
 
 
 class Embed(nn.Module):
-    """Patches of images `[b, H, W, C]` as tokens `[b, L, D]`, with learned positions."""
+    """Patches of images `[b, H, W, C]`, cut out every `stride` pixels, as tokens `[b, L, D]`, with learned positions."""
 
     patch: int
+    stride: int
     width: int
 
     @nn.compact
     def __call__(self, images):
-        b, height, wide, channels = images.shape
-        p = self.patch
-        patches = images.reshape(b, height // p, p, wide // p, p, channels).transpose(0, 1, 3, 2, 4, 5)
-        tokens = nn.Dense(self.width, dtype=images.dtype, name="patches")(patches.reshape(b, -1, p * p * channels))
+        p, s = self.patch, self.stride
+        at = lambda size: np.arange(0, size - p + 1, s)[:, None] + np.arange(p)  # [patches, p]
+        rows, columns = at(images.shape[1]), at(images.shape[2])
+        patches = images[:, rows[:, None, :, None], columns[None, :, None, :]]  # [b, patches, patches, p, p, C]
+        tokens = nn.Dense(self.width, dtype=images.dtype, name="patches")(
+            patches.reshape(len(images), rows.shape[0] * columns.shape[0], -1)
+        )
         positions = self.param("positions", nn.initializers.normal(0.02), (tokens.shape[1], self.width))
         return tokens + positions.astype(tokens.dtype)[None]
 
@@ -53,23 +58,27 @@ class Head(nn.Module):
         return nn.Dense(self.classes, dtype=x.dtype, name="logits")(Norm(name="norm")(x.mean(axis=1)))
 
 
-def vit(image: tuple[int, int, int], classes: int, *, patch: int, width: int, depth: int, heads: int) -> Model:
+def vit(
+    image: tuple[int, int, int], classes: int, *, patch: int, width: int, depth: int, heads: int, stride: int | None = None
+) -> Model:
     """A vision transformer whose every block has an exit head of its own.
 
     Args:
       image: height, width and channels of the input.
       classes: C.
-      patch: side of a patch in pixels; the L = (height / patch) (width / patch) tokens have D = `width` channels.
+      patch: side of a patch in pixels.
       width: D, a multiple of `heads`.
       depth: blocks N.
       heads: attention heads.
+      stride: pixels from one patch to the next; None for `patch`. A smaller stride makes patches overlap (T2T-ViT, Yuan et al.,
+        2021): L = ((height - patch) / stride + 1) ((width - patch) / stride + 1) tokens.
 
     Returns:
       A homogeneous `Model`: inputs `[B, height, width, channels]` floating point, outputs logits `[E, B, C]` with E = N; the
       compute type is that of the inputs.
 
     Raises:
-      ValueError, TypeError: a number below 1, `patch` that does not divide the image, `width` not a multiple of `heads`.
+      ValueError, TypeError: a number below 1, patches that leave pixels over, `width` not a multiple of `heads`.
 
     Example:
       >>> model = vit((8, 8, 1), 10, patch=4, width=8, depth=2, heads=2)
@@ -77,15 +86,19 @@ def vit(image: tuple[int, int, int], classes: int, *, patch: int, width: int, de
       >>> model.embed(params, jnp.zeros((3, 8, 8, 1))).shape
       (3, 4, 8)
     """
-    for name, value in dict(classes=classes, patch=patch, width=width, depth=depth, heads=heads).items():
+    stride = patch if stride is None else stride
+    for name, value in dict(classes=classes, patch=patch, width=width, depth=depth, heads=heads, stride=stride).items():
         positive_integer(value, name)
-    if image[0] % patch or image[1] % patch:
+    if stride == patch and (image[0] % patch or image[1] % patch):
         raise ValueError(f"`patch` must divide the image of {image[0]} x {image[1]} pixels, got {patch}")
+    if min(image[:2]) < patch or stride > patch or (image[0] - patch) % stride or (image[1] - patch) % stride:
+        raise ValueError(f"`stride` must be 1..{patch} and reach the last of {image[0]} x {image[1]} pixels, got {stride}")
     if width % heads:
         raise ValueError(f"`width` must be a multiple of the {heads} `heads`, got {width}")
-    embed, block, head = Embed(patch, width), Apply(Block(heads), "block"), Apply(Head(classes), "head")
+    embed, block, head = Embed(patch, stride, width), Apply(Block(heads), "block"), Apply(Head(classes), "head")
     pixels = jax.ShapeDtypeStruct((1, *image), jnp.float32)
-    tokens = jax.ShapeDtypeStruct((1, image[0] // patch * (image[1] // patch), width), jnp.float32)
+    count = ((image[0] - patch) // stride + 1) * ((image[1] - patch) // stride + 1)
+    tokens = jax.ShapeDtypeStruct((1, count, width), jnp.float32)
 
     def init(key):
         keys = jax.random.split(key, 3)

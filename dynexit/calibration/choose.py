@@ -56,11 +56,14 @@ def choose(
     replay: Callable[[Criterion, PyTree], Halted],
     accept_loss: float | None = None,
     budget: float | None = None,
+    accept_flips: float | None = None,
 ) -> Choice:
     """The cheapest point that loses at most so much accuracy, or the most accurate that costs at most so much.
 
     Exactly one of the two rules:
-      accept_loss: cheapest with accuracy >= accuracy of full depth - accept_loss; equal costs: the more accurate.
+      accept_loss: cheapest with accuracy >= accuracy of full depth - accept_loss; equal costs: the more accurate. With
+        `accept_flips` also: at most that fraction of the rows right at full depth and wrong at the point, whatever other rows
+        gain; a stricter promise, for splits so small that gains and losses cancel by luck.
       budget: most accurate with mean cost <= budget x cost of full depth; equal accuracies: the cheaper.
 
     Args:
@@ -69,6 +72,7 @@ def choose(
       criterion, predict, costs, replay: as in `dynexit.calibration.curve`.
       accept_loss: fraction of the rows, in 0..1.
       budget: fraction of full depth's FLOPs, in 0..1, 0 excluded.
+      accept_flips: fraction of the rows, in 0..1, or None for any.
 
     Returns:
       `Choice`.
@@ -97,7 +101,7 @@ def choose(
     found = curve(predictions, points, criterion, predict, costs, replay)
     full = float(np.asarray(costs, np.float64)[-1])
     if accept_loss is not None:
-        k, accepted = _cheapest(found, accept_loss)
+        k, accepted = _cheapest(found, accept_loss, 1.0 if accept_flips is None else accept_flips)
     else:
         k, accepted = _most_accurate(found, budget, full)
     return Choice(
@@ -139,10 +143,11 @@ def refuse_same_split(choice: Choice, predictions: Predictions) -> None:
         )
 
 
-def _cheapest(found: Curve, accept_loss: float) -> tuple[int, str]:
-    if not 0 <= accept_loss <= 1:
-        raise ValueError(f"`accept_loss` must lie in 0..1, a fraction of the rows, got {accept_loss}")
-    allowed = found.accuracy >= found.accuracy_full - accept_loss - SLACK
+def _cheapest(found: Curve, accept_loss: float, accept_flips: float) -> tuple[int, str]:
+    for name, value in (("accept_loss", accept_loss), ("accept_flips", accept_flips)):
+        if not 0 <= value <= 1:
+            raise ValueError(f"`{name}` must lie in 0..1, a fraction of the rows, got {value}")
+    allowed = (found.accuracy >= found.accuracy_full - accept_loss - SLACK) & (found.flips <= accept_flips + SLACK)
     if not allowed.any():
         raise ValueError(
             f"`points` hold none that loses at most {accept_loss:g} of accuracy {found.accuracy_full:.4f}; the best has "
@@ -150,7 +155,8 @@ def _cheapest(found: Curve, accept_loss: float) -> tuple[int, str]:
         )
     order = np.lexsort((-found.accuracy, found.cost))
     k = int(order[allowed[order]][0])
-    return k, f"cheapest of {len(allowed)} points that loses at most {accept_loss:g} of full depth's accuracy"
+    flips = "" if accept_flips == 1 else f" and turns at most {accept_flips:g} of the rows from right to wrong"
+    return k, f"cheapest of {len(allowed)} points that loses at most {accept_loss:g} of full depth's accuracy{flips}"
 
 
 def _most_accurate(found: Curve, budget: float | None, full: float) -> tuple[int, str]:

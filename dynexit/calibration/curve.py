@@ -38,6 +38,8 @@ class Curve(NamedTuple):
       exit_fraction: float64 `[K, E]`, achieved fraction of rows that left at each exit.
       accuracy_full: accuracy of the last exit.
       standard_error: float64 `[K]`, of accuracy - accuracy_full, from the paired differences of the rows.
+      flips: float64 `[K]`, fraction of rows that the last exit gets right and the point wrong (negative flips, Yan et al. 2021,
+        arXiv 2011.09161): accuracy lost before what other rows gain is set against it.
     """
 
     accuracy: np.ndarray
@@ -46,6 +48,7 @@ class Curve(NamedTuple):
     exit_fraction: np.ndarray
     accuracy_full: float
     standard_error: np.ndarray
+    flips: np.ndarray
 
 
 def curve(
@@ -88,6 +91,7 @@ def curve(
         fractions,
         float(right_full.mean()),
         change.std(axis=1) / np.sqrt(len(labels)),
+        (change < 0).mean(axis=1),
     )
 
 

@@ -10,7 +10,7 @@ from dynexit.cli.run_folder import reopen
 from dynexit.cli.settings import Flag, SettingsError, parse
 from dynexit.core.settings import Calibration, faults
 
-USAGE = "dynexit calibrate RUN --accept-loss 0.005 | --budget 0.5"
+USAGE = "dynexit calibrate RUN --accept-loss 0.005 [--accept-flips 0.002] | --budget 0.5"
 
 
 def calibrate(argv: Sequence[str]) -> int:
@@ -19,12 +19,15 @@ def calibrate(argv: Sequence[str]) -> int:
     flags = (
         Flag("accept_loss", float | None, None, "accuracy that may be lost against full depth, as a fraction"),
         Flag("budget", float | None, None, "fraction of full-depth FLOPs that may be spent"),
+        Flag("accept_flips", float | None, None, "with --accept-loss: fraction of rows that may turn from right to wrong"),
         EXPERIMENT,
     )
     options, _ = parse(rest, "dynexit calibrate RUN", flags)
     if (options["accept_loss"] is None) == (options["budget"] is None):
         raise SettingsError(f"exactly one of --accept-loss and --budget is wanted\nusage: {USAGE}")
-    rule = Calibration(options["accept_loss"], options["budget"])
+    if options["accept_flips"] is not None and options["accept_loss"] is None:
+        raise SettingsError(f"--accept-flips goes with --accept-loss\nusage: {USAGE}")
+    rule = Calibration(options["accept_loss"], options["budget"], options["accept_flips"])
     if found := faults(rule):
         raise SettingsError("; ".join(found))
     run = reopen(Path(words[0]), Path(options["experiment"]) if options["experiment"] else None, say)

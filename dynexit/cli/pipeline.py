@@ -81,6 +81,7 @@ def finish(run: Run, experiment: Any, params: Any, step: int, rule: Calibration)
       The content of `report.json`.
     """
     import jax
+    import numpy as np
 
     from dynexit import analysis
     from dynexit.calibration.choose import refuse_same_split
@@ -88,7 +89,9 @@ def finish(run: Run, experiment: Any, params: Any, step: int, rule: Calibration)
     evaluation = run.settings.evaluation
     params = jax.device_put(jax.device_get(params), jax.devices()[0])  # training spreads them; timing is of one device
     costs, points, choice, chosen = _calibrate(run, experiment, params, rule)
-    evaluated = analysis.evaluate(experiment, params, costs, choice.point, points, evaluation, say)
+    rows_per_exit = np.rint(choice.exit_fraction * choice.rows).astype(int)
+    exits = np.repeat(np.arange(len(rows_per_exit)), rows_per_exit)
+    evaluated = analysis.evaluate(experiment, params, costs, choice.point, points, exits, evaluation, say)
     refuse_same_split(choice, evaluated.predictions)
     about = {
         "name": run.recorded["name"],
@@ -143,7 +146,8 @@ def _calibrate(run: Run, experiment: Any, params: Any, rule: Calibration) -> tup
     accept_loss = rule.accept_loss if rule.budget is None else None
     # full depth as it is reported reads the last exit alone; a network that reads them all costs a little more
     budget = None if rule.budget is None else rule.budget * costs.full / costs.until[-1]
-    choice = choose(held_out, points, method.criterion, method.predict, costs.until, replay, accept_loss, budget)
+    flips = rule.accept_flips if rule.budget is None else None
+    choice = choose(held_out, points, method.criterion, method.predict, costs.until, replay, accept_loss, budget, flips)
     chosen = {
         "rule": dataclasses.asdict(rule),
         "chosen_by": choice.accepted,

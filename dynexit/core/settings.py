@@ -59,12 +59,16 @@ class Calibration:
     """accuracy that may be lost against full depth, as a fraction: the cheapest point within it is taken"""
     budget: float | None = None
     """fraction of full-depth FLOPs that may be spent: the most accurate point within it is taken; replaces accept_loss"""
+    accept_flips: float | None = None
+    """with accept_loss: fraction of rows that may turn from right at full depth to wrong, gains elsewhere not counted; None: any"""
 
     def faults(self) -> list[str]:
         """Out-of-range values, one sentence each."""
         found = []
         if self.accept_loss is not None:
             found += between(self, 0.0, 1.0, "accept_loss")
+        if self.accept_flips is not None:
+            found += between(self, 0.0, 1.0, "accept_flips")
         if self.budget is not None:
             found += [] if 0 < self.budget <= 1 else [f"budget must lie above 0 and up to 1, got {self.budget}"]
         if self.accept_loss is None and self.budget is None:
@@ -80,6 +84,8 @@ class Evaluation:
     """rows per call of the compiled program"""
     repeats: int = 7
     """interleaved timings of each program; the median is reported"""
+    tune: bool = True
+    """measure what tiles cost and choose their sizes before timing (`dx.tune`)"""
 
     def faults(self) -> list[str]:
         """Out-of-range values, one sentence each."""

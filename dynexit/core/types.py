@@ -72,7 +72,8 @@ class Halted(NamedTuple):
       output: leaves `[B, ...]`, what the row's exit read.
       exit: int32 `[B]`, index of the exit taken, 0..E-1.
       exit_depth: int32 `[B]`, blocks executed for the row, 1..N.
-      state: leaves `[B, ...]` as the row left it; for a sequence of stages a tuple with one entry a stage.
+      state: leaves `[B, ...]` as the row left it; for a sequence of stages a tuple with one entry a
+        stage; None where it was not kept.
       memory: the criterion's memory, leaves `[B, ...]`.
       nan_exits: int32 `[B]`, exits at which the row's output held a NaN; a NaN means "do not leave".
       rows_executed: int32 `[]`, rows x steps that really ran, padding included.

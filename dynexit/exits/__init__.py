@@ -11,8 +11,12 @@ if TYPE_CHECKING:
     from dynexit.exits.run import run_all, run_full, run_until
     from dynexit.exits.steps import stacked_step, switched_step, tied_step
     from dynexit.exits.stream import run_stream
+    from dynexit.exits.tiling import Tiling
+    from dynexit.exits.tune import Tuned, tune
 
 __all__ = [
+    "Tiling",
+    "Tuned",
     "criteria",
     "replay",
     "run_all",
@@ -23,10 +27,13 @@ __all__ = [
     "stacked_step",
     "switched_step",
     "tied_step",
+    "tune",
 ]
 __getattr__, __dir__ = attach(
     __name__,
     {
+        "Tiling": "tiling",
+        "Tuned": "tune",
         "criteria": "",
         "replay": "replay",
         "run_all": "run",
@@ -37,5 +44,6 @@ __getattr__, __dir__ = attach(
         "stacked_step": "steps",
         "switched_step": "steps",
         "tied_step": "steps",
+        "tune": "tune",
     },
 )

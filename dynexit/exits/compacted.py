@@ -1,14 +1,18 @@
 """The compacted schedule: a block runs on tiles of rows that are still alive, so its time follows their number.
 
-Rows live in *places* 0..B-1, the live ones first, and `row_at` says which row stands at a place. A block takes the live places as
-contiguous tiles: as many full ones as there are (a loop whose trip count is known at run time only), then the remainder in tiles
-of a quarter of that size, and so on down to the smallest that is worth reading the weights for; only there may some rows be
-computed in vain. After the block every row that left from among the places still needed changes places with a live one from beyond
-them. At the end the places are put back into the order of the batch.
+Live rows stand in places 0, 1, ... of one set of buffers. A block takes them tile by tile; after each tile those of its rows that
+go on are written back without a gap behind the survivors of the tiles before, and those that leave are appended to a second set
+of buffers, in the order in which they left:
+
+    live   a b c d | e f g h | i j . .        tiles of 4; b, c and h leave, the last tile holds two rows of no one
+           a d e f   g i j                    after the block
+    gone   b c h
+
+So nothing but the tile at hand is ever moved, and no row is ever looked for. How many tiles of which size cover n rows is planned
+while tracing (`tiling.py`). At the end the departed rows, by then all, are put back into the order of the batch.
 """
 
-import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,126 +20,180 @@ from jax import lax
 
 from dynexit.core.checks import Stage
 from dynexit.core.types import Array, Criterion, PyTree
-from dynexit.exits.rows import Rows, forget_departed, last_exit, read_exit, where_rows, zeros
+from dynexit.exits.rows import Rows, last_exit, read_exit, where_rows, zeros
+from dynexit.exits.tiling import Tiling
+
+
+class Live(NamedTuple):
+    """Rows that go on, in places 0..count-1 of leaves `[B, ...]`; what stands beyond is left over."""
+
+    state: PyTree
+    memory: PyTree
+    row: Array
+    nan_exits: Array
+
+
+class Gone(NamedTuple):
+    """Rows that have left, in the order in which they did; the leaves have room for the end of a tile beyond B."""
+
+    state: PyTree
+    output: PyTree
+    memory: PyTree
+    row: Array
+    nan_exits: Array
+    exit: Array
+
+
+class Course(NamedTuple):
+    """Where a run stands: the rows, how many of them live and how many have left, and rows x steps so far (int32 `[]`)."""
+
+    live: Live
+    gone: Gone
+    alive: Array
+    left: Array
+    executed: Array
 
 
 def run_compacted(
-    stages: tuple[Stage, ...], criterion: Criterion, rows: Rows, spaces: tuple[PyTree, ...], tile: int
+    stages: tuple[Stage, ...],
+    criterion: Criterion,
+    rows: Rows,
+    spaces: tuple[PyTree, ...],
+    tilings: tuple[Tiling, ...],
+    keep_state: bool,
 ) -> tuple[Rows, tuple]:
     """As `run_masked`, on tiles of live rows.
 
     Args:
       stages, criterion, rows, spaces: as there.
-      tile: rows per tile, 1..B.
+      tilings: of each stage.
+      keep_state: whether the second result is wanted; else it is empty.
     """
     batch = rows.alive.shape[0]
-    row_at, live = jnp.arange(batch, dtype=jnp.int32), jnp.int32(batch)
+    tilings = tuple(tiling.within(batch) for tiling in tilings)
+    room = batch + max(tiling.sizes[0] for tiling in tilings) - 1
+    roomy = lambda tree: jax.tree.map(lambda a: jnp.zeros((room, *a.shape[1:]), a.dtype), tree)
+    count = jnp.zeros(room, jnp.int32)
+    course = Course(
+        Live(rows.state, rows.memory, jnp.arange(batch, dtype=jnp.int32), rows.nan_exits),
+        Gone(None, roomy(rows.output), roomy(rows.memory), count, count, count),
+        jnp.int32(batch),
+        jnp.int32(0),
+        rows.executed,
+    )
     states = []
-    for stage, space in zip(stages, spaces, strict=True):
-        if stage.steps > 1:
-            rows, row_at, live = _loop(stage, criterion, rows, row_at, live, tile, last_exit(stages))
-        else:
-            source, rows = rows.state, rows._replace(state=zeros(space))
-            rows = _advance(stage, jnp.int32(0), criterion, rows, live, tile, last_exit(stages), source)
-            rows, row_at, live = _close_ranks(rows, row_at)
-        states.append((rows.state, row_at))
-    back = lambda tree, row_at: jax.tree.map(lambda a: a[_inverse(row_at)], tree)
-    account = back(rows[1:-1], row_at)
-    return Rows._make((rows.state, *account, rows.executed)), tuple(back(state, places) for state, places in states)
+    for stage, space, tiling in zip(stages, spaces, tilings, strict=True):
+        before = course.left
+        course = course._replace(gone=course.gone._replace(state=roomy(space) if keep_state else None))
+        run = _once if stage.steps == 1 else _loop
+        course = run(stage, criterion, course, space, tiling, last_exit(stages))
+        if keep_state:
+            states.append((course.gone.state, before, course.live, course.alive, course.left))
+    gone = course.gone
+    place = _inverse(gone.row[:batch])
+    back = lambda tree: jax.tree.map(lambda a: a[place], tree)
+    account = Rows(
+        state=None,
+        output=back(gone.output),
+        exit=gone.exit[place],
+        memory=back(gone.memory),
+        alive=jnp.zeros(batch, bool),
+        nan_exits=gone.nan_exits[place],
+        executed=course.executed,
+    )
+    return account, tuple(_state_after(*stage, place) for stage in states)
 
 
-def tile_sizes(tile: int, least: int) -> tuple[int, ...]:
-    """The full tile, then ever smaller ones for the rows that remain: a quarter each time, down to `least` rows."""
-    sizes = [tile]
-    while sizes[-1] > least:
-        sizes.append(max(least, sizes[-1] // 4))
-    return tuple(sizes)
-
-
-def default_tile(state: Any, batch: int) -> int:
-    """A tile whose rows fit the cache of one core: a power of two, 8..128 rows of together about half a megabyte of state."""
-    return min(batch, max(8, min(128, _rows_of(2**19, state))))
-
-
-def least_tile(state: Any, tile: int) -> int:
-    """The tile below which time hardly falls with rows, for the weights are read all the same: 8 kB of state, 4 rows at most."""
-    return min(tile, 4, _rows_of(2**13, state))
-
-
-def _rows_of(size: int, state: Any) -> int:
-    """The power of two of rows, at least 1, whose state has about `size` bytes."""
-    row = sum(a.size // a.shape[0] * a.dtype.itemsize for a in jax.tree.leaves(state))
-    return 2 ** max(0, round(math.log2(size / max(1, row))))
-
-
-def _loop(stage: Stage, criterion: Criterion, rows: Rows, row_at: Array, live: Array, tile: int, last: int):
-    if stage.first:
-        rows = forget_departed(rows)
-
+def _loop(stage: Stage, criterion: Criterion, course: Course, space: PyTree, tiling: Tiling, last: int) -> Course:
     def body(carry):
-        i, rows, row_at, live = carry
-        rows = _advance(stage, i, criterion, rows, live, tile, last)
-        return i + 1, *_close_ranks(rows, row_at)
+        i, course = carry
+        return i + 1, _advance(stage, i, criterion, course, course.live.state, tiling, last)
 
-    go_on = lambda carry: (carry[0] < stage.steps) & (carry[3] > 0)
-    return lax.while_loop(go_on, body, (jnp.int32(0), rows, row_at, live))[1:]
+    go_on = lambda carry: (carry[0] < stage.steps) & (carry[1].alive > 0)
+    return lax.while_loop(go_on, body, (jnp.int32(0), course))[1]
 
 
-def _advance(
-    stage: Stage, i: Array, criterion: Criterion, rows: Rows, live: Array, tile: int, last: int, source: PyTree = None
-) -> Rows:
-    """One step on the first `live` places. A step that changes the state's shape reads `source` and writes `rows.state`."""
+def _once(stage: Stage, criterion: Criterion, course: Course, space: PyTree, tiling: Tiling, last: int) -> Course:
+    """A stage of one step, which may change the state's shape: it reads one buffer and writes another."""
+    source = course.live.state
+    course = course._replace(live=course.live._replace(state=zeros(space)))
+    return _advance(stage, jnp.int32(0), criterion, course, source, tiling, last)
+
+
+def _advance(stage: Stage, i: Array, criterion: Criterion, course: Course, source: PyTree, tiling: Tiling, last: int) -> Course:
+    """One step on all live rows, whose states are in `source`."""
+    batch = course.live.row.shape[0]
     weights = stage.step.select(i)  # once per block, not once per tile
+    counts = jnp.asarray(tiling.counts(batch))[course.alive]
     exit = stage.first + i
+    within_loop = source is course.live.state
 
-    def run(rows: Rows, begin: Array, size: int, ragged: bool) -> Rows:
-        start = jnp.minimum(begin, rows.alive.shape[0] - size) if ragged else begin
-        place = start + jnp.arange(size, dtype=jnp.int32)
-        keep = (place >= begin) & (place < live)  # a ragged tile also holds rows that are done, which stay as they are
+    def run(carry, size: int):
+        begin, course = carry  # course.alive counts the survivors so far: those of the tiles before `begin`
+        live = course.live
+        place = begin + jnp.arange(size, dtype=jnp.int32)
         read = lambda tree: jax.tree.map(
             lambda a: a.at[place].get(mode="promise_in_bounds", unique_indices=True, indices_are_sorted=True), tree
         )
-        put = lambda tree, new: jax.tree.map(lambda a, b: lax.dynamic_update_slice_in_dim(a, b, start, 0), tree, new)
-        write = lambda tree, new: put(tree, where_rows(keep, new, read(tree)) if ragged else new)
-        state, output = stage.step.apply(weights, i, read(rows.state if source is None else source))
-        leaves, memory, nan = read_exit(criterion, exit, exit == last, output, read(rows.memory))
-        return Rows(
-            state=write(rows.state, state),
-            output=write(rows.output, output),
-            exit=write(rows.exit, jnp.full(size, exit, jnp.int32)),
-            memory=write(rows.memory, memory),
-            alive=write(rows.alive, ~leaves),
-            nan_exits=write(rows.nan_exits, read(rows.nan_exits) + nan.astype(jnp.int32)),
-            executed=rows.executed + size,
+        state, output = stage.step.apply(weights, i, read(live.state if within_loop else source))
+        leaves, memory, nan = read_exit(criterion, exit, exit == last, output, read(live.memory))
+        occupied = place < total
+        order = _groups(jnp.where(occupied, leaves.astype(jnp.int32), 2))
+        going, leaving = (occupied & ~leaves).sum(dtype=jnp.int32), (occupied & leaves).sum(dtype=jnp.int32)
+        after = Live(state, memory, read(live.row), read(live.nan_exits) + nan.astype(jnp.int32))
+        departed = Gone(
+            None if course.gone.state is None else state,
+            output,
+            memory,
+            after.row,
+            after.nan_exits,
+            jnp.full(size, exit, jnp.int32),
+        )
+        return begin + size, Course(
+            _put(live, after, order, course.alive),
+            _put(course.gone, departed, jnp.roll(order, -going), course.left),
+            course.alive + going,
+            course.left + leaving,
+            course.executed + size,
         )
 
-    done = jnp.int32(0)
-    sizes = tile_sizes(tile, least_tile(rows.state if source is None else source, tile))
-    for size in sizes:
-        ragged = size == sizes[-1] > 1
-        count = (live - done + (size - 1 if ragged else 0)) // size
-        turn = lambda t, rows, done=done, size=size, ragged=ragged: run(rows, done + t * size, size, ragged)
-        rows = lax.fori_loop(0, count, turn, rows)
-        done += count * size
-    return rows
+    total = course.alive
+    carry = jnp.int32(0), course._replace(alive=jnp.int32(0))
+    for k, size in enumerate(tiling.sizes):
+        carry = lax.fori_loop(0, counts[k], lambda _, carry, size=size: run(carry, size), carry)
+    return carry[1]
 
 
-def _close_ranks(rows: Rows, row_at: Array) -> tuple[Rows, Array, Array]:
-    """Live rows to the front: those beyond the places still needed change places with rows that left from within them."""
-    batch = row_at.shape[0]
-    place = jnp.arange(batch, dtype=jnp.int32)
-    needed = rows.alive.sum(dtype=jnp.int32)
-    holes = ~rows.alive & (place < needed)
-    movers = rows.alive & (place >= needed)
-    moves = holes.sum(dtype=jnp.int32)
-    kth = lambda mask: jnp.where(place < moves, jnp.nonzero(mask, size=batch, fill_value=0)[0].astype(jnp.int32), batch)
-    hole, mover = kth(holes), kth(movers)  # the k-th of each; beyond the moves out of range, so written nowhere
-    origin = place.at[hole].set(mover, mode="drop").at[mover].set(hole, mode="drop")
-    take = lambda tree: jax.tree.map(lambda a: a.at[origin].get(mode="promise_in_bounds", unique_indices=True), tree)
-    state = lax.cond(moves > 0, take, lambda tree: tree, rows.state)
-    return Rows._make((state, *take(rows[1:-1]), rows.executed)), take(row_at), needed
+def _groups(group: Array) -> Array:
+    """The order of a tile's rows `[t]` by their group, 0..2, and within a group as they stood."""
+    size = group.shape[0]
+    return lax.sort(group * size + jnp.arange(size, dtype=jnp.int32)) % size
 
 
-def _inverse(row_at: Array) -> Array:
+def _put(buffers: Any, tile: Any, order: Array, start: Array) -> Any:
+    """The rows of a tile in the given order, written from place `start` on."""
+    take = lambda a: a.at[order].get(mode="promise_in_bounds", unique_indices=True)
+    return jax.tree.map(lambda a, b: lax.dynamic_update_slice_in_dim(a, take(b), start, 0), buffers, tile)
+
+
+def _state_after(gone: PyTree, before: Array, live: Live, alive: Array, left: Array, place: Array) -> PyTree:
+    """The state of every row after a stage, in the order of the batch; zeros for rows that never came to it.
+
+    Rows at places before..left-1 of `gone` left in the stage; the `alive` rows of `live` went on to the next.
+    """
+    batch = place.shape[0]
+    stands = jnp.arange(batch, dtype=jnp.int32)
+    live_place = jnp.zeros(batch, jnp.int32).at[jnp.where(stands < alive, live.row, batch)].set(stands, mode="drop")
+    here = (place >= before) & (place < left)
+    departed = jax.tree.map(lambda a: jnp.where(_wide(here, a), a[place], jnp.zeros_like(a[:1])), gone)
+    went_on = jax.tree.map(lambda a: a[live_place], live.state)
+    return where_rows(place >= left, went_on, departed)
+
+
+def _wide(mask: Array, like: Array) -> Array:
+    return mask.reshape(mask.shape + (1,) * (like.ndim - 1))
+
+
+def _inverse(row: Array) -> Array:
     """Where each row stands, from which row stands where."""
-    return jnp.zeros_like(row_at).at[row_at].set(jnp.arange(row_at.shape[0], dtype=jnp.int32), unique_indices=True)
+    return jnp.zeros_like(row).at[row].set(jnp.arange(row.shape[0], dtype=jnp.int32), unique_indices=True)

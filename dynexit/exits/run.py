@@ -11,10 +11,11 @@ from jax import lax
 from dynexit.core.checks import Stage, batch_size, check_outputs_agree, check_step, positive_integer, shapes, stages_of
 from dynexit.core.types import Criterion, Halted, PyTree, Step
 from dynexit.exits.combinators import start
-from dynexit.exits.compacted import default_tile, run_compacted
+from dynexit.exits.compacted import run_compacted
 from dynexit.exits.masked import run_masked
 from dynexit.exits.per_row import run_per_row
 from dynexit.exits.rows import begin, exit_depth, last_exit
+from dynexit.exits.tiling import Tiling, default_tiling
 
 Schedule = Literal["auto", "compacted", "masked", "per_row"]
 UNROLLED = 4  # scans no longer than this become straight-line code: on a CPU, convolution gradients are slow inside a loop
@@ -75,7 +76,8 @@ def run_until(
     depth: int | Sequence[int],
     criterion: Criterion,
     schedule: Schedule = "auto",
-    tile: int | None = None,
+    tile: int | Tiling | Sequence[Tiling] | None = None,
+    keep_state: bool = True,
 ) -> Halted:
     """Runs each row only as deep as the criterion asks, inside one compiled program.
 
@@ -89,10 +91,12 @@ def run_until(
       criterion: when a row leaves; its thresholds are traced, and changing them does not recompile.
       schedule: "compacted" runs blocks on tiles of live rows, "masked" runs all rows until the last is done, "per_row" one row
         at a time, "auto" takes "masked" for one row and "compacted" otherwise.
-      tile: rows per tile of the compacted schedule; None for a size that suits the cache.
+      tile: rows of the compacted schedule's largest tile; or a `Tiling`, or one per stage (`dx.tune` measures them); None for
+        sizes that suit most CPUs.
+      keep_state: whether the state with which a row left is kept; False saves a second buffer of the state and the writing of it.
 
     Returns:
-      `Halted`.
+      `Halted`; `state` is None without `keep_state`.
 
     Raises:
       TypeError, ValueError: a faulty step or criterion, thresholds for another number of exits, an empty batch, depth 0, an
@@ -109,14 +113,12 @@ def run_until(
         raise ValueError(f"`schedule` must be one of {', '.join(map(repr, SCHEDULES))}, got {schedule!r}")
     if not isinstance(criterion, Criterion):
         raise TypeError(f"`criterion` must be a dx.Criterion, got {type(criterion).__name__}")
-    if tile is not None:
-        tile = positive_integer(tile, "tile")
-    stages_of(step, depth)
-    return _run_until(freeze(step), state, freeze(depth), criterion, schedule, tile)
+    stages = stages_of(step, depth)
+    return _run_until(freeze(step), state, freeze(depth), criterion, schedule, _checked(tile, len(stages)), keep_state)
 
 
-@functools.partial(jax.jit, static_argnames=("depth", "schedule", "tile"))
-def _run_until(step, state, depth, criterion, schedule, tile) -> Halted:
+@functools.partial(jax.jit, static_argnames=("depth", "schedule", "tile", "keep_state"))
+def _run_until(step, state, depth, criterion, schedule, tile, keep_state) -> Halted:
     stages = stages_of(step, depth)
     spaces, output = walk(stages, state)
     batch = batch_size(state)
@@ -127,10 +129,23 @@ def _run_until(step, state, depth, criterion, schedule, tile) -> Halted:
     elif schedule == "per_row":
         rows, states = run_per_row(stages, criterion, rows, spaces)
     else:
-        tile = min(batch, tile or default_tile(state, batch))
-        rows, states = run_compacted(stages, criterion, rows, spaces, tile)
-    final = states if isinstance(step, tuple) else states[0]
+        if not isinstance(tile, tuple):
+            tile = tuple(default_tiling(space, batch, tile) for space in (state, *spaces[:-1]))
+        rows, states = run_compacted(stages, criterion, rows, spaces, tile, keep_state)
+    final = None if not keep_state else states if isinstance(step, tuple) else states[0]
     return Halted(rows.output, rows.exit, exit_depth(stages, rows.exit), final, rows.memory, rows.nan_exits, rows.executed)
+
+
+def _checked(tile: Any, stages: int) -> Any:
+    """`tile` as None, an integer, or a tuple with a tiling for every stage."""
+    if tile is None:
+        return None
+    if not isinstance(tile, (Tiling, tuple, list)):
+        return positive_integer(tile, "tile")
+    tilings = (tile,) * stages if isinstance(tile, Tiling) else tuple(tile)
+    if len(tilings) != stages or not all(isinstance(t, Tiling) for t in tilings):
+        raise ValueError(f"`tile` must be an integer, a dx.Tiling, or one for each of the {stages} stages, got {tile!r}")
+    return tilings
 
 
 def freeze(x: Any) -> Any:

@@ -62,6 +62,7 @@ def test_curve_is_the_loop():
         np.testing.assert_allclose(found.exit_fraction[k], [(exit == e).mean() for e in range(E)])
         b, c = (full & ~right).sum(), (right & ~full).sum()
         np.testing.assert_allclose(found.standard_error[k], np.sqrt(b + c - (b - c) ** 2 / 200) / 200)
+        np.testing.assert_allclose(found.flips[k], b / 200)
     assert len(set(found.mean_depth.tolist())) > 3
 
 
@@ -87,6 +88,18 @@ def test_the_rules_are_the_loop():
         allowed = [k for k in range(len(found.cost)) if found.accuracy[k] >= found.accuracy_full - loss - 1e-9]
         assert choice.cost == min(found.cost[k] for k in allowed)
         assert choice.accuracy >= choice.accuracy_full - loss - 1e-9
+    dear = {}
+    for flips in (0.0, 0.01, 0.03, 1.0):
+        choice = pick(known, points, accept_loss=0.05, accept_flips=flips)
+        allowed = [
+            k
+            for k in range(len(found.cost))
+            if found.accuracy[k] >= found.accuracy_full - 0.05 - 1e-9 and found.flips[k] <= flips + 1e-9
+        ]
+        assert choice.cost == min(found.cost[k] for k in allowed)
+        dear[flips] = choice.cost
+    assert dear[0.0] > dear[0.01] > dear[0.03] > dear[1.0]
+    assert "turns at most 0.03 of the rows from right to wrong" in pick(known, points, accept_loss=0.05, accept_flips=0.03).accepted
     for budget in (0.3, 0.5, 1.0):
         choice = pick(known, points, budget=budget)
         allowed = [k for k in range(len(found.cost)) if found.cost[k] <= budget * COSTS[-1] + 1e-9]
@@ -155,6 +168,7 @@ FULL = {"threshold": jnp.full((1, E - 1), jnp.inf)}
         ({}, {"budget": 0.5}, ValueError, "`budget` of 0.5 of full depth's FLOPs cannot be met: the cheapest point costs 1."),
         ({}, {"budget": 0.0}, ValueError, "`budget` must lie in 0..1, 0 excluded"),
         ({}, {"accept_loss": 2.0}, ValueError, "`accept_loss` must lie in 0..1"),
+        ({}, {"accept_loss": 0.1, "accept_flips": -0.1}, ValueError, "`accept_flips` must lie in 0..1"),
         ({"labels": KNOWN.labels + 0.5}, {"accept_loss": 0.1}, TypeError, "`predictions.labels` must be integers, got float64"),
         ({"labels": KNOWN.labels[:3]}, {"accept_loss": 0.1}, ValueError, "with E = 5 as `costs` and M = 3 as the labels"),
         (

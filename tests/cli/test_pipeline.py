@@ -94,7 +94,7 @@ def test_a_finished_run_is_measured_again_and_not_trained(run, template, capsys)
 def test_another_rule_is_kept_and_a_changed_file_is_said_aloud(run, template, tmp_path, capsys):
     assert main(["calibrate", str(run), "--budget", "0.7"]) == 0
     calibrated = report(run)
-    assert calibrated["calibration"]["rule"] == {"accept_loss": None, "budget": 0.7}
+    assert calibrated["calibration"]["rule"] == {"accept_loss": None, "budget": 0.7, "accept_flips": None}
     assert calibrated["calibration"]["flops_ratio"] <= 0.7 and "at most" in (run / "report.md").read_text()
     assert "WARNING" not in capsys.readouterr().err
     changed = tmp_path / "mine.py"

@@ -1,0 +1,159 @@
+"""`tune`: measures what tiles of a step cost on the device at hand and chooses tile sizes and a schedule from it.
+
+The engine's time for a block with n live rows is, to a good approximation, the sum of the costs c(s) of its tiles. c is measured
+with the engine itself, for tiles of 1, 2, 4, ... rows and of the whole batch. From it follow the cheapest plan for every n
+(`tiling.py`), the few sizes that are worth compiling, and what every schedule would take:
+
+    compacted   sum over blocks of plan(n_i)        n_i rows live at block i
+    masked      (deepest exit) c(B)
+    per row     sum over blocks of n_i c(1)
+"""
+
+import functools
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dynexit.core.checks import Stage, batch_size, stages_of
+from dynexit.core.types import Criterion, PyTree, Step
+from dynexit.exits.run import run_until, walk
+from dynexit.exits.tiling import Tiling, choose_sizes
+
+MEASURED_ROWS = 16  # small tiles are timed on this many rows, so that the weights are read about once
+DRAWS = 32  # batches drawn from the given depths
+
+
+class Tuned(NamedTuple):
+    """What was chosen, and what it is expected to take.
+
+    Attributes:
+      schedule: "compacted", "masked" or "per_row", for `run_until`.
+      tile: a tiling for every stage, for `run_until`.
+      seconds: expected per batch for every schedule and for "full" depth; blocks and exits alone.
+      costs: for every stage the measured seconds of one tile, by its rows.
+    """
+
+    schedule: str
+    tile: tuple[Tiling, ...]
+    seconds: dict[str, float]
+    costs: tuple[dict[int, float], ...]
+
+    def __str__(self) -> str:
+        sizes = ", ".join("/".join(map(str, t.sizes)) for t in self.tile)
+        expected = ", ".join(f"{name} {1e3 * s:.3g} ms" for name, s in self.seconds.items())
+        return f"{self.schedule}, tiles of {sizes} rows; expected per batch: {expected}"
+
+
+def tune(
+    step: Step | Sequence[Step],
+    state: PyTree,
+    depth: int | Sequence[int],
+    exits: Any = None,
+    sizes: Sequence[int] | None = None,
+    repeats: int = 3,
+) -> Tuned:
+    """Measures a step on this device and chooses the schedule and the tiles that should be quickest.
+
+    Args:
+      step, state, depth: as for `run_until`, with concrete arrays; B is the batch size to tune for.
+      exits: int `[M]`, the exits that examples left at (`replay(criterion, outputs).exit` on held-out data); None for live row
+        counts of 1..B, all as likely.
+      sizes: tile sizes to try; None for 1, 2, 4, ... and B.
+      repeats: how often each is timed; the median counts.
+
+    Returns:
+      `Tuned`; hand `schedule` and `tile` to `run_until`.
+
+    Raises:
+      TypeError, ValueError: as `run_until`; `exits` out of range, `sizes` outside 1..B, `repeats` below 1.
+
+    Example:
+      >>> import dynexit as dx
+      >>> step = dx.stacked_step(lambda p, h: jnp.tanh(h @ p), lambda p, h: h, jnp.ones((3, 4, 4)))
+      >>> tuned = dx.tune(step, jnp.ones((6, 4)), depth=3, sizes=(1, 6), repeats=1)
+      >>> [sorted(costs) for costs in tuned.costs]
+      [[1, 6]]
+    """
+    stages, batch = stages_of(step, depth), batch_size(state)
+    walk(stages, state)
+    total = stages[-1].first + stages[-1].steps
+    if repeats < 1:
+        raise ValueError(f"`repeats` must be at least 1, got {repeats}")
+    tried = sorted({2**k for k in range(batch.bit_length())} | {batch}) if sizes is None else sorted({int(s) for s in sizes})
+    if not tried or tried[0] < 1 or tried[-1] > batch:
+        raise ValueError(f"`sizes` must be within 1..{batch}, the batch size, got {sizes}")
+    live = _live_counts(exits, total, batch)
+    costs, tilings = [], []
+    for stage, entering in zip(stages, _entering(stages, state), strict=True):
+        seconds = _measure(stage, entering, batch, tried, repeats)
+        costs.append(seconds)
+        tilings.append(choose_sizes(seconds, batch, live[:, stage.first : stage.first + stage.steps]))
+    expected = _expected(stages, costs, tilings, live, batch)
+    schedule = min((name for name in expected if name != "full"), key=lambda name: expected[name])
+    return Tuned(schedule, tuple(tilings), expected, tuple(costs))
+
+
+def _live_counts(exits: Any, total: int, batch: int) -> np.ndarray:
+    """Rows live at every step of some batches: int64 `[draws, E]`."""
+    if exits is None:
+        return np.repeat(np.linspace(batch, 1, DRAWS).round().astype(int)[:, None], total, axis=1)
+    exits = np.asarray(exits).reshape(-1)
+    if exits.size == 0 or not np.issubdtype(exits.dtype, np.integer) or exits.min() < 0 or exits.max() >= total:
+        raise ValueError(f"`exits` must be integers within 0..{total - 1}, at least one, got {exits.dtype}{list(exits.shape)}")
+    drawn = np.random.default_rng(0).choice(exits, (DRAWS, batch))
+    return (drawn[:, :, None] >= np.arange(total)).sum(axis=1)
+
+
+def _entering(stages: tuple[Stage, ...], state: PyTree) -> list[PyTree]:
+    """The state of all rows before every stage."""
+    never = Criterion(lambda batch: (), _stay)
+    states = [state]
+    for stage in stages[:-1]:
+        depth = stage.steps * stage.step.blocks
+        states.append(run_until(stage.step, states[-1], depth, never, schedule="masked").state)
+    return states
+
+
+def _stay(i, output, memory):
+    rows = jax.tree.leaves(output)[0].shape[0]
+    return jnp.zeros(rows, bool), memory
+
+
+def _measure(stage: Stage, state: PyTree, batch: int, sizes: Sequence[int], repeats: int) -> dict[int, float]:
+    """Seconds of one tile of each size, the engine's own work on it included; never falling with the size."""
+    never = Criterion(lambda batch: (), _stay)
+    depth = stage.steps * stage.step.blocks
+    calls: dict[int, tuple[Callable[[], Any], int]] = {}
+    for size in sizes:
+        tiles = max(1, min(MEASURED_ROWS, batch) // size)
+        rows = jax.tree.map(lambda a, n=tiles * size: a[:n], state)
+        run = functools.partial(
+            run_until, stage.step, rows, depth, never, schedule="compacted", tile=Tiling((size,), (1.0,)), keep_state=False
+        )
+        jax.block_until_ready(run())
+        calls[size] = run, tiles * stage.steps
+    seconds: dict[int, list[float]] = {size: [] for size in sizes}
+    for _ in range(repeats):
+        for size, (run, tiles) in calls.items():
+            start = time.perf_counter()
+            jax.block_until_ready(run())
+            seconds[size].append((time.perf_counter() - start) / tiles)
+    medians = np.maximum.accumulate([np.median(seconds[size]) for size in sizes])
+    return {size: float(s) for size, s in zip(sizes, medians, strict=True)}
+
+
+def _expected(stages, costs, tilings, live: np.ndarray, batch: int) -> dict[str, float]:
+    """Seconds per batch by schedule, a mean over the drawn batches."""
+    seconds = dict.fromkeys(("compacted", "masked", "per_row", "full"), 0.0)
+    for stage, cost, tiling in zip(stages, costs, tilings, strict=True):
+        n = live[:, stage.first : stage.first + stage.steps]
+        whole = cost[max(cost)] * batch / max(cost)
+        seconds["compacted"] += float(tiling.seconds(batch)[n].sum(axis=1).mean())
+        seconds["masked"] += float((n > 0).sum(axis=1).mean()) * whole
+        seconds["per_row"] += float(n.sum(axis=1).mean()) * cost[min(cost)] / min(cost)
+        seconds["full"] += stage.steps * whole
+    return seconds
