@@ -53,7 +53,7 @@ class Settings:
     data: Data = Data()
     training: Training = Training(steps=2000, batch_size=128, learning_rate=2e-3, remat=False, checkpoint_every=500)
     calibration: Calibration = Calibration(accept_loss=0.002)
-    evaluation: Evaluation = Evaluation(batch_size=128)
+    evaluation: Evaluation = Evaluation(batch_size=128, repeats=3)
     seed: int = 0
     """of weights, data order and augmentation"""
 

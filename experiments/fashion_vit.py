@@ -19,11 +19,11 @@ class Model:
 
     patch: int = 7
     """pixels per side of a patch; divides 28"""
-    width: int = 128
+    width: int = 192
     """channels; a multiple of heads"""
-    depth: int = 8
+    depth: int = 6
     """blocks, each followed by an exit"""
-    heads: int = 4
+    heads: int = 6
     """attention heads"""
 
     def faults(self) -> list[str]:
@@ -58,7 +58,7 @@ class Settings:
     data: Data = Data()
     training: Training = Training(steps=2200, batch_size=128, learning_rate=1e-3, checkpoint_every=550)
     calibration: Calibration = Calibration(accept_loss=0.002)
-    evaluation: Evaluation = Evaluation(batch_size=128)
+    evaluation: Evaluation = Evaluation(batch_size=128, repeats=3)
     seed: int = 0
     """of weights, data order and augmentation"""
 

@@ -11,6 +11,7 @@ from dynexit.analysis.costs import RowCosts
 from dynexit.analysis.curves import spread
 from dynexit.analysis.latency import Ran, Timing
 from dynexit.analysis.predictions import predict, prepared
+from dynexit.calibration.choose import Choice
 from dynexit.calibration.curve import Curve, Predictions, curve
 from dynexit.core.types import Experiment, PyTree
 from dynexit.exits.replay import replay
@@ -134,9 +135,8 @@ def evaluate(
     experiment: Experiment,
     params: PyTree,
     costs: RowCosts,
-    point: PyTree,
+    choice: Choice,
     points: PyTree,
-    exits: np.ndarray,
     evaluation: Any,
     say: Callable[[str], None],
 ) -> Evaluated:
@@ -146,12 +146,12 @@ def evaluate(
       experiment: what was trained.
       params: its parameters.
       costs: FLOPs per row, of `costs_of`.
-      point: the operating point that calibration chose.
+      choice: the operating point that calibration chose; the exits that rows took there are what tiles are tuned for.
       points: all candidate points, leaves `[K, ...]`; only drawn, never chosen from.
-      exits: int64 `[M]`, the exits that calibration examples took there, for tuning.
       evaluation: `core.settings.Evaluation`.
       say: gets a line for every phase.
     """
+    point = choice.point
     say("test split: every exit")
     predictions = predict(experiment, params, experiment.test, evaluation.batch_size)
     inputs = jax.tree.map(np.asarray, jax.jit(lambda x: prepared(experiment, x))(experiment.test.examples()["inputs"]))
@@ -163,6 +163,8 @@ def evaluate(
     if evaluation.tune:
         say("tuning: what tiles of every size cost on this device")
         state = jax.jit(experiment.model.embed)(params, batches[0])
+        left_at = np.rint(choice.exit_fraction * choice.rows).astype(int)
+        exits = np.repeat(np.arange(len(left_at)), left_at)
         tuned = tune(experiment.model.steps(params), state, experiment.model.depth, exits)
         say(f"tuned: {tuned}")
     say(f"test split: timing full and dynamic depth side by side, {evaluation.repeats} times")

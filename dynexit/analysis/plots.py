@@ -271,3 +271,23 @@ def compare_runs(contents: Sequence[dict], names: Sequence[str], path: Path) -> 
     left.legend(fontsize=8, frameon=False, loc="lower right")
     figure.suptitle("Accuracy against compute; stars are the operating points, diamonds full depth", color=INK, fontsize=12)
     return _save(figure, path)
+
+
+def efficiency_by_depth(records: Sequence[dict], path: Path) -> Path:
+    """Efficiency of every program against mean depth, one panel for each network and batch of `dynexit bench`."""
+    keys = ("block", "width", "depth", "dtype", "batch", "distribution")
+    panels = list(dict.fromkeys(tuple(r[k] for k in keys) for r in records))
+    figure, axes = _figure(len(panels), width=4.0)
+    for ax, panel in zip(axes, panels, strict=True):
+        shown = [r for r in records if tuple(r[k] for k in keys) == panel and "efficiency" in r]
+        for color, name in zip(RUNS * 2, dict.fromkeys(r["program"] for r in shown), strict=False):
+            line = sorted((100 * r["mean"], r["efficiency"]) for r in shown if r["program"] == name)
+            ax.plot(*zip(*line, strict=True), "o-", color=color, label=name)
+        ax.axhline(1.0, color=SOFT, linewidth=1)
+        block, width, depth, dtype, batch, distribution = panel
+        ax.set_title(f"{block} {width} x {depth}, {dtype}\nbatch {batch}, {distribution}", fontsize=9)
+        ax.set_xlabel("mean depth, % of all blocks")
+        ax.set_ylim(0, None)
+    axes[0].set_ylabel("efficiency (ideal / measured)")
+    axes[-1].legend(frameon=False, fontsize=8)
+    return _save(figure, Path(path))

@@ -81,7 +81,6 @@ def finish(run: Run, experiment: Any, params: Any, step: int, rule: Calibration)
       The content of `report.json`.
     """
     import jax
-    import numpy as np
 
     from dynexit import analysis
     from dynexit.calibration.choose import refuse_same_split
@@ -89,9 +88,7 @@ def finish(run: Run, experiment: Any, params: Any, step: int, rule: Calibration)
     evaluation = run.settings.evaluation
     params = jax.device_put(jax.device_get(params), jax.devices()[0])  # training spreads them; timing is of one device
     costs, points, choice, chosen = _calibrate(run, experiment, params, rule)
-    rows_per_exit = np.rint(choice.exit_fraction * choice.rows).astype(int)
-    exits = np.repeat(np.arange(len(rows_per_exit)), rows_per_exit)
-    evaluated = analysis.evaluate(experiment, params, costs, choice.point, points, exits, evaluation, say)
+    evaluated = analysis.evaluate(experiment, params, costs, choice, points, evaluation, say)
     refuse_same_split(choice, evaluated.predictions)
     about = {
         "name": run.recorded["name"],

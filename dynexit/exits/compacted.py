@@ -12,6 +12,7 @@ So nothing but the tile at hand is ever moved, and no row is ever looked for. Ho
 while tracing (`tiling.py`). At the end the departed rows, by then all, are put back into the order of the batch.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -71,7 +72,7 @@ def run_compacted(
     """
     batch = rows.alive.shape[0]
     tilings = tuple(tiling.within(batch) for tiling in tilings)
-    room = batch + max(tiling.sizes[0] for tiling in tilings) - 1
+    room = batch + max(tiling.waste(batch) for tiling in tilings)
     roomy = lambda tree: jax.tree.map(lambda a: jnp.zeros((room, *a.shape[1:]), a.dtype), tree)
     count = jnp.zeros(room, jnp.int32)
     course = Course(
@@ -88,7 +89,8 @@ def run_compacted(
         run = _once if stage.steps == 1 else _loop
         course = run(stage, criterion, course, space, tiling, last_exit(stages))
         if keep_state:
-            states.append((course.gone.state, before, course.live, course.alive, course.left))
+            after = course.gone.state, before, course.live, course.alive, course.left
+            states.append(functools.partial(_state_after, *after))
     gone = course.gone
     place = _inverse(gone.row[:batch])
     back = lambda tree: jax.tree.map(lambda a: a[place], tree)
@@ -101,7 +103,7 @@ def run_compacted(
         nan_exits=gone.nan_exits[place],
         executed=course.executed,
     )
-    return account, tuple(_state_after(*stage, place) for stage in states)
+    return account, tuple(state_after(place) for state_after in states)
 
 
 def _loop(stage: Stage, criterion: Criterion, course: Course, space: PyTree, tiling: Tiling, last: int) -> Course:

@@ -53,6 +53,10 @@ class Tiling:
         """How many tiles of each size for n live rows, n = 0..batch: int32 `[batch + 1, sizes]`."""
         return _plans(self.within(batch), batch)[0]
 
+    def waste(self, batch: int) -> int:
+        """The most rows that any plan for up to `batch` live rows computes in vain."""
+        return int((self.counts(batch) @ np.array(self.within(batch).sizes) - np.arange(batch + 1)).max())
+
     def seconds(self, batch: int) -> np.ndarray:
         """What the plan for n live rows costs, n = 0..batch: float64 `[batch + 1]`, in the unit of `costs`."""
         return _plans(self.within(batch), batch)[1]
@@ -60,6 +64,8 @@ class Tiling:
 
 def default_tiling(state: Any, batch: int, tile: int | None = None) -> Tiling:
     """A tiling for rows like those of `state` where nothing has been measured: c(s) = s + a constant.
+
+    The constants are those of two CPU cores. An accelerator has others, and `dx.tune` finds them.
 
     Args:
       state: arrays or shapes `[B, ...]`.

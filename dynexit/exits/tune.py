@@ -69,7 +69,7 @@ def tune(
       `Tuned`; hand `schedule` and `tile` to `run_until`.
 
     Raises:
-      TypeError, ValueError: as `run_until`; `exits` out of range, `sizes` outside 1..B, `repeats` below 1.
+      TypeError, ValueError: as `run_until`; called while tracing; `exits` out of range, `sizes` outside 1..B, `repeats` below 1.
 
     Example:
       >>> import dynexit as dx
@@ -80,6 +80,8 @@ def tune(
     """
     stages, batch = stages_of(step, depth), batch_size(state)
     walk(stages, state)
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((step, state))):
+        raise TypeError("`step` and `state` must be concrete arrays: `tune` measures time, so call it outside of jax.jit")
     total = stages[-1].first + stages[-1].steps
     if repeats < 1:
         raise ValueError(f"`repeats` must be at least 1, got {repeats}")
@@ -148,7 +150,7 @@ def _measure(stage: Stage, state: PyTree, batch: int, sizes: Sequence[int], repe
 
 def _expected(stages, costs, tilings, live: np.ndarray, batch: int) -> dict[str, float]:
     """Seconds per batch by schedule, a mean over the drawn batches."""
-    seconds = dict.fromkeys(("compacted", "masked", "per_row", "full"), 0.0)
+    seconds: dict[str, float] = dict.fromkeys(("compacted", "masked", "per_row", "full"), 0.0)
     for stage, cost, tiling in zip(stages, costs, tilings, strict=True):
         n = live[:, stage.first : stage.first + stage.steps]
         whole = cost[max(cost)] * batch / max(cost)

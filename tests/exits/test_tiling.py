@@ -32,6 +32,7 @@ def test_plans_are_the_cheapest_cover(sizes, costs, batch):
         np.testing.assert_allclose(seconds[n], cheapest(tiling, n, batch))
         used = [s for s, k in zip(tiling.sizes, counts[n], strict=True) if k]
         assert rows - n < min(used), "only the last tile may be ragged"
+        assert rows - n <= tiling.waste(batch)
 
 
 @pytest.mark.parametrize("sizes", [(8,), (4,), (16, 4), (32,)])

@@ -2,6 +2,7 @@
 
 import importlib
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import oracle
@@ -83,6 +84,12 @@ def test_faulty_arguments_are_refused(arguments, message):
     problem = oracle.homogeneous()
     with pytest.raises(ValueError, match=message):
         dx.tune(problem.step, problem.state, problem.depth, **arguments)
+
+
+def test_tuning_while_tracing_is_refused():
+    problem = oracle.homogeneous()
+    with pytest.raises(TypeError, match=r"concrete arrays: `tune` measures time, so call it outside of jax\.jit"):
+        jax.jit(lambda state: dx.tune(problem.step, state, problem.depth) and state)(problem.state)
 
 
 def test_tilings_must_match_the_stages():
