@@ -2,8 +2,8 @@
 
     dynexit train experiments/digits_vit.py
 
-Hardware: two CPU cores, about 1.5 minutes. Expect: with seed 0 99.1% at full depth and at the operating point, a mean depth of 1.08
-of 8 blocks, 4.0 times faster than full depth.
+Hardware: two CPU cores, under 2 minutes. Expect: with seed 0 98.4% at full depth and 98.7% at the operating point, a mean
+depth of 1.26 of 4 blocks, about 3 times faster than full depth. 450 test digits: one more or less is 0.2 points.
 """
 
 import dataclasses
@@ -55,7 +55,7 @@ class Settings:
 
     model: Model = Model()
     data: Data = Data()
-    training: Training = Training(steps=500, batch_size=64, learning_rate=2e-3, checkpoint_every=250)
+    training: Training = Training(steps=200, batch_size=64, learning_rate=2e-3, checkpoint_every=100)
     calibration: Calibration = Calibration(accept_loss=0.0, accept_flips=0.001)
     evaluation: Evaluation = Evaluation(batch_size=128)
     seed: int = 0
