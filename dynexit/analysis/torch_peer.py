@@ -22,8 +22,8 @@ def regrouping(cell: Cell, problem: Problem, depths: np.ndarray) -> Callable[[],
       ValueError: another block, or bfloat16.
     """
     try:
-        import torch
-        from torch.nn import functional
+        import torch  # pyright: ignore[reportMissingImports]
+        from torch.nn import functional  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ImportError("`--peer torch` needs PyTorch: pip install torch") from error
     if cell.block not in ("transformer", "tied") or cell.dtype != "float32":
