@@ -10,6 +10,7 @@ from dynexit.analysis.costs import costs_of
 from dynexit.analysis.evaluation import evaluate, programs
 from dynexit.analysis.latency import Timing
 from dynexit.analysis.reporting import markdown, report, summary
+from dynexit.calibration.choose import Choice
 from dynexit.core.settings import Evaluation
 
 ABOUT = {
@@ -37,7 +38,12 @@ def measured(staged, point):
     params = jax.jit(staged.model.init)(jax.random.key(0))
     points = staged.method.candidates(np.zeros((5, 1, 4)), None, None)
     costs = costs_of(staged.model, params, np.zeros((16, 2), np.float32))
-    return evaluate(staged, params, costs, point, points, Evaluation(batch_size=16, repeats=1), lambda line: None)
+    return evaluate(staged, params, costs, chosen(point), points, Evaluation(16, repeats=1, tune=False), lambda line: None)
+
+
+def chosen(point):
+    """`point` as calibration would hand it over: 30 rows, as many at every exit."""
+    return Choice(point, 0, 0.5, 0.6, 0.1, 1.0, 0.7, 3.0, np.full(5, 0.2), "a coin", "calibration", "digest", 30)
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +71,18 @@ def test_ideal_time_follows_the_blocks_that_the_timed_rows_needed(measured):
     np.testing.assert_allclose(t.efficiency, t.ideal / t.compacted.median)
     np.testing.assert_allclose(t.efficiency_masked, t.ideal / t.masked.median)
     assert (timed + 1).sum() / (48 * 5) < t.occupancy <= 1
+
+
+def test_tuned_tiles_change_no_answer(staged, point, measured):
+    params = jax.jit(staged.model.init)(jax.random.key(0))
+    points = staged.method.candidates(np.zeros((5, 1, 4)), None, None)
+    said = []
+    tuned = evaluate(staged, params, measured.costs, chosen(point), points, Evaluation(4, repeats=1), said.append)
+    np.testing.assert_array_equal(tuned.exit, measured.exit)
+    np.testing.assert_array_equal(tuned.classes, measured.classes)
+    assert measured.tuned is None and tuned.tuned is not None and len(tuned.tuned.tile) == 3
+    assert any(line.startswith("tuned: ") for line in said)
+    assert report(tuned, point, ABOUT)["tuned"] == str(tuned.tuned)
 
 
 def test_some_points_of_the_curve_are_timed(measured):
