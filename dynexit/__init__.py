@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from dynexit.core.types import Criterion, Experiment, Halted, Method, Model, Source, Step
     from dynexit.exits import criteria
     from dynexit.exits.bounded import run_bounded
+    from dynexit.exits.chunks import stream_chunks
+    from dynexit.exits.export import Artifact, export
     from dynexit.exits.replay import replay
     from dynexit.exits.run import run_all, run_full, run_until
     from dynexit.exits.steps import stacked_step, switched_step, tied_step
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 _NAMES = {
+    "Artifact": "exits.export",
     "Criterion": "core.types",
     "Experiment": "core.types",
     "Halted": "core.types",
@@ -39,6 +42,7 @@ _NAMES = {
     "criteria": "exits",
     "data": "",
     "exits": "",
+    "export": "exits.export",
     "methods": "",
     "objectives": "",
     "replay": "exits.replay",
@@ -49,6 +53,7 @@ _NAMES = {
     "run_until": "exits.run",
     "stack": "core.stacking",
     "stacked_step": "exits.steps",
+    "stream_chunks": "exits.chunks",
     "switched_step": "exits.steps",
     "take": "core.stacking",
     "tied_step": "exits.steps",
@@ -57,6 +62,7 @@ _NAMES = {
     "unstack": "core.stacking",
 }
 __all__ = [
+    "Artifact",
     "Criterion",
     "Experiment",
     "Halted",
@@ -74,6 +80,7 @@ __all__ = [
     "criteria",
     "data",
     "exits",
+    "export",
     "methods",
     "objectives",
     "replay",
@@ -84,6 +91,7 @@ __all__ = [
     "run_until",
     "stack",
     "stacked_step",
+    "stream_chunks",
     "switched_step",
     "take",
     "tied_step",

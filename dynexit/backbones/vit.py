@@ -25,7 +25,7 @@ class Embed(nn.Module):
         rows, columns = at(images.shape[1]), at(images.shape[2])
         patches = images[:, rows[:, None, :, None], columns[None, :, None, :]]  # [b, patches, patches, p, p, C]
         tokens = nn.Dense(self.width, dtype=images.dtype, name="patches")(
-            patches.reshape(len(images), rows.shape[0] * columns.shape[0], -1)
+            patches.reshape(images.shape[0], rows.shape[0] * columns.shape[0], -1)
         )
         positions = self.param("positions", nn.initializers.normal(0.02), (tokens.shape[1], self.width))
         return tokens + positions.astype(tokens.dtype)[None]

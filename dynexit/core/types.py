@@ -50,7 +50,8 @@ class Criterion:
 
     Args:
       init: `init(batch) -> memory`, leaves `[batch, ...]`; what the criterion remembers of each row between exits.
-      update: `update(i, output, memory) -> (halt [b] bool, memory)` at exit i (int32, scalar; `[b]` in `run_stream`).
+      update: `update(i, output, memory) -> (halt [b] bool, memory)` at exit i (int32, scalar; `[b]` where
+        `run_stream` runs a tied step).
       exits: the number of exits that the thresholds are meant for, or None for any; the engine checks it.
       templated: if true, `init(batch, output)` also gets the shapes of the output (`jax.ShapeDtypeStruct`, leaves `[batch, ...]`).
     """

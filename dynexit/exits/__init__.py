@@ -7,6 +7,8 @@ from dynexit._lazy import attach
 if TYPE_CHECKING:
     from dynexit.exits import criteria
     from dynexit.exits.bounded import run_bounded
+    from dynexit.exits.chunks import stream_chunks
+    from dynexit.exits.export import Artifact, export
     from dynexit.exits.replay import replay
     from dynexit.exits.run import run_all, run_full, run_until
     from dynexit.exits.steps import stacked_step, switched_step, tied_step
@@ -15,9 +17,11 @@ if TYPE_CHECKING:
     from dynexit.exits.tune import Tuned, tune
 
 __all__ = [
+    "Artifact",
     "Tiling",
     "Tuned",
     "criteria",
+    "export",
     "replay",
     "run_all",
     "run_bounded",
@@ -25,6 +29,7 @@ __all__ = [
     "run_stream",
     "run_until",
     "stacked_step",
+    "stream_chunks",
     "switched_step",
     "tied_step",
     "tune",
@@ -32,9 +37,11 @@ __all__ = [
 __getattr__, __dir__ = attach(
     __name__,
     {
+        "Artifact": "export",
         "Tiling": "tiling",
         "Tuned": "tune",
         "criteria": "",
+        "export": "export",
         "replay": "replay",
         "run_all": "run",
         "run_bounded": "bounded",
@@ -42,6 +49,7 @@ __getattr__, __dir__ = attach(
         "run_stream": "stream",
         "run_until": "run",
         "stacked_step": "steps",
+        "stream_chunks": "chunks",
         "switched_step": "steps",
         "tied_step": "steps",
         "tune": "tune",

@@ -10,6 +10,9 @@ of buffers, in the order in which they left:
 
 So nothing but the tile at hand is ever moved, and no row is ever looked for. How many tiles of which size cover n rows is planned
 while tracing (`tiling.py`). At the end the departed rows, by then all, are put back into the order of the batch.
+
+Where the batch size is symbolic (`dx.export`) no size can be left out for being larger than the batch, and no plan can be kept
+within it: the live rows then have room for the end of a tile beyond the batch as well, and plans are looked up in another way.
 """
 
 import functools
@@ -26,7 +29,7 @@ from dynexit.exits.tiling import Tiling
 
 
 class Live(NamedTuple):
-    """Rows that go on, in places 0..count-1 of leaves `[B, ...]`; what stands beyond is left over."""
+    """Rows that go on, in places 0..count-1 of leaves `[B, ...]`; what stands beyond is left over (more where B is symbolic)."""
 
     state: PyTree
     memory: PyTree
@@ -71,12 +74,15 @@ def run_compacted(
       keep_state: whether the second result is wanted; else it is empty.
     """
     batch = rows.alive.shape[0]
-    tilings = tuple(tiling.within(batch) for tiling in tilings)
-    room = batch + max(tiling.waste(batch) for tiling in tilings)
+    static = isinstance(batch, int)
+    tilings = tuple(tiling.within(batch) for tiling in tilings) if static else tilings
+    beyond = max(tiling.waste(batch) if static else tiling.sizes[0] - 1 for tiling in tilings)
+    room = batch + beyond
+    lengthen = lambda tree: tree if static else jax.tree.map(lambda a: jnp.pad(a, [(0, beyond)] + [(0, 0)] * (a.ndim - 1)), tree)
     roomy = lambda tree: jax.tree.map(lambda a: jnp.zeros((room, *a.shape[1:]), a.dtype), tree)
     count = jnp.zeros(room, jnp.int32)
     course = Course(
-        Live(rows.state, rows.memory, jnp.arange(batch, dtype=jnp.int32), rows.nan_exits),
+        lengthen(Live(rows.state, rows.memory, jnp.arange(batch, dtype=jnp.int32), rows.nan_exits)),
         Gone(None, roomy(rows.output), roomy(rows.memory), count, count, count),
         jnp.int32(batch),
         jnp.int32(0),
@@ -118,7 +124,9 @@ def _loop(stage: Stage, criterion: Criterion, course: Course, space: PyTree, til
 def _once(stage: Stage, criterion: Criterion, course: Course, space: PyTree, tiling: Tiling, last: int) -> Course:
     """A stage of one step, which may change the state's shape: it reads one buffer and writes another."""
     source = course.live.state
-    course = course._replace(live=course.live._replace(state=zeros(space)))
+    rows = course.live.row.shape[0]
+    empty = zeros(jax.tree.map(lambda s: jax.ShapeDtypeStruct((rows, *s.shape[1:]), s.dtype), space))
+    course = course._replace(live=course.live._replace(state=empty))
     return _advance(stage, jnp.int32(0), criterion, course, source, tiling, last)
 
 
@@ -126,7 +134,8 @@ def _advance(stage: Stage, i: Array, criterion: Criterion, course: Course, sourc
     """One step on all live rows, whose states are in `source`."""
     batch = course.live.row.shape[0]
     weights = stage.step.select(i)  # once per block, not once per tile
-    counts = jnp.asarray(tiling.counts(batch))[course.alive]
+    static = isinstance(batch, int)
+    counts = jnp.asarray(tiling.counts(batch))[course.alive] if static else tiling.counts_for(course.alive)
     exit = stage.first + i
     within_loop = source is course.live.state
 
@@ -140,7 +149,7 @@ def _advance(stage: Stage, i: Array, criterion: Criterion, course: Course, sourc
         state, output = stage.step.apply(weights, i, read(live.state if within_loop else source))
         leaves, memory, nan = read_exit(criterion, exit, exit == last, output, read(live.memory))
         occupied = place < total
-        order = _groups(jnp.where(occupied, leaves.astype(jnp.int32), 2))
+        order = order_by_group(jnp.where(occupied, leaves.astype(jnp.int32), 2))
         going, leaving = (occupied & ~leaves).sum(dtype=jnp.int32), (occupied & leaves).sum(dtype=jnp.int32)
         after = Live(state, memory, read(live.row), read(live.nan_exits) + nan.astype(jnp.int32))
         departed = Gone(
@@ -152,8 +161,8 @@ def _advance(stage: Stage, i: Array, criterion: Criterion, course: Course, sourc
             jnp.full(size, exit, jnp.int32),
         )
         return begin + size, Course(
-            _put(live, after, order, course.alive),
-            _put(course.gone, departed, jnp.roll(order, -going), course.left),
+            write_rows(live, after, order, course.alive),
+            write_rows(course.gone, departed, jnp.roll(order, -going), course.left),
             course.alive + going,
             course.left + leaving,
             course.executed + size,
@@ -166,13 +175,13 @@ def _advance(stage: Stage, i: Array, criterion: Criterion, course: Course, sourc
     return carry[1]
 
 
-def _groups(group: Array) -> Array:
+def order_by_group(group: Array) -> Array:
     """The order of a tile's rows `[t]` by their group, 0..2, and within a group as they stood."""
     size = group.shape[0]
     return lax.sort(group * size + jnp.arange(size, dtype=jnp.int32)) % size
 
 
-def _put(buffers: Any, tile: Any, order: Array, start: Array) -> Any:
+def write_rows(buffers: Any, tile: Any, order: Array, start: Array) -> Any:
     """The rows of a tile in the given order, written from place `start` on."""
     take = lambda a: a.at[order].get(mode="promise_in_bounds", unique_indices=True)
     return jax.tree.map(lambda a, b: lax.dynamic_update_slice_in_dim(a, take(b), start, 0), buffers, tile)
@@ -185,7 +194,7 @@ def _state_after(gone: PyTree, before: Array, live: Live, alive: Array, left: Ar
     """
     batch = place.shape[0]
     stands = jnp.arange(batch, dtype=jnp.int32)
-    live_place = jnp.zeros(batch, jnp.int32).at[jnp.where(stands < alive, live.row, batch)].set(stands, mode="drop")
+    live_place = jnp.zeros(batch, jnp.int32).at[jnp.where(stands < alive, live.row[:batch], batch)].set(stands, mode="drop")
     here = (place >= before) & (place < left)
     departed = jax.tree.map(lambda a: jnp.where(_wide(here, a), a[place], jnp.zeros_like(a[:1])), gone)
     went_on = jax.tree.map(lambda a: a[live_place], live.state)

@@ -1,32 +1,43 @@
-"""Streaming: a few slots, refilled from a queue as their rows halt, so that no slot waits for another."""
+"""Streaming: a queue of rows runs a tile at a time, and a row that leaves makes room for the next, so that none waits for another.
+
+Where all iterations share their weights, rows at different depths run side by side in slots that are refilled from the queue. Where
+every block has weights of its own, rows that wait for the same block are gathered (`cohorts.py`).
+"""
 
 import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
-from dynexit.core.checks import batch_size, check_step, positive_integer, shapes, stages_of
-from dynexit.core.types import Criterion, Halted, PyTree, Step
+from dynexit.core.checks import Stage, batch_size, check_step, positive_integer, shapes, stages_of
+from dynexit.core.types import Array, Criterion, Halted, PyTree, Step
+from dynexit.exits.cohorts import run_cohorts
 from dynexit.exits.rows import read_exit, where_rows, zeros
 from dynexit.exits.run import first_memory
+from dynexit.exits.tiling import default_tiling
 
 DEFAULT_SLOTS = 16
 
 
 def run_stream(step: Step, queue: PyTree, depth: int, criterion: Criterion, slots: int | None = None) -> Halted:
-    """Runs a queue of rows through a weight-tied step, `slots` at a time; a row that halts makes room for the next.
+    """Runs a queue of rows, `slots` at a time; a row that halts makes room for the next.
+
+    The step is tied where neither its weights nor what it computes depend on `i`; that is found out while tracing. A tied step runs
+    on rows at iterations of their own, and the criterion gets `i` as int32 `[S]`. Any other runs block by block on the rows
+    that wait for the block, and the criterion gets a scalar `i`.
 
     Args:
-      step: a step with tied weights (`dx.tied_step`): every slot is at an iteration of its own, so `apply` and the criterion get
-        `i` as int32 `[S]`, and `select` is called once, with 0.
+      step: one step, which keeps the state's shape.
       queue: leaves `[M, ...]`.
-      depth: iterations at most.
+      depth: blocks at most.
       criterion: when a row leaves.
-      slots: rows in flight, S; None for 16. More than M are cut to M.
+      slots: rows that run together, S; None for 16. More than M are cut to M.
 
     Returns:
-      `Halted` in the order of the queue, leaves `[M, ...]`; `rows_executed` is S x iterations of the loop.
+      `Halted` in the order of the queue, leaves `[M, ...]`; `rows_executed` is S x iterations of the loop for a tied step, and the
+      rows of all tiles that ran for another.
 
     Raises:
       TypeError, ValueError: a sequence of stages, a faulty step or criterion, an empty queue, depth 0, slots below 1.
@@ -38,22 +49,55 @@ def run_stream(step: Step, queue: PyTree, depth: int, criterion: Criterion, slot
       >>> dx.run_stream(double, jnp.array([1.0, 5.0, 3.0]), depth=9, criterion=big, slots=2).exit_depth
       Array([4, 1, 2], dtype=int32)
     """
+    slots = checked_slots(step, depth, criterion, slots)
+    return stream(step, queue, np.int32(batch_size(queue, "queue")), depth, criterion, slots)
+
+
+def checked_slots(step: Step, depth: int, criterion: Criterion, slots: int | None) -> int:
+    """The rows that run together; the other arguments are checked on the way.
+
+    Raises:
+      TypeError, ValueError: as in `run_stream`.
+    """
     if not isinstance(criterion, Criterion):
         raise TypeError(f"`criterion` must be a dx.Criterion, got {type(criterion).__name__}")
     if isinstance(step, (tuple, list)):
-        raise TypeError("`step` must be one weight-tied dx.Step; stages of different shapes cannot share slots")
+        raise TypeError(
+            f"`step` must be one dx.Step, got a sequence of {len(step)}: all rows of a stream wait in buffers of one shape, which "
+            "the stages of a network would change; `dx.run_until` takes stages"
+        )
     stages_of(step, depth)
-    slots = positive_integer(DEFAULT_SLOTS if slots is None else slots, "slots")
-    return _run_stream(step, queue, depth, criterion, slots)
+    return positive_integer(DEFAULT_SLOTS if slots is None else slots, "slots")
 
 
 @functools.partial(jax.jit, static_argnames=("depth", "slots"))
-def _run_stream(step, queue, depth, criterion, slots) -> Halted:
+def stream(step: Step, queue: PyTree, rows: Array, depth: int, criterion: Criterion, slots: int) -> Halted:
+    """`run_stream`, its arguments checked, for the first `rows` (int32 `[]`, traced) of the queue; other results are arbitrary."""
     (stage,) = stages_of(step, depth)
     count = batch_size(queue, "queue")
     slots = min(slots, count)
-    _, output = check_step(stage._replace(steps=2), shapes(queue))
+    _, output = check_step(stage._replace(steps=max(2, stage.steps)), shapes(queue))
     memory = first_memory(criterion, count, output, stage.steps)
+    if is_tied(step, queue):
+        return _run_slots(stage, queue, rows, criterion, memory, output, slots)
+    return run_cohorts(stage, queue, rows, criterion, memory, output, slots, default_tiling(queue, slots, slots))
+
+
+def is_tied(step: Step, state: PyTree) -> bool:
+    """Whether neither the weights of a step nor what it computes with them depend on `i`; traced, not run."""
+    several = jax.vmap(lambda i, state: step.apply(step.select(i), i, state), in_axes=(0, None), out_axes=None)
+    try:
+        jax.eval_shape(several, jnp.arange(2, dtype=jnp.int32), shapes(state))
+    except ValueError:  # a result that depends on i cannot leave vmap without an axis for it
+        return False
+    return True
+
+
+def _run_slots(
+    stage: Stage, queue: PyTree, rows: Array, criterion: Criterion, memory: PyTree, output: PyTree, slots: int
+) -> Halted:
+    """The tied form: every slot is at an iteration of its own; `rows`, `memory` and `output` as in `run_cohorts`."""
+    step, count = stage.step, jax.tree.leaves(queue)[0].shape[0]
     weights = step.select(jnp.int32(0))
     take = lambda tree, index: jax.tree.map(lambda a: a[jnp.clip(index, 0, count - 1)], tree)
 
@@ -75,7 +119,7 @@ def _run_stream(step, queue, depth, criterion, slots) -> Halted:
             nans,
         )
         candidate = waiting + jnp.cumsum(leaves, dtype=jnp.int32) - 1
-        refill = leaves & (candidate < count)
+        refill = leaves & (candidate < rows)
         state = where_rows(refill, take(queue, candidate), new)
         memories = where_rows(refill, take(memory, candidate), memories)
         row = jnp.where(leaves, jnp.where(refill, candidate, -1), row)
@@ -95,7 +139,7 @@ def _run_stream(step, queue, depth, criterion, slots) -> Halted:
     start = (
         take(queue, first),
         take(memory, first),
-        first,
+        jnp.where(first < rows, first, -1),
         jnp.zeros(slots, jnp.int32),
         jnp.int32(slots),
         done,

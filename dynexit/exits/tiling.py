@@ -15,11 +15,15 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+
+from dynexit.core.types import Array
 
 ROW_OVERHEAD = 2**15  # bytes of state: starting a tile costs about as much as computing rows of this much state (two CPU cores)
 TILE_BYTES = 2**20  # of state in the largest tile: beyond, rows leave the cache and do not get cheaper
 TILE_ROWS = 128  # at most, in the largest tile
+REPEATS = 4  # largest tiles; beyond, plans repeat where the batch size is symbolic
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +61,18 @@ class Tiling:
         """The most rows that any plan for up to `batch` live rows computes in vain."""
         return int((self.counts(batch) @ np.array(self.within(batch).sizes) - np.arange(batch + 1)).max())
 
+    def counts_for(self, live: Array) -> Array:
+        """As a row of `counts` where the batch size is symbolic: int32 `[sizes]` for `live` rows, int32 `[]` and traced.
+
+        For many rows plans repeat, with one more of the tiles that are cheapest by the row. A plan may reach beyond the batch,
+        by fewer rows than the largest tile has.
+        """
+        cheapest = min(range(len(self.sizes)), key=lambda k: self.costs[k] / self.sizes[k])
+        size, known = self.sizes[cheapest], REPEATS * self.sizes[0]
+        table = jnp.asarray(_plans(self, known + self.sizes[0])[0][: known + 1])
+        more = (jnp.maximum(live - known, 0) + size - 1) // size
+        return table[live - more * size].at[cheapest].add(more)
+
     def seconds(self, batch: int) -> np.ndarray:
         """What the plan for n live rows costs, n = 0..batch: float64 `[batch + 1]`, in the unit of `costs`."""
         return _plans(self.within(batch), batch)[1]
@@ -69,13 +85,13 @@ def default_tiling(state: Any, batch: int, tile: int | None = None) -> Tiling:
 
     Args:
       state: arrays or shapes `[B, ...]`.
-      batch: rows B.
+      batch: rows B; where it is symbolic no size is left out for being larger.
       tile: the largest size; None for one whose state fits a core's cache.
     """
-    row = max(1, sum(a.size // a.shape[0] * a.dtype.itemsize for a in jax.tree.leaves(state)))
+    row = max(1, sum(math.prod(a.shape[1:]) * a.dtype.itemsize for a in jax.tree.leaves(state)))
     if tile is None:
         tile = max(8, min(TILE_ROWS, 2 ** round(math.log2(TILE_BYTES / row)))) if row < TILE_BYTES else 8
-    sizes = [min(tile, batch)]
+    sizes = [min(tile, batch) if isinstance(batch, int) else tile]
     while sizes[-1] > 1:
         sizes.append(max(1, sizes[-1] // 4) if sizes[-1] > 8 else 1)
     return Tiling(tuple(sizes), tuple(s + ROW_OVERHEAD / row for s in sizes))

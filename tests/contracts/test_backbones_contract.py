@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -198,3 +199,11 @@ def test_wrong_inputs_are_named(case):
             model.embed(params, wrong)
     with pytest.raises(TypeError, match="`inputs` must be floating point, got uint8; scale them first"):
         model.embed(params, jnp.zeros(inputs.shape, jnp.uint8))
+
+
+def test_any_number_of_rows(case):
+    """As `dx.export` traces it."""
+    inputs = jax.ShapeDtypeStruct((*jax.export.symbolic_shape("b"), *case.inputs.shape[1:]), case.inputs.dtype)
+    run = lambda params, inputs: dx.run_all(case.model.steps(params), case.model.embed(params, inputs), case.model.depth)
+    outputs = jax.eval_shape(run, case.params, inputs)
+    assert logits_of(outputs).shape == (case.blocks, inputs.shape[0], CLASSES)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -218,3 +219,12 @@ def test_every_rule_of_the_namespace_is_in_the_battery():
     names = {n.removesuffix("_above").removesuffix("_below") for n in criteria.__all__} - decays
     tried = set(CASES) - {"temperature", "q_exit"} | {"cumulative_halting"}
     assert names == tried
+
+
+@cases(lambda case: case.reads)  # `at_depth` with a depth a row is for its own number of rows
+def test_any_number_of_rows(case):
+    """As `dx.export` traces it."""
+    step = dx.Step(lambda i: (), lambda w, i, h: (h, {"logits": h, "hidden": h, "gate": h[:, 0], "halt_logit": h[:, 0]}))
+    state = jax.ShapeDtypeStruct((*jax.export.symbolic_shape("b"), C), jnp.float32)
+    halted = jax.eval_shape(lambda state: dx.run_until(step, state, E, case.make(case.settings[1])), state)
+    assert halted.exit.shape == state.shape[:1]

@@ -1,4 +1,6 @@
-"""Streaming gives what run_until gives, in the order of the queue, with no slot waiting for another."""
+"""Streaming gives what run_until gives, in the order of the queue, with no slot waiting for another and on full tiles."""
+
+import re
 
 import jax
 import jax.numpy as jnp
@@ -7,24 +9,73 @@ import oracle
 import pytest
 
 import dynexit as dx
+from dynexit.exits.stream import is_tied, stream
+from dynexit.exits.tiling import default_tiling
+
+CRITERIA = {
+    "thresholds by exit": dx.criteria.max_probability_above(jnp.linspace(0.8, 0.4, 8)),
+    "patience": dx.criteria.patience(2),
+    "saturation": dx.criteria.saturation_above(0.9),
+    "halting": dx.criteria.cumulative_halting_above(0.8),
+}
 
 
 @pytest.mark.parametrize("slots", [1, 2, 5, 13, 40, None])
-@pytest.mark.parametrize(
-    "criterion",
-    [
-        dx.criteria.max_probability_above(jnp.linspace(0.8, 0.4, 8)),
-        dx.criteria.patience(2),
-        dx.criteria.saturation_above(0.9),
-        dx.criteria.cumulative_halting_above(0.8),
-    ],
-    ids=["thresholds by exit", "patience", "saturation", "halting"],
-)
-def test_equals_the_python_loop_in_the_order_of_the_queue(slots, criterion):
+@pytest.mark.parametrize("criterion", CRITERIA.values(), ids=CRITERIA)
+def test_tied_equals_the_python_loop_in_the_order_of_the_queue(slots, criterion):
     problem = oracle.tied(rows=13, blocks=9, seed=2)
+    assert is_tied(problem.step, problem.state)
     expected = oracle.run_rows(problem, criterion)
     assert len({r.exit for r in expected}) > 1
     oracle.assert_equal(dx.run_stream(problem.step, problem.state, 9, criterion, slots=slots), expected, tolerance=1e-4)
+
+
+@pytest.mark.parametrize("slots", [4, 40])
+@pytest.mark.parametrize("criterion", CRITERIA.values(), ids=CRITERIA)
+def test_untied_equals_the_python_loop_in_the_order_of_the_queue(slots, criterion):
+    problem = oracle.homogeneous(rows=23, blocks=9, seed=2)
+    assert not is_tied(problem.step, problem.state)
+    expected = oracle.run_rows(problem, criterion)
+    assert len({r.exit for r in expected}) > 1
+    oracle.assert_equal(dx.run_stream(problem.step, problem.state, 9, criterion, slots=slots), expected, tolerance=1e-4)
+
+
+@pytest.mark.parametrize("make", [oracle.tied, oracle.homogeneous], ids=["tied", "untied"])
+def test_random_depths_all_at_once_and_nobody_early(make):
+    problem, rng = make(rows=17, blocks=7), np.random.default_rng(1)
+    spread = [rng.integers(1, 8, 17), np.minimum(rng.geometric(0.5, 17), 7), np.where(np.arange(17) < 16, 1, 7)]
+    for depths in (*spread, np.full(17, 1), np.full(17, 4), np.full(17, 7), np.full(17, 99)):
+        criterion = oracle.leave_at(depths)
+        halted = dx.run_stream(problem.step, problem.state, 7, criterion, slots=4)
+        oracle.assert_equal(halted, oracle.run_rows(problem, criterion), tolerance=1e-4)
+
+
+def test_steps_of_several_blocks_and_a_single_step():
+    for blocks, each in ((6, 2), (2, 2)):
+        flat = oracle.homogeneous(rows=13, blocks=blocks, seed=3)
+        params = oracle.parameters(jax.random.split(jax.random.key(3), 2)[0], blocks)
+        problem = flat._replace(step=dx.stacked_step(oracle.block, oracle.head, params, blocks=each), exits=blocks // each)
+        criterion = oracle.leave_at(np.arange(13) % 3 + 1)
+        halted = dx.run_stream(problem.step, problem.state, blocks, criterion, slots=3)
+        oracle.assert_equal(halted, oracle.run_rows(problem, criterion), tolerance=1e-4)
+
+
+@pytest.mark.parametrize("slots", [1, None])
+def test_weights_that_select_hides_are_found(slots):
+    problem = oracle.homogeneous(rows=23, blocks=4)
+    params = oracle.parameters(jax.random.split(jax.random.key(0), 2)[0], 4)
+    step = dx.switched_step(oracle.block, oracle.head, [jax.tree.map(lambda a, i=i: a[i], params) for i in range(4)])
+    assert not is_tied(step, problem.state)
+    criterion = oracle.leave_at(np.arange(23) % 4 + 1)
+    halted = dx.run_stream(step, problem.state, 4, criterion, slots=slots)
+    oracle.assert_equal(halted, oracle.run_rows(problem, criterion), tolerance=1e-4)
+
+
+def test_a_step_with_tied_weights_that_reads_i_is_not_tied():
+    step = dx.Step(lambda i: (), lambda w, i, h: (h + 1.0 + i.astype(jnp.float32), h))
+    assert not is_tied(step, jnp.zeros(5))
+    halted = dx.run_stream(step, jnp.zeros(5), 4, oracle.leave_at([1, 4, 2, 3, 1]), slots=2)
+    np.testing.assert_array_equal(halted.state, [1, 10, 3, 6, 1])
 
 
 def test_the_loop_turns_as_often_as_a_refilled_pool_needs():
@@ -41,8 +92,56 @@ def test_the_loop_turns_as_often_as_a_refilled_pool_needs():
     assert int(halted.rows_executed) < 10 * max(depths)
 
 
-def test_a_nan_runs_to_the_limit_and_poisons_no_other():
-    problem = oracle.tied(rows=6, blocks=5)
+def schedule(depths, steps, tiling):
+    """The oracle of the untied form: its tiles as (block, rows), the rows executed, and the largest cohort behind the queue."""
+    tile, waiting, tiles, executed, largest = tiling.sizes[0], [list(depths), *([] for _ in range(steps - 1))], [], 0, 0
+    while any(waiting):
+        full = [i for i, rows in enumerate(waiting) if len(rows) >= tile]
+        i = max(full) if full else min(i for i, rows in enumerate(waiting) if rows)
+        n = min(tile, len(waiting[i]))
+        rows, waiting[i] = (waiting[0][:n], waiting[0][n:]) if i == 0 else (waiting[i][-n:], waiting[i][:-n])
+        tiles.append((i, n))
+        executed += int(tiling.counts(tile)[n] @ np.array(tiling.sizes))
+        if i + 1 < steps:
+            waiting[i + 1] += [depth for depth in rows if depth > i + 1]
+            largest = max(largest, len(waiting[i + 1]))
+    return tiles, executed, largest
+
+
+@pytest.mark.parametrize("slots", [4, 16])
+def test_tiles_are_full_whatever_the_depths(slots):
+    ran = []
+    note = lambda w, rows: ran.append((int(w), rows.shape[0]))
+    step = dx.Step(lambda i: i, lambda w, i, h: (jax.debug.callback(note, w, h), (h + 1.0, h + 0.0 * w.astype(jnp.float32)))[1])
+    tiling, rng = default_tiling(jnp.zeros(200), slots, slots), np.random.default_rng(0)
+    for depths in (np.minimum(rng.geometric(0.25, 200), 12), rng.integers(1, 13, 200), np.where(np.arange(200) % 50, 1, 12)):
+        ran.clear()
+        halted = jax.block_until_ready(dx.run_stream(step, jnp.zeros(200), 12, oracle.leave_at(depths), slots=slots))
+        jax.effects_barrier()
+        tiles, executed, largest = schedule(depths, 12, tiling)
+        assert largest <= 2 * slots - 1
+        assert int(halted.rows_executed) == executed == sum(size for _, size in ran)
+        assert {i for i, _ in ran} == set(range(depths.max()))
+        for i in range(12):
+            assert sum(n % slots > 0 for block, n in tiles if block == i) <= 1
+            partial = (depths > i).sum() % slots  # the only ones that may not run in a tile of S
+            assert sum(size for block, size in ran if block == i and size < slots) <= partial + slots
+        np.testing.assert_array_equal(halted.exit_depth, depths)
+        assert depths.sum() / int(halted.rows_executed) > 0.9
+
+
+@pytest.mark.parametrize("make", [oracle.tied, oracle.homogeneous], ids=["tied", "untied"])
+def test_no_buffer_is_copied_while_the_stream_runs(make):
+    problem = make(rows=123, blocks=5)
+    program = stream.lower(problem.step, problem.state, np.int32(123), 5, oracle.leave_at(np.full(123, 2)), 8).compile()
+    buffers = (123, 123 + 7, 4 * 15 + 8)  # the queue, the departed, the cohorts
+    copies = [n for n in buffers if re.search(rf"= f32\[{n},4,6\]\S* copy\(", program.as_text())]
+    assert re.search(r"= f32\[123,4,6\]", program.as_text()) and copies == []
+
+
+@pytest.mark.parametrize("make", [oracle.tied, oracle.homogeneous], ids=["tied", "untied"])
+def test_a_nan_runs_to_the_limit_and_poisons_no_other(make):
+    problem = make(rows=6, blocks=5)
     state = {**problem.state, "x": problem.state["x"].at[2].set(jnp.nan)}
     halted = dx.run_stream(problem.step, state, 5, dx.criteria.max_probability_above(0.2), slots=2)
     assert int(halted.exit_depth[2]) == 5 and int(halted.nan_exits[2]) == 5
@@ -56,12 +155,17 @@ def test_a_nan_runs_to_the_limit_and_poisons_no_other():
 def test_refusals():
     problem = oracle.tied()
     leave = dx.criteria.patience(1)
-    with pytest.raises(TypeError, match=r"`step` must be one weight-tied dx\.Step"):
+    with pytest.raises(TypeError, match=r"`step` must be one dx\.Step, got a sequence of 1: .* buffers of one shape"):
         dx.run_stream([problem.step], problem.state, 9, leave)
+    with pytest.raises(TypeError, match=r"`criterion` must be a dx\.Criterion, got float"):
+        dx.run_stream(problem.step, problem.state, 9, 0.5)
     with pytest.raises(ValueError, match="`slots` must be at least 1, got 0"):
         dx.run_stream(problem.step, problem.state, 9, leave, slots=0)
     with pytest.raises(ValueError, match="`queue` is an empty batch"):
         dx.run_stream(problem.step, jax.tree.map(lambda a: a[:0], problem.state), 9, leave)
-    halving = dx.stacked_step(oracle.halve, oracle.head, oracle.parameters(jax.random.key(0), 2))
-    with pytest.raises(ValueError, match=r"changed state\['x'\] from float32\[13, 4, 6\] to float32\[13, 2, 6\]"):
-        dx.run_stream(halving, problem.state, 2, leave)
+    with pytest.raises(ValueError, match=r"`criterion` has thresholds of shape \[3\], but the run has 9 exits"):
+        dx.run_stream(problem.step, problem.state, 9, dx.criteria.max_probability_above(jnp.full(3, 0.5)))
+    for depth in (1, 2):
+        halving = dx.stacked_step(oracle.halve, oracle.head, oracle.parameters(jax.random.key(0), depth))
+        with pytest.raises(ValueError, match=r"changed state\['x'\] from float32\[13, 4, 6\] to float32\[13, 2, 6\]"):
+            dx.run_stream(halving, problem.state, depth, leave)

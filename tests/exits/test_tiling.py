@@ -74,3 +74,15 @@ def test_sizes_are_worth_compiling_only_where_they_save():
 def test_faulty_tilings_are_refused(sizes, costs, message):
     with pytest.raises(ValueError, match=message):
         dx.Tiling(sizes, costs)
+
+
+@pytest.mark.parametrize("sizes, costs", [((8, 3, 1), (9.0, 4.0, 2.0)), ((4, 2), (3.0, 1.0)), ((5, 1), (1.0, 1.0)), ((4,), (1.0,))])
+def test_plans_for_a_symbolic_batch_are_the_cheapest_cover_too(sizes, costs):
+    tiling = dx.Tiling(sizes, costs)
+    counts = np.asarray(jax.jit(jax.vmap(tiling.counts_for))(jnp.arange(12 * sizes[0], dtype=jnp.int32)))
+    assert not counts[0].any()
+    for n in range(1, len(counts)):
+        rows = counts[n] @ np.array(sizes)
+        assert n <= rows < n + sizes[0]
+        assert rows - n < min(s for s, k in zip(sizes, counts[n], strict=True) if k), "only the last tile may be ragged"
+        np.testing.assert_allclose(counts[n] @ np.array(costs), cheapest(tiling, n, n + sizes[0]))

@@ -64,6 +64,7 @@ def test_nothing_recompiles_when_thresholds_temperatures_or_the_mix_of_depths_ch
         "until": lambda c: dx.run_until(dx.stacked_step(block, oracle.head, params), state, 6, c, tile=4),
         "bounded": lambda c: dx.run_bounded(dx.stacked_step(block, oracle.head, params), state, 6, c),
         "stream": lambda c: dx.run_stream(dx.tied_step(block, oracle.head, jax.tree.map(lambda a: a[0], params)), state, 6, c),
+        "stream untied": lambda c: dx.run_stream(dx.stacked_step(block, oracle.head, params), state, 6, c, slots=4),
     }
     for name, run in runs.items():
         seen, depths = set(), set()
@@ -91,6 +92,7 @@ def test_every_primitive_lowers_for_every_platform(platform):
         "per_row": lambda s: dx.run_until(flat.step, s, flat.depth, criterion, schedule="per_row"),
         "stages": lambda s: dx.run_until(stages.step, s, stages.depth, criterion, tile=4),
         "stream": lambda s: dx.run_stream(loop.step, s, loop.depth, criterion, slots=4),
+        "stream untied": lambda s: dx.run_stream(flat.step, s, flat.depth, criterion, slots=4),
         "bounded": lambda s: dx.run_bounded(flat.step, s, flat.depth, criterion),
         "replay": lambda s: dx.replay(criterion, outputs),
         "gradient": jax.grad(lambda s: dx.run_bounded(flat.step, s, flat.depth, criterion).output["logits"].sum()),
