@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dynexit.exits.export import Artifact, export
     from dynexit.exits.replay import replay
     from dynexit.exits.run import run_all, run_full, run_until
+    from dynexit.exits.sharded import run_sharded
     from dynexit.exits.steps import stacked_step, switched_step, tied_step
     from dynexit.exits.stream import run_stream
     from dynexit.exits.tiling import Tiling
@@ -49,6 +50,7 @@ _NAMES = {
     "run_all": "exits.run",
     "run_bounded": "exits.bounded",
     "run_full": "exits.run",
+    "run_sharded": "exits.sharded",
     "run_stream": "exits.stream",
     "run_until": "exits.run",
     "stack": "core.stacking",
@@ -87,6 +89,7 @@ __all__ = [
     "run_all",
     "run_bounded",
     "run_full",
+    "run_sharded",
     "run_stream",
     "run_until",
     "stack",

@@ -97,15 +97,15 @@ def stages_of(step: Step | Sequence[Step], depth: int | Sequence[int]) -> tuple[
     return tuple(stages)
 
 
-def check_step(stage: Stage, state: PyTree, name: str = "step") -> tuple[PyTree, PyTree]:
+def check_step(stage: Stage, state: PyTree, name: str = "step", side: PyTree = None) -> tuple[PyTree, PyTree]:
     """Shapes of the state and output that a stage's step returns for `state`, traced and not run.
 
     Raises:
       TypeError, ValueError: the step returned no pair, a leaf lost its row axis, or the state of a stage of several steps
-        changed structure, shape or dtype; the leaf is named.
+        changed structure, shape or dtype; the leaf is named. Likewise with `side`.
     """
     rows = batch_size(state)
-    result = jax.eval_shape(lambda s: stage.step.apply(stage.step.select(jnp.int32(0)), jnp.int32(0), s), shapes(state))
+    result = _traced(stage, shapes(state), rows, name, shapes(side))
     if not (isinstance(result, tuple) and len(result) == 2):
         raise TypeError(f"`{name}.apply` must return the pair (state, output), got {type(result).__name__}")
     new, output = result
@@ -130,6 +130,24 @@ def check_step(stage: Stage, state: PyTree, name: str = "step") -> tuple[PyTree,
                     "follow one another must keep it (blocks that change shapes are stages: hand in a sequence of steps)"
                 )
     return new, output
+
+
+def _traced(stage: Stage, state: PyTree, rows: int, name: str, side: PyTree) -> Any:
+    """What the step returns; where there is a side, without it and after a check that it was kept."""
+    if side is None:
+        return jax.eval_shape(lambda s: stage.step.apply(stage.step.select(jnp.int32(0)), jnp.int32(0), s), state)
+    apply = lambda s, rows, side: stage.step.apply(stage.step.select(jnp.int32(0)), jnp.int32(0), s, rows, side)
+    result = jax.eval_shape(apply, state, jax.ShapeDtypeStruct((rows,), jnp.int32), side)
+    if not (isinstance(result, tuple) and len(result) == 3):
+        raise TypeError(
+            f"`{name}.apply` must return (state, output, side) where a `side` is given, got "
+            + (f"a tuple of {len(result)}" if isinstance(result, tuple) else type(result).__name__)
+        )
+    same = jax.tree.structure(result[2]) == jax.tree.structure(side)
+    if not same or [describe(a) for a in jax.tree.leaves(side)] != [describe(a) for a in jax.tree.leaves(result[2])]:
+        say = lambda tree: jax.tree.map(describe, tree)
+        raise ValueError(f"`{name}.apply` changed the side from {say(side)} to {say(result[2])}; it must keep its shapes and types")
+    return result[:2]
 
 
 def check_outputs_agree(outputs: Sequence[PyTree]) -> None:

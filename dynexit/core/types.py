@@ -31,6 +31,7 @@ class Step:
     Args:
       select: `select(i) -> weights`, block i's weights; called once per block and not once per tile. `i` may be traced.
       apply: `apply(weights, i, state) -> (state, output)` runs the rows it is given; leaves of state and output are `[b, ...]`.
+        Where `run_until` is given a `side`, `apply(weights, i, state, rows, side) -> (state, output, side)`.
       blocks: how many blocks of depth one step executes (exits need not follow every block).
     """
 
@@ -78,6 +79,7 @@ class Halted(NamedTuple):
       memory: the criterion's memory, leaves `[B, ...]`.
       nan_exits: int32 `[B]`, exits at which the row's output held a NaN; a NaN means "do not leave".
       rows_executed: int32 `[]`, rows x steps that really ran, padding included.
+      side: what the steps made of `run_until`'s `side`; None without one.
     """
 
     output: PyTree
@@ -87,6 +89,7 @@ class Halted(NamedTuple):
     memory: PyTree
     nan_exits: Array
     rows_executed: Array
+    side: PyTree = None
 
 
 class Model(NamedTuple):

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from dynexit.exits.export import Artifact, export
     from dynexit.exits.replay import replay
     from dynexit.exits.run import run_all, run_full, run_until
+    from dynexit.exits.sharded import run_sharded
     from dynexit.exits.steps import stacked_step, switched_step, tied_step
     from dynexit.exits.stream import run_stream
     from dynexit.exits.tiling import Tiling
@@ -26,6 +27,7 @@ __all__ = [
     "run_all",
     "run_bounded",
     "run_full",
+    "run_sharded",
     "run_stream",
     "run_until",
     "stacked_step",
@@ -46,6 +48,7 @@ __getattr__, __dir__ = attach(
         "run_all": "run",
         "run_bounded": "bounded",
         "run_full": "run",
+        "run_sharded": "sharded",
         "run_stream": "stream",
         "run_until": "run",
         "stacked_step": "steps",

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from dynexit.core.checks import Stage, batch_size, stages_of
 from dynexit.core.types import Criterion, Halted, PyTree, Step
-from dynexit.exits.rows import Rows, advance, advance_alone, begin, exit_depth, forget_departed, last_exit
+from dynexit.exits import loops
+from dynexit.exits.rows import Job, Rows, advance, advance_alone, begin, exit_depth, forget_departed, last_exit
 from dynexit.exits.run import first_memory, freeze, walk
 
 
@@ -47,26 +47,27 @@ def _run_bounded(step, state, depth, criterion) -> Halted:
     stages = stages_of(step, depth)
     spaces, output = walk(stages, state)
     batch = batch_size(state)
-    rows = begin(state, output, first_memory(criterion, batch, output, last_exit(stages) + 1), batch)
+    job = Job(criterion, last_exit(stages), batch)
+    rows = begin(state, output, first_memory(criterion, batch, output, job.last + 1), batch)
     states = []
     for stage, space in zip(stages, spaces, strict=True):
         if stage.steps == 1:
-            rows = advance_alone(stage, criterion, rows, last_exit(stages), space)
+            rows = advance_alone(stage, job, rows, space)
         else:
-            rows = _scan(stage, criterion, forget_departed(rows) if stage.first else rows, last_exit(stages))
+            rows = _scan(stage, job, forget_departed(rows) if stage.first else rows)
         states.append(rows.state)
     final = tuple(states) if isinstance(step, tuple) else states[0]
     return Halted(rows.output, rows.exit, exit_depth(stages, rows.exit), final, rows.memory, rows.nan_exits, rows.executed)
 
 
-def _scan(stage: Stage, criterion: Criterion, rows: Rows, last: int) -> Rows:
+def _scan(stage: Stage, job: Job, rows: Rows) -> Rows:
     def one(rows, i):
-        run = lambda rows: advance(stage, i, criterion, rows, last)
-        return lax.cond(rows.alive.any(), run, lambda rows: rows, rows), None
+        run = lambda rows: advance(stage, i, job, rows)
+        return loops.maybe(rows.alive.any(), run, lambda rows: rows, rows), None
 
-    several = jax.checkpoint(lambda rows, i: lax.scan(one, rows, i), prevent_cse=False)
+    several = jax.checkpoint(lambda rows, i: loops.scan(one, rows, i), prevent_cse=False)
     chunk = math.isqrt(stage.steps)
     whole = stage.steps // chunk * chunk
     indices = jnp.arange(stage.steps, dtype=jnp.int32)
-    rows, _ = lax.scan(several, rows, indices[:whole].reshape(-1, chunk))
-    return lax.scan(one, rows, indices[whole:])[0]
+    rows, _ = loops.scan(several, rows, indices[:whole].reshape(-1, chunk))
+    return loops.scan(one, rows, indices[whole:])[0]

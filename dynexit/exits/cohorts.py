@@ -12,6 +12,7 @@ A cohort that gains rows held fewer than T, or it would have run itself; it gain
 overflow, however long the queue, and every block runs one tile at most that is not full, however the depths are spread.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -20,6 +21,7 @@ from jax import lax
 
 from dynexit.core.checks import Stage
 from dynexit.core.types import Array, Criterion, Halted, PyTree
+from dynexit.exits import loops
 from dynexit.exits.compacted import Gone, Live, order_by_group, write_rows
 from dynexit.exits.rows import exit_depth, read_exit
 from dynexit.exits.tiling import Tiling
@@ -82,11 +84,11 @@ def run_cohorts(
         flow = flow._replace(counts=flow.counts.at[i].add(-taken))
         carry = jnp.int32(0), flow
         for k, size in enumerate(tiling.sizes):
-            run = lambda _, carry, size=size: _run(stage, i, weights, criterion, tiles, taken, size, carry)
-            carry = lax.fori_loop(0, plans[taken, k], run, carry)
+            run = functools.partial(_run, stage, i, weights, criterion, tiles, taken, size)
+            carry = loops.repeat(plans[taken, k], run, carry)
         return carry[1]
 
-    flow = lax.while_loop(lambda flow: (flow.counts > 0).any(), turn, flow)
+    flow = loops.while_loop(lambda flow: (flow.counts > 0).any(), turn, flow)
     gone, order = flow.gone, jnp.arange(count, dtype=jnp.int32)
     place = jnp.zeros(count, jnp.int32).at[jnp.where(order < rows, gone.row[:count], count)].set(order, mode="drop")
     back = lambda tree: jax.tree.map(lambda a: a[place], tree)

@@ -23,8 +23,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from dynexit.core.checks import Stage
-from dynexit.core.types import Array, Criterion, PyTree
-from dynexit.exits.rows import Rows, last_exit, read_exit, where_rows, zeros
+from dynexit.core.types import Array, PyTree
+from dynexit.exits import loops
+from dynexit.exits.rows import Job, Rows, read_exit, where_rows, zeros
 from dynexit.exits.tiling import Tiling
 
 
@@ -49,18 +50,20 @@ class Gone(NamedTuple):
 
 
 class Course(NamedTuple):
-    """Where a run stands: the rows, how many of them live and how many have left, and rows x steps so far (int32 `[]`)."""
+    """Where a run stands: the rows, how many of them live and how many have left, rows x steps so far (int32 `[]`), and what is
+    addressed by row."""
 
     live: Live
     gone: Gone
     alive: Array
     left: Array
     executed: Array
+    side: PyTree
 
 
 def run_compacted(
     stages: tuple[Stage, ...],
-    criterion: Criterion,
+    job: Job,
     rows: Rows,
     spaces: tuple[PyTree, ...],
     tilings: tuple[Tiling, ...],
@@ -69,7 +72,7 @@ def run_compacted(
     """As `run_masked`, on tiles of live rows.
 
     Args:
-      stages, criterion, rows, spaces: as there.
+      stages, job, rows, spaces: as there.
       tilings: of each stage.
       keep_state: whether the second result is wanted; else it is empty.
     """
@@ -77,23 +80,17 @@ def run_compacted(
     static = isinstance(batch, int)
     tilings = tuple(tiling.within(batch) for tiling in tilings) if static else tilings
     beyond = max(tiling.waste(batch) if static else tiling.sizes[0] - 1 for tiling in tilings)
-    room = batch + beyond
-    lengthen = lambda tree: tree if static else jax.tree.map(lambda a: jnp.pad(a, [(0, beyond)] + [(0, 0)] * (a.ndim - 1)), tree)
-    roomy = lambda tree: jax.tree.map(lambda a: jnp.zeros((room, *a.shape[1:]), a.dtype), tree)
-    count = jnp.zeros(room, jnp.int32)
-    course = Course(
-        lengthen(Live(rows.state, rows.memory, jnp.arange(batch, dtype=jnp.int32), rows.nan_exits)),
-        Gone(None, roomy(rows.output), roomy(rows.memory), count, count, count),
-        jnp.int32(batch),
-        jnp.int32(0),
-        rows.executed,
-    )
+    course = set_out(rows, batch + beyond)
+    if not static:
+        longer = lambda a: jnp.pad(a, [(0, beyond)] + [(0, 0)] * (a.ndim - 1))
+        course = course._replace(live=jax.tree.map(longer, course.live))
+    roomy = lambda tree: jax.tree.map(lambda a: jnp.zeros((batch + beyond, *a.shape[1:]), a.dtype), tree)
     states = []
     for stage, space, tiling in zip(stages, spaces, tilings, strict=True):
         before = course.left
         course = course._replace(gone=course.gone._replace(state=roomy(space) if keep_state else None))
-        run = _once if stage.steps == 1 else _loop
-        course = run(stage, criterion, course, space, tiling, last_exit(stages))
+        run = _once if stage.steps == 1 else run_loop
+        course = run(stage, job, course, space, tiling)
         if keep_state:
             after = course.gone.state, before, course.live, course.alive, course.left
             states.append(functools.partial(_state_after, *after))
@@ -101,6 +98,7 @@ def run_compacted(
     place = _inverse(gone.row[:batch])
     back = lambda tree: jax.tree.map(lambda a: a[place], tree)
     account = Rows(
+        row=rows.row,
         state=None,
         output=back(gone.output),
         exit=gone.exit[place],
@@ -108,29 +106,41 @@ def run_compacted(
         alive=jnp.zeros(batch, bool),
         nan_exits=gone.nan_exits[place],
         executed=course.executed,
+        side=course.side,
     )
     return account, tuple(state_after(place) for state_after in states)
 
 
-def _loop(stage: Stage, criterion: Criterion, course: Course, space: PyTree, tiling: Tiling, last: int) -> Course:
+def set_out(rows: Rows, room: int) -> Course:
+    """All rows live, and room for so many to leave; without buffers for their states."""
+    roomy = lambda tree: jax.tree.map(lambda a: jnp.zeros((room, *a.shape[1:]), a.dtype), tree)
+    count, batch = jnp.zeros(room, jnp.int32), rows.alive.shape[0]
+    live = Live(rows.state, rows.memory, rows.row, rows.nan_exits)
+    gone = Gone(None, roomy(rows.output), roomy(rows.memory), count, count, count)
+    return Course(live, gone, jnp.int32(batch), jnp.int32(0), rows.executed, rows.side)
+
+
+def run_loop(stage: Stage, job: Job, course: Course, space: PyTree, tiling: Tiling) -> Course:
+    """All steps of a stage that keeps the state's shape."""
+
     def body(carry):
         i, course = carry
-        return i + 1, _advance(stage, i, criterion, course, course.live.state, tiling, last)
+        return i + 1, _advance(stage, i, job, course, course.live.state, tiling)
 
     go_on = lambda carry: (carry[0] < stage.steps) & (carry[1].alive > 0)
-    return lax.while_loop(go_on, body, (jnp.int32(0), course))[1]
+    return loops.while_loop(go_on, body, (jnp.int32(0), course))[1]
 
 
-def _once(stage: Stage, criterion: Criterion, course: Course, space: PyTree, tiling: Tiling, last: int) -> Course:
+def _once(stage: Stage, job: Job, course: Course, space: PyTree, tiling: Tiling) -> Course:
     """A stage of one step, which may change the state's shape: it reads one buffer and writes another."""
     source = course.live.state
     rows = course.live.row.shape[0]
     empty = zeros(jax.tree.map(lambda s: jax.ShapeDtypeStruct((rows, *s.shape[1:]), s.dtype), space))
     course = course._replace(live=course.live._replace(state=empty))
-    return _advance(stage, jnp.int32(0), criterion, course, source, tiling, last)
+    return _advance(stage, jnp.int32(0), job, course, source, tiling)
 
 
-def _advance(stage: Stage, i: Array, criterion: Criterion, course: Course, source: PyTree, tiling: Tiling, last: int) -> Course:
+def _advance(stage: Stage, i: Array, job: Job, course: Course, source: PyTree, tiling: Tiling) -> Course:
     """One step on all live rows, whose states are in `source`."""
     batch = course.live.row.shape[0]
     weights = stage.step.select(i)  # once per block, not once per tile
@@ -146,12 +156,12 @@ def _advance(stage: Stage, i: Array, criterion: Criterion, course: Course, sourc
         read = lambda tree: jax.tree.map(
             lambda a: a.at[place].get(mode="promise_in_bounds", unique_indices=True, indices_are_sorted=True), tree
         )
-        state, output = stage.step.apply(weights, i, read(live.state if within_loop else source))
-        leaves, memory, nan = read_exit(criterion, exit, exit == last, output, read(live.memory))
-        occupied = place < total
+        occupied, row = place < total, read(live.row)
+        state, output, side = job.apply(stage, weights, i, read(live.state if within_loop else source), row, occupied, course.side)
+        leaves, memory, nan = read_exit(job.criterion, exit, exit == job.last, output, read(live.memory))
         order = order_by_group(jnp.where(occupied, leaves.astype(jnp.int32), 2))
         going, leaving = (occupied & ~leaves).sum(dtype=jnp.int32), (occupied & leaves).sum(dtype=jnp.int32)
-        after = Live(state, memory, read(live.row), read(live.nan_exits) + nan.astype(jnp.int32))
+        after = Live(state, memory, row, read(live.nan_exits) + nan.astype(jnp.int32))
         departed = Gone(
             None if course.gone.state is None else state,
             output,
@@ -166,12 +176,13 @@ def _advance(stage: Stage, i: Array, criterion: Criterion, course: Course, sourc
             course.alive + going,
             course.left + leaving,
             course.executed + size,
+            side,
         )
 
     total = course.alive
     carry = jnp.int32(0), course._replace(alive=jnp.int32(0))
     for k, size in enumerate(tiling.sizes):
-        carry = lax.fori_loop(0, counts[k], lambda _, carry, size=size: run(carry, size), carry)
+        carry = loops.repeat(counts[k], functools.partial(run, size=size), carry)
     return carry[1]
 
 

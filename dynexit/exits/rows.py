@@ -4,16 +4,43 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from dynexit.core.checks import Stage
 from dynexit.core.types import Array, Criterion, PyTree
+from dynexit.exits import loops
+
+
+class Job(NamedTuple):
+    """What all steps of a run have in common.
+
+    Attributes:
+      criterion: when a row leaves.
+      last: index of the last exit, which takes everyone.
+      rows: how many rows the run has; as an index, no row.
+    """
+
+    criterion: Criterion
+    last: int
+    rows: Any
+
+    def apply(self, stage: Stage, weights: PyTree, i: Any, state: PyTree, row: Array, present: Array, side: PyTree) -> tuple:
+        """A step on some rows: `(state, output, side)`.
+
+        Args:
+          row: int32 `[b]`, which rows they are.
+          present: bool `[b]`; the others are there to fill the shape, and the step is told that they are no row.
+          side: None for a step without any.
+        """
+        if side is None:
+            return (*stage.step.apply(weights, i, state), None)
+        return stage.step.apply(weights, i, state, jnp.where(present, row, self.rows), side)
 
 
 class Rows(NamedTuple):
     """The account of `B` rows on their way through the network.
 
     Attributes:
+      row: int32 `[B]`, which rows of the run they are.
       state: leaves `[B, ...]`.
       output: leaves `[B, ...]`, from the last exit that the row has reached.
       exit: int32 `[B]`, index of that exit.
@@ -21,8 +48,10 @@ class Rows(NamedTuple):
       alive: bool `[B]`, whether the row goes on.
       nan_exits: int32 `[B]`, exits at which the output held a NaN.
       executed: int32 `[]`, rows x steps that ran, padding included.
+      side: what is addressed by row and not by place; None where there is none.
     """
 
+    row: Array
     state: PyTree
     output: PyTree
     exit: Array
@@ -30,11 +59,13 @@ class Rows(NamedTuple):
     alive: Array
     nan_exits: Array
     executed: Array
+    side: PyTree
 
 
-def begin(state: PyTree, output: PyTree, memory: PyTree, batch: int) -> Rows:
+def begin(state: PyTree, output: PyTree, memory: PyTree, batch: int, side: PyTree = None) -> Rows:
     """Rows before the first step; `output` holds shapes."""
     return Rows(
+        row=jnp.arange(batch, dtype=jnp.int32),
         state=state,
         output=zeros(output),
         exit=jnp.zeros(batch, jnp.int32),
@@ -42,6 +73,7 @@ def begin(state: PyTree, output: PyTree, memory: PyTree, batch: int) -> Rows:
         alive=jnp.ones(batch, bool),
         nan_exits=jnp.zeros(batch, jnp.int32),
         executed=jnp.int32(0),
+        side=side,
     )
 
 
@@ -79,21 +111,21 @@ def read_exit(criterion: Criterion, exit: Any, last: Any, output: PyTree, memory
     return (halt & ~nan) | last, new, nan
 
 
-def advance(stage: Stage, i: Any, criterion: Criterion, rows: Rows, last: int, empty: PyTree = None) -> Rows:
+def advance(stage: Stage, i: Any, job: Job, rows: Rows, empty: PyTree = None) -> Rows:
     """One step on the whole batch; rows that have left keep what they had.
 
     Args:
       stage: whose step runs.
       i: int32 `[]`, which of its steps.
-      criterion: when a row leaves.
+      job: what all steps have in common.
       rows: the account so far.
-      last: index of the last exit of all.
       empty: the state of rows that have left, where the step changes the state's shape.
     """
     exit = stage.first + i
-    state, output = stage.step.apply(stage.step.select(i), i, rows.state)
-    leaves, memory, nan = read_exit(criterion, exit, exit == last, output, rows.memory)
+    state, output, side = job.apply(stage, stage.step.select(i), i, rows.state, rows.row, rows.alive, rows.side)
+    leaves, memory, nan = read_exit(job.criterion, exit, exit == job.last, output, rows.memory)
     return Rows(
+        row=rows.row,
         state=where_rows(rows.alive, state, rows.state if empty is None else empty),
         output=where_rows(rows.alive, output, rows.output),
         exit=jnp.where(rows.alive, exit, rows.exit),
@@ -101,14 +133,15 @@ def advance(stage: Stage, i: Any, criterion: Criterion, rows: Rows, last: int, e
         alive=rows.alive & ~leaves,
         nan_exits=rows.nan_exits + (nan & rows.alive).astype(jnp.int32),
         executed=rows.executed + rows.alive.shape[0],
+        side=side,
     )
 
 
-def advance_alone(stage: Stage, criterion: Criterion, rows: Rows, last: int, space: PyTree) -> Rows:
+def advance_alone(stage: Stage, job: Job, rows: Rows, space: PyTree) -> Rows:
     """`advance` for a stage of one step, which may change the state's shape to `space`; nothing runs once every row has left."""
     empty = zeros(space)
-    run = lambda rows: advance(stage, jnp.int32(0), criterion, rows, last, empty)
-    return lax.cond(rows.alive.any(), run, lambda rows: rows._replace(state=empty), rows)
+    run = lambda rows: advance(stage, jnp.int32(0), job, rows, empty)
+    return loops.maybe(rows.alive.any(), run, lambda rows: rows._replace(state=empty), rows)
 
 
 def forget_departed(rows: Rows) -> Rows:

@@ -14,7 +14,7 @@ from dynexit.exits.combinators import start
 from dynexit.exits.compacted import run_compacted
 from dynexit.exits.masked import run_masked
 from dynexit.exits.per_row import run_per_row
-from dynexit.exits.rows import begin, exit_depth, last_exit
+from dynexit.exits.rows import Job, begin, exit_depth, last_exit
 from dynexit.exits.tiling import Tiling, default_tiling
 
 Schedule = Literal["auto", "compacted", "masked", "per_row"]
@@ -78,6 +78,7 @@ def run_until(
     schedule: Schedule = "auto",
     tile: int | Tiling | Sequence[Tiling] | None = None,
     keep_state: bool = True,
+    side: PyTree = None,
 ) -> Halted:
     """Runs each row only as deep as the criterion asks, inside one compiled program.
 
@@ -94,9 +95,14 @@ def run_until(
       tile: rows of the compacted schedule's largest tile; or a `Tiling`, or one per stage (`dx.tune` measures them); None for
         sizes that suit most CPUs.
       keep_state: whether the state with which a row left is kept; False saves a second buffer of the state and the writing of it.
+      side: what the steps read and write by row and what is not to be moved with the rows (a KV cache): arrays of any shape, passed
+        on as they are. With it every step is `apply(weights, i, state, rows, side) -> (state, output, side)`, where rows is
+        int32 `[b]`, which rows of the batch these are, and B for one that only fills a tile: `side.at[rows].set(...)` then writes
+        nothing, and `side[rows]` with jax's default of "fill" gives NaN to a result that no one reads. A step touches the
+        entries of its own rows alone.
 
     Returns:
-      `Halted`; `state` is None without `keep_state`.
+      `Halted`; `state` is None without `keep_state`, `side` as the last step left it.
 
     Raises:
       TypeError, ValueError: a faulty step or criterion, thresholds for another number of exits, an empty batch, depth 0, an
@@ -114,29 +120,30 @@ def run_until(
     if not isinstance(criterion, Criterion):
         raise TypeError(f"`criterion` must be a dx.Criterion, got {type(criterion).__name__}")
     stages = stages_of(step, depth)
-    return _run_until(freeze(step), state, freeze(depth), criterion, schedule, _checked(tile, len(stages)), keep_state)
+    return _run_until(freeze(step), state, freeze(depth), criterion, schedule, checked_tile(tile, len(stages)), keep_state, side)
 
 
 @functools.partial(jax.jit, static_argnames=("depth", "schedule", "tile", "keep_state"))
-def _run_until(step, state, depth, criterion, schedule, tile, keep_state) -> Halted:
+def _run_until(step, state, depth, criterion, schedule, tile, keep_state, side) -> Halted:
     stages = stages_of(step, depth)
-    spaces, output = walk(stages, state)
+    spaces, output = walk(stages, state, side)
     batch = batch_size(state)
-    memory = first_memory(criterion, batch, output, last_exit(stages) + 1)
-    rows = begin(state, output, memory, batch)
+    job = Job(criterion, last_exit(stages), batch)
+    rows = begin(state, output, first_memory(criterion, batch, output, job.last + 1), batch, side)
     if schedule == "masked" or (schedule == "auto" and batch == 1):
-        rows, states = run_masked(stages, criterion, rows, spaces)
+        rows, states = run_masked(stages, job, rows, spaces)
     elif schedule == "per_row":
-        rows, states = run_per_row(stages, criterion, rows, spaces)
+        rows, states = run_per_row(stages, job, rows, spaces)
     else:
         if not isinstance(tile, tuple):
             tile = tuple(default_tiling(space, batch, tile) for space in (state, *spaces[:-1]))
-        rows, states = run_compacted(stages, criterion, rows, spaces, tile, keep_state)
+        rows, states = run_compacted(stages, job, rows, spaces, tile, keep_state)
     final = None if not keep_state else states if isinstance(step, tuple) else states[0]
-    return Halted(rows.output, rows.exit, exit_depth(stages, rows.exit), final, rows.memory, rows.nan_exits, rows.executed)
+    depths = exit_depth(stages, rows.exit)
+    return Halted(rows.output, rows.exit, depths, final, rows.memory, rows.nan_exits, rows.executed, rows.side)
 
 
-def _checked(tile: Any, stages: int) -> Any:
+def checked_tile(tile: Any, stages: int) -> Any:
     """`tile` as None, an integer, or a tuple with a tiling for every stage."""
     if tile is None:
         return None
@@ -153,12 +160,12 @@ def freeze(x: Any) -> Any:
     return tuple(x) if isinstance(x, (tuple, list)) else x
 
 
-def walk(stages: tuple[Stage, ...], state: PyTree) -> tuple[tuple[PyTree, ...], PyTree]:
+def walk(stages: tuple[Stage, ...], state: PyTree, side: PyTree = None) -> tuple[tuple[PyTree, ...], PyTree]:
     """Checks every stage and returns the shapes of the state after each of them, and of the output."""
     spaces, outputs = [], []
     space = shapes(state)
     for k, stage in enumerate(stages):
-        space, output = check_step(stage, space, f"step[{k}]" if len(stages) > 1 else "step")
+        space, output = check_step(stage, space, f"step[{k}]" if len(stages) > 1 else "step", side)
         spaces.append(space)
         outputs.append(output)
     check_outputs_agree(outputs)

@@ -9,10 +9,10 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from dynexit.core.checks import Stage, batch_size, check_step, positive_integer, shapes, stages_of
 from dynexit.core.types import Array, Criterion, Halted, PyTree, Step
+from dynexit.exits import loops
 from dynexit.exits.cohorts import run_cohorts
 from dynexit.exits.rows import read_exit, where_rows, zeros
 from dynexit.exits.run import first_memory
@@ -145,6 +145,6 @@ def _run_slots(
         done,
         jnp.int32(0),
     )
-    *_, done, ticks = lax.while_loop(lambda carry: (carry[2] >= 0).any(), tick, start)
+    *_, done, ticks = loops.while_loop(lambda carry: (carry[2] >= 0).any(), tick, start)
     kept, exits, states, final, nans = done
     return Halted(kept, exits, (exits + 1) * step.blocks, states, final, nans, ticks * slots)
