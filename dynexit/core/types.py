@@ -36,7 +36,7 @@ class Step:
     """
 
     select: Callable[[Any], PyTree]
-    apply: Callable[[PyTree, Any, PyTree], tuple[PyTree, PyTree]]
+    apply: Callable[..., tuple[PyTree, ...]]
     blocks: int = dataclasses.field(default=1, metadata={"static": True})
 
     def __post_init__(self):
