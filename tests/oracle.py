@@ -53,6 +53,13 @@ def homogeneous(rows=13, blocks=6, seed=0):
     return Problem(dx.stacked_step(block, head, parameters(keys[0], blocks)), blocks, batch_of(keys[1], rows), blocks)
 
 
+def switched(rows=13, blocks=4, seed=0):
+    keys = jax.random.split(jax.random.key(seed), 2)
+    params = parameters(keys[0], blocks)
+    each = [jax.tree.map(lambda a, i=i: a[i], params) for i in range(blocks)]
+    return Problem(dx.switched_step(block, head, each), blocks, batch_of(keys[1], rows), blocks)
+
+
 def tied(rows=13, blocks=9, seed=0):
     keys = jax.random.split(jax.random.key(seed), 2)
     params = jax.tree.map(lambda a: a[0], parameters(keys[0], 1))

@@ -58,6 +58,12 @@ def maybe(decision: Array, run: Callable[[Any], Any], otherwise: Callable[[Any],
     return lax.cond(decision, run, otherwise, operand)
 
 
+def summed_like(gradient: Array, value: Array) -> Array:
+    """The gradient of a value that devices share: the sum of theirs."""
+    axes = tuple(sorted(_varying(gradient) - _varying(value)))
+    return lax.psum(gradient, axes) if axes else gradient
+
+
 def _manual_axes() -> tuple[str, ...]:
     """The mesh axes of the `jax.shard_map` that is being traced."""
     return tuple(jax.sharding.get_abstract_mesh().manual_axes)

@@ -195,7 +195,7 @@ def first_memory(criterion: Criterion, batch: int, output: PyTree, exits: int) -
 
 def _scan(stage: Stage, state: PyTree, steps: int, read: bool = True) -> tuple[PyTree, PyTree]:
     """`steps` steps with `lax.scan`: the state after them, and the outputs `[steps, B, ...]` or None."""
-    weights = _weights(stage.step, stage.steps)
+    weights = stacked_weights(stage.step, stage.steps)
     tied = weights is None
     constant = stage.step.select(jnp.int32(0)) if tied else None
 
@@ -212,7 +212,7 @@ def _scan(stage: Stage, state: PyTree, steps: int, read: bool = True) -> tuple[P
     return lax.scan(body, state, (jnp.arange(steps, dtype=jnp.int32), first), unroll=steps <= UNROLLED)
 
 
-def _weights(step: Step, steps: int) -> PyTree | None:
+def stacked_weights(step: Step, steps: int) -> PyTree | None:
     """All blocks' weights stacked on a leading `[steps]`, or None where they do not depend on the block (tied weights).
 
     Scanned over, they are differentiated block by block; a dynamic index inside the scan would add a whole gradient per step.
