@@ -112,11 +112,14 @@ def schedule(depths, steps, tiling):
 def test_tiles_are_full_whatever_the_depths(slots):
     ran = []
     note = lambda w, rows: ran.append((int(w), rows.shape[0]))
-    step = dx.Step(lambda i: i, lambda w, i, h: (jax.debug.callback(note, w, h), (h + 1.0, h + 0.0 * w.astype(jnp.float32)))[1])
-    tiling, rng = default_tiling(jnp.zeros(200), slots, slots), np.random.default_rng(0)
+    read = lambda w, h: h[:, 0] + 0.0 * w.astype(jnp.float32)
+    step = dx.Step(lambda i: i, lambda w, i, h: (jax.debug.callback(note, w, h[:, 0]), (h + 1.0, read(w, h)))[1])
+    queue, rng = jnp.zeros((200, 8192)), np.random.default_rng(0)  # rows wide enough for small tiles to be worth compiling
+    tiling = default_tiling(queue, slots, slots)
+    assert tiling.sizes[-1] == 1
     for depths in (np.minimum(rng.geometric(0.25, 200), 12), rng.integers(1, 13, 200), np.where(np.arange(200) % 50, 1, 12)):
         ran.clear()
-        halted = jax.block_until_ready(dx.run_stream(step, jnp.zeros(200), 12, oracle.leave_at(depths), slots=slots))
+        halted = jax.block_until_ready(dx.run_stream(step, queue, 12, oracle.leave_at(depths), slots=slots))
         jax.effects_barrier()
         tiles, executed, largest = schedule(depths, 12, tiling)
         assert largest <= 2 * slots - 1
