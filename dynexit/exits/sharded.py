@@ -124,7 +124,7 @@ def _run(step, state, depth, criterion, mesh, axis, segments, tile, keep_state) 
 
         return spread(alone)(step, criterion, memory, state, row)
 
-    tiling = tile[0] if isinstance(tile, tuple) else default_tiling(state, local, tile)
+    tiling = (tile[0] if isinstance(tile, tuple) else default_tiling(state, local, tile)).within(local)
     _, read = walk(stages, jax.tree.map(lambda a: a[:local], state))
 
     def together(step, criterion, memory, state, row):
