@@ -24,10 +24,14 @@ class TooLarge(ValueError):
 
 
 def gathered_bytes(cell: Cell, problem: Problem) -> int:
-    """Bytes of the weights that a step gathers for all rows; 0 where weights are tied."""
+    """Bytes of the weights that a step gathers for all rows; 0 where weights are tied.
+
+    With weights narrower than float32 the float32 copies that a CPU computes with are counted too.
+    """
     if cell.block == "tied":
         return 0
-    return cell.batch * sum(a.nbytes for a in jax.tree.leaves(problem.params)) // cell.depth
+    wide = lambda dtype: dtype.itemsize if dtype.itemsize >= 4 else dtype.itemsize + 4
+    return cell.batch * sum(a.size * wide(a.dtype) for a in jax.tree.leaves(problem.params)) // cell.depth
 
 
 def vmapped(cell: Cell, problem: Problem, depths: np.ndarray) -> Callable[[], Any]:
@@ -39,8 +43,8 @@ def vmapped(cell: Cell, problem: Problem, depths: np.ndarray) -> Callable[[], An
     wanted = gathered_bytes(cell, problem)
     if wanted > MOST_BYTES:
         raise TooLarge(
-            f"vmap would gather {wanted / 2**30:.1f} GiB of weights per step (batch {cell.batch} x one block of width {cell.width}), "
-            f"above the limit of {MOST_BYTES / 2**30:.1f} GiB"
+            f"vmap would gather {wanted / 2**30:.1f} GiB of weights per step (batch {cell.batch}, blocks of width {cell.width}), "
+            f"above {MOST_BYTES / 2**30:.1f} GiB"
         )
     wished = jnp.asarray(depths)
     return lambda: _run(problem.params, problem.state, wished, problem.step)

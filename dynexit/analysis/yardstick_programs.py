@@ -19,7 +19,7 @@ FULL_TILES = (1, 2, 4, 8, 16, 32, 64)
 SLOTS = (8, 16, 32)
 ALONE = (4, 8, 16, 32, 64)  # tile sizes that are also tried without others
 PER_ROW_BATCH = 32  # beyond, one row at a time is timed on request alone
-Choice = tuple[str, Any]  # schedule and tile, for `run_until`
+Choice = tuple[Any, Any]  # schedule and tile, for `run_until`
 Make = Callable[[PyTree], Step]
 
 

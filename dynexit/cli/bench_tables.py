@@ -36,7 +36,7 @@ def show(records: Sequence[dict]) -> None:
     r = records[0]
     title = f"{r['block']}, width {r['width']}, {r['tokens']} tokens, {r['depth']} blocks, {r['dtype']}, batch {r['batch']}: "
     head = ("program", "seconds", "lowest-highest", "speed-up", "efficiency", "occupancy", "compile s", "temp MiB", "text KiB")
-    table(f"{hardware()}\n{title}{r['distribution']}, mean depth {r['mean']:.0%}", head, rows)
+    table(f"{hardware()}\n{title}{r['distribution']}, mean depth {r['mean']:.0%}", head, rows, width=125)
 
 
 def summarize(records: Sequence[dict], peers: Sequence[str]) -> None:
@@ -77,7 +77,7 @@ def summarize(records: Sequence[dict], peers: Sequence[str]) -> None:
         *(f"{p} / tuned" for p in peers),
     ]
     title = f"{hardware()}\nall cells: efficiency, and seconds of the peers in units of tuned"
-    table(title, [*head, "tuned / best"] if ratios else head, rows, width=150)
+    table(title, [*head, "tuned / best"] if ratios else head, rows, width=180)
     if ratios:
         near = sum(ratio <= NEAR for ratio in ratios)
         print(f"tuned is within 5% of the best that was tried in {near} of {len(ratios)} cells")

@@ -91,7 +91,8 @@ def write(path: Path, key: str, costs: Costs) -> None:
     except OSError as error:
         warnings.warn(f"`cache` {path} could not be written ({error}); the costs will be measured again", stacklevel=3)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # there is none where it took the file's place
+            temporary.unlink()
 
 
 def _sound(seconds: Any) -> bool:
