@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dynexit.analysis.yardstick import HEAD, Cell, Problem
+from dynexit.analysis.drawn_problems import HEAD, Cell, Problem
 
 
 def regrouping(cell: Cell, problem: Problem, depths: np.ndarray) -> Callable[[], Any]:

@@ -1,107 +1,43 @@
 """The yardstick of the engine: every schedule on random blocks whose rows leave at drawn depths, beside full depth and peers.
 
-ideal      = seconds of the quickest full-depth program x mean depth / N
-efficiency = ideal / measured seconds
-occupancy  = rows x blocks that rows needed / rows x blocks that ran
+ideal           = seconds of the quickest full-depth program x mean depth / N
+efficiency      = ideal / measured seconds
+occupancy       = rows x blocks that rows needed / rows x blocks that ran
+tuned over best = seconds of what `dx.tune` chose / seconds of the quickest of all that `run_until` was told
 """
 
-import itertools
-import time
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
-from dynexit.analysis.latency import measure
-from dynexit.core.types import Array, PyTree, Step
-from dynexit.exits import criteria
-from dynexit.exits.run import run_full, run_until
-from dynexit.exits.steps import stacked_step, tied_step
-from dynexit.exits.tune import tune
+from dynexit.analysis.drawn_problems import Cell, Problem, draw, problem
+from dynexit.analysis.latency import Timing, measure
+from dynexit.analysis.masked_peer import TooLarge
+from dynexit.analysis.yardstick_programs import (
+    Choice,
+    Compiled,
+    compiled,
+    dynamic_program,
+    full_programs,
+    schedules,
+    stream_programs,
+    trials,
+    unrolled,
+)
+from dynexit.exits.tune import Tuned, tune
 
-HEAD = 64  # channels of an attention head
-CLASSES = 10
-FULL_TILES = (1, 2, 4, 8, 16, 32, 64)
-DISTRIBUTIONS = ("geometric", "uniform", "bimodal", "together")
-
-
-class Cell(NamedTuple):
-    """One network and batch.
-
-    Attributes:
-      block: "transformer", "tied" (the same weights at every depth), "mixer" or "conv".
-      width, tokens: D and L; "conv" takes L as a square image.
-      depth: N.
-      batch: B.
-      dtype: "float32" or "bfloat16".
-    """
-
-    block: str
-    width: int
-    tokens: int
-    depth: int
-    batch: int
-    dtype: str
-
-
-class Problem(NamedTuple):
-    """A cell's step as a function of its weights, the weights, and the rows."""
-
-    step: Callable[[PyTree], Step]
-    params: PyTree
-    state: Array
-
-
-def problem(cell: Cell, seed: int = 0) -> Problem:
-    """Random weights and rows of a cell; a block keeps the scale of its input, and its head is a mean and a linear map."""
-    keys = iter(jax.random.split(jax.random.key(seed), 8))
-    layers = 1 if cell.block == "tied" else cell.depth
-    weight = lambda *shape: (0.3 * jax.random.normal(next(keys), (layers, *shape)) * shape[-2] ** -0.5).astype(cell.dtype)
-    width = cell.width
-    shapes = {
-        "transformer": {"qkv": (width, 3 * width), "out": (width, width), "up": (width, 4 * width), "down": (4 * width, width)},
-        "mixer": {"mix": (cell.tokens, cell.tokens), "up": (width, 4 * width), "down": (4 * width, width)},
-        "conv": {"first": (3, 3, width, width), "second": (3, 3, width, width)},
-    }["transformer" if cell.block == "tied" else cell.block]
-    params = {name: weight(*shape) for name, shape in shapes.items()} | {"head": weight(width, CLASSES)}
-    block = {"mixer": _mixer, "conv": _conv}.get(cell.block, _transformer)
-    state = jax.random.normal(next(keys), (cell.batch, cell.tokens, width)).astype(cell.dtype)
-    head = lambda p, h: h.mean(1) @ p["head"]
-    if cell.block == "tied":
-        return Problem(lambda p: tied_step(block, head, p), jax.tree.map(lambda a: a[0], params), state)
-    return Problem(lambda p: stacked_step(block, head, p), params, state)
-
-
-def draw(distribution: str, mean: float, depth: int, rows: int, seed: int = 0) -> np.ndarray:
-    """Depths 1..N of the rows, int32 `[B]`, with about the mean `mean` x N.
-
-    "geometric" is cut off at N, "uniform" is an interval, "bimodal" is 1 or N, "together" is one depth for all.
-    """
-    rng, wanted = np.random.default_rng(seed), max(1.0, mean * depth)
-    if mean >= 1:
-        return np.full(rows, depth, np.int32)
-    if distribution == "geometric":
-        p = np.linspace(1e-4, 1.0, 20_000)  # the mean of a geometric law cut off at N is (1 - (1 - p)^N) / p
-        drawn = rng.geometric(p[np.argmin(np.abs((1 - (1 - p) ** depth) / p - wanted))], rows)
-    elif distribution == "uniform":
-        reach = min(wanted - 1, depth - wanted)
-        drawn = np.rint(rng.uniform(wanted - reach, wanted + reach, rows))
-    elif distribution == "bimodal":
-        drawn = np.where(rng.random(rows) < (depth - wanted) / max(1, depth - 1), 1, depth)
-    else:
-        drawn = np.full(rows, round(wanted))
-    return np.clip(drawn, 1, depth).astype(np.int32)
+Peer = Callable[[Cell, Problem, np.ndarray], Callable[[], Any]]
 
 
 def run_cell(
     cell: Cell,
     loads: Sequence[tuple[str, float]],
     repeats: int,
-    peers: dict[str, Callable[[Cell, Problem, np.ndarray], Callable[[], Any]]],
+    peers: Mapping[str, Peer],
     say: Callable[[str], None],
+    exhaustive: bool = False,
 ) -> list[dict]:
     """Times all programs of a cell in turns, for several distributions of depths.
 
@@ -109,106 +45,89 @@ def run_cell(
       cell: the network and batch.
       loads: (distribution, mean depth as a fraction of N) to draw depths from.
       repeats: timings of each program; the median counts.
-      peers: name -> a function that gives a call for this cell and these depths.
+      peers: name -> a function that gives a call for this cell and these depths; shown as "peer NAME". One that raises `TooLarge`
+        is left out and said.
       say: gets a line for every phase.
+      exhaustive: also time the compacted schedule with many tilings, and say how near the tuned choice comes to the best.
 
     Returns:
-      One record per load and program: seconds with spread, and where it runs dynamic depth the efficiency and the occupancy.
+      One record per load and program. `kind` is "full", "schedule" (one of `run_until`), "trial" (a tiling of `exhaustive`),
+      "stream", "unrolled" or "peer"; `asked` is the mean depth asked for and `mean` that of the depths drawn. Seconds with spread;
+      where depth is dynamic the efficiency; `occupancy` where it is known; what compiling gave. The record of "tuned" holds what
+      was `chosen` and, with `exhaustive`, `tuned_over_best`, which is 1 at best.
     """
-    step, params, state = problem(cell)
-    tuned = tune(step(params), state, cell.depth)
-    say(f"{cell}: {tuned}")
-    full = jax.jit(lambda p, h: run_full(step(p), h, cell.depth)[1])
-    plain: dict[str, Any] = {"full": full}
-    for tile in FULL_TILES:
-        if tile < cell.batch and cell.batch % tile == 0:
-            plain[f"full tiled {tile}"] = jax.jit(
-                lambda p, h, t=tile: lax.map(lambda x: full(p, x), h.reshape(-1, t, *h.shape[1:])).reshape(cell.batch, -1)
-            )
-    schedules = {"compacted": ("compacted", None), "tuned": (tuned.schedule, tuned.tile), "masked": ("masked", None)}
-    if cell.batch <= 32:
-        schedules["per_row"] = ("per_row", None)
-    dynamic = {
-        name: jax.jit(
-            lambda p, h, depths, chosen=chosen: (lambda halted: (halted.output, halted.rows_executed))(
-                run_until(step(p), h, cell.depth, criteria.at_depth(depths), *chosen, keep_state=False)
-            )
-        )
-        for name, chosen in schedules.items()
-    }
+    made = problem(cell)
+    make, params, state = made
+    costs = tune(make(params), state, cell.depth).costs  # measured once, planned with for every load
+    told = schedules(cell.batch, exhaustive)
+    tried = trials(cell.batch) if exhaustive else {}
+    kinds = dict.fromkeys(told, "schedule") | dict.fromkeys(tried, "trial")
     depths = jnp.full(cell.batch, cell.depth, jnp.int32)
-    compiled = {name: _compiled(f, params, state) for name, f in plain.items()}
-    compiled |= {name: _compiled(f, params, state, depths) for name, f in dynamic.items()}
+    say(f"{cell}: compiling")
+    full = {name: compiled(f, params, state) for name, f in full_programs(cell, make).items()}
+    build = lambda choice: compiled(dynamic_program(cell, make, choice), params, state, depths)
+    dynamic = {name: build(choice) for name, choice in (told | tried).items()}
+    streams = {name: compiled(f, params, state, depths) for name, f in stream_programs(cell, make).items()}
+    built: dict[Choice, Compiled] = {}
     records = []
-    for distribution, mean in loads:
-        drawn = draw(distribution, mean, cell.depth, cell.batch)
+    for distribution, asked in loads:
+        drawn = draw(distribution, asked, cell.depth, cell.batch)
         depths = jnp.asarray(drawn)
-        calls = {name: lambda f=compiled[name].call: f(params, state) for name in plain}
-        calls |= {name: lambda f=compiled[name].call, d=depths: f(params, state, d) for name in dynamic}
-        calls |= {name: peer(cell, Problem(step, params, state), drawn) for name, peer in peers.items()}
-        timing = measure(calls, repeats)
-        best = min(timing[name].median for name in plain)
-        share = float(drawn.mean()) / cell.depth
-        for name, t in timing.items():
-            record = cell._asdict() | {"distribution": distribution, "mean": share, "program": name}
-            record |= {"seconds": t.median, "low": t.low, "high": t.high, "speedup": best / t.median}
-            if name not in plain:
-                record["efficiency"] = best * share / t.median
-            if name in dynamic:
-                record["occupancy"] = int(drawn.sum()) / int(calls[name]()[1])
-            if name in compiled:
-                record |= {"compile_seconds": compiled[name].seconds, "temporary_bytes": compiled[name].temporary}
-            records.append(record)
+        tuned = tune(make(params), state, cell.depth, exits=drawn - 1, costs=costs)
+        say(f"{cell}, {distribution} {asked:g}: {tuned}")
+        choice = tuned.schedule, tuned.tile
+        if choice not in built:
+            built[choice] = build(choice)
+        here = full | dynamic | {"tuned": built[choice]} | streams
+        calls: dict[str, Callable[[], Any]] = {name: lambda f=here[name].call: f(params, state) for name in full}
+        calls |= {name: lambda f=here[name].call, d=depths: f(params, state, d) for name in here if name not in full}
+        kind = dict.fromkeys(full, "full") | kinds | {"tuned": "schedule"} | dict.fromkeys(streams, "stream")
+        if cell.batch == 1:
+            program, arguments = unrolled(made, int(drawn[0]))
+            here["unrolled"], kind["unrolled"] = program, "unrolled"
+            calls["unrolled"] = lambda f=program.call, a=arguments: f(*a)
+        for name, peer in peers.items():
+            try:
+                calls[f"peer {name}"], kind[f"peer {name}"] = peer(cell, made, drawn), "peer"
+            except TooLarge as error:
+                say(f"{cell}: peer {name} left out: {error}")
+        found = _records(cell, measure(calls, repeats), kind, here, calls, drawn)
+        for record in found:
+            record |= {"distribution": distribution, "asked": asked}
+        _judge(found, tuned, exhaustive)
+        records += found
     return records
 
 
-class Compiled(NamedTuple):
-    """A compiled program, the seconds that compiling took, and the bytes it allocates while it runs."""
-
-    call: Callable[..., Any]
-    seconds: float
-    temporary: int
-
-
-def _compiled(f: Any, *args: Any) -> Compiled:
-    lowered = f.lower(*args)
-    start = time.perf_counter()
-    program = lowered.compile()
-    seconds = time.perf_counter() - start
-    memory = program.memory_analysis()
-    return Compiled(program, seconds, int(memory.temp_size_in_bytes) if memory else 0)
-
-
-def _norm(x: Array) -> Array:
-    return (x - x.mean(-1, keepdims=True)) * lax.rsqrt(x.var(-1, keepdims=True) + 1e-6)
-
-
-def _mlp(p: dict, h: Array) -> Array:
-    return h + jax.nn.gelu(_norm(h) @ p["up"]) @ p["down"]
-
-
-def _transformer(p: dict, h: Array) -> Array:
-    """Pre-norm attention and MLP, no biases; `h` `[b, L, D]`."""
-    heads = lambda x: x.reshape(*x.shape[:2], -1, HEAD)
-    q, k, v = (heads(x) for x in jnp.split(_norm(h) @ p["qkv"], 3, -1))
-    return _mlp(p, h + jax.nn.dot_product_attention(q, k, v).reshape(h.shape) @ p["out"])
+def _records(
+    cell: Cell,
+    timing: Mapping[str, Timing],
+    kind: Mapping[str, str],
+    programs: Mapping[str, Compiled],
+    calls: Mapping[str, Callable[[], Any]],
+    drawn: np.ndarray,
+) -> list[dict]:
+    best = min(t.median for name, t in timing.items() if kind[name] == "full")
+    share = float(drawn.mean()) / cell.depth
+    records = []
+    for name, t in timing.items():
+        record = cell._asdict() | {"mean": share, "program": name, "kind": kind[name]}
+        record |= {"seconds": t.median, "low": t.low, "high": t.high, "speedup": best / t.median}
+        if kind[name] != "full":
+            record["efficiency"] = best * share / t.median
+        if kind[name] in ("schedule", "trial", "stream"):
+            record["occupancy"] = int(drawn.sum()) / int(calls[name]()[1])
+        if name in programs:
+            of = programs[name]
+            record |= {"compile_seconds": of.seconds, "temporary_bytes": of.temporary, "program_bytes": of.text}
+        records.append(record)
+    return records
 
 
-def _mixer(p: dict, h: Array) -> Array:
-    """Tokens mixed by one matrix, channels by an MLP."""
-    return _mlp(p, h + jnp.einsum("bld,lm->bmd", _norm(h), p["mix"]))
-
-
-def _conv(p: dict, h: Array) -> Array:
-    """Two 3 x 3 convolutions with a residual; the tokens are a square image."""
-    side = round(h.shape[1] ** 0.5)
-    convolve = lambda x, w: lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-    x = _norm(h).reshape(h.shape[0], side, side, h.shape[2])
-    return h + convolve(jax.nn.relu(convolve(x, p["first"])), p["second"]).reshape(h.shape)
-
-
-def cells(
-    blocks: Sequence[str], widths: Sequence[int], tokens: int, depths: Sequence[int], batches: Sequence[int], dtypes: Sequence[str]
-) -> list[Cell]:
-    """Every combination."""
-    return [Cell(b, w, tokens, n, size, t) for b, w, n, size, t in itertools.product(blocks, widths, depths, batches, dtypes)]
+def _judge(records: Sequence[dict], tuned: Tuned, exhaustive: bool) -> None:
+    """Writes into the record of "tuned" what was chosen, and how near it comes to the best."""
+    (record,) = (r for r in records if r["program"] == "tuned")
+    sizes = ", ".join("/".join(map(str, t.sizes)) for t in tuned.tile)
+    record["chosen"] = f"{tuned.schedule} {sizes}" if tuned.schedule == "compacted" else tuned.schedule
+    if exhaustive:
+        record["tuned_over_best"] = record["seconds"] / min(r["seconds"] for r in records if r["kind"] in ("schedule", "trial"))

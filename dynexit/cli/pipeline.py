@@ -19,8 +19,8 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Prints a table: the first column to the left, the others to the right."""
+def table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], width: int = 110) -> None:
+    """Prints a table: the first column to the left, the others to the right; at least `width` characters are there for it."""
     from rich.console import Console
     from rich.table import Table
 
@@ -30,7 +30,7 @@ def table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> Non
     for row in rows:
         shown.add_row(*row)
     console = Console()
-    Console(width=max(console.width, 110)).print(shown)
+    Console(width=max(console.width, width)).print(shown)
 
 
 def hardware() -> str:

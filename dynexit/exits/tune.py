@@ -10,6 +10,8 @@ with the engine itself, for tiles of 1, 2, 4, ... rows and of the whole batch. F
 """
 
 import functools
+import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -21,6 +23,7 @@ import numpy as np
 
 from dynexit.core.checks import Stage, batch_size, stages_of
 from dynexit.core.types import Criterion, PyTree, Step
+from dynexit.exits import tune_cache
 from dynexit.exits.run import run_until, walk
 from dynexit.exits.tiling import Tiling, choose_sizes
 
@@ -36,17 +39,20 @@ class Tuned(NamedTuple):
       tile: a tiling for every stage, for `run_until`.
       seconds: expected per batch for every schedule and for "full" depth; blocks and exits alone.
       costs: for every stage the measured seconds of one tile, by its rows.
+      origin: of the costs: "measured", "cache" or "given".
     """
 
     schedule: str
     tile: tuple[Tiling, ...]
     seconds: dict[str, float]
     costs: tuple[dict[int, float], ...]
+    origin: str = "measured"
 
     def __str__(self) -> str:
         sizes = ", ".join("/".join(map(str, t.sizes)) for t in self.tile)
         expected = ", ".join(f"{name} {1e3 * s:.3g} ms" for name, s in self.seconds.items())
-        return f"{self.schedule}, tiles of {sizes} rows; expected per batch: {expected}"
+        origin = {"cache": "; costs from the cache", "given": "; costs as given"}.get(self.origin, "")
+        return f"{self.schedule}, tiles of {sizes} rows; expected per batch: {expected}{origin}"
 
 
 def tune(
@@ -56,6 +62,8 @@ def tune(
     exits: Any = None,
     sizes: Sequence[int] | None = None,
     repeats: int = 3,
+    cache: str | os.PathLike | None = None,
+    costs: Sequence[dict[int, float]] | None = None,
 ) -> Tuned:
     """Measures a step on this device and chooses the schedule and the tiles that should be quickest.
 
@@ -63,14 +71,19 @@ def tune(
       step, state, depth: as for `run_until`, with concrete arrays; B is the batch size to tune for.
       exits: int `[M]`, the exits that examples left at (`replay(criterion, outputs).exit` on held-out data); None for live row
         counts of 1..B, all as likely.
-      sizes: tile sizes to try; None for 1, 2, 4, ... and B.
+      sizes: tile sizes to try; None for 1, 2, 4, ... and B, or for those of `costs`.
       repeats: how often each is timed; the median counts.
+      cache: a JSON file of measured costs. A step, depth, batch and sizes that it knows from a device of the same kind, with as
+        many cores and the same jax, are not measured again; others are measured and added. A file that cannot be read is written
+        over, with a warning.
+      costs: `Tuned.costs` of an earlier call on the same step and batch; nothing is measured then.
 
     Returns:
       `Tuned`; hand `schedule` and `tile` to `run_until`.
 
     Raises:
-      TypeError, ValueError: as `run_until`; called while tracing; `exits` out of range, `sizes` outside 1..B, `repeats` below 1.
+      TypeError, ValueError: as `run_until`; called while tracing; `exits` out of range, `sizes` outside 1..B, `repeats` below 1,
+        `cache` not the path of a file, `costs` that do not fit, or both of these.
 
     Example:
       >>> import dynexit as dx
@@ -80,24 +93,64 @@ def tune(
       [[1, 6]]
     """
     stages, batch = stages_of(step, depth), batch_size(state)
-    walk(stages, state)
+    spaces, _ = walk(stages, state)
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((step, state))):
         raise TypeError("`step` and `state` must be concrete arrays: `tune` measures time, so call it outside of jax.jit")
     total = stages[-1].first + stages[-1].steps
     if repeats < 1:
         raise ValueError(f"`repeats` must be at least 1, got {repeats}")
+    if cache is not None and costs is not None:
+        raise ValueError("`cache` and `costs` exclude each other: given costs are neither looked up nor kept")
+    live = _live_counts(exits, total, batch)
+    if costs is not None:
+        chosen, origin = _given(costs, sizes, len(stages), batch), "given"
+    else:
+        chosen, origin = _known_or_measured(stages, state, spaces, batch, _tried(sizes, batch), repeats, cache)
+    within = lambda stage: live[:, stage.first : stage.first + stage.steps]
+    tilings = tuple(choose_sizes(c, batch, within(stage)) for stage, c in zip(stages, chosen, strict=True))
+    expected = _expected(stages, chosen, tilings, live, batch)
+    schedule = min((name for name in expected if name != "full"), key=lambda name: expected[name])
+    return Tuned(schedule, tilings, expected, chosen, origin)
+
+
+def _tried(sizes: Sequence[int] | None, batch: int) -> list[int]:
     tried = sorted({2**k for k in range(batch.bit_length())} | {batch}) if sizes is None else sorted({int(s) for s in sizes})
     if not tried or tried[0] < 1 or tried[-1] > batch:
         raise ValueError(f"`sizes` must be within 1..{batch}, the batch size, got {sizes}")
-    live = _live_counts(exits, total, batch)
-    costs, tilings = [], []
-    for stage, entering in zip(stages, _entering(stages, state), strict=True):
-        seconds = _measure(stage, entering, batch, tried, repeats)
-        costs.append(seconds)
-        tilings.append(choose_sizes(seconds, batch, live[:, stage.first : stage.first + stage.steps]))
-    expected = _expected(stages, costs, tilings, live, batch)
-    schedule = min((name for name in expected if name != "full"), key=lambda name: expected[name])
-    return Tuned(schedule, tuple(tilings), expected, tuple(costs))
+    return tried
+
+
+def _given(costs: Any, sizes: Sequence[int] | None, stages: int, batch: int) -> tuple[dict[int, float], ...]:
+    """Costs of an earlier call, checked, and cut to `sizes`."""
+    if not isinstance(costs, (tuple, list)) or not all(isinstance(c, dict) and c for c in costs) or len(costs) != stages:
+        raise ValueError(f"`costs` must be `Tuned.costs`: seconds by rows of a tile for each of the {stages} stages, got {costs!r}")
+    for c in costs:
+        if min(c) < 1 or max(c) > batch or not all(math.isfinite(s) and s > 0 for s in c.values()):
+            raise ValueError(f"`costs` must be positive seconds of tiles of 1..{batch} rows, the batch size, got {c}")
+        if missing := sorted({int(s) for s in sizes or ()} - set(c)):
+            raise ValueError(f"`costs` must hold all `sizes`, got none for {missing}")
+    tried = lambda c: sorted(c) if sizes is None else _tried(sizes, batch)
+    return tuple({size: float(c[size]) for size in tried(c)} for c in costs)
+
+
+def _known_or_measured(
+    stages: tuple[Stage, ...],
+    state: PyTree,
+    spaces: tuple[PyTree, ...],
+    batch: int,
+    sizes: list[int],
+    repeats: int,
+    cache: str | os.PathLike | None,
+) -> tuple[tuple[dict[int, float], ...], str]:
+    """Costs by stage, and where they come from."""
+    path = None if cache is None else tune_cache.checked_path(cache)
+    key = "" if path is None else tune_cache.key_of(stages, (state, *spaces[:-1]), batch, sizes)
+    if path is not None and (known := tune_cache.read(path, key, sizes)):
+        return known, "cache"
+    costs = tuple(_measure(stage, s, batch, sizes, repeats) for stage, s in zip(stages, _entering(stages, state), strict=True))
+    if path is not None:
+        tune_cache.write(path, key, costs)
+    return costs, "measured"
 
 
 def _live_counts(exits: Any, total: int, batch: int) -> np.ndarray:

@@ -1,0 +1,83 @@
+"""The tables of `dynexit bench`: one for each network, batch and load, and one over all of them."""
+
+from collections.abc import Iterable, Sequence
+
+from dynexit.cli.pipeline import hardware, table
+
+CELL = ("block", "width", "tokens", "depth", "dtype", "batch", "distribution", "asked")
+NEAR = 1.05  # of the quickest: near enough
+
+
+def by_load(records: Iterable[dict]) -> list[list[dict]]:
+    """Records of one network, batch and load together, in their order."""
+    groups: dict[tuple, list[dict]] = {}
+    for record in records:
+        groups.setdefault(tuple(record[key] for key in CELL), []).append(record)
+    return list(groups.values())
+
+
+def show(records: Sequence[dict]) -> None:
+    """Prints all programs of one network, batch and load."""
+    cut = lambda record, key, form: format(record[key], form) if key in record else ""
+    rows = [
+        (
+            r["program"],
+            f"{r['seconds']:.4f}",
+            f"{r['low']:.4f}-{r['high']:.4f}",
+            f"{r['speedup']:.2f}",
+            cut(r, "efficiency", ".2f"),
+            cut(r, "occupancy", ".0%"),
+            cut(r, "compile_seconds", ".1f"),
+            f"{r['temporary_bytes'] / 2**20:.1f}" if "temporary_bytes" in r else "",
+            f"{r['program_bytes'] / 2**10:.0f}" if "program_bytes" in r else "",
+        )
+        for r in records
+    ]
+    r = records[0]
+    title = f"{r['block']}, width {r['width']}, {r['tokens']} tokens, {r['depth']} blocks, {r['dtype']}, batch {r['batch']}: "
+    head = ("program", "seconds", "lowest-highest", "speed-up", "efficiency", "occupancy", "compile s", "temp MiB", "text KiB")
+    table(f"{hardware()}\n{title}{r['distribution']}, mean depth {r['mean']:.0%}", head, rows, width=125)
+
+
+def summarize(records: Sequence[dict], peers: Sequence[str]) -> None:
+    """Prints a row for every network, batch and load: the tuned choice beside the default, the masked loop and the peers.
+
+    Args:
+      records: of all cells.
+      peers: their names; the column is seconds of the peer / seconds tuned, empty where it was left out.
+    """
+    rows, ratios = [], []
+    for group in by_load(records):
+        by_name = {r["program"]: r for r in group}
+        tuned, first = by_name["tuned"], group[0]
+        best = min(r["seconds"] for r in group if r["kind"] == "full")
+        row = [
+            f"{first['block']} {first['width']} x {first['depth']} {first['dtype']}",
+            str(first["batch"]),
+            f"{first['distribution']} {first['asked']:g}",
+            f"{best:.4f}",
+            f"{tuned['seconds']:.4f}",
+            *(f"{by_name[name]['efficiency']:.2f}" for name in ("tuned", "compacted", "masked")),
+        ]
+        for name in (f"peer {p}" for p in peers):
+            row.append(f"{by_name[name]['seconds'] / tuned['seconds']:.2f}" if name in by_name else "")
+        if "tuned_over_best" in tuned:
+            ratios.append(tuned["tuned_over_best"])
+            row.append(f"{ratios[-1]:.2f}")
+        rows.append(row)
+    head = [
+        "network",
+        "batch",
+        "depths",
+        "full s",
+        "tuned s",
+        "eff. tuned",
+        "compacted",
+        "masked",
+        *(f"{p} / tuned" for p in peers),
+    ]
+    title = f"{hardware()}\nall cells: efficiency, and seconds of the peers in units of tuned"
+    table(title, [*head, "tuned / best"] if ratios else head, rows, width=180)
+    if ratios:
+        near = sum(ratio <= NEAR for ratio in ratios)
+        print(f"tuned is within 5% of the best that was tried in {near} of {len(ratios)} cells")
