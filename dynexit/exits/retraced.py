@@ -40,7 +40,7 @@ def run_retraced(step: Step | tuple, state: PyTree, depth: int | tuple, criterio
     weights = [s.step.select(jnp.int32(0)) if w is None else w for s, w in zip(stages, stacked, strict=True)]
     blocks = tuple(stage.step.blocks for stage in stages)
     form = tied, blocks, depth if isinstance(depth, tuple) else (depth,), tile
-    halted = _run(form, weights, [stage.step.apply for stage in stages], state, criterion)
+    halted: Any = _run(form, weights, [stage.step.apply for stage in stages], state, criterion)
     return halted if isinstance(step, tuple) else halted._replace(state=halted.state[0])
 
 
