@@ -231,9 +231,8 @@ def replayed(problem, step, depth, state, criterion, draw):
 def sharded(problem, step, depth, state, criterion, draw):
     each = problem.parts[0].blocks
     rebalance = sorted(draw(st.sets(st.sampled_from(range(each, depth, each))))) if depth > each else []
-    # Where rows are dealt out anew a Tiling is not cut to the rows of a device, and goes wrong; until it is, it gets none.
-    tile = draw(st.integers(1, 27) if rebalance else tiles(problem))
-    return dx.run_sharded(step, state, depth, criterion, jax.make_mesh((2,), ("data",)), rebalance=rebalance, tile=tile)
+    mesh = jax.make_mesh((2,), ("data",))
+    return dx.run_sharded(step, state, depth, criterion, mesh, rebalance=rebalance, tile=draw(tiles(problem)))
 
 
 EVERYWHERE = {
