@@ -72,7 +72,7 @@ def tune(
       exits: int `[M]`, the exits that examples left at (`replay(criterion, outputs).exit` on held-out data); None for live row
         counts of 1..B, all as likely.
       sizes: tile sizes to try; None for 1, 2, 4, ... and B, or for those of `costs`.
-      repeats: how often each is timed; the median counts.
+      repeats: how often each is timed; the quickest counts, since other work on the machine only adds.
       cache: a JSON file of measured costs. A step, depth, batch and sizes that it knows from a device of the same kind, with as
         many cores and the same jax, are not measured again; others are measured and added. A file that cannot be read is written
         over, with a warning.
@@ -198,7 +198,7 @@ def _measure(stage: Stage, state: PyTree, batch: int, sizes: Sequence[int], repe
             start = time.perf_counter()
             jax.block_until_ready(run())
             seconds[size].append((time.perf_counter() - start) / tiles)
-    medians = np.maximum.accumulate([np.median(seconds[size]) for size in sizes])
+    medians = np.maximum.accumulate([min(seconds[size]) for size in sizes])
     return {size: float(s) for size, s in zip(sizes, medians, strict=True)}
 
 

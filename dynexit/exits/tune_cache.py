@@ -1,6 +1,6 @@
 """Measured tile costs kept in a JSON file, so that a second `tune` of the same step on the same device measures nothing.
 
-    {"format": "dynexit tile costs 1",
+    {"format": "dynexit tile costs 2",
      "costs": {"cpu, 2 cores, jax 0.10.0, depth 12, batch 32, sizes 1/2/32, <sha256>": [{"1": 0.0011, "2": 0.0015, "32": 0.02}]}}
 
 One list entry a stage. The sha256 is of the lowered StableHLO of every stage's step on the whole batch, so another network, dtype
@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from dynexit.core.checks import Stage
 from dynexit.core.types import PyTree
 
-FORMAT = "dynexit tile costs 1"  # another number where costs are measured in another way
+FORMAT = "dynexit tile costs 2"  # another number where costs are measured in another way
 Costs = tuple[dict[int, float], ...]
 
 
