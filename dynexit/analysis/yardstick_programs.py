@@ -16,7 +16,7 @@ from dynexit.exits.stream import run_stream
 from dynexit.exits.tiling import Tiling
 
 FULL_TILES = (1, 2, 4, 8, 16, 32, 64)
-SLOTS = (8, 16, 32)
+SLOTS = (16, 32, 64)
 ALONE = (4, 8, 16, 32, 64)  # tile sizes that are also tried without others
 PER_ROW_BATCH = 32  # beyond, one row at a time is timed on request alone
 Choice = tuple[Any, Any]  # schedule and tile, for `run_until`

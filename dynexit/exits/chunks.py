@@ -46,7 +46,7 @@ def stream_chunks(
     return _results(step, chunks, depth, criterion, slots)
 
 
-def _results(step: Step, chunks: Iterable[PyTree], depth: int, criterion: Criterion, slots: int) -> Iterator[Halted]:
+def _results(step: Step, chunks: Iterable[PyTree], depth: int, criterion: Criterion, slots: int | None) -> Iterator[Halted]:
     running, first = None, None
     for k, chunk in enumerate(chunks):
         rows = batch_size(chunk, f"chunks[{k}]")

@@ -89,13 +89,16 @@ def run_cohorts(
         return carry[1]
 
     flow = loops.while_loop(lambda flow: (flow.counts > 0).any(), turn, flow)
-    gone, order = flow.gone, jnp.arange(count, dtype=jnp.int32)
+    return in_queue_order(flow.gone, count, rows, stage, flow.executed)
+
+
+def in_queue_order(gone: Gone, count: int, rows: Array, stage: Stage, executed: Array) -> Halted:
+    """The first `rows` of a queue of `count`, all of which have left, put back into its order; other results are arbitrary."""
+    order = jnp.arange(count, dtype=jnp.int32)
     place = jnp.zeros(count, jnp.int32).at[jnp.where(order < rows, gone.row[:count], count)].set(order, mode="drop")
-    back = lambda tree: jax.tree.map(lambda a: a[place], tree)
-    depth = exit_depth((stage,), gone.exit[place])
-    return Halted(
-        back(gone.output), gone.exit[place], depth, back(gone.state), back(gone.memory), gone.nan_exits[place], flow.executed
-    )
+    gone = jax.tree.map(lambda a: a[place], gone)
+    depth = exit_depth((stage,), gone.exit)
+    return Halted(gone.output, gone.exit, depth, gone.state, gone.memory, gone.nan_exits, executed)
 
 
 def _take(source: Live, flow: Flow, i: Array, rows: Array, taken: Array, tile: int) -> Live:

@@ -153,7 +153,7 @@ def _advance(stage: Stage, i: Array, job: Job, course: Course, source: PyTree, t
         begin, course = carry  # course.alive counts the survivors so far: those of the tiles before `begin`
         live = course.live
         place = begin + jnp.arange(size, dtype=jnp.int32)
-        read = lambda tree: jax.tree.map(functools.partial(_read, place=place), tree)
+        read = functools.partial(read_rows, place=place)
         occupied, row = place < total, read(live.row)
         state, output, side = job.apply(stage, weights, i, read(live.state if within_loop else source), row, occupied, course.side)
         leaves, memory, nan = read_exit(job.criterion, exit, exit == job.last, output, read(live.memory))
@@ -184,12 +184,15 @@ def _advance(stage: Stage, i: Array, job: Job, course: Course, source: PyTree, t
     return carry[1]
 
 
-def _read(a: Array, place: Array) -> Array:
-    """The rows of a tile. One row is read twice, and once kept: XLA makes a slice of a gather of one row, fuses it into all that
-    uses it, the writing of the tile among it, and then copies the whole buffer to be able to read it after that."""
+def read_rows(tree: Any, place: Array) -> Any:
+    """The rows of a tile, at places that follow one another.
+
+    One row is read twice, and kept once: XLA makes a slice of a gather of one row, fuses it into all that uses it, the writing of
+    the tile among it, and then copies the whole buffer to be able to read it after that.
+    """
     if place.shape[0] == 1:
-        return a.at[jnp.tile(place, 2)].get(mode="promise_in_bounds", indices_are_sorted=True)[:1]
-    return a.at[place].get(mode="promise_in_bounds", unique_indices=True, indices_are_sorted=True)
+        return jax.tree.map(lambda a: a.at[jnp.tile(place, 2)].get(mode="promise_in_bounds", indices_are_sorted=True)[:1], tree)
+    return jax.tree.map(lambda a: a.at[place].get(mode="promise_in_bounds", unique_indices=True, indices_are_sorted=True), tree)
 
 
 def order_by_group(group: Array) -> Array:
