@@ -35,9 +35,7 @@ def prefix_sums(length: int, test_length: int | None = None, examples: int = 500
     """
     test_length = length if test_length is None else test_length
     at_least(1, length=length, test_length=test_length)
-    return generated(
-        functools.partial(_draw, length=length), examples, test_draw=functools.partial(_draw, length=test_length)
-    )
+    return generated(functools.partial(_draw, length=length), examples, test_draw=functools.partial(_draw, length=test_length))
 
 
 def _draw(random: np.random.Generator, size: int, length: int) -> dict:

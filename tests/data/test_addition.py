@@ -87,7 +87,17 @@ def test_left_alone_long_carries_are_rare():
 
 
 def test_longest_chain_by_hand():
-    cases = {(999, 1): 3, (1, 999): 3, (123, 456): 0, (555, 555): 1, (949, 61): 2, (5, 5): 1, (90, 10): 1, (99, 0): 0, (9595, 595): 2}
+    cases = {
+        (999, 1): 3,
+        (1, 999): 3,
+        (123, 456): 0,
+        (555, 555): 1,
+        (949, 61): 2,
+        (5, 5): 1,
+        (90, 10): 1,
+        (99, 0): 0,
+        (9595, 595): 2,
+    }
     for (one, two), expected in cases.items():
         digits = np.array([[[int(digit) for digit in f"{number:05}"[::-1]]] for number in (one, two)])
         assert longest_chain(digits).tolist() == [expected], (one, two)

@@ -12,7 +12,11 @@ COUNTS = {"R": 4, "DCF": 4, "CS": 7}
 def test_there_are_fifteen_tasks():
     for level, count in COUNTS.items():
         assert sum(task.level == level for task in TASKS.values()) == count
-    assert [name for name, task in TASKS.items() if task.masked] == ["stack_manipulation", "binary_addition", "binary_multiplication"]
+    assert [name for name, task in TASKS.items() if task.masked] == [
+        "stack_manipulation",
+        "binary_addition",
+        "binary_multiplication",
+    ]
 
 
 @pytest.mark.parametrize("name", TASKS)

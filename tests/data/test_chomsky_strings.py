@@ -1,5 +1,7 @@
 """The tasks on strings, each against a loop over its tokens."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -15,7 +17,7 @@ def drawn(task, length, size=60):
 
 
 def even_pairs(tokens):
-    return [sum(one != two for one, two in zip(tokens, tokens[1:], strict=False)) % 2]
+    return [sum(one != two for one, two in itertools.pairwise(tokens)) % 2]
 
 
 def parity_check(tokens):
