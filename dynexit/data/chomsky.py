@@ -95,7 +95,7 @@ def chomsky(
     Example:
       >>> batch = chomsky(TASKS["reverse_string"], lengths=(3, 3)).train.batch(0, 7, 1)
       >>> batch["inputs"][0].tolist(), batch["labels"][0].tolist()
-      ([1, 0, 0, 2, 2, 2], [-1, -1, -1, 0, 0, 1])
+      ([1, 0, 1, 2, 2, 2], [-1, -1, -1, 1, 0, 1])
 
     Source: Deletang et al. 2023, arXiv 2207.02098: train on 1..40, test on 41..500, score the mean over test lengths of the
     accuracy per token. Deviations: calibration and padding are ours; what single tasks do otherwise, they say.

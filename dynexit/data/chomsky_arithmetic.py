@@ -28,7 +28,7 @@ def modular_arithmetic(random: np.random.Generator, size: int, length: int) -> D
     Example:
       >>> inputs, targets = modular_arithmetic(np.random.default_rng(0), 1, 6)
       >>> "".join("01234+-*"[token] for token in inputs[0]), targets[0].tolist()
-      ('4-3*2', [3])
+      ('4+2+1', [2])
     """
     length -= 1 - length % 2
     inputs = random.integers(0, MODULUS, size=(size, length), dtype=np.int32)
@@ -63,6 +63,11 @@ def modular_arithmetic_brackets(random: np.random.Generator, size: int, length: 
     """An expression of digits 0..4 with brackets, minus signs and the operators +, -, *; the value modulo 5. T = 1.
 
     G(1) = d, G(2) = -d, G(3) = (d), G(4) = (-d), G(l) = (G(a) op G(l - a - 3)) with a ~ U{1..l - 4}.
+
+    Example:
+      >>> inputs, targets = modular_arithmetic_brackets(np.random.default_rng(0), 1, 6)
+      >>> "".join("01234+-*()"[token] for token in inputs[0]), targets[0].tolist()
+      ('(-3+2)', [4])
     """
     inputs, targets = np.empty((size, length), np.int32), np.empty((size, 1), np.int32)
     for row in range(size):
@@ -87,6 +92,11 @@ def solve_equation(random: np.random.Generator, size: int, length: int) -> Drawn
     """An expression of l - 2 symbols without `*`, one digit of it replaced by x, then = and its value; that digit. T = 1.
 
     The digit is the first at or after a random place, going round. Below three tokens all is 0.
+
+    Example:
+      >>> inputs, targets = solve_equation(np.random.default_rng(0), 1, 7)
+      >>> "".join("01234+-()x="[token] for token in inputs[0]), targets[0].tolist()
+      ('(x-3)=1', [4])
     """
     inputs, targets = np.zeros((size, length), np.int32), np.zeros((size, 1), np.int32)
     if length < 3:
@@ -106,6 +116,11 @@ def binary_addition(random: np.random.Generator, size: int, length: int) -> Draw
 
     n ~ U{1..l - 2} bits and l - 1 - n bits; numbers U{1..2^n - 1}. Below three tokens one number U{0..2^l - 1}, no separator
     (the released code leaves out the largest).
+
+    Example:
+      >>> inputs, targets = binary_addition(np.random.default_rng(0), 1, 6)
+      >>> inputs[0].tolist(), targets[0].tolist()
+      ([1, 1, 1, 1, 2, 1], [0, 0, 0, 0, 1, 2, 0])
     """
     if length < 3:
         numbers = random.integers(0, 2**length, size=size).tolist()
@@ -114,7 +129,13 @@ def binary_addition(random: np.random.Generator, size: int, length: int) -> Draw
 
 
 def binary_multiplication(random: np.random.Generator, size: int, length: int) -> Drawn:
-    """As `binary_addition`, with the product. T = l. Below three tokens the product is l - 1 zeros, as in the released code."""
+    """As `binary_addition`, with the product. T = l. Below three tokens the product is l - 1 zeros, as in the released code.
+
+    Example:
+      >>> inputs, targets = binary_multiplication(np.random.default_rng(0), 1, 6)
+      >>> inputs[0].tolist(), targets[0].tolist()
+      ([1, 1, 1, 1, 2, 1], [1, 1, 1, 1, 2, 0])
+    """
     if length < 3:
         numbers = random.integers(0, 2**length, size=size).tolist()
         return _rows([_binary(number, length) for number in numbers]), _ended([[0] * (length - 1)] * size, size, length)
@@ -122,7 +143,13 @@ def binary_multiplication(random: np.random.Generator, size: int, length: int) -
 
 
 def compute_sqrt(random: np.random.Generator, size: int, length: int) -> Drawn:
-    """A number U{1..2^l - 1}, the highest bit first; the integer part of its square root, likewise. T = ceil(l / 2)."""
+    """A number U{1..2^l - 1}, the highest bit first; the integer part of its square root, likewise. T = ceil(l / 2).
+
+    Example:
+      >>> inputs, targets = compute_sqrt(np.random.default_rng(0), 1, 6)
+      >>> inputs[0].tolist(), targets[0].tolist()
+      ([0, 1, 1, 1, 1, 1], [1, 0, 1])
+    """
     numbers = [_positive(random, length) for _ in range(size)]
     inputs = [_binary(number, length)[::-1] for number in numbers]
     return _rows(inputs), _rows([_binary(math.isqrt(number), (length + 1) // 2)[::-1] for number in numbers])

@@ -10,25 +10,49 @@ def _bits(random: np.random.Generator, size: int, length: int) -> np.ndarray:
 
 
 def even_pairs(random: np.random.Generator, size: int, length: int) -> Drawn:
-    """Bits; 1 where the number of neighbours 01 and 10 is odd: where the first bit is not the last. T = 1."""
+    """Bits; 1 where the number of neighbours 01 and 10 is odd: where the first bit is not the last. T = 1.
+
+    Example:
+      >>> inputs, targets = even_pairs(np.random.default_rng(0), 1, 6)
+      >>> inputs[0].tolist(), targets[0].tolist()
+      ([1, 1, 1, 0, 0, 0], [1])
+    """
     bits = _bits(random, size, length)
     return bits, bits[:, :1] ^ bits[:, -1:]
 
 
 def parity_check(random: np.random.Generator, size: int, length: int) -> Drawn:
-    """Bits; 1 where the number of ones is odd. T = 1."""
+    """Bits; 1 where the number of ones is odd. T = 1.
+
+    Example:
+      >>> inputs, targets = parity_check(np.random.default_rng(0), 1, 6)
+      >>> inputs[0].tolist(), targets[0].tolist()
+      ([1, 1, 1, 0, 0, 0], [1])
+    """
     bits = _bits(random, size, length)
     return bits, np.bitwise_xor.reduce(bits, axis=1)[:, None]
 
 
 def cycle_navigation(random: np.random.Generator, size: int, length: int) -> Drawn:
-    """Moves on a ring of five, tokens 0, 1, 2 for -1, 0, +1; where one ends that began at 0. T = 1."""
+    """Moves on a ring of five, tokens 0, 1, 2 for -1, 0, +1; where one ends that began at 0. T = 1.
+
+    Example:
+      >>> inputs, targets = cycle_navigation(np.random.default_rng(0), 1, 6)
+      >>> inputs[0].tolist(), targets[0].tolist()
+      ([2, 1, 1, 0, 0, 0], [3])
+    """
     moves = random.integers(0, 3, size=(size, length), dtype=np.int32)
     return moves, ((moves - 1).sum(axis=1, keepdims=True) % 5).astype(np.int32)
 
 
 def reverse_string(random: np.random.Generator, size: int, length: int) -> Drawn:
-    """Bits, and the same from the last to the first. T = l."""
+    """Bits, and the same from the last to the first. T = l.
+
+    Example:
+      >>> inputs, targets = reverse_string(np.random.default_rng(0), 1, 6)
+      >>> inputs[0].tolist(), targets[0].tolist()
+      ([1, 1, 1, 0, 0, 0], [0, 0, 0, 1, 1, 1])
+    """
     bits = _bits(random, size, length)
     return bits, bits[:, ::-1].copy()
 
@@ -41,7 +65,7 @@ def stack_manipulation(random: np.random.Generator, size: int, length: int) -> D
     Example:
       >>> inputs, targets = stack_manipulation(np.random.default_rng(0), 1, 6)
       >>> inputs[0].tolist(), targets[0].tolist()
-      ([0, 0, 0, 0, 0, 4], [1, 0, 0, 0, 0, 0, 2])
+      ([0, 0, 1, 1, 1, 2], [1, 1, 0, 0, 2, 0, 0])
     """
     height = random.integers(1, max(length, 2), size=(size, 1))
     actions = random.integers(2, 5, size=(size, length), dtype=np.int32)
@@ -63,13 +87,25 @@ def _left_on_stack(inputs: np.ndarray) -> np.ndarray:
 
 
 def duplicate_string(random: np.random.Generator, size: int, length: int) -> Drawn:
-    """Bits, and the same twice. T = 2 l."""
+    """Bits, and the same twice. T = 2 l.
+
+    Example:
+      >>> inputs, targets = duplicate_string(np.random.default_rng(0), 1, 6)
+      >>> inputs[0].tolist(), targets[0].tolist()
+      ([1, 1, 1, 0, 0, 0], [1, 1, 1, 0, 0, 0, 1, 1, 1, 0, 0, 0])
+    """
     bits = _bits(random, size, length)
     return bits, np.concatenate([bits, bits], axis=1)
 
 
 def missing_duplicate(random: np.random.Generator, size: int, length: int) -> Drawn:
-    """l // 2 bits twice, one place replaced by 2, a last 3 where l is odd; the bit that is missing. T = 1; 1 where l = 1."""
+    """l // 2 bits twice, one place replaced by 2, a last 3 where l is odd; the bit that is missing. T = 1; 1 where l = 1.
+
+    Example:
+      >>> inputs, targets = missing_duplicate(np.random.default_rng(0), 1, 5)
+      >>> inputs[0].tolist(), targets[0].tolist()
+      ([1, 1, 2, 1, 3], [1])
+    """
     if length == 1:
         return np.ones((size, 1), np.int32), np.ones((size, 1), np.int32)
     half = _bits(random, size, length // 2)
@@ -81,12 +117,24 @@ def missing_duplicate(random: np.random.Generator, size: int, length: int) -> Dr
 
 
 def odds_first(random: np.random.Generator, size: int, length: int) -> Drawn:
-    """Bits; those at places 1, 3, 5 ... and then those at 0, 2, 4 ..., counted from 0, as the released code does. T = l."""
+    """Bits; those at places 1, 3, 5 ... and then those at 0, 2, 4 ..., counted from 0, as the released code does. T = l.
+
+    Example:
+      >>> inputs, targets = odds_first(np.random.default_rng(0), 1, 6)
+      >>> inputs[0].tolist(), targets[0].tolist()
+      ([1, 1, 1, 0, 0, 0], [1, 0, 0, 1, 1, 0])
+    """
     bits = _bits(random, size, length)
     return bits, np.concatenate([bits[:, 1::2], bits[:, ::2]], axis=1)
 
 
 def bucket_sort(random: np.random.Generator, size: int, length: int) -> Drawn:
-    """Tokens 0..4, and the same in order. T = l."""
+    """Tokens 0..4, and the same in order. T = l.
+
+    Example:
+      >>> inputs, targets = bucket_sort(np.random.default_rng(0), 1, 6)
+      >>> inputs[0].tolist(), targets[0].tolist()
+      ([4, 3, 2, 1, 1, 0], [0, 1, 1, 2, 3, 4])
+    """
     tokens = random.integers(0, 5, size=(size, length), dtype=np.int32)
     return tokens, np.sort(tokens, axis=1)
