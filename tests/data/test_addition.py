@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dynexit.data.addition import BLANK, PLUS, addition, longest_chain
+from dynexit.data.addition import BLANK, PLUS, _cut, addition, longest_chain
 from dynexit.data.copying import copying
 from dynexit.data.procedural import IGNORED
 
@@ -79,6 +79,15 @@ def test_the_longest_carry_is_uniform_over_its_range(carries):
     found = np.bincount(steps - 1, minlength=high + 1)
     assert found[:low].sum() == 0 and len(found) == high + 1
     np.testing.assert_allclose(found[low:] / 7000, 1 / (high - low + 1), atol=0.025)
+
+
+def test_only_digits_that_would_carry_too_far_are_drawn_again():
+    digits = np.array([[[5, 9, 9, 7, 2]], [[5, 0, 0, 8, 7]]], np.int32)  # carries at 0 and 3, passed on by 1, 2 and 4
+    cut = digits.copy()
+    _cut(np.random.default_rng(0), cut, np.array([[5], [5]]), np.array([1]))
+    changed = (cut != digits).any(axis=0)[0]
+    assert changed.tolist() == [False, True, False, False, True]
+    assert longest_chain(digits).tolist() == [3] and longest_chain(cut).tolist() == [1]
 
 
 def test_left_alone_long_carries_are_rare():

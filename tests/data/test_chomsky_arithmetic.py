@@ -84,6 +84,12 @@ def test_brackets_are_of_the_grammar():
             assert grammar(text(tokens, arithmetic.BRACKETED))
 
 
+def test_expressions_are_split_anywhere():
+    found = [text(tokens, arithmetic.BRACKETED)[1] for tokens in drawn(arithmetic.modular_arithmetic_brackets, 7, 3000)[0]]
+    shares = [sum(symbol in kind for symbol in found) / 3000 for kind in ("01234", "-", "(")]  # (d+(d)), (-d+-d), ((d)+d)
+    np.testing.assert_allclose(shares, 1 / 3, atol=0.045)
+
+
 @pytest.mark.parametrize("length", LENGTHS)
 def test_equations(length):
     inputs, targets = drawn(arithmetic.solve_equation, length)
