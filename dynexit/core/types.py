@@ -131,6 +131,8 @@ class Method(NamedTuple):
 class Source(NamedTuple):
     """One split of a data set on the host: plain numpy batches `{"inputs": [b, ...], "labels": int32 [b]}`.
 
+    Labels may be `[b, ...]`, and generated tasks add "steps", int32 `[b]`: how many sequential steps the example needs.
+
     Attributes:
       split: "train", "calibration" or "test".
       batch: `batch(seed, step, size) -> dict`, a pure function of its arguments: shuffled epochs without replacement, one after

@@ -43,8 +43,6 @@ def from_arrays(split: str, inputs, labels) -> "Source":
       >>> sorted(source.batch(0, 0, 6)["labels"].tolist())
       [0, 1, 2, 3, 4, 5]
     """
-    from dynexit.core.types import Source  # loads JAX
-
     if split not in SPLITS:
         raise ValueError(f"`split` must be one of {', '.join(SPLITS)}, got {split!r}.")
     inputs, labels = np.asarray(inputs), np.asarray(labels)
@@ -54,15 +52,48 @@ def from_arrays(split: str, inputs, labels) -> "Source":
         raise ValueError(f"`labels` must have shape [{len(inputs)}], one for each of `inputs`, got {labels.shape}.")
     if not np.issubdtype(labels.dtype, np.integer):
         raise TypeError(f"`labels` must be integers, got {labels.dtype}.")
-    whole = {"inputs": inputs.view(), "labels": labels.astype(np.int32)}
+    return from_leaves(split, {"inputs": inputs, "labels": labels.astype(np.int32)})
+
+
+def from_leaves(split: str, leaves: dict) -> "Source":
+    """A split over any arrays of one length, as `from_arrays`: labels of any shape, and what else an example carries.
+
+    Args:
+      split: "train", "calibration" or "test".
+      leaves: `{"inputs": [n, ...], "labels": [n, ...], ...}`, for a generated task also "steps", int32 `[n]`; kept as they
+        are, not copied.
+
+    Returns:
+      A `Source` of size n whose batches have the same leaves, `[size, ...]`.
+
+    Raises:
+      ValueError: an unknown split, no "inputs" or "labels", no examples, or lengths that differ.
+
+    Example:
+      >>> source = from_leaves("test", {"inputs": np.zeros((6, 4)), "labels": np.zeros((6, 4), int), "steps": np.arange(6)})
+      >>> {name: leaf.shape for name, leaf in source.batch(0, 0, 2).items()}
+      {'inputs': (2, 4), 'labels': (2, 4), 'steps': (2,)}
+    """
+    from dynexit.core.types import Source  # loads JAX
+
+    if split not in SPLITS:
+        raise ValueError(f"`split` must be one of {', '.join(SPLITS)}, got {split!r}.")
+    whole = {name: np.asarray(leaf).view() for name, leaf in leaves.items()}
+    if not {"inputs", "labels"} <= whole.keys():
+        raise ValueError(f"`leaves` must have `inputs` and `labels`, got {', '.join(sorted(whole)) or 'none'}.")
+    lengths = {leaf.shape[:1] for leaf in whole.values()}
+    if len(lengths) > 1 or lengths <= {(), (0,)}:
+        shapes = {name: leaf.shape for name, leaf in whole.items()}
+        raise ValueError(f"`leaves` must all have the same number of examples, at least one, got shapes {shapes}.")
     for leaf in whole.values():
         leaf.flags.writeable = False
+    count = len(whole["inputs"])
 
     def batch(seed: int, step: int, size: int) -> dict:
-        rows = batch_indices(len(inputs), seed, step, size)
+        rows = batch_indices(count, seed, step, size)
         return {name: leaf[rows] for name, leaf in whole.items()}
 
-    return Source(split=split, batch=batch, examples=lambda: dict(whole), size=len(inputs))
+    return Source(split=split, batch=batch, examples=lambda: dict(whole), size=count)
 
 
 def batch_indices(count: int, seed: int, step: int, size: int) -> np.ndarray:

@@ -1,18 +1,13 @@
 """The parity task of PonderNet: is the number of +1 odd or even? The more non-zeros, the more steps it takes."""
 
-from typing import TYPE_CHECKING
+import functools
 
 import numpy as np
 
-from dynexit.data.arrays import Splits, from_arrays
-
-if TYPE_CHECKING:
-    from dynexit.core.types import Source
+from dynexit.data.arrays import Splits
+from dynexit.data.procedural import at_least, generated, ordered
 
 PARITY_CLASSES = ("even", "odd")
-
-# The last word of Philox's counter: streams that differ in it share no draw, whatever seed and step.
-_TRAIN, _TRAIN_EXAMPLES, _CALIBRATION, _TEST = 1, 2, 3, 4
 
 
 def parity(
@@ -36,7 +31,8 @@ def parity(
       examples: size of `calibration` and of `test`, and of `train.examples()`.
 
     Returns:
-      Three sources; inputs float32 `[b, L]`, labels int32 `[b]`, 0 for even. `train.size` is None.
+      Three sources; inputs float32 `[b, L]`, labels int32 `[b]`, 0 for even, steps int32 `[b]`, the non-zeros.
+      `train.size` is None.
 
     Raises:
       ValueError: `length` or `examples` below 1, or a range that does not lie in 0..L.
@@ -52,39 +48,21 @@ def parity(
     """
     nonzeros = (1, length) if nonzeros is None else nonzeros
     test_nonzeros = nonzeros if test_nonzeros is None else test_nonzeros
-    for name, value in (("length", length), ("examples", examples)):
-        if value < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {value}.")
-    for name, (low, high) in (("nonzeros", nonzeros), ("test_nonzeros", test_nonzeros)):
-        if not 0 <= low <= high <= length:
-            raise ValueError(f"`{name}` must be (low, high) with 0 <= low <= high <= length {length}, got {(low, high)}.")
-    calibration = _draw(_CALIBRATION, 0, 0, examples, length, nonzeros)
-    test = _draw(_TEST, 0, 0, examples, length, test_nonzeros)
-    return Splits(
-        _endless(length, nonzeros, examples),
-        from_arrays("calibration", calibration["inputs"], calibration["labels"]),
-        from_arrays("test", test["inputs"], test["labels"]),
+    at_least(1, length=length, examples=examples)
+    for name, pair in (("nonzeros", nonzeros), ("test_nonzeros", test_nonzeros)):
+        ordered(name, pair, 0, length, "length ")
+    return generated(
+        functools.partial(_draw, length=length, nonzeros=nonzeros),
+        examples,
+        test_draw=functools.partial(_draw, length=length, nonzeros=test_nonzeros),
     )
 
 
-def _endless(length: int, nonzeros: tuple[int, int], examples: int) -> "Source":
-    from dynexit.core.types import Source  # loads JAX
-
-    def batch(seed: int, step: int, size: int) -> dict:
-        for name, value, low in (("seed", seed, 0), ("step", step, 0), ("size", size, 1)):
-            if value < low:
-                raise ValueError(f"`{name}` must be at least {low}, got {value}.")
-        return _draw(_TRAIN, seed, step, size, length, nonzeros)
-
-    return Source("train", batch, lambda: _draw(_TRAIN_EXAMPLES, 0, 0, examples, length, nonzeros), None)
-
-
-def _draw(stream: int, seed: int, step: int, size: int, length: int, nonzeros: tuple[int, int]) -> dict:
-    bits = np.random.Philox(key=np.array([seed, step], np.uint64), counter=np.array([0, 0, 0, stream], np.uint64))
-    random = np.random.Generator(bits)
+def _draw(random: np.random.Generator, size: int, length: int, nonzeros: tuple[int, int]) -> dict:
     count = random.integers(nonzeros[0], nonzeros[1] + 1, size=(size, 1))
     signs = random.integers(0, 2, size=(size, length), dtype=np.int8) * 2 - 1
     places = random.random((size, length), dtype=np.float32).argsort(axis=1)
     inputs = np.zeros((size, length), np.float32)
     np.put_along_axis(inputs, places, np.where(np.arange(length) < count, signs, 0), axis=1)
-    return {"inputs": inputs, "labels": ((inputs == 1).sum(axis=1) % 2).astype(np.int32)}
+    labels = ((inputs == 1).sum(axis=1) % 2).astype(np.int32)
+    return {"inputs": inputs, "labels": labels, "steps": count[:, 0].astype(np.int32)}
