@@ -23,7 +23,7 @@ from dynexit.core.types import Array
 ROW_OVERHEAD = 2**15  # bytes of state: starting a tile costs about as much as computing rows of this much state (two CPU cores)
 TILE_BYTES = 2**20  # of state in the largest tile: beyond, rows leave the cache and do not get cheaper
 TILE_ROWS = 128  # at most, in the largest tile
-WORTHWHILE = 0.8  # a smaller tile is compiled where it costs at most so much of the next larger one
+WORTHWHILE = 0.8  # tiles of 2 and 4 rows are compiled where they cost at most so much of one of twice the rows
 REPEATS = 4  # largest tiles; beyond, plans repeat where the batch size is symbolic
 
 
@@ -94,8 +94,12 @@ def default_tiling(state: Any, batch: int, tile: int | None = None) -> Tiling:
         tile = max(8, min(TILE_ROWS, 2 ** round(math.log2(TILE_BYTES / row)))) if row < TILE_BYTES else 8
     cost = lambda size: size + ROW_OVERHEAD / row
     sizes = [min(tile, batch) if isinstance(batch, int) else tile]
-    while (smaller := sizes[-1] // (4 if sizes[-1] > 8 else 2)) and cost(smaller) <= WORTHWHILE * cost(sizes[-1]):
-        sizes.append(smaller)
+    while sizes[-1] > 8:
+        sizes.append(sizes[-1] // 4)
+    while (half := sizes[-1] // 2) > 1 and cost(half) <= WORTHWHILE * cost(sizes[-1]):
+        sizes.append(half)
+    if sizes[-1] > 1:
+        sizes.append(1)
     return Tiling(tuple(sizes), tuple(cost(s) for s in sizes))
 
 

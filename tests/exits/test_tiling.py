@@ -47,7 +47,8 @@ def test_the_default_follows_the_size_of_a_row():
     assert sizes(100, 512)[0] == 128
     assert sizes(100_000, 512)[0] == 8
     assert sizes(10_000_000, 512)[0] == 8
-    assert sizes(100, 3) == (3,), "three tiles of one row would cost nearly thrice as much"
+    assert sizes(100, 3) == (3, 1), "two rows cost nearly as much as three"
+    assert sizes(100, 512, tile=16) == (16, 4, 1)
     assert sizes(12_288, 512) == (16, 4, 2, 1)
     assert sizes(12_288, 512, tile=8) == (8, 4, 2, 1)
     assert sizes(100, 1) == (1,)
