@@ -27,7 +27,7 @@ def test_values_equal_run_until(make, schedule):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), bounded, until)
 
 
-@pytest.mark.parametrize("blocks", [1, 2, 5, 9, 17])
+@pytest.mark.parametrize("blocks", [1, 2, 17])
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_gradients_equal_those_of_each_rows_own_unrolled_program(blocks, schedule):
     keys = jax.random.split(jax.random.key(0), 2)
@@ -65,7 +65,7 @@ def counting(seed):
 
 
 @pytest.mark.parametrize("make", [oracle.staged, oracle.tied, oracle.switched, counting])
-@pytest.mark.parametrize("tile", [None, 1, 4])
+@pytest.mark.parametrize("tile", [None, 4])
 def test_saving_compute_changes_no_gradient(make, tile):
     """Stages, tied and switched weights; every state that a row left with counts, and integers pass through."""
     problem = make(seed=1)
