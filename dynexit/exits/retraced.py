@@ -47,8 +47,7 @@ def run_retraced(step: Step | tuple, state: PyTree, depth: int | tuple, criterio
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _run(form: tuple, weights: list, applies: list, state: PyTree, criterion: Criterion) -> Halted:
     tied, blocks, depth, tile = form
-    stop = functools.partial(jax.tree.map, lax.stop_gradient)
-    return run_until(_steps(tied, blocks, weights, applies), state, depth, stop(criterion), "compacted", tile)
+    return run_until(_steps(tied, blocks, weights, applies), state, depth, criterion, "compacted", tile)
 
 
 def _steps(tied: tuple, blocks: tuple, weights: list, applies: list) -> tuple[Step, ...]:
