@@ -22,7 +22,7 @@ from jax import lax
 from dynexit.core.checks import Stage
 from dynexit.core.types import Array, Criterion, Halted, PyTree
 from dynexit.exits import loops
-from dynexit.exits.compacted import Gone, Live, order_by_group, write_rows
+from dynexit.exits.compacted import Gone, Live, part, write_rows
 from dynexit.exits.rows import exit_depth, read_exit
 from dynexit.exits.tiling import Tiling
 
@@ -116,19 +116,18 @@ def _take(source: Live, flow: Flow, i: Array, rows: Array, taken: Array, tile: i
 def _run(stage, i, weights, criterion, tiles: Live, taken: Array, size: int, carry: tuple[Array, Flow]) -> tuple[Array, Flow]:
     """One step on the next `size` of the rows that were taken; they join the next cohort or leave."""
     begin, flow = carry
-    part = jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, begin, size, 0), tiles)
-    state, output = stage.step.apply(weights, i, part.state)
-    leaves, memory, nan = read_exit(criterion, i, i == stage.steps - 1, output, part.memory)
+    rows = jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, begin, size, 0), tiles)
+    state, output = stage.step.apply(weights, i, rows.state)
+    leaves, memory, nan = read_exit(criterion, i, i == stage.steps - 1, output, rows.memory)
     occupied = begin + jnp.arange(size, dtype=jnp.int32) < taken
-    order = order_by_group(jnp.where(occupied, leaves.astype(jnp.int32), 2))
-    going, leaving = (occupied & ~leaves).sum(dtype=jnp.int32), (occupied & leaves).sum(dtype=jnp.int32)
-    after = Live(state, memory, part.row, part.nan_exits + nan.astype(jnp.int32))
+    parting = part(leaves, occupied)
+    after = Live(state, memory, rows.row, rows.nan_exits + nan.astype(jnp.int32))
     departed = Gone(state, output, memory, after.row, after.nan_exits, jnp.full(size, i))
     return begin + size, Flow(
-        write_rows(flow.waiting, after, order, _begin(i + 1, tiles.row.shape[0]) + flow.counts[i + 1]),
-        write_rows(flow.gone, departed, jnp.roll(order, -going), flow.left),
-        flow.counts.at[i + 1].add(going),
-        flow.left + leaving,
+        write_rows(flow.waiting, after, parting.stay, _begin(i + 1, tiles.row.shape[0]) + flow.counts[i + 1]),
+        write_rows(flow.gone, departed, parting.leave, flow.left),
+        flow.counts.at[i + 1].add(parting.staying),
+        flow.left + parting.leaving,
         flow.executed + size,
     )
 

@@ -157,8 +157,7 @@ def _advance(stage: Stage, i: Array, job: Job, course: Course, source: PyTree, t
         occupied, row = place < total, read(live.row)
         state, output, side = job.apply(stage, weights, i, read(live.state if within_loop else source), row, occupied, course.side)
         leaves, memory, nan = read_exit(job.criterion, exit, exit == job.last, output, read(live.memory))
-        order = order_by_group(jnp.where(occupied, leaves.astype(jnp.int32), 2))
-        going, leaving = (occupied & ~leaves).sum(dtype=jnp.int32), (occupied & leaves).sum(dtype=jnp.int32)
+        parting = part(leaves, occupied)
         after = Live(state, memory, row, read(live.nan_exits) + nan.astype(jnp.int32))
         departed = Gone(
             None if course.gone.state is None else state,
@@ -169,10 +168,10 @@ def _advance(stage: Stage, i: Array, job: Job, course: Course, source: PyTree, t
             jnp.full(size, exit, jnp.int32),
         )
         return begin + size, Course(
-            write_rows(live, after, order, course.alive),
-            write_rows(course.gone, departed, jnp.roll(order, -going), course.left),
-            course.alive + going,
-            course.left + leaving,
+            write_rows(live, after, parting.stay, course.alive),
+            write_rows(course.gone, departed, parting.leave, course.left),
+            course.alive + parting.staying,
+            course.left + parting.leaving,
             course.executed + size,
             side,
         )
@@ -193,6 +192,28 @@ def read_rows(tree: Any, place: Array) -> Any:
     if place.shape[0] == 1:
         return jax.tree.map(lambda a: a.at[jnp.tile(place, 2)].get(mode="promise_in_bounds", indices_are_sorted=True)[:1], tree)
     return jax.tree.map(lambda a: a.at[place].get(mode="promise_in_bounds", unique_indices=True, indices_are_sorted=True), tree)
+
+
+class Parting(NamedTuple):
+    """How the rows of a tile part.
+
+    Attributes:
+      stay: int32 `[t]`, the tile's rows in the order in which they are written among those that go on, these first.
+      leave: int32 `[t]`, likewise among the departed.
+      staying, leaving: int32 `[]`, how many do; what stands behind them is left over.
+    """
+
+    stay: Array
+    leave: Array
+    staying: Array
+    leaving: Array
+
+
+def part(leaves: Array, occupied: Array) -> Parting:
+    """From bool `[t]`: which rows leave, and which are rows at all."""
+    order = order_by_group(jnp.where(occupied, leaves.astype(jnp.int32), 2))
+    staying, leaving = (occupied & ~leaves).sum(dtype=jnp.int32), (occupied & leaves).sum(dtype=jnp.int32)
+    return Parting(order, jnp.roll(order, -staying), staying, leaving)
 
 
 def order_by_group(group: Array) -> Array:

@@ -20,7 +20,7 @@ from dynexit.core.checks import Stage
 from dynexit.core.types import Array, Criterion, Halted, PyTree
 from dynexit.exits import loops
 from dynexit.exits.cohorts import in_queue_order
-from dynexit.exits.compacted import Gone, Live, order_by_group, read_rows, write_rows
+from dynexit.exits.compacted import Gone, Live, part, read_rows, write_rows
 from dynexit.exits.rows import read_exit
 from dynexit.exits.tiling import Tiling
 
@@ -86,20 +86,19 @@ def _run(
     """One iteration of the next `size` slots; `pool.alive` counts the survivors so far."""
     begin, pool = carry
     place = begin + jnp.arange(size, dtype=jnp.int32)
-    part, age = read_rows((pool.live, pool.age), place)
-    state, output = stage.step.apply(weights, age, part.state)
-    leaves, memory, nan = read_exit(criterion, age, age == stage.steps - 1, output, part.memory)
+    tile, age = read_rows((pool.live, pool.age), place)
+    state, output = stage.step.apply(weights, age, tile.state)
+    leaves, memory, nan = read_exit(criterion, age, age == stage.steps - 1, output, tile.memory)
     occupied = place < total
-    order = order_by_group(jnp.where(occupied, leaves.astype(jnp.int32), 2))
-    going, leaving = (occupied & ~leaves).sum(dtype=jnp.int32), (occupied & leaves).sum(dtype=jnp.int32)
-    after = Live(state, memory, part.row, part.nan_exits + nan.astype(jnp.int32))
+    parting = part(leaves, occupied)
+    after = Live(state, memory, tile.row, tile.nan_exits + nan.astype(jnp.int32))
     departed = Gone(state, output, memory, after.row, after.nan_exits, age)
-    live, age = write_rows((pool.live, pool.age), (after, age + 1), order, pool.alive)
+    live, age = write_rows((pool.live, pool.age), (after, age + 1), parting.stay, pool.alive)
     return begin + size, pool._replace(
         live=live,
         age=age,
-        gone=write_rows(pool.gone, departed, jnp.roll(order, -going), pool.left),
-        alive=pool.alive + going,
-        left=pool.left + leaving,
+        gone=write_rows(pool.gone, departed, parting.leave, pool.left),
+        alive=pool.alive + parting.staying,
+        left=pool.left + parting.leaving,
         executed=pool.executed + size,
     )
