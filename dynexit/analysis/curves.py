@@ -2,10 +2,12 @@
 
 import numpy as np
 
+from dynexit.core.labels import exact
+
 
 def per_exit_accuracy(exit_classes: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """float64 `[E]`: accuracy if every row left there. `exit_classes` `[E, M]`, `labels` `[M]`."""
-    return (exit_classes == labels).mean(axis=1)
+    """float64 `[E]`: accuracy if every row left there. `exit_classes` `[E, M, ...]`, `labels` `[M, ...]`."""
+    return np.array([exact(classes, labels).mean() for classes in exit_classes])
 
 
 def spread(values: np.ndarray, count: int) -> np.ndarray:

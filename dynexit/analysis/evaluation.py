@@ -4,29 +4,33 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from dynexit.analysis import latency
-from dynexit.analysis.costs import RowCosts
+from dynexit.analysis.costs import RowCosts, costs_of
 from dynexit.analysis.curves import spread
 from dynexit.analysis.latency import Ran, Timing
 from dynexit.analysis.predictions import predict, prepared
 from dynexit.calibration.choose import Choice
 from dynexit.calibration.curve import Curve, Predictions, curve
+from dynexit.core.labels import exact
 from dynexit.core.types import Experiment, PyTree
 from dynexit.exits.replay import replay
+from dynexit.exits.stream import is_tied
 from dynexit.exits.tune import Tuned, tune
 
 FEW = 8  # batches that contenders and curve points are timed on
 
 
 class Timings(NamedTuple):
-    """Seconds for the whole test split, all in one interleaved run.
+    """Seconds for the timed rows of the test split, all in one interleaved run.
 
     Attributes:
-      rows: rows timed: the split, its last batch filled up with the first rows.
+      rows: rows timed: the split or its first batches, its last batch filled up with the first rows.
       full_program: name of the quickest full-depth program; "full" or "full tiled T".
       full, compacted, masked: seconds.
+      streamed: seconds of `run_stream` with all rows as one queue, where the weights are tied; else None.
       contenders: all full-depth programs, seconds on the first batches, of which the quickest was taken.
       block_ratio: FLOPs of the blocks that the timed rows needed, as a fraction of all blocks.
       occupancy: rows x blocks that rows needed, as a fraction of those that the compacted schedule ran.
@@ -37,6 +41,7 @@ class Timings(NamedTuple):
     full: Timing
     compacted: Timing
     masked: Timing
+    streamed: Timing | None
     contenders: dict[str, Timing]
     block_ratio: float
     occupancy: float
@@ -60,6 +65,11 @@ class Timings(NamedTuple):
     def efficiency_masked(self) -> float:
         """The same for the masked schedule."""
         return self.ideal / self.masked.median
+
+    @property
+    def efficiency_streamed(self) -> float | None:
+        """The same for the stream."""
+        return None if self.streamed is None else self.ideal / self.streamed.median
 
 
 class TimedPoints(NamedTuple):
@@ -107,15 +117,16 @@ class Evaluated(NamedTuple):
 
 
 class Programs(NamedTuple):
-    """Compiled calls on one batch of prepared inputs."""
+    """Compiled calls on one batch of prepared inputs; `streamed` on several at once, or None where weights are not tied."""
 
     full: dict[str, Callable[[PyTree], jax.Array]]
     dynamic: Callable[[PyTree, PyTree], Ran]
     masked: Callable[[PyTree, PyTree], Ran]
+    streamed: Callable[[PyTree, PyTree], Ran] | None
 
 
-def programs(experiment: Experiment, params: PyTree, batch_size: int, tuned: Tuned | None = None) -> Programs:
-    """The programs that are compared: full depth whole and in tiles, dynamic depth as tuned and masked."""
+def programs(experiment: Experiment, params: PyTree, batch_size: int, tuned: Tuned | None = None, tied: bool = False) -> Programs:
+    """The programs that are compared: full depth whole and in tiles, dynamic depth as tuned, masked and, if tied, streamed."""
     model, method = experiment.model, experiment.method
     full = {"full": jax.jit(lambda p, x: latency.full_depth(model, method, p, x))}
     for tile in latency.TILES:
@@ -124,10 +135,12 @@ def programs(experiment: Experiment, params: PyTree, batch_size: int, tuned: Tun
     chosen = ("auto", None) if tuned is None else (tuned.schedule, tuned.tile)
     run = jax.jit(lambda p, point, x: latency.dynamic_depth(model, method, p, point, x, *chosen))
     masked = jax.jit(lambda p, point, x: latency.dynamic_depth(model, method, p, point, x, "masked"))
+    stream = jax.jit(lambda p, point, x: latency.streamed_depth(model, method, p, point, x))
     return Programs(
         {name: lambda x, f=f: f(params, x) for name, f in full.items()},
         lambda point, x: run(params, point, x),
         lambda point, x: masked(params, point, x),
+        (lambda point, x: stream(params, point, x)) if tied else None,
     )
 
 
@@ -145,7 +158,8 @@ def evaluate(
     Args:
       experiment: what was trained.
       params: its parameters.
-      costs: FLOPs per row, of `costs_of`.
+      costs: FLOPs per row, of `costs_of`, for inputs of the calibration split; counted anew where those of the test split have
+        another shape.
       choice: the operating point that calibration chose; the exits that rows took there are what tiles are tuned for.
       points: all candidate points, leaves `[K, ...]`; only drawn, never chosen from.
       evaluation: `core.settings.Evaluation`.
@@ -155,50 +169,60 @@ def evaluate(
     say("test split: every exit")
     predictions = predict(experiment, params, experiment.test, evaluation.batch_size)
     inputs = jax.tree.map(np.asarray, jax.jit(lambda x: prepared(experiment, x))(experiment.test.examples()["inputs"]))
+    if _row_shapes(inputs) != _row_shapes(experiment.calibration.examples()["inputs"]):
+        costs = costs_of(experiment.model, params, jax.tree.map(lambda a: jnp.asarray(a[:FEW]), inputs))
     batches = latency.in_batches(inputs, evaluation.batch_size)
+    timed_batches = batches[: -(-evaluation.timed_rows // evaluation.batch_size)] if evaluation.timed_rows else batches
     exit_classes = np.asarray(jax.jit(jax.vmap(experiment.method.predict))(predictions.outputs))
     drawn = curve(predictions, points, experiment.method.criterion, experiment.method.predict, costs.until, replay)
 
-    tuned = None
+    tuned, state = None, jax.jit(experiment.model.embed)(params, batches[0])
     if evaluation.tune:
         say("tuning: what tiles of every size cost on this device")
-        state = jax.jit(experiment.model.embed)(params, batches[0])
         left_at = np.rint(choice.exit_fraction * choice.rows).astype(int)
         exits = np.repeat(np.arange(len(left_at)), left_at)
         tuned = tune(experiment.model.steps(params), state, experiment.model.depth, exits)
         say(f"tuned: {tuned}")
     say(f"test split: timing full and dynamic depth side by side, {evaluation.repeats} times")
-    calls = programs(experiment, params, evaluation.batch_size, tuned)
+    step = experiment.model.steps(params)
+    tied = not isinstance(step, tuple) and is_tied(step, state)
+    calls = programs(experiment, params, evaluation.batch_size, tuned, tied)
     ran = jax.tree.map(lambda *a: np.concatenate([np.atleast_1d(x) for x in a]), *[calls.dynamic(point, x) for x in batches])
     taken = np.searchsorted(costs.depths, ran.exit_depth)
-    timings = _time(calls, point, batches, evaluation, costs, taken, int(ran.rows_executed.sum()))
+    occupancy = float((taken + 1).sum() / ran.rows_executed.sum())
+    timings = _time(calls, point, timed_batches, evaluation, costs, taken[: len(timed_batches) * evaluation.batch_size], occupancy)
     say("test split: timing points along the curve")
-    timed = _time_points(calls, points, drawn, batches, evaluation, timings.full_program)
+    timed = _time_points(calls, points, drawn, timed_batches, evaluation, timings.full_program)
 
     rows = len(predictions.labels)
     answered, taken = ran.classes[:rows], taken[:rows]
     again = jax.jit(lambda point, outputs: replay(experiment.method.criterion(point), outputs))(point, predictions.outputs)
     replayed = np.asarray(experiment.method.predict(again.output)), np.asarray(again.exit)
-    agreement = float(np.mean((replayed[0] == answered) & (replayed[1] == taken)))
+    agreement = float(np.mean(exact(replayed[0], answered) & (replayed[1] == taken)))
     nans = int(ran.nan_exits[:rows].sum())
     return Evaluated(predictions, costs, exit_classes, answered, taken, nans, agreement, timings, drawn, timed, tuned)
 
 
-def _time(calls: Programs, point, batches, evaluation, costs: RowCosts, exits: np.ndarray, executed: int) -> Timings:
+def _row_shapes(inputs: PyTree) -> list[tuple[int, ...]]:
+    return [np.shape(leaf)[1:] for leaf in jax.tree.leaves(inputs)]
+
+
+def _time(calls: Programs, point, batches, evaluation, costs: RowCosts, exits: np.ndarray, occupancy: float) -> Timings:
     few = batches[:FEW]
     contenders = latency.measure({n: lambda f=f: [f(x) for x in few] for n, f in calls.full.items()}, repeats=3)
     best = min(contenders, key=lambda name: contenders[name].median)
-    timing = latency.measure(
-        {
-            "full": lambda: [calls.full[best](x) for x in batches],
-            "compacted": lambda: [calls.dynamic(point, x) for x in batches],
-            "masked": lambda: [calls.masked(point, x) for x in batches],
-        },
-        evaluation.repeats,
-    )
+    compared: dict[str, Callable[[], Any]] = {
+        "full": lambda: [calls.full[best](x) for x in batches],
+        "compacted": lambda: [calls.dynamic(point, x) for x in batches],
+        "masked": lambda: [calls.masked(point, x) for x in batches],
+    }
+    if calls.streamed is not None:
+        stream, queue = calls.streamed, jax.tree.map(lambda *a: jnp.concatenate(a), *batches)
+        compared["streamed"] = lambda: stream(point, queue)
+    timing = latency.measure(compared, evaluation.repeats)
     ratio = float(np.mean(np.cumsum(costs.blocks)[exits]) / costs.blocks.sum())
-    occupancy = float((exits + 1).sum() / executed)
-    return Timings(len(exits), best, timing["full"], timing["compacted"], timing["masked"], contenders, ratio, occupancy)
+    dynamic = timing["compacted"], timing["masked"], timing.get("streamed")
+    return Timings(len(exits), best, timing["full"], *dynamic, contenders, ratio, occupancy)
 
 
 def _time_points(calls: Programs, points, drawn: Curve, batches, evaluation, full_program: str) -> TimedPoints:

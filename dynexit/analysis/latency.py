@@ -10,6 +10,7 @@ from jax import lax
 
 from dynexit.core.types import Array, Method, Model, PyTree
 from dynexit.exits.run import run_full, run_until
+from dynexit.exits.stream import run_stream
 
 TILES = (8, 16, 32)
 
@@ -52,7 +53,7 @@ def measure(programs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str
 
 
 def full_depth(model: Model, method: Method, params: PyTree, inputs: PyTree) -> Array:
-    """Classes `[B]` at full depth: embedding, all blocks by `lax.scan`, the last exit head and no other."""
+    """Classes `[B, ...]` at full depth: embedding, all blocks by `lax.scan`, the last exit head and no other."""
     _, output = run_full(model.steps(params), model.embed(params, inputs), model.depth)
     return method.predict(output)
 
@@ -60,11 +61,12 @@ def full_depth(model: Model, method: Method, params: PyTree, inputs: PyTree) -> 
 def full_depth_tiled(model: Model, method: Method, params: PyTree, inputs: PyTree, tile: int) -> Array:
     """`full_depth`, `tile` rows at a time: often quicker than the batch at once (caches), so it belongs in the ideal."""
     tiles = jax.tree.map(lambda a: a.reshape(-1, tile, *a.shape[1:]), inputs)
-    return lax.map(lambda x: full_depth(model, method, params, x), tiles).reshape(-1)
+    classes = lax.map(lambda x: full_depth(model, method, params, x), tiles)
+    return classes.reshape(-1, *classes.shape[2:])
 
 
 class Ran(NamedTuple):
-    """What the dynamic program gives per batch; all int32: classes, depths and NaN exits `[B]`, rows executed `[]`."""
+    """What the dynamic program gives per batch; all int32: classes `[B, ...]`, depths and NaN exits `[B]`, rows executed `[]`."""
 
     classes: Array
     exit_depth: Array
@@ -78,6 +80,15 @@ def dynamic_depth(
     """Each row only as deep as the method's criterion at `point` asks; `schedule` and `tile` as in `run_until`."""
     state, criterion = model.embed(params, inputs), method.criterion(point)
     halted = run_until(model.steps(params), state, model.depth, criterion, schedule, tile, keep_state=False)
+    return Ran(method.predict(halted.output), halted.exit_depth, halted.nan_exits, halted.rows_executed)
+
+
+def streamed_depth(model: Model, method: Method, params: PyTree, point: PyTree, inputs: PyTree) -> Ran:
+    """`dynamic_depth` with all rows as one queue, through `run_stream`; the weights are tied."""
+    state, criterion = model.embed(params, inputs), method.criterion(point)
+    step, depth = model.steps(params), model.depth
+    assert isinstance(depth, int)
+    halted = run_stream(step, state, depth, criterion)
     return Ran(method.predict(halted.output), halted.exit_depth, halted.nan_exits, halted.rows_executed)
 
 

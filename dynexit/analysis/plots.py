@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from dynexit.analysis.curves import upper_envelope
+from dynexit.core.labels import IGNORED
 
 INK, SOFT, DYNAMIC, FULL = "#22313f", "#9fb3c8", "#d1495b", "#00798c"
 RUNS = ("#00798c", "#d1495b", "#edae49", "#66a182", "#2e4057", "#8d6a9f")
@@ -159,7 +160,8 @@ def examples_by_depth(
 
     Args:
       inputs: `[M, H, W]`, `[M, H, W, 1 or 3]` or `[M, n]`.
-      labels, classes, exit: `[M]`: the truth, the answer, the exit taken.
+      labels, classes: `[M]` or `[M, ...]`, the truth and the answer.
+      exit: `[M]`, the exit taken.
       content: what `report.report` returned.
       path: the PNG to write.
       columns: examples per exit.
@@ -185,7 +187,6 @@ def examples_by_depth(
         ax.set_yticks([])
         ax.spines[:].set_visible(False)
     look = {"aspect": "auto", "cmap": "coolwarm", "vmin": 0, "vmax": 1} if sequence else {"cmap": "gray_r"}
-    names = content["classes"]
     for row, k in zip(axes, taken, strict=True):
         chosen = np.flatnonzero(exit == k)
         chosen = np.sort(np.random.default_rng(0).permutation(chosen)[:columns])
@@ -199,11 +200,18 @@ def examples_by_depth(
         )
         for ax, m in zip(row, chosen, strict=False):
             ax.imshow(pictures[m], interpolation="nearest", **look)
-            right = classes[m] == labels[m]
-            answer = names[classes[m]] if right else f"{names[classes[m]]}, is {names[labels[m]]}"
-            ax.set_title(answer, fontsize=7, color=INK if right else DYNAMIC, pad=2)
+            title, right = _answered(classes[m], labels[m], content["classes"])
+            ax.set_title(title, fontsize=7, color=INK if right else DYNAMIC, pad=2)
     figure.suptitle(f"{content['name']}: easy inputs leave early, hard ones late (wrong answers in red)", color=INK, fontsize=11)
     return _save(figure, path)
+
+
+def _answered(answer: np.ndarray, label: np.ndarray, names: Sequence[str]) -> tuple[str, bool]:
+    """What stands above an example, and whether its answer is right; many places are counted and not named."""
+    wrong = int(((answer != label) & (label != IGNORED)).sum())
+    if label.ndim:
+        return (f"{wrong} of {int((label != IGNORED).sum())} wrong" if wrong else "right"), not wrong
+    return (f"{names[answer]}, is {names[label]}" if wrong else names[answer]), not wrong
 
 
 def _as_pictures(inputs: Any) -> np.ndarray | None:

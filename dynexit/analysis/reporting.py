@@ -8,6 +8,7 @@ import numpy as np
 from dynexit.analysis.curves import depth_histogram, per_exit_accuracy
 from dynexit.analysis.evaluation import Evaluated
 from dynexit.analysis.latency import Timing
+from dynexit.core.labels import exact
 
 
 def report(evaluated: Evaluated, point: Any, about: dict) -> dict:
@@ -25,7 +26,7 @@ def report(evaluated: Evaluated, point: Any, about: dict) -> dict:
     accuracy = per_exit_accuracy(e.exit_classes, e.predictions.labels)
     return {
         "accuracy_full": float(accuracy[-1]),
-        "accuracy_dynamic": float((e.classes == e.predictions.labels).mean()),
+        "accuracy_dynamic": float(exact(e.classes, e.predictions.labels).mean()),
         "mean_depth": float(c.depths[e.exit].mean()),
         "depth": int(c.depths[-1]),
         "seconds_full": t.full.median,
@@ -33,11 +34,13 @@ def report(evaluated: Evaluated, point: Any, about: dict) -> dict:
         "speedup": t.speedup,
         "efficiency": t.efficiency,
         "efficiency_masked": t.efficiency_masked,
+        "efficiency_streamed": t.efficiency_streamed,
         "flops_ratio": float(c.until[e.exit].mean() / c.full),
         "flops_ratio_blocks": t.block_ratio,
         "occupancy": t.occupancy,
         "seconds_ideal": t.ideal,
         "seconds_masked": t.masked.median,
+        "seconds_streamed": t.streamed and t.streamed.median,
         "seconds_spread": {"full": _spread(t.full), "dynamic": _spread(t.compacted), "masked": _spread(t.masked)},
         "full_program": t.full_program,
         "full_programs": {name: timing.median for name, timing in t.contenders.items()},
@@ -88,8 +91,13 @@ def summary(content: dict) -> list[tuple[str, str, str]]:
         ("seconds for the split", f"{r['seconds_full']:.4f} ({r['full_program']})", f"{r['seconds_dynamic']:.4f}"),
         ("time per row", per_row(r["seconds_full"]), per_row(r["seconds_dynamic"])),
         ("speed-up", "1.00", f"{r['speedup']:.2f}"),
-        ("efficiency (ideal / measured)", "1.00", f"{r['efficiency']:.2f} (masked: {r['efficiency_masked']:.2f})"),
+        ("efficiency (ideal / measured)", "1.00", f"{r['efficiency']:.2f} ({_others(r)})"),
     ]
+
+
+def _others(r: dict) -> str:
+    streamed = r["efficiency_streamed"]
+    return f"masked: {r['efficiency_masked']:.2f}" + ("" if streamed is None else f", streamed: {streamed:.2f}")
 
 
 def _flops(count: float) -> str:

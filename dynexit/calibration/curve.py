@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from dynexit.core.labels import exact
 from dynexit.core.types import Array, Criterion, Halted, PyTree
 
 
@@ -18,7 +19,7 @@ class Predictions(NamedTuple):
     Attributes:
       split: "train", "calibration" or "test".
       outputs: leaves `[E, M, ...]`.
-      labels: integers `[M]`.
+      labels: integers `[M]`, or `[M, ...]` with one for each place of a row; a row is right where all that count are.
       fingerprint: a digest of the examples; equal data have equal fingerprints.
     """
 
@@ -65,7 +66,7 @@ def curve(
       predictions: of any split; thresholds may be drawn on the test split, not chosen there.
       points: leaves `[K, ...]`.
       criterion: `criterion(point) -> Criterion`.
-      predict: `predict(output) -> class`, integers `[M]`.
+      predict: `predict(output) -> class`, integers in the shape of the labels.
       costs: cumulative FLOPs per row at every exit, `[E]`.
       replay: `dynexit.replay`. It, `criterion` and `predict` are static: hand in the same functions each time.
 
@@ -99,17 +100,17 @@ def curve(
 def _sweep(criterion, predict, replay, points, outputs, labels):
     def one(point):
         halted = replay(criterion(point), outputs)
-        return predict(halted.output) == labels, halted.exit
+        return exact(predict(halted.output), labels), halted.exit
 
     right, exit = lax.map(one, points)  # one point at a time: the outputs are not copied K times
-    return right, predict(jax.tree.map(lambda a: a[-1], outputs)) == labels, exit
+    return right, exact(predict(jax.tree.map(lambda a: a[-1], outputs)), labels), exit
 
 
 def _check(outputs: PyTree, labels: np.ndarray, costs: Any, points: PyTree) -> tuple[int, np.ndarray]:
     if not np.issubdtype(labels.dtype, np.integer):
         raise TypeError(f"`predictions.labels` must be integers, got {labels.dtype}")
-    if labels.ndim != 1 or labels.size == 0:
-        raise ValueError(f"`predictions.labels` must have shape [M] with at least one row, got {labels.shape}")
+    if labels.ndim < 1 or labels.size == 0:
+        raise ValueError(f"`predictions.labels` must have shape [M] or [M, ...] with at least one row, got {labels.shape}")
     costs = np.asarray(costs, np.float64)
     if costs.ndim != 1 or not (np.diff(costs, prepend=0.0) > 0).all():
         raise ValueError(f"`costs` must be cumulative FLOPs of shape [E], above 0 and rising, got {costs.tolist()}")

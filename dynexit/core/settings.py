@@ -84,12 +84,15 @@ class Evaluation:
     """rows per call of the compiled program"""
     repeats: int = 7
     """interleaved timings of each program; the median is reported"""
+    timed_rows: int | None = None
+    """rows of the test split that are timed, in whole batches; None: all. Answers always come from the whole split"""
     tune: bool = True
     """measure what tiles cost and choose their sizes before timing (`dx.tune`)"""
 
     def faults(self) -> list[str]:
         """Out-of-range values, one sentence each."""
-        return at_least(self, 1, "batch_size", "repeats")
+        timed = at_least(self, 1, "timed_rows") if self.timed_rows is not None else []
+        return at_least(self, 1, "batch_size", "repeats") + timed
 
 
 def at_least(settings, low: float, *names: str) -> list[str]:

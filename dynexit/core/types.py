@@ -119,13 +119,16 @@ class Method(NamedTuple):
       criterion: `criterion(point) -> Criterion`; a point is a pytree of arrays (thresholds, temperatures).
       candidates: `candidates(outputs, labels, costs) -> points`, leaves `[K, ...]`, from calibration outputs `[E, M, ...]`, labels
         `[M]` and cumulative costs `[E]` in FLOPs per row.
-      predict: `predict(output) -> class` int32 `[b]` from one exit's output.
+      predict: `predict(output) -> class` int32 `[b]`, or `[b, ...]` with one for each place of a row, from one exit's output.
+      loss: in place of the objective, for methods that do not train on all exits of one run (a sampled number of steps, segments):
+        `loss(model, params, inputs, labels, key, progress) -> (loss [B], metrics)`; the key is consumed.
     """
 
-    objective: Callable[[PyTree, Array, Array], tuple[Array, dict[str, Array]]]
+    objective: Callable[[PyTree, Array, Array], tuple[Array, dict[str, Array]]] | None
     criterion: Callable[[PyTree], Criterion]
     candidates: Callable[[PyTree, Array, Array], PyTree]
     predict: Callable[[PyTree], Array]
+    loss: Callable[[Model, PyTree, PyTree, Array, Array, Array], tuple[Array, dict[str, Array]]] | None = None
 
 
 class Source(NamedTuple):

@@ -4,8 +4,9 @@ import functools
 
 import numpy as np
 
+from dynexit.core.labels import IGNORED
 from dynexit.data.arrays import Splits
-from dynexit.data.procedural import IGNORED, at_least, generated, ordered
+from dynexit.data.procedural import at_least, generated, ordered
 
 PLUS, BLANK = 10, 11
 """The tokens after the ten digits."""

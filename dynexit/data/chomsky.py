@@ -6,10 +6,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dynexit.core.labels import IGNORED
 from dynexit.data import chomsky_arithmetic as arithmetic
 from dynexit.data import chomsky_strings as strings
 from dynexit.data.arrays import Splits
-from dynexit.data.procedural import IGNORED, generated, ordered
+from dynexit.data.procedural import generated, ordered
 
 
 class Task(NamedTuple):

@@ -4,9 +4,10 @@ import functools
 
 import numpy as np
 
+from dynexit.core.labels import IGNORED
 from dynexit.data.addition import BLANK
 from dynexit.data.arrays import Splits
-from dynexit.data.procedural import IGNORED, at_least, generated
+from dynexit.data.procedural import at_least, generated
 
 
 def copying(length: int, test_length: int | None = None, backwards: bool = False, examples: int = 5000) -> Splits:

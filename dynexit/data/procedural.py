@@ -17,9 +17,6 @@ if TYPE_CHECKING:
 Draw = Callable[[np.random.Generator, int], dict]
 """`draw(random, size) -> batch`, leaves `[size, ...]`: "inputs", "labels" and "steps" (int32 `[size]`)."""
 
-IGNORED = -1
-"""The label of a place that no loss and no score should count."""
-
 # The last word of Philox's counter: streams that differ in it share no draw, whatever seed and step.
 _TRAIN, _TRAIN_EXAMPLES, _CALIBRATION, _TEST = 1, 2, 3, 4
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from dynexit.exits.steps import stacked_step, switched_step, tied_step
     from dynexit.exits.stream import run_stream
     from dynexit.exits.tiling import Tiling
+    from dynexit.exits.truncated import run_truncated
     from dynexit.exits.tune import Tuned, tune
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "run_full",
     "run_sharded",
     "run_stream",
+    "run_truncated",
     "run_until",
     "stacked_step",
     "stream_chunks",
@@ -50,6 +52,7 @@ __getattr__, __dir__ = attach(
         "run_full": "run",
         "run_sharded": "sharded",
         "run_stream": "stream",
+        "run_truncated": "truncated",
         "run_until": "run",
         "stacked_step": "steps",
         "stream_chunks": "chunks",

@@ -1,4 +1,4 @@
-"""Criteria made of criteria: `any_of`, `all_of`, `not_before` and thresholds that decay."""
+"""Criteria made of criteria: `any_of`, `all_of`, `not_before`, `persistently` and thresholds that decay."""
 
 from collections.abc import Callable
 from typing import Any
@@ -100,6 +100,35 @@ def not_before(depth: Array | int, criterion: Criterion) -> Criterion:
     if not isinstance(criterion, Criterion):
         raise TypeError(f"`criterion` must be a dx.Criterion, got {type(criterion).__name__}")
     return Criterion(Partial(start, criterion), Partial(_late, depth, criterion), exits=criterion.exits, templated=True)
+
+
+def persistently(times: Array | int, criterion: Criterion) -> Criterion:
+    """A row leaves once the criterion has said so at several exits in a row.
+
+    Args:
+      times: exits in a row, 1 for no restriction; an integer, traced.
+      criterion: any.
+
+    Returns:
+      `Criterion` that remembers the verdicts in a row so far, int32 `[b]`, beside the memory of the given one.
+
+    Raises:
+      TypeError: `times` is not an integer, `criterion` not a `Criterion`.
+      ValueError: `times` is below 1 or not a scalar.
+
+    Example:
+      >>> import dynexit as dx
+      >>> rule = dx.criteria.persistently(2, dx.criteria.max_probability_above(0.9))
+      >>> logits = jnp.array([[[9.0, 0.0]], [[0.0, 0.0]], [[9.0, 0.0]], [[9.0, 0.0]], [[9.0, 0.0]]])  # [E=5, B=1, C=2]
+      >>> dx.replay(rule, logits).exit
+      Array([3], dtype=int32)
+    """
+    times = count(times, "times")
+    if jnp.ndim(times):
+        raise ValueError(f"`times` must be a scalar, got shape {jnp.shape(times)}")
+    if not isinstance(criterion, Criterion):
+        raise TypeError(f"`criterion` must be a dx.Criterion, got {type(criterion).__name__}")
+    return Criterion(Partial(_start_streak, criterion), Partial(_in_a_row, times, criterion), exits=criterion.exits, templated=True)
 
 
 def scaled_decay(threshold: Array | float, time: Array | float, steps: Array | float, tau: Array | float) -> Array:
@@ -239,3 +268,14 @@ def _all(criteria, i, output, memories):
 def _late(depth, criterion, i, output, memory):
     halt, memory = criterion.update(i, output, memory)
     return halt & (i + 1 >= depth), memory
+
+
+def _start_streak(criterion, batch, output):
+    return jnp.zeros(batch, jnp.int32), start(criterion, batch, output)
+
+
+def _in_a_row(times, criterion, i, output, memory):
+    streak, inner = memory
+    halt, inner = criterion.update(i, output, inner)
+    streak = jnp.where(halt, streak + 1, 0)
+    return streak >= times, (streak, inner)

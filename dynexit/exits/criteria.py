@@ -5,6 +5,7 @@ are traced, so changing them never recompiles. Comparisons are strict and scores
 
 A rule reads the logits `[b, C]` where the output is a bare array, and else the output's key "logits", "gate", "halt_logit" or
 "hidden". `read(output)` replaces that; pass the same function each time, for another function is another program.
+Where a row has an answer at each of its places (logits `[b, ..., C]`), it leaves once every place would.
 """
 
 import dataclasses
@@ -17,9 +18,9 @@ from jax.tree_util import Partial
 
 from dynexit.core.types import Array, Criterion
 from dynexit.exits import scores
-from dynexit.exits.combinators import all_of, any_of, clipped_decay, count, decaying, not_before, scaled_decay
+from dynexit.exits.combinators import all_of, any_of, clipped_decay, count, decaying, not_before, persistently, scaled_decay
 from dynexit.exits.halting import cumulative_halting_above, gate_above, halting_sum_above
-from dynexit.exits.reading import Read, at, no_memory, read_logits, threshold_and_temperature
+from dynexit.exits.reading import Read, at, at_every_place, beside, no_memory, read_logits, threshold_and_temperature
 from dynexit.exits.settling import divergence_below, patience, saturation_above
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "max_probability_above",
     "not_before",
     "patience",
+    "persistently",
     "saturation_above",
     "scaled_decay",
 ]
@@ -164,7 +166,7 @@ class _Score:
 
     def __call__(self, threshold, temperature, i, output, memory):
         value = self.score(read_logits(output, self.read), at(temperature, i))
-        return self.compare(value, at(threshold, i)), memory
+        return at_every_place(self.compare(value, beside(at(threshold, i), value))), memory
 
 
 def _on_logits(update: _Score, threshold: Any, temperature: Any) -> Criterion:

@@ -87,15 +87,25 @@ def read_key(output: PyTree, key: str, read: Read) -> Array:
 
 
 def read_logits(output: PyTree, read: Read) -> Array:
-    """Logits `[b, C]`.
+    """Logits `[b, C]`, or `[b, ..., C]` of a row with an answer at each of its places.
 
     Raises:
       ValueError: none there, or of another shape.
     """
     logits = read_key(output, "logits", read)
-    if logits.ndim != 2:
-        raise ValueError(f"`criterion` reads logits of shape [b, C], got shape {logits.shape}")
+    if logits.ndim < 2:
+        raise ValueError(f"`criterion` reads logits of shape [b, C] or [b, ..., C], got shape {logits.shape}")
     return logits
+
+
+def beside(values: Array, like: Array) -> Array:
+    """`values`, `[]` or `[b]`, with as many axes as `like` `[b, ...]`."""
+    return values.reshape(values.shape + (1,) * (like.ndim - values.ndim)) if values.ndim else values
+
+
+def at_every_place(passes: Array) -> Array:
+    """A row leaves where each of its places would: bool `[b, ...]` to `[b]`."""
+    return passes.all(axis=tuple(range(1, passes.ndim)))
 
 
 def read_per_row(output: PyTree, key: str, read: Read) -> Array:

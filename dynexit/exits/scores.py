@@ -14,7 +14,7 @@ def max_probability(logits: Array, temperature: Array | float = 1.0) -> Array:
 
     Args:
       logits: `[..., C]`.
-      temperature: T, scalar or `[...]`; the same in all functions below.
+      temperature: T, scalar or with the leading axes of `[...]`; the same in all functions below.
 
     Returns:
       float32 `[...]` in 1/C..1.
@@ -105,7 +105,9 @@ def energy(logits: Array, temperature: Array | float = 1.0) -> Array:
 
     Source: Akbari et al. 2021, EBJR, on the logits as in the text (the released router takes softmax probabilities instead).
     """
-    return -jnp.float32(temperature) * jax.nn.logsumexp(_scaled(logits, temperature), axis=-1)
+    free = jax.nn.logsumexp(_scaled(logits, temperature), axis=-1)
+    temperature = jnp.asarray(temperature, jnp.float32)
+    return -temperature.reshape(temperature.shape + (1,) * (free.ndim - temperature.ndim if temperature.ndim else 0)) * free
 
 
 def kl(logits_p: Array, logits_q: Array) -> Array:
@@ -129,7 +131,8 @@ def kl(logits_p: Array, logits_q: Array) -> Array:
 
 def _scaled(logits: Array, temperature: Array | float) -> Array:
     temperature = jnp.asarray(temperature, jnp.float32)
-    return logits.astype(jnp.float32) / (temperature[..., None] if temperature.ndim else temperature)
+    missing = (1,) * (logits.ndim - temperature.ndim) if temperature.ndim else ()
+    return logits.astype(jnp.float32) / temperature.reshape(temperature.shape + missing)
 
 
 def _classes(logits: Array) -> int:

@@ -10,7 +10,17 @@ from jax.tree_util import Partial
 from dynexit.core.types import Array, Criterion, PyTree
 from dynexit.exits import scores
 from dynexit.exits.combinators import count
-from dynexit.exits.reading import Read, at, exits_of, read_key, read_logits, threshold_and_temperature, threshold_leaf
+from dynexit.exits.reading import (
+    Read,
+    at,
+    at_every_place,
+    beside,
+    exits_of,
+    read_key,
+    read_logits,
+    threshold_and_temperature,
+    threshold_leaf,
+)
 
 
 def patience(k: Any, read: Read = None) -> Criterion:
@@ -21,7 +31,7 @@ def patience(k: Any, read: Read = None) -> Criterion:
       read: `read(output) -> logits [b, C]`.
 
     Returns:
-      `Criterion` that remembers the last prediction and the agreements so far, int32 `[b]` each.
+      `Criterion` that remembers the last prediction, int32 `[b, ...]`, and the agreements so far, int32 `[b]`.
 
     Raises:
       TypeError: `k` is not an integer.
@@ -39,7 +49,7 @@ def patience(k: Any, read: Read = None) -> Criterion:
     k = count(k, "k")
     if jnp.ndim(k):
         raise ValueError(f"`k` must be a scalar, got shape {jnp.shape(k)}")
-    return Criterion(_first_streak, Partial(_Patience(read), k))
+    return Criterion(Partial(_FirstStreak(read)), Partial(_Patience(read), k), templated=True)
 
 
 def divergence_below(threshold: Any, temperature: Any = 1.0, read: Read = None) -> Criterion:
@@ -50,7 +60,7 @@ def divergence_below(threshold: Any, temperature: Any = 1.0, read: Read = None) 
       temperature, read: as in `max_probability_above`.
 
     Returns:
-      `Criterion` that remembers ln p of the exit before, float32 `[b, C]`.
+      `Criterion` that remembers ln p of the exit before, float32 `[b, ..., C]`.
 
     Example:
       >>> import dynexit as dx
@@ -89,14 +99,19 @@ def saturation_above(threshold: Any, read: Read = None) -> Criterion:
 
 
 class Streak(NamedTuple):
-    """What `patience` remembers: the last prediction, -1 for none, and the agreements so far; int32 `[b]`."""
+    """What `patience` remembers: the last prediction, int32 `[b, ...]`, -1 for none, and the agreements so far, int32 `[b]`."""
 
     prediction: Array
     agreements: Array
 
 
-def _first_streak(batch: int) -> Streak:
-    return Streak(jnp.full(batch, -1, jnp.int32), jnp.zeros(batch, jnp.int32))
+@dataclasses.dataclass(frozen=True)
+class _FirstStreak:
+    read: Read
+
+    def __call__(self, batch: int, output: PyTree) -> Streak:
+        places = jax.eval_shape(lambda o: read_logits(o, self.read), output).shape[:-1]
+        return Streak(jnp.full(places, -1, jnp.int32), jnp.zeros(batch, jnp.int32))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +131,7 @@ class _Patience:
     def __call__(self, k, i, output, memory):
         logits = read_logits(output, self.read)
         prediction = jnp.where(jnp.isnan(logits).any(-1), -1, jnp.argmax(logits, axis=-1).astype(jnp.int32))
-        agrees = (prediction == memory.prediction) & (prediction >= 0)
+        agrees = at_every_place((prediction == memory.prediction) & (prediction >= 0))
         agreements = jnp.where(agrees, memory.agreements + 1, 0)
         return agreements >= k, Streak(prediction, agreements)
 
@@ -126,9 +141,10 @@ class _Divergence:
     read: Read
 
     def __call__(self, threshold, temperature, i, output, memory):
-        logits, temperature = read_logits(output, self.read).astype(jnp.float32), at(temperature, i)
-        log_p = jax.nn.log_softmax(logits / (temperature[:, None] if temperature.ndim else temperature))
-        return (scores.kl(memory, log_p) < at(threshold, i)) & (i > 0), log_p
+        logits = read_logits(output, self.read).astype(jnp.float32)
+        log_p = jax.nn.log_softmax(logits / beside(at(temperature, i), logits))
+        divergence = scores.kl(memory, log_p)
+        return at_every_place(divergence < beside(at(threshold, i), divergence)) & (i > 0), log_p
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Confidence exits: deep supervision, then each row leaves where its likeliest class is likely enough."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,6 +10,7 @@ from dynexit.calibration import fit_temperature, threshold_candidates
 from dynexit.calibration.candidates import RATIOS
 from dynexit.core.types import Array, Criterion, Method, PyTree
 from dynexit.exits import criteria, scores
+from dynexit.methods.answers import accuracy, logits_of, predict
 from dynexit.objectives import multi_exit_cross_entropy, self_distillation, weighted
 from dynexit.objectives import weights as depth_weights
 
@@ -57,13 +58,13 @@ def confidence_exits(
         raise ValueError(f"`distill_temperature` must be above 0, got {distill_temperature}")
 
     def objective(outputs: PyTree, labels: Array, progress: Array) -> tuple[Array, dict[str, Array]]:
-        logits = _logits(outputs)
+        logits = logits_of(outputs)
         losses = multi_exit_cross_entropy(logits, labels, label_smoothing)
         w = depth_weights.uniform(len(logits)) if weights is None else weights(progress) if callable(weights) else weights
         loss = weighted(losses, w)
         metrics = {
-            "accuracy_exit_first": _accuracy(logits[0], labels),
-            "accuracy_exit_last": _accuracy(logits[-1], labels),
+            "accuracy_exit_first": accuracy(logits[0], labels),
+            "accuracy_exit_last": accuracy(logits[-1], labels),
             "loss_exit_first": _mean(losses[0]),
             "loss_exit_last": _mean(losses[-1]),
         }
@@ -77,26 +78,13 @@ def confidence_exits(
         return criteria.max_probability_above(point["threshold"], point["temperature"])
 
     def candidates(outputs: PyTree, labels: Array, costs: Array) -> PyTree:
-        logits = jnp.asarray(_logits(outputs))
+        logits = jnp.asarray(logits_of(outputs))
         temperature = fit_temperature(logits, jnp.asarray(labels))
         confidence = jax.lax.map(lambda x: scores.max_probability(*x), (logits, temperature))
         threshold = threshold_candidates(confidence, ratios, shared)
         return {"threshold": threshold, "temperature": jnp.tile(temperature, (len(threshold), 1))}
 
     return Method(objective, criterion, candidates, predict)
-
-
-def predict(output: PyTree) -> Array:
-    """The likeliest class of one exit's output, int32 `[b]`."""
-    return jnp.argmax(_logits(output), axis=-1).astype(jnp.int32)
-
-
-def _logits(outputs: PyTree) -> Array:
-    return outputs["logits"] if isinstance(outputs, Mapping) else outputs
-
-
-def _accuracy(logits: Array, labels: Array) -> Array:
-    return (jnp.argmax(logits, axis=-1) == labels).mean(dtype=jnp.float32)
 
 
 def _mean(values: Array) -> Array:

@@ -9,6 +9,7 @@ import numpy as np
 
 from dynexit.core.types import Array, Criterion, Method, PyTree
 from dynexit.exits import criteria, replay
+from dynexit.methods.answers import accuracy, predict
 from dynexit.objectives import geometric_last, kl_prior_posterior, multi_exit_cross_entropy, ponder_loss
 
 QUANTILES = (*(j / 40 for j in range(40)), 0.99, 0.999, 1.0)  # 1.0 is never passed: full depth
@@ -71,11 +72,11 @@ def pondernet(
             "kl": ponder.kl,
             "mean_steps": ponder.mean_steps,
             "halting_entropy": ponder.entropy,
-            "q_accuracy": predict(halted.output) == labels,
+            "q_accuracy": accuracy(halted.output, labels),
             "q_steps": halted.exit + 1,
             "q_at_limit": halted.exit == steps - 1,
-            "accuracy_exit_first": jnp.argmax(logits[0], axis=-1) == labels,
-            "accuracy_exit_last": jnp.argmax(logits[-1], axis=-1) == labels,
+            "accuracy_exit_first": accuracy(logits[0], labels),
+            "accuracy_exit_last": accuracy(logits[-1], labels),
         }
         return ponder.loss, {name: rows.mean(dtype=jnp.float32) for name, rows in metrics.items()}
 
@@ -86,8 +87,3 @@ def pondernet(
         return {"quantile": jnp.asarray(quantiles)}
 
     return Method(objective, criterion, candidates, predict)
-
-
-def predict(output: PyTree) -> Array:
-    """The likeliest class of one step's output, int32 `[b]`."""
-    return jnp.argmax(output["logits"], axis=-1).astype(jnp.int32)

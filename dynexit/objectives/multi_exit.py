@@ -5,19 +5,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from dynexit.core.labels import IGNORED
 from dynexit.core.types import Array
 
 
 def multi_exit_cross_entropy(logits: Array, labels: Array, label_smoothing: float = 0.0) -> Array:
     """Cross-entropy of every exit, l_eb = -(1 - a) ln p_eb[y_b] - (a / C) sum_c ln p_eb[c].
 
+    Where a row has a label for each of its places, its loss is the mean over the places that count.
+
     Args:
-      logits: `[E, B, C]`, floating point.
-      labels: integers `[B]` in 0..C-1.
+      logits: `[E, B, C]`, or `[E, B, ..., C]` for labels by place; floating point.
+      labels: integers `[B]` or `[B, ...]` in 0..C-1; -1 (`dynexit.core.labels.IGNORED`) at places that do not count.
       label_smoothing: a, in 0..1.
 
     Returns:
-      `[E, B]` in nats; float32, or float64 for float64 logits. Half precision is computed in float32.
+      `[E, B]` in nats, 0 for a row without a place that counts; float32, or float64 for float64 logits. Half precision is
+      computed in float32.
 
     Raises:
       TypeError: logits that are not floating point, labels that are not integers.
@@ -34,14 +38,22 @@ def multi_exit_cross_entropy(logits: Array, labels: Array, label_smoothing: floa
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"`label_smoothing` must lie in 0..1, got {label_smoothing}")
 
-    def one_exit(logits):  # [B, C]
+    counts = labels != IGNORED
+
+    def one_exit(logits):  # [B, ..., C]
         log_p = log_softmax(logits)
-        loss = -jnp.take_along_axis(log_p, labels[:, None], axis=1)[:, 0]
-        if label_smoothing == 0:
-            return loss
-        return (1 - label_smoothing) * loss - label_smoothing * log_p.mean(axis=1)
+        loss = -jnp.take_along_axis(log_p, jnp.where(counts, labels, 0)[..., None], axis=-1)[..., 0]
+        if label_smoothing:
+            loss = (1 - label_smoothing) * loss - label_smoothing * log_p.mean(axis=-1)
+        return mean_of_counted(loss, counts)
 
     return jax.vmap(one_exit)(logits)
+
+
+def mean_of_counted(values: Array, counts: Array) -> Array:
+    """Mean over a row's places that count, `[b, ...]` to `[b]`; 0 where there are none."""
+    axes = tuple(range(1, values.ndim))
+    return jnp.where(counts, values, 0.0).sum(axis=axes) / jnp.maximum(counts.sum(axis=axes), 1).astype(values.dtype)
 
 
 def weighted(losses: Array, weights: Any) -> Array:
@@ -101,7 +113,7 @@ def log_softmax(logits: Array) -> Array:
 
 
 def check_logits(logits: Array, labels: Array) -> None:
-    """Refuses logits that are not `[E, B, C]` and labels that are not integers `[B]`.
+    """Refuses logits that are not `[E, B, ..., C]` and labels that are not integers `[B, ...]`.
 
     Raises:
       TypeError, ValueError: naming what came.
@@ -110,7 +122,8 @@ def check_logits(logits: Array, labels: Array) -> None:
         raise TypeError(f"`logits` must be floating point, got {logits.dtype}")
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise TypeError(f"`labels` must be integers, got {labels.dtype}")
-    if logits.ndim != 3 or 0 in logits.shape:
-        raise ValueError(f"`logits` must have shape [E, B, C], none of them 0, got {logits.shape}")
-    if labels.shape != logits.shape[1:2]:
-        raise ValueError(f"`labels` must have shape [B] = [{logits.shape[1]}] for `logits` {logits.shape}, got {labels.shape}")
+    if logits.ndim < 3 or 0 in logits.shape:
+        raise ValueError(f"`logits` must have shape [E, B, C] or [E, B, ..., C], none of them 0, got {logits.shape}")
+    if labels.shape != logits.shape[1:-1]:
+        wanted = ", ".join(map(str, logits.shape[1:-1]))
+        raise ValueError(f"`labels` must have shape [{wanted}] for `logits` {logits.shape}, got {labels.shape}")

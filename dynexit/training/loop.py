@@ -15,6 +15,7 @@ from jax.experimental import multihost_utils
 from dynexit.core.settings import Training
 from dynexit.core.types import Array, Experiment, PyTree
 from dynexit.training.checkpoints import Saver, restore, set_aside_after
+from dynexit.training.collapse import CollapseWatch
 from dynexit.training.logs import FILE, Mirror, Records, read_records, without_clock
 from dynexit.training.prefetch import ahead
 from dynexit.training.sharding import data_mesh, put, put_batch, replicated
@@ -152,6 +153,7 @@ class _Run:
         self.settings, self.saver = settings, saver
         self.last: dict[str, float] = {}
         self._records, self._mirror, self._bar = records, mirror, bar
+        self._watch = CollapseWatch()
         self._began = self._logged_at = time.perf_counter()
         self._logged_step = first
 
@@ -185,6 +187,8 @@ class _Run:
         record = {**self.last, "seconds": round(now - self._began, 3), "examples_per_second": round(speed, 1)}
         self._records.write(record)
         self._mirror.write(record)
+        for collapse in self._watch.look(self.last):
+            self._bar.write(f"warning: {collapse}", file=sys.stderr)
         self._bar.set_postfix_str(f"loss {self.last['loss']:.4f}, {speed:.0f} examples/s")
 
 

@@ -15,6 +15,7 @@ from dynexit.training.sharding import Rules, check_batch_size, replicated, shard
 from dynexit.training.state import TrainState, state_shapes
 
 TrainStep = Callable[[TrainState, dict], tuple[TrainState, dict[str, Array]]]
+LOSS = 2**31 - 1  # folded into a step's key for the method's loss; augmentations fold in small numbers
 OWN_METRICS = ("loss", "grad_norm", "learning_rate", "finite")
 
 
@@ -24,35 +25,38 @@ def cast(tree: PyTree, dtype) -> PyTree:
 
 
 def make_loss(experiment: Experiment, settings: Training) -> Callable[..., tuple[Array, dict[str, Array]]]:
-    """`loss(params, inputs [B, ...], labels [B], progress []) -> (mean loss [], metrics)`.
+    """`loss(params, inputs [B, ...], labels [B, ...], key, progress []) -> (mean loss [], metrics)`.
 
     With `precision="bfloat16"` parameters and inputs are cast for the forward pass and outputs cast back, so the objective
-    and the gradient's sum over the batch are float32.
+    and the gradient's sum over the batch are float32. A method with a loss of its own gets them as cast.
     """
     model, method = experiment.model, experiment.method
+    if settings.remat:
+        model = model._replace(steps=lambda params: _rematerialised(experiment.model.steps(params)))
     compute = jnp.dtype(settings.precision)
 
-    def loss(params: PyTree, inputs: PyTree, labels: Array, progress: Array) -> tuple[Array, dict[str, Array]]:
+    def loss(params: PyTree, inputs: PyTree, labels: Array, key: Array, progress: Array) -> tuple[Array, dict[str, Array]]:
         params, inputs = cast(params, compute), cast(inputs, compute)
-        steps = model.steps(params)
-        if settings.remat:
-            steps = tuple(map(_rematerialised, steps)) if isinstance(steps, tuple) else _rematerialised(steps)
-        outputs = run_all(steps, model.embed(params, inputs), model.depth)
-        losses, metrics = method.objective(cast(outputs, jnp.float32), labels, progress)
+        if method.loss is not None:
+            losses, metrics = method.loss(model, params, inputs, labels, key, progress)
+        else:
+            outputs = run_all(model.steps(params), model.embed(params, inputs), model.depth)
+            losses, metrics = method.objective(cast(outputs, jnp.float32), labels, progress)
         if jnp.shape(losses) != jnp.shape(labels)[:1]:
             raise ValueError(
-                f"`method.objective` must return one loss per example, shape {list(jnp.shape(labels)[:1])}, "
-                f"got {list(jnp.shape(losses))}"
+                f"`method` must return one loss per example, shape {list(jnp.shape(labels)[:1])}, got {list(jnp.shape(losses))}"
             )
         if clash := sorted(set(metrics) & set(OWN_METRICS)):
-            raise ValueError(f"`method.objective` returns metrics named {clash}, which training itself reports; rename them")
+            raise ValueError(f"`method` returns metrics named {clash}, which training itself reports; rename them")
         return jnp.mean(losses), metrics
 
     return loss
 
 
-def _rematerialised(step: Step) -> Step:
+def _rematerialised(step: Step | tuple[Step, ...]) -> Step | tuple[Step, ...]:
     """The step with its inner values recomputed in the backward pass: only the state between blocks is kept."""
+    if isinstance(step, tuple):
+        return tuple(map(_rematerialised, step))
     return Step(step.select, jax.checkpoint(step.apply, prevent_cse=False), step.blocks)
 
 
@@ -80,13 +84,13 @@ def make_train_step(experiment: Experiment, settings: Training, mesh: Mesh, rule
     gradient = jax.value_and_grad(make_loss(experiment, settings), has_aux=True)
 
     def train_step(state: TrainState, batch: dict) -> tuple[TrainState, dict[str, Array]]:
-        inputs = batch["inputs"]
+        inputs, key = batch["inputs"], jax.random.fold_in(state.key, state.step)
         if experiment.augment is not None:
-            inputs = experiment.augment(jax.random.fold_in(state.key, state.step), inputs)
+            inputs = experiment.augment(key, inputs)
         if experiment.prepare is not None:
             inputs = experiment.prepare(inputs)
         progress = state.step.astype(jnp.float32) / settings.steps
-        (loss, own), gradients = gradient(state.params, inputs, batch["labels"], progress)
+        (loss, own), gradients = gradient(state.params, inputs, batch["labels"], jax.random.fold_in(key, LOSS), progress)
         norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)

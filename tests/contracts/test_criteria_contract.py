@@ -49,6 +49,7 @@ CASES = {
         lambda t: criteria.all_of(criteria.margin_above(t), criteria.divergence_below(0.5)), (0.1, 0.3, 0.9), per_exit=False
     ),
     "not_before": Case(lambda d: criteria.not_before(d, criteria.margin_above(0.4)), (1, 2, 4), per_exit=False),
+    "persistently": Case(lambda k: criteria.persistently(k, criteria.margin_above(0.3)), (1, 2, 3), per_exit=False),
     "decaying": Case(lambda t: criteria.decaying(criteria.margin_above, t, steps=E), (0.1, 0.5, 0.9), per_exit=False),
     "at_depth": Case(
         lambda d: criteria.at_depth(jnp.minimum(jnp.arange(1, B + 1) % 4 + d, E)), (1, 2, 3), per_exit=False, reads=""

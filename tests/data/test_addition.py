@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from dynexit.core.labels import IGNORED
 from dynexit.data.addition import BLANK, PLUS, _cut, addition, longest_chain
 from dynexit.data.copying import copying
-from dynexit.data.procedural import IGNORED
 
 
 def numbers(row):

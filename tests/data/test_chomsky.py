@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from dynexit.core.labels import IGNORED
 from dynexit.data.chomsky import TASKS, chomsky
-from dynexit.data.procedural import IGNORED
 
 COUNTS = {"R": 4, "DCF": 4, "CS": 7}
 

@@ -9,6 +9,7 @@ import pytest
 
 import dynexit as dx
 from dynexit.exits import criteria, scores
+from dynexit.exits.combinators import start
 
 E, B, C = 6, 7, 4
 
@@ -257,10 +258,45 @@ def test_other_arguments_are_refused(make, error, words):
         (criteria.margin_above(0.5), {"z": jnp.zeros((2, B, C))}, r"reads output\['logits'\], and the output has the keys \['z'\]"),
         (criteria.saturation_above(0.5), jnp.zeros((2, B, C)), r"reads output\['hidden'\], and the output is a bare array"),
         (criteria.margin_above(0.5), (jnp.zeros((2, B, C)),), r"reads output\['logits'\], and the output is a tuple"),
-        (criteria.margin_above(0.5), jnp.zeros((2, B, 3, C)), r"reads logits of shape \[b, C\], got shape \(7, 3, 4\)"),
+        (criteria.margin_above(0.5), jnp.zeros((2, B)), r"reads logits of shape \[b, C\] or \[b, ..., C\], got shape \(7,\)"),
         (criteria.gate_above(0.5), {"gate": jnp.zeros((2, B, 1))}, r"reads output\['gate'\] of shape \[b\], got shape \(7, 1\)"),
     ],
 )
 def test_outputs_that_do_not_fit_are_refused(criterion, outputs, words):
     with pytest.raises(ValueError, match=words):
         dx.replay(criterion, outputs)
+
+
+PLACED = jax.random.normal(jax.random.key(5), (6, B, 3, C)) * jnp.linspace(0.5, 4.0, 6)[:, None, None, None]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda t: criteria.max_probability_above(0.5 * t),
+        lambda t: criteria.entropy_below(1.2 / t, temperature=jnp.linspace(0.5, 1.5, 6)),
+        lambda t: criteria.energy_below(-1.5 * t, temperature=jnp.linspace(0.5, 1.5, 6)),
+        lambda t: criteria.divergence_below(2.0 / t),
+        lambda t: criteria.patience(1),
+    ],
+)
+@pytest.mark.parametrize("strictness", [1.0, jnp.array([1.0, 1.5, 0.5, 1.0, 1.2])])
+def test_a_row_with_many_places_leaves_once_each_of_them_would(make, strictness):
+    rule = make(strictness)
+    found = dx.replay(rule, PLACED)
+    # place by place, each as a row of its own: the verdicts of a rule do not depend on whether it has been followed
+    memory, expected, verdicts = start(rule, B * 3, jax.ShapeDtypeStruct((B * 3, C), jnp.float32)), np.full(B, 5), []
+    for i in range(6):
+        halt, memory = rule.update(jnp.int32(i), PLACED[i].reshape(B * 3, C), memory)
+        verdicts.append(np.asarray(halt).reshape(B, 3).all(axis=1))
+    for b in range(B):
+        fired = [i for i in range(5) if verdicts[i][b]]
+        expected[b] = fired[0] if fired else 5
+    assert found.exit.tolist() == expected.tolist()
+
+
+def test_persistently_counts_verdicts_in_a_row():
+    sure = jnp.array([[5.0, 0.0], [0.0, 0.0]])  # sure or not
+    logits = sure[jnp.array([[0, 1, 0, 0, 0, 1], [0, 0, 1, 0, 0, 0], [1, 1, 1, 1, 1, 0]]).T]  # [E=6, B=3, C=2]
+    exits = [dx.replay(criteria.persistently(k, criteria.margin_above(0.5)), logits).exit.tolist() for k in (1, 2, 3)]
+    assert exits == [[0, 0, 5], [3, 1, 5], [4, 5, 5]]

@@ -88,7 +88,11 @@ def test_weighted_is_the_loop_and_supervision_its_composition():
     "call, kind, text",
     [
         (lambda: multi_exit_cross_entropy(LOGITS[0], LABELS), ValueError, "`logits` must have shape [E, B, C]"),
-        (lambda: multi_exit_cross_entropy(LOGITS, LABELS[:3]), ValueError, "`labels` must have shape [B] = [4]"),
+        (
+            lambda: multi_exit_cross_entropy(LOGITS, LABELS[:3]),
+            ValueError,
+            "`labels` must have shape [4] for `logits` (3, 4, 5)",
+        ),
         (lambda: multi_exit_cross_entropy(LOGITS, LOGITS[0, :, 0]), TypeError, "`labels` must be integers, got float32"),
         (lambda: multi_exit_cross_entropy(LABELS, LABELS), TypeError, "`logits` must be floating point, got int32"),
         (lambda: multi_exit_cross_entropy(LOGITS, LABELS, 1.5), ValueError, "`label_smoothing` must lie in 0..1, got 1.5"),

@@ -114,7 +114,7 @@ def test_bfloat16_computes_in_it_and_keeps_everything_else_float32(toy):
     )
     low, high = (dataclasses.replace(toy.SETTINGS, precision=p) for p in ("bfloat16", "float32"))
     params, batch = toy.init(jax.random.key(0)), toy.batch(0, 0, 8)
-    arguments = params, jnp.asarray(batch["inputs"]), jnp.asarray(batch["labels"]), jnp.float32(0)
+    arguments = params, jnp.asarray(batch["inputs"]), jnp.asarray(batch["labels"]), jax.random.key(1), jnp.float32(0)
     (a, _), gradients = jax.value_and_grad(make_loss(watched, low), has_aux=True)(*arguments)
     assert seen == [jnp.bfloat16, jnp.float32]
     assert {g.dtype for g in jax.tree.leaves(gradients)} == {jnp.dtype("float32")} and a.dtype == jnp.float32
@@ -128,8 +128,8 @@ def test_bfloat16_computes_in_it_and_keeps_everything_else_float32(toy):
 @pytest.mark.parametrize(
     "objective, text",
     [
-        (lambda o, y, p: (jnp.mean(o), {}), r"`method.objective` must return one loss per example, shape \[8\], got \[\]"),
-        (lambda o, y, p: (o[0, :, 0], {"loss": p}), r"`method.objective` returns metrics named \['loss'\]"),
+        (lambda o, y, p: (jnp.mean(o), {}), r"`method` must return one loss per example, shape \[8\], got \[\]"),
+        (lambda o, y, p: (o[0, :, 0], {"loss": p}), r"`method` returns metrics named \['loss'\]"),
     ],
 )
 def test_a_faulty_objective_is_named(toy, objective, text):

@@ -1,0 +1,131 @@
+"""Deep-thinking networks: one convolutional block again and again, which may see the input anew each time (recall)."""
+
+import itertools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dynexit.backbones.parts import Apply, check_input, initial
+from dynexit.core.checks import positive_integer
+from dynexit.core.types import Model
+from dynexit.exits import tied_step
+
+
+class Convolution(nn.Module):
+    """Width-3 convolution over all places, zeros beyond the edge; no bias, as in the paper's networks.
+
+    Written as one matrix product of the neighbours side by side: the gradient of a convolution is slow in a loop on a CPU.
+    """
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x):
+        places = x.shape[1:-1]
+        padded = jnp.pad(x, ((0, 0), *((1, 1) for _ in places), (0, 0)))
+        shifts = itertools.product(range(3), repeat=len(places))
+        around = [padded[(slice(None), *(slice(d, d + n) for d, n in zip(shift, places, strict=True)))] for shift in shifts]
+        kernel = self.param("kernel", nn.initializers.he_normal(), (len(around) * x.shape[-1], self.features))
+        return jnp.concatenate(around, axis=-1) @ kernel.astype(x.dtype)
+
+
+class Project(nn.Module):
+    """The input as a first state: convolution, ReLU."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.relu(Convolution(self.width, name="conv")(x))
+
+
+class Think(nn.Module):
+    """One iteration: the input beside the state, then two residual blocks; `{"input": [b, ...], "h": [b, ..., D]}`."""
+
+    width: int
+    recall: bool
+    blocks: int
+
+    @nn.compact
+    def __call__(self, state):
+        h, x = state["h"], state["input"]
+        if self.recall:
+            h = Convolution(self.width, name="recall")(jnp.concatenate([h, x], axis=-1))
+            h = nn.relu(h) if h.ndim == 3 else h
+        for k in range(self.blocks):
+            inner = nn.relu(Convolution(self.width, name=f"in{k}")(h))
+            h = nn.relu(h + Convolution(self.width, name=f"out{k}")(inner))
+        return {"input": x, "h": h}
+
+
+class Head(nn.Module):
+    """Three convolutions down to the classes of every place; what is known to be no answer (walls) is class 0."""
+
+    widths: tuple[int, int]
+    classes: int
+
+    @nn.compact
+    def __call__(self, state):
+        h = state["h"]
+        for k, width in enumerate(self.widths):
+            h = nn.relu(Convolution(width, name=f"conv{k}")(h))
+        return Convolution(self.classes, name="logits")(h)
+
+
+def deep_thinking(
+    places: int, channels: int, classes: int, *, width: int, steps: int, recall: bool = True, blocks: int = 2
+) -> Model:
+    """A weight-tied convolutional network that answers at every place and may be run for longer than it was trained.
+
+    h_0 = relu(conv(x)); h_{i+1} = blocks(conv([h_i, x])); the same head reads every iteration.
+
+    Args:
+      places: axes of places, 1 for strings and 2 for images.
+      channels: of the input.
+      classes: C, at every place.
+      width: D, channels of the state.
+      steps: N, the most iterations.
+      recall: whether every iteration sees the input again; without it long runs forget the question.
+      blocks: residual blocks of two convolutions an iteration.
+
+    Returns:
+      A weight-tied `Model`: inputs `[B, L, channels]` or `[B, H, W, channels]` of any size, outputs logits `[E, B, L, C]` or
+      `[E, B, H, W, C]`. State: "input", which no step changes, and "h".
+
+    Raises:
+      ValueError, TypeError: a number below 1, `places` neither 1 nor 2.
+
+    Example:
+      >>> model = deep_thinking(1, 1, 2, width=8, steps=3)
+      >>> params = model.init(jax.random.key(0))
+      >>> model.embed(params, jnp.zeros((4, 16, 1)))["h"].shape
+      (4, 16, 8)
+
+    Source: Bansal et al. 2022, arXiv 2202.05826, "DT-recall", with its head (images: width to 32 to 8 to 2; strings: width,
+    width / 2) and activations. Deviation: the widths are ours, made for two cores.
+    """
+    for name, value in dict(channels=channels, classes=classes, width=width, steps=steps, blocks=blocks).items():
+        positive_integer(value, name)
+    if places not in (1, 2):
+        raise ValueError(f"`places` must be 1 (strings) or 2 (images), got {places}")
+    think, project = Apply(Think(width, recall, blocks), "block"), Project(width)
+    head = Apply(Head((width, max(1, width // 2)) if places == 1 else (min(32, width), 8), classes), "head")
+    like = (1,) + (8,) * places
+
+    def init(key):
+        keys = jax.random.split(key, 3)
+        x, h = jnp.zeros((*like, channels)), jnp.zeros((*like, width))
+        state = {"input": x, "h": h}
+        return {
+            "embed": initial(project, keys[0], x),
+            "block": initial(think.module, keys[1], state),
+            "head": initial(head.module, keys[2], state),
+        }
+
+    def embed(params, x):
+        check_input(x, (*jnp.shape(x)[1:-1], channels)[-places - 1 :], "strings" if places == 1 else "images")
+        return {"input": x, "h": project.apply({"params": params["embed"]}, x)}
+
+    names = tuple(f"step{i:03d}" for i in range(steps))
+    return Model(init, embed, lambda params: tied_step(think, head, params), steps, names)

@@ -1,0 +1,20 @@
+"""Rows with one label and with one for each place."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dynexit.core.labels import IGNORED, exact
+
+
+def test_a_row_is_right_where_every_place_that_counts_is():
+    labels = np.array([[1, 0, IGNORED], [1, 1, 0], [IGNORED, IGNORED, IGNORED]])
+    prediction = np.array([[1, 0, 7], [1, 1, 1], [3, 3, 3]])
+    for kind in (np.asarray, jnp.asarray):
+        assert exact(kind(prediction), kind(labels)).tolist() == [True, False, True]
+    assert exact(np.array([2, 1]), np.array([2, 0])).tolist() == [True, False]
+
+
+def test_shapes_must_agree():
+    with pytest.raises(ValueError, match=r"`prediction` must have the shape of `labels`, got \(2,\) and \(2, 3\)"):
+        exact(np.zeros(2, int), np.zeros((2, 3), int))
