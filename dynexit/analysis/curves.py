@@ -1,13 +1,16 @@
 """What is drawn: accuracy per exit, rows per exit, and which points of a curve to keep."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 
 from dynexit.core.labels import exact
 
 
-def per_exit_accuracy(exit_classes: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def per_exit_accuracy(exit_classes: np.ndarray, labels: np.ndarray, grade: Callable[[Any, Any], Any] = exact) -> np.ndarray:
     """float64 `[E]`: accuracy if every row left there. `exit_classes` `[E, M, ...]`, `labels` `[M, ...]`."""
-    return np.array([exact(classes, labels).mean() for classes in exit_classes])
+    return np.array([grade(classes, labels).mean() for classes in exit_classes])
 
 
 def spread(values: np.ndarray, count: int) -> np.ndarray:

@@ -101,6 +101,7 @@ class Evaluated(NamedTuple):
       agreement: fraction of rows whose live answer and exit equal the replay of the stored outputs.
       timings, curve, timed: see there.
       tuned: schedule and tiles of the dynamic program, or None for the engine's defaults.
+      grade: the method's.
     """
 
     predictions: Predictions
@@ -114,6 +115,7 @@ class Evaluated(NamedTuple):
     curve: Curve
     timed: TimedPoints
     tuned: Tuned | None
+    grade: Callable[[Any, Any], Any] = exact
 
 
 class Programs(NamedTuple):
@@ -174,7 +176,9 @@ def evaluate(
     batches = latency.in_batches(inputs, evaluation.batch_size)
     timed_batches = batches[: -(-evaluation.timed_rows // evaluation.batch_size)] if evaluation.timed_rows else batches
     exit_classes = np.asarray(jax.jit(jax.vmap(experiment.method.predict))(predictions.outputs))
-    drawn = curve(predictions, points, experiment.method.criterion, experiment.method.predict, costs.until, replay)
+    drawn = curve(
+        predictions, points, experiment.method.criterion, experiment.method.predict, costs.until, replay, experiment.method.grade
+    )
 
     tuned, state = None, jax.jit(experiment.model.embed)(params, batches[0])
     if evaluation.tune:
@@ -200,7 +204,8 @@ def evaluate(
     replayed = np.asarray(experiment.method.predict(again.output)), np.asarray(again.exit)
     agreement = float(np.mean(exact(replayed[0], answered) & (replayed[1] == taken)))
     nans = int(ran.nan_exits[:rows].sum())
-    return Evaluated(predictions, costs, exit_classes, answered, taken, nans, agreement, timings, drawn, timed, tuned)
+    live = answered, taken, nans, agreement
+    return Evaluated(predictions, costs, exit_classes, *live, timings, drawn, timed, tuned, experiment.method.grade)
 
 
 def _row_shapes(inputs: PyTree) -> list[tuple[int, ...]]:

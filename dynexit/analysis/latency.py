@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jax import lax
 
+from dynexit.core.checks import one_depth
 from dynexit.core.types import Array, Method, Model, PyTree
 from dynexit.exits.run import run_full, run_until
 from dynexit.exits.stream import run_stream
@@ -86,9 +87,7 @@ def dynamic_depth(
 def streamed_depth(model: Model, method: Method, params: PyTree, point: PyTree, inputs: PyTree) -> Ran:
     """`dynamic_depth` with all rows as one queue, through `run_stream`; the weights are tied."""
     state, criterion = model.embed(params, inputs), method.criterion(point)
-    step, depth = model.steps(params), model.depth
-    assert isinstance(depth, int)
-    halted = run_stream(step, state, depth, criterion)
+    halted = run_stream(model.steps(params), state, one_depth(model), criterion)
     return Ran(method.predict(halted.output), halted.exit_depth, halted.nan_exits, halted.rows_executed)
 
 

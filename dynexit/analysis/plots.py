@@ -211,7 +211,8 @@ def _answered(answer: np.ndarray, label: np.ndarray, names: Sequence[str]) -> tu
     wrong = int(((answer != label) & (label != IGNORED)).sum())
     if label.ndim:
         return (f"{wrong} of {int((label != IGNORED).sum())} wrong" if wrong else "right"), not wrong
-    return (f"{names[answer]}, is {names[label]}" if wrong else names[answer]), not wrong
+    said, true = names[int(answer)], names[int(label)]
+    return (f"{said}, is {true}" if wrong else said), not wrong
 
 
 def _as_pictures(inputs: Any) -> np.ndarray | None:

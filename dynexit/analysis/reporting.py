@@ -8,7 +8,6 @@ import numpy as np
 from dynexit.analysis.curves import depth_histogram, per_exit_accuracy
 from dynexit.analysis.evaluation import Evaluated
 from dynexit.analysis.latency import Timing
-from dynexit.core.labels import exact
 
 
 def report(evaluated: Evaluated, point: Any, about: dict) -> dict:
@@ -23,10 +22,10 @@ def report(evaluated: Evaluated, point: Any, about: dict) -> dict:
       Accuracies are fractions, seconds are for one pass over `rows_timed` rows, FLOPs are per row.
     """
     e, t, c = evaluated, evaluated.timings, evaluated.costs
-    accuracy = per_exit_accuracy(e.exit_classes, e.predictions.labels)
+    accuracy = per_exit_accuracy(e.exit_classes, e.predictions.labels, e.grade)
     return {
         "accuracy_full": float(accuracy[-1]),
-        "accuracy_dynamic": float(exact(e.classes, e.predictions.labels).mean()),
+        "accuracy_dynamic": float(e.grade(e.classes, e.predictions.labels).mean()),
         "mean_depth": float(c.depths[e.exit].mean()),
         "depth": int(c.depths[-1]),
         "seconds_full": t.full.median,

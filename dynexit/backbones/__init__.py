@@ -10,10 +10,22 @@ if TYPE_CHECKING:
     from dynexit.backbones.features import features
     from dynexit.backbones.gru import gru_ponder
     from dynexit.backbones.mlp import mlp
+    from dynexit.backbones.recurrent_depth import recurrent_depth
     from dynexit.backbones.resnet import resnet
     from dynexit.backbones.vit import vit
 
-__all__ = ["Adapted", "deep_thinking", "features", "from_linen", "from_nnx", "gru_ponder", "mlp", "resnet", "vit"]
+__all__ = [
+    "Adapted",
+    "deep_thinking",
+    "features",
+    "from_linen",
+    "from_nnx",
+    "gru_ponder",
+    "mlp",
+    "recurrent_depth",
+    "resnet",
+    "vit",
+]
 __getattr__, __dir__ = attach(
     __name__,
     {
@@ -24,6 +36,7 @@ __getattr__, __dir__ = attach(
         "from_nnx": "adapters",
         "gru_ponder": "gru",
         "mlp": "mlp",
+        "recurrent_depth": "recurrent_depth",
         "resnet": "resnet",
         "vit": "vit",
     },

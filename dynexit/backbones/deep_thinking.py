@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dynexit.backbones.parts import Apply, check_input, initial
+from dynexit.backbones.parts import Apply, Norm, check_input, initial
 from dynexit.core.checks import positive_integer
 from dynexit.core.types import Model
 from dynexit.exits import tied_step
@@ -46,6 +46,7 @@ class Think(nn.Module):
     width: int
     recall: bool
     blocks: int
+    norm: bool
 
     @nn.compact
     def __call__(self, state):
@@ -56,7 +57,7 @@ class Think(nn.Module):
         for k in range(self.blocks):
             inner = nn.relu(Convolution(self.width, name=f"in{k}")(h))
             h = nn.relu(h + Convolution(self.width, name=f"out{k}")(inner))
-        return {"input": x, "h": h}
+        return {"input": x, "h": Norm(name="norm")(h) if self.norm else h}
 
 
 class Head(nn.Module):
@@ -74,7 +75,15 @@ class Head(nn.Module):
 
 
 def deep_thinking(
-    places: int, channels: int, classes: int, *, width: int, steps: int, recall: bool = True, blocks: int = 2
+    places: int,
+    channels: int,
+    classes: int,
+    *,
+    width: int,
+    steps: int,
+    recall: bool = True,
+    blocks: int = 2,
+    norm: bool = True,
 ) -> Model:
     """A weight-tied convolutional network that answers at every place and may be run for longer than it was trained.
 
@@ -88,6 +97,7 @@ def deep_thinking(
       steps: N, the most iterations.
       recall: whether every iteration sees the input again; without it long runs forget the question.
       blocks: residual blocks of two convolutions an iteration.
+      norm: whether every iteration ends with a norm over the channels of each place, which keeps long runs bounded.
 
     Returns:
       A weight-tied `Model`: inputs `[B, L, channels]` or `[B, H, W, channels]` of any size, outputs logits `[E, B, L, C]` or
@@ -103,13 +113,13 @@ def deep_thinking(
       (4, 16, 8)
 
     Source: Bansal et al. 2022, arXiv 2202.05826, "DT-recall", with its head (images: width to 32 to 8 to 2; strings: width,
-    width / 2) and activations. Deviation: the widths are ours, made for two cores.
+    width / 2) and activations. Deviations: the norm is ours, and the widths, made for two cores.
     """
     for name, value in dict(channels=channels, classes=classes, width=width, steps=steps, blocks=blocks).items():
         positive_integer(value, name)
     if places not in (1, 2):
         raise ValueError(f"`places` must be 1 (strings) or 2 (images), got {places}")
-    think, project = Apply(Think(width, recall, blocks), "block"), Project(width)
+    think, project = Apply(Think(width, recall, blocks, norm), "block"), Project(width)
     head = Apply(Head((width, max(1, width // 2)) if places == 1 else (min(32, width), 8), classes), "head")
     like = (1,) + (8,) * places
 

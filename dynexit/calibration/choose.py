@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dynexit.calibration.curve import Curve, Predictions, curve
+from dynexit.core.labels import exact
 from dynexit.core.types import Array, Criterion, Halted, PyTree
 
 SLACK = 1e-9  # for accuracies that are equal but for float64 rounding
@@ -57,6 +58,7 @@ def choose(
     accept_loss: float | None = None,
     budget: float | None = None,
     accept_flips: float | None = None,
+    grade: Callable[[Any, Any], Any] = exact,
 ) -> Choice:
     """The cheapest point that loses at most so much accuracy, or the most accurate that costs at most so much.
 
@@ -69,7 +71,7 @@ def choose(
     Args:
       predictions: of the calibration split.
       points: candidates, leaves `[K, ...]`, with full depth among them.
-      criterion, predict, costs, replay: as in `dynexit.calibration.curve`.
+      criterion, predict, costs, replay, grade: as in `dynexit.calibration.curve`.
       accept_loss: fraction of the rows, in 0..1.
       budget: fraction of full depth's FLOPs, in 0..1, 0 excluded.
       accept_flips: fraction of the rows, in 0..1, or None for any.
@@ -98,7 +100,7 @@ def choose(
         both = "neither" if accept_loss is None else "both"
         raise ValueError(f"exactly one of `accept_loss` and `budget` must be given, got {both}; they are two different rules")
     _refuse_nan(predictions.outputs)
-    found = curve(predictions, points, criterion, predict, costs, replay)
+    found = curve(predictions, points, criterion, predict, costs, replay, grade)
     full = float(np.asarray(costs, np.float64)[-1])
     if accept_loss is not None:
         k, accepted = _cheapest(found, accept_loss, 1.0 if accept_flips is None else accept_flips)

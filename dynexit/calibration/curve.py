@@ -33,14 +33,14 @@ class Curve(NamedTuple):
     """K operating points on M rows, on the host.
 
     Attributes:
-      accuracy: float64 `[K]`.
+      accuracy: float64 `[K]`, mean grade of the rows.
       cost: float64 `[K]`, mean FLOPs per row.
       mean_depth: float64 `[K]`, mean exits evaluated per row, in 1..E.
       exit_fraction: float64 `[K, E]`, achieved fraction of rows that left at each exit.
       accuracy_full: accuracy of the last exit.
       standard_error: float64 `[K]`, of accuracy - accuracy_full, from the paired differences of the rows.
-      flips: float64 `[K]`, fraction of rows that the last exit gets right and the point wrong (negative flips, Yan et al. 2021,
-        arXiv 2011.09161): accuracy lost before what other rows gain is set against it.
+      flips: float64 `[K]`, fraction of rows that the last exit gets right (or better) and the point wrong (or worse): negative
+        flips, Yan et al. 2021, arXiv 2011.09161, accuracy lost before what other rows gain is set against it.
     """
 
     accuracy: np.ndarray
@@ -59,6 +59,7 @@ def curve(
     predict: Callable[[PyTree], Array],
     costs: Any,
     replay: Callable[[Criterion, PyTree], Halted],
+    grade: Callable[[Any, Any], Any] = exact,
 ) -> Curve:
     """Every operating point on stored outputs, in one compiled program: K and the thresholds are data.
 
@@ -68,7 +69,8 @@ def curve(
       criterion: `criterion(point) -> Criterion`.
       predict: `predict(output) -> class`, integers in the shape of the labels.
       costs: cumulative FLOPs per row at every exit, `[E]`.
-      replay: `dynexit.replay`. It, `criterion` and `predict` are static: hand in the same functions each time.
+      replay: `dynexit.replay`. It, `criterion`, `predict` and `grade` are static: hand in the same functions each time.
+      grade: as in `Method`.
 
     Returns:
       `Curve`. The standard error is sqrt(b + c - (b - c)^2 / M) / M, with b rows right only at full depth and c only at the point;
@@ -82,7 +84,8 @@ def curve(
     """
     outputs, labels = predictions.outputs, np.asarray(predictions.labels)
     exits, costs = _check(outputs, labels, costs, points)
-    right, right_full, exit = map(np.asarray, _sweep(criterion, predict, replay, points, outputs, jnp.asarray(labels, jnp.int32)))
+    swept = _sweep(criterion, predict, replay, grade, points, outputs, jnp.asarray(labels, jnp.int32))
+    right, right_full, exit = map(np.asarray, swept)
     fractions = np.stack([np.bincount(e, minlength=exits) for e in exit]) / len(labels)
     change = right.astype(np.float64) - right_full
     return Curve(
@@ -96,14 +99,14 @@ def curve(
     )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _sweep(criterion, predict, replay, points, outputs, labels):
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _sweep(criterion, predict, replay, grade, points, outputs, labels):
     def one(point):
         halted = replay(criterion(point), outputs)
-        return exact(predict(halted.output), labels), halted.exit
+        return grade(predict(halted.output), labels), halted.exit
 
     right, exit = lax.map(one, points)  # one point at a time: the outputs are not copied K times
-    return right, exact(predict(jax.tree.map(lambda a: a[-1], outputs)), labels), exit
+    return right, grade(predict(jax.tree.map(lambda a: a[-1], outputs)), labels), exit
 
 
 def _check(outputs: PyTree, labels: np.ndarray, costs: Any, points: PyTree) -> tuple[int, np.ndarray]:

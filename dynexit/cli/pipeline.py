@@ -144,7 +144,9 @@ def _calibrate(run: Run, experiment: Any, params: Any, rule: Calibration) -> tup
     # full depth as it is reported reads the last exit alone; a network that reads them all costs a little more
     budget = None if rule.budget is None else rule.budget * costs.full / costs.until[-1]
     flips = rule.accept_flips if rule.budget is None else None
-    choice = choose(held_out, points, method.criterion, method.predict, costs.until, replay, accept_loss, budget, flips)
+    choice = choose(
+        held_out, points, method.criterion, method.predict, costs.until, replay, accept_loss, budget, flips, method.grade
+    )
     chosen = {
         "rule": dataclasses.asdict(rule),
         "chosen_by": choice.accepted,

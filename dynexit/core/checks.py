@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dynexit.core.stacking import length
-from dynexit.core.types import Array, PyTree, Step
+from dynexit.core.types import Array, Model, PyTree, Step
 
 
 def shapes(tree: PyTree) -> PyTree:
@@ -220,3 +220,14 @@ def _first_difference(a: Array, b: Array, tolerance: float) -> int | None:
         wrong = x != y
     wrong = wrong.reshape(len(wrong), -1).any(axis=1)
     return int(np.argmax(wrong)) if wrong.any() else None
+
+
+def one_depth(model: Model) -> int:
+    """The depth of a model whose blocks are all alike.
+
+    Raises:
+      TypeError: the model has stages.
+    """
+    if not isinstance(model.depth, int):
+        raise TypeError(f"`model` must be one block or stack of blocks, not {len(model.depth)} stages")
+    return model.depth

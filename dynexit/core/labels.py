@@ -24,7 +24,35 @@ def exact(prediction: Any, labels: Any) -> Any:
       >>> exact(np.array([[1, 0], [1, 1]]), np.array([[1, IGNORED], [1, 0]])).tolist()
       [True, False]
     """
-    if prediction.shape != labels.shape:
-        raise ValueError(f"`prediction` must have the shape of `labels`, got {prediction.shape} and {labels.shape}")
+    _check(prediction, labels)
     right = (prediction == labels) | (labels == IGNORED)
     return right.all(axis=tuple(range(1, right.ndim)))
+
+
+def share(prediction: Any, labels: Any) -> Any:
+    """How much of each row is right: the fraction of its places that count.
+
+    Args:
+      prediction, labels: as in `exact`.
+
+    Returns:
+      Floating point `[b]` in 0..1; 0 for a row without a place that counts.
+
+    Raises:
+      ValueError: the shapes differ.
+
+    Example:
+      >>> import numpy as np
+      >>> share(np.array([[1, 0, 2], [1, 1, 2]]), np.array([[1, IGNORED, 0], [1, 1, 2]])).tolist()
+      [0.5, 1.0]
+    """
+    _check(prediction, labels)
+    axes = tuple(range(1, labels.ndim))
+    counts = (labels != IGNORED).sum(axis=axes)
+    right = ((prediction == labels) & (labels != IGNORED)).sum(axis=axes)
+    return right / counts.clip(1)
+
+
+def _check(prediction: Any, labels: Any) -> None:
+    if prediction.shape != labels.shape:
+        raise ValueError(f"`prediction` must have the shape of `labels`, got {prediction.shape} and {labels.shape}")

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import jax
 from jax.tree_util import Partial
 
+from dynexit.core.labels import exact
+
 Array = jax.Array
 PyTree = Any
 
@@ -122,6 +124,8 @@ class Method(NamedTuple):
       predict: `predict(output) -> class` int32 `[b]`, or `[b, ...]` with one for each place of a row, from one exit's output.
       loss: in place of the objective, for methods that do not train on all exits of one run (a sampled number of steps, segments):
         `loss(model, params, inputs, labels, key, progress) -> (loss [B], metrics)`; the key is consumed.
+      grade: `grade(prediction, labels) -> [b]` in 0..1, how right each row is; accuracy is its mean. By default all or nothing;
+        `dynexit.core.labels.share` counts places, for language models.
     """
 
     objective: Callable[[PyTree, Array, Array], tuple[Array, dict[str, Array]]] | None
@@ -129,6 +133,7 @@ class Method(NamedTuple):
     candidates: Callable[[PyTree, Array, Array], PyTree]
     predict: Callable[[PyTree], Array]
     loss: Callable[[Model, PyTree, PyTree, Array, Array, Array], tuple[Array, dict[str, Array]]] | None = None
+    grade: Callable[[Any, Any], Any] = exact
 
 
 class Source(NamedTuple):

@@ -4,9 +4,31 @@ import functools
 
 import numpy as np
 
+from dynexit.core.labels import IGNORED
 from dynexit.data import maze_walls
 from dynexit.data.arrays import Splits
 from dynexit.data.procedural import generated
+
+
+def free_places(splits: Splits) -> Splits:
+    """The same mazes with the label `IGNORED` at walls, which the published loss and score leave out.
+
+    Example:
+      >>> batch = free_places(mazes(9, scale=1)).train.batch(0, 7, 2)
+      >>> sorted(set(batch["labels"][~batch["inputs"].any(-1)].tolist()))
+      [-1]
+    """
+
+    def open_only(batch: dict) -> dict:
+        return {**batch, "labels": np.where(batch["inputs"].any(-1), batch["labels"], np.int32(IGNORED))}
+
+    def of(source):
+        draw, fixed = source.batch, source.examples
+        return source._replace(
+            batch=lambda seed, step, size: open_only(draw(seed, step, size)), examples=functools.cache(lambda: open_only(fixed()))
+        )
+
+    return Splits(*map(of, splits))
 
 
 def mazes(size: int, test_size: int | None = None, scale: int = 2, loops: float = 0.0, examples: int = 1000) -> Splits:

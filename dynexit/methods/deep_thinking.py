@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dynexit.core.checks import positive_integer
+from dynexit.core.checks import one_depth, positive_integer
 from dynexit.core.types import Array, Criterion, Method, Model, PyTree
 from dynexit.exits import criteria
 from dynexit.exits.truncated import run_truncated
@@ -52,7 +52,7 @@ def deep_thinking(most: int, alpha: float = 1.0, thresholds: Any = THRESHOLDS, s
     def loss(
         model: Model, params: PyTree, inputs: PyTree, labels: Array, key: Array, progress: Array
     ) -> tuple[Array, dict[str, Array]]:
-        if model.depth < most:
+        if one_depth(model) < most:
             raise ValueError(f"`model` has {model.depth} iterations, fewer than the {most} of training (`most`)")
         step, state = model.steps(params), model.embed(params, inputs)
 

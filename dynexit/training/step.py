@@ -40,6 +40,7 @@ def make_loss(experiment: Experiment, settings: Training) -> Callable[..., tuple
         if method.loss is not None:
             losses, metrics = method.loss(model, params, inputs, labels, key, progress)
         else:
+            assert method.objective is not None, "a method has an objective or a loss"
             outputs = run_all(model.steps(params), model.embed(params, inputs), model.depth)
             losses, metrics = method.objective(cast(outputs, jnp.float32), labels, progress)
         if jnp.shape(losses) != jnp.shape(labels)[:1]:
@@ -56,7 +57,7 @@ def make_loss(experiment: Experiment, settings: Training) -> Callable[..., tuple
 def _rematerialised(step: Step | tuple[Step, ...]) -> Step | tuple[Step, ...]:
     """The step with its inner values recomputed in the backward pass: only the state between blocks is kept."""
     if isinstance(step, tuple):
-        return tuple(map(_rematerialised, step))
+        return tuple(Step(s.select, jax.checkpoint(s.apply, prevent_cse=False), s.blocks) for s in step)
     return Step(step.select, jax.checkpoint(step.apply, prevent_cse=False), step.blocks)
 
 

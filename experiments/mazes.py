@@ -1,0 +1,110 @@
+"""Deep thinking on mazes: trained on small ones, run for longer on large ones.
+
+    dynexit train experiments/mazes.py
+
+Which places lie on the way from the start to the end? A recurrent convolutional network sees the maze anew at every iteration and
+is trained to make progress from wherever it stands. Long ways take more iterations; a row leaves once its answer has settled.
+Hardware: two CPU cores. Expect: to be measured.
+"""
+
+import dataclasses
+
+import dynexit as dx
+from dynexit.core.settings import Calibration, Evaluation, Training, at_least, between
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """The recurrent convolutional network."""
+
+    width: int = 32
+    """channels"""
+    steps: int = 300
+    """iterations at most, at test time"""
+    recall: bool = True
+    """whether every iteration sees the input"""
+    blocks: int = 2
+    """residual blocks an iteration"""
+
+    def faults(self) -> list[str]:
+        """Out-of-range values, one sentence each."""
+        return at_least(self, 1, "width", "steps", "blocks")
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """The task."""
+
+    size: int = 9
+    """of the mazes in training and calibration, odd"""
+    test_size: int = 33
+    """of those in the test split, odd"""
+    scale: int = 1
+    """pixels a place is wide"""
+    loops: float = 0.0
+    """fraction of closed walls to open"""
+    examples: int = 250
+    """size of the calibration and of the test split"""
+
+    def faults(self) -> list[str]:
+        """Out-of-range values, one sentence each."""
+        return at_least(self, 3, "size", "test_size") + at_least(self, 1, "scale", "examples") + between(self, 0.0, 1.0, "loops")
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """The objective and the exit."""
+
+    most: int = 30
+    """iterations in training"""
+    alpha: float = 1.0
+    """weight of the progressive loss; the rest is that of the full run"""
+    settled: int = 2
+    """iterations in a row that the answer must stand still"""
+
+    def faults(self) -> list[str]:
+        """Out-of-range values, one sentence each."""
+        return at_least(self, 1, "most", "settled") + between(self, 0.0, 1.0, "alpha")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """All settings of a run."""
+
+    model: Model = Model()
+    data: Data = Data()
+    method: Method = Method()
+    training: Training = Training(
+        steps=4000, batch_size=32, learning_rate=1e-3, warmup=0.1, weight_decay=0.0, clip=1.0, checkpoint_every=1000, log_every=50
+    )
+    calibration: Calibration = Calibration(accept_loss=0.002)
+    evaluation: Evaluation = Evaluation(batch_size=32, repeats=3, timed_rows=128)
+    seed: int = 0
+    """of weights and of the mazes drawn"""
+
+
+SMOKE = Settings(
+    model=Model(width=8, steps=8),
+    data=Data(size=3, test_size=5, examples=32),
+    method=Method(most=4),
+    training=Training(steps=20, batch_size=16, checkpoint_every=20),
+    evaluation=Evaluation(batch_size=16, repeats=1, tune=False),
+)
+
+
+def build(settings: Settings):
+    """The experiment that the settings describe."""
+    from dynexit.data.mazes import free_places, mazes
+
+    model, data, method = settings.model, settings.data, settings.method
+    train, calibration, test = free_places(mazes(data.size, data.test_size, data.scale, data.loops, data.examples))
+    return dx.Experiment(
+        model=dx.backbones.deep_thinking(2, 3, 2, width=model.width, steps=model.steps, recall=model.recall, blocks=model.blocks),
+        method=dx.methods.deep_thinking(method.most, method.alpha, settled=method.settled),
+        train=train,
+        calibration=calibration,
+        test=test,
+        augment=None,
+        prepare=lambda x: x.astype("float32"),
+        classes=("off the way", "on the way"),
+    )

@@ -1,0 +1,106 @@
+"""Deep thinking on prefix sums: trained on 32 bits, run for longer on 512.
+
+    dynexit train experiments/prefix_sums.py
+
+At each place, is the number of ones so far odd? A recurrent convolutional network sees the input anew at every iteration and is
+trained to make progress from wherever it stands. Long strings take more iterations; a row leaves once its answer has settled.
+Hardware: two CPU cores. Expect: to be measured.
+"""
+
+import dataclasses
+
+import dynexit as dx
+from dynexit.core.settings import Calibration, Evaluation, Training, at_least, between
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """The recurrent convolutional network."""
+
+    width: int = 32
+    """channels"""
+    steps: int = 240
+    """iterations at most, at test time"""
+    recall: bool = True
+    """whether every iteration sees the input"""
+    blocks: int = 2
+    """residual blocks an iteration"""
+
+    def faults(self) -> list[str]:
+        """Out-of-range values, one sentence each."""
+        return at_least(self, 1, "width", "steps", "blocks")
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """The task."""
+
+    length: int = 32
+    """bits in training and calibration"""
+    test_length: int = 512
+    """bits in the test split"""
+    examples: int = 500
+    """size of the calibration and of the test split"""
+
+    def faults(self) -> list[str]:
+        """Out-of-range values, one sentence each."""
+        return at_least(self, 1, "length", "test_length", "examples")
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """The objective and the exit."""
+
+    most: int = 30
+    """iterations in training"""
+    alpha: float = 1.0
+    """weight of the progressive loss; the rest is that of the full run"""
+    settled: int = 2
+    """iterations in a row that the answer must stand still"""
+
+    def faults(self) -> list[str]:
+        """Out-of-range values, one sentence each."""
+        return at_least(self, 1, "most", "settled") + between(self, 0.0, 1.0, "alpha")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """All settings of a run."""
+
+    model: Model = Model()
+    data: Data = Data()
+    method: Method = Method()
+    training: Training = Training(
+        steps=4000, batch_size=64, learning_rate=1e-3, warmup=0.1, weight_decay=0.0, clip=1.0, checkpoint_every=1000, log_every=50
+    )
+    calibration: Calibration = Calibration(accept_loss=0.002)
+    evaluation: Evaluation = Evaluation(batch_size=32, repeats=3, timed_rows=128)
+    seed: int = 0
+    """of weights and of the strings drawn"""
+
+
+SMOKE = Settings(
+    model=Model(width=8, steps=8),
+    data=Data(length=8, test_length=12, examples=64),
+    method=Method(most=4),
+    training=Training(steps=20, batch_size=16, checkpoint_every=20),
+    evaluation=Evaluation(batch_size=16, repeats=1, tune=False),
+)
+
+
+def build(settings: Settings):
+    """The experiment that the settings describe."""
+    from dynexit.data.prefix_sums import prefix_sums
+
+    model, data, method = settings.model, settings.data, settings.method
+    train, calibration, test = prefix_sums(data.length, data.test_length, data.examples)
+    return dx.Experiment(
+        model=dx.backbones.deep_thinking(1, 1, 2, width=model.width, steps=model.steps, recall=model.recall, blocks=model.blocks),
+        method=dx.methods.deep_thinking(method.most, method.alpha, settled=method.settled),
+        train=train,
+        calibration=calibration,
+        test=test,
+        augment=None,
+        prepare=None,
+        classes=("even", "odd"),
+    )
