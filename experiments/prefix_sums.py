@@ -19,7 +19,7 @@ class Model:
 
     width: int = 32
     """channels"""
-    steps: int = 240
+    steps: int = 400
     """iterations at most, at test time"""
     recall: bool = True
     """whether every iteration sees the input"""
@@ -39,7 +39,7 @@ class Data:
     """bits in training and calibration"""
     test_length: int = 512
     """bits in the test split"""
-    examples: int = 500
+    examples: int = 200
     """size of the calibration and of the test split"""
 
     def faults(self) -> list[str]:
@@ -71,10 +71,16 @@ class Settings:
     data: Data = Data()
     method: Method = Method()
     training: Training = Training(
-        steps=4000, batch_size=64, learning_rate=1e-3, warmup=0.1, weight_decay=0.0, clip=1.0, checkpoint_every=1000, log_every=50
+        steps=2500,
+        batch_size=64,
+        learning_rate=2e-3,
+        weight_decay=0.0,
+        remat=False,
+        checkpoint_every=500,
+        log_every=50,
     )
     calibration: Calibration = Calibration(accept_loss=0.002)
-    evaluation: Evaluation = Evaluation(batch_size=32, repeats=3, timed_rows=128)
+    evaluation: Evaluation = Evaluation(batch_size=16, repeats=3, timed_rows=32)
     seed: int = 0
     """of weights and of the strings drawn"""
 

@@ -1,6 +1,7 @@
 """Recurrent depth (Huginn): a prelude reads the tokens, one core is iterated on a latent state, a coda reads the state."""
 
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -102,8 +103,12 @@ def recurrent_depth(
     deviation = math.sqrt(2 / (5 * width))
     blocks = prelude + coda + core * mean_steps
     block, norm = Sandwich(heads, deviation, deviation / math.sqrt(2 * blocks)), RMSNorm()
-    through = lambda params, x: jax.lax.scan(lambda x, p: (block.apply({"params": p}, x), None), x, params)[0]
-    normed = lambda params, x: norm.apply({"params": params}, x)
+
+    def normed(params: PyTree, x: Array) -> Any:
+        return norm.apply({"params": params}, x)
+
+    def through(params: PyTree, x: Array) -> Any:
+        return jax.lax.scan(lambda x, p: (block.apply({"params": p}, x), None), x, params)[0]
 
     def init(key: Array) -> PyTree:
         keys = jax.random.split(key, 6)
@@ -121,7 +126,7 @@ def recurrent_depth(
     def embed(params: PyTree, tokens: Array) -> PyTree:
         if jnp.ndim(tokens) != 2 or not jnp.issubdtype(jnp.result_type(tokens), jnp.integer):
             raise ValueError(f"`inputs` must be integers [B, L], got {jnp.result_type(tokens)}{list(jnp.shape(tokens))}")
-        e: Array = through(params["prelude"], math.sqrt(width) * params["embed"][tokens])
+        e = through(params["prelude"], math.sqrt(width) * params["embed"][tokens])
         return {"input": e, "h": jnp.zeros_like(e)}
 
     def iterate(params: PyTree, state: PyTree) -> PyTree:

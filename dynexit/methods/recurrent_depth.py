@@ -17,7 +17,14 @@ from dynexit.objectives import multi_exit_cross_entropy
 THRESHOLDS = (0.0, *(10.0**e for e in np.arange(-6.0, 0.1, 0.25)))  # 0 is never passed: full depth
 
 
-def recurrent_depth(mean: float, truncate: int = 8, sigma: float = 0.5, noise: float = 1.0, thresholds: Any = THRESHOLDS) -> Method:
+def recurrent_depth(
+    mean: float,
+    truncate: int = 8,
+    sigma: float = 0.5,
+    noise: float = 1.0,
+    thresholds: Any = THRESHOLDS,
+    grade: Callable[[Any, Any], Any] = share,
+) -> Method:
     """Huginn's training, and its exit by the KL between consecutive answers.
 
     Training: r = Poisson(LogNormal(ln mean - sigma^2 / 2, sigma)) + 1 iterations, one r a step, of which the last
