@@ -23,7 +23,7 @@ class Model:
     """iterations at most, at test time"""
     recall: bool = True
     """whether every iteration sees the input"""
-    blocks: int = 2
+    blocks: int = 1
     """residual blocks an iteration"""
 
     def faults(self) -> list[str]:
@@ -43,7 +43,7 @@ class Data:
     """pixels a place is wide"""
     loops: float = 0.0
     """fraction of closed walls to open"""
-    examples: int = 250
+    examples: int = 200
     """size of the calibration and of the test split"""
 
     def faults(self) -> list[str]:
@@ -55,7 +55,7 @@ class Data:
 class Method:
     """The objective and the exit."""
 
-    most: int = 30
+    most: int = 20
     """iterations in training"""
     alpha: float = 1.0
     """weight of the progressive loss; the rest is that of the full run"""
@@ -75,10 +75,16 @@ class Settings:
     data: Data = Data()
     method: Method = Method()
     training: Training = Training(
-        steps=4000, batch_size=32, learning_rate=1e-3, warmup=0.1, weight_decay=0.0, clip=1.0, checkpoint_every=1000, log_every=50
+        steps=2500,
+        batch_size=32,
+        learning_rate=2e-3,
+        weight_decay=0.0,
+        remat=False,
+        checkpoint_every=500,
+        log_every=50,
     )
     calibration: Calibration = Calibration(accept_loss=0.002)
-    evaluation: Evaluation = Evaluation(batch_size=32, repeats=3, timed_rows=128)
+    evaluation: Evaluation = Evaluation(batch_size=16, repeats=3, timed_rows=32)
     seed: int = 0
     """of weights and of the mazes drawn"""
 

@@ -1,6 +1,7 @@
 """Recurrent depth: trained with a random number of iterations and a gradient through the last few, stopped by divergence."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dynexit.core.checks import one_depth, positive_integer
+from dynexit.core.labels import share
 from dynexit.core.types import Array, Criterion, Method, Model, PyTree
 from dynexit.exits import criteria
 from dynexit.exits.truncated import run_truncated
