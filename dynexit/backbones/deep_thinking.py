@@ -1,11 +1,10 @@
 """Deep-thinking networks: one convolutional block again and again, which may see the input anew each time (recall)."""
 
-import itertools
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dynexit.backbones.convolution import convolve
 from dynexit.backbones.parts import Apply, Norm, check_input, initial
 from dynexit.core.checks import positive_integer
 from dynexit.core.types import Model
@@ -13,21 +12,14 @@ from dynexit.exits import tied_step
 
 
 class Convolution(nn.Module):
-    """Width-3 convolution over all places, zeros beyond the edge; no bias, as in the paper's networks.
-
-    Written as one matrix product of the neighbours side by side: the gradient of a convolution is slow in a loop on a CPU.
-    """
+    """Width-3 convolution over all places, zeros beyond the edge; no bias, as in the paper's networks."""
 
     features: int
 
     @nn.compact
     def __call__(self, x):
-        places = x.shape[1:-1]
-        padded = jnp.pad(x, ((0, 0), *((1, 1) for _ in places), (0, 0)))
-        shifts = itertools.product(range(3), repeat=len(places))
-        around = [padded[(slice(None), *(slice(d, d + n) for d, n in zip(shift, places, strict=True)))] for shift in shifts]
-        kernel = self.param("kernel", nn.initializers.he_normal(), (len(around) * x.shape[-1], self.features))
-        return jnp.concatenate(around, axis=-1) @ kernel.astype(x.dtype)
+        shape = (*(3,) * (x.ndim - 2), x.shape[-1], self.features)
+        return convolve(x, self.param("kernel", nn.initializers.he_normal(), shape).astype(x.dtype))
 
 
 class Project(nn.Module):
