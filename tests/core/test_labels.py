@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dynexit.core.labels import IGNORED, exact
+from dynexit.core.labels import IGNORED, exact, share
 
 
 def test_a_row_is_right_where_every_place_that_counts_is():
@@ -13,6 +13,13 @@ def test_a_row_is_right_where_every_place_that_counts_is():
     for kind in (np.asarray, jnp.asarray):
         assert exact(kind(prediction), kind(labels)).tolist() == [True, False, True]
     assert exact(np.array([2, 1]), np.array([2, 0])).tolist() == [True, False]
+
+
+def test_the_share_of_a_row_counts_its_places():
+    labels = np.array([[1, 0, IGNORED], [1, 1, 0], [IGNORED, IGNORED, IGNORED]])
+    prediction = np.array([[1, 1, IGNORED], [1, 1, 0], [3, 3, 3]])
+    for kind in (np.asarray, jnp.asarray):
+        assert share(kind(prediction), kind(labels)).tolist() == [0.5, 1.0, 0.0]
 
 
 def test_shapes_must_agree():
