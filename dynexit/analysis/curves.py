@@ -13,6 +13,20 @@ def per_exit_accuracy(exit_classes: np.ndarray, labels: np.ndarray, grade: Calla
     return np.array([grade(classes, labels).mean() for classes in exit_classes])
 
 
+def rank_correlation(a: np.ndarray, b: np.ndarray) -> float | None:
+    """Spearman's correlation of two lists `[M]`, ties sharing their rank; None where one of them is constant.
+
+    Example:
+      >>> rank_correlation(np.array([1, 5, 9, 9]), np.array([2, 3, 7, 7]))
+      1.0
+    """
+    from scipy.stats import rankdata
+
+    ranks = [rankdata(x) - (len(x) + 1) / 2 for x in (a, b)]
+    scale = np.sqrt((ranks[0] ** 2).sum() * (ranks[1] ** 2).sum())
+    return float(ranks[0] @ ranks[1] / scale) if scale > 0 else None
+
+
 def spread(values: np.ndarray, count: int) -> np.ndarray:
     """At most `count` indices whose values lie evenly between the smallest and the largest, in rising order.
 

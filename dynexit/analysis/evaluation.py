@@ -102,6 +102,7 @@ class Evaluated(NamedTuple):
       timings, curve, timed: see there.
       tuned: schedule and tiles of the dynamic program, or None for the engine's defaults.
       grade: the method's.
+      steps: int `[M]`, the sequential steps that each example needs, where the data says; else None.
     """
 
     predictions: Predictions
@@ -116,6 +117,7 @@ class Evaluated(NamedTuple):
     timed: TimedPoints
     tuned: Tuned | None
     grade: Callable[[Any, Any], Any] = exact
+    steps: np.ndarray | None = None
 
 
 class Programs(NamedTuple):
@@ -204,8 +206,9 @@ def evaluate(
     replayed = np.asarray(experiment.method.predict(again.output)), np.asarray(again.exit)
     agreement = float(np.mean(exact(replayed[0], answered) & (replayed[1] == taken)))
     nans = int(ran.nan_exits[:rows].sum())
-    live = answered, taken, nans, agreement
-    return Evaluated(predictions, costs, exit_classes, *live, timings, drawn, timed, tuned, experiment.method.grade)
+    live, method = (answered, taken, nans, agreement), experiment.method
+    needed = experiment.test.examples().get("steps")
+    return Evaluated(predictions, costs, exit_classes, *live, timings, drawn, timed, tuned, method.grade, needed)
 
 
 def _row_shapes(inputs: PyTree) -> list[tuple[int, ...]]:

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dynexit.analysis.curves import depth_histogram, per_exit_accuracy
+from dynexit.analysis.curves import depth_histogram, per_exit_accuracy, rank_correlation
 from dynexit.analysis.evaluation import Evaluated
 from dynexit.analysis.latency import Timing
 
@@ -53,6 +53,7 @@ def report(evaluated: Evaluated, point: Any, about: dict) -> dict:
         "rows_per_exit": depth_histogram(e.exit, len(accuracy)).tolist(),
         "live_equals_replay": e.agreement,
         "nan_exits": e.nan_exits,
+        "depth_follows_steps": None if e.steps is None else rank_correlation(e.exit, e.steps),
         "operating_point": jax.tree.map(lambda a: np.asarray(a).tolist(), point),
         "curve": {
             "accuracy": e.curve.accuracy.tolist(),
@@ -133,6 +134,7 @@ def markdown(content: dict) -> str:
         f"time x {r['flops_ratio_blocks']:.3f}, the fraction of block FLOPs needed: {r['seconds_ideal']:.4f} s. The "
         f"compacted schedule was {r['occupancy']:.1%} occupied.",
         f"- Schedule and tiles, chosen with the exits of the calibration split: {r['tuned']}.",
+        *_follows(r),
         f"- Live answers and exits equal the replay of stored outputs for {r['live_equals_replay']:.2%} of the rows; "
         f"{r['nan_exits']} exits held a NaN.",
     ]
@@ -151,6 +153,13 @@ def markdown(content: dict) -> str:
         f"{title}\n{trained}\n## Result\n\n{main}\n" + "\n".join(notes) + f"\n\n## Exits\n\n{exits}\n"
         f"Operating point:\n\n{point}\n\n## Plots\n\n{plots}\n## How to reproduce\n\n{again}\n"
     )
+
+
+def _follows(r: dict) -> list[str]:
+    found = r["depth_follows_steps"]
+    if found is None:
+        return []
+    return [f"- Depth taken and sequential steps that the example needs: Spearman's correlation {found:.2f}."]
 
 
 def _section(title: str, lines: list[str]) -> str:

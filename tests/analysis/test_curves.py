@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dynexit.analysis.costs import costs_of
-from dynexit.analysis.curves import depth_histogram, per_exit_accuracy, spread, upper_envelope
+from dynexit.analysis.curves import depth_histogram, per_exit_accuracy, rank_correlation, spread, upper_envelope
 from dynexit.analysis.predictions import prepared
 
 
@@ -36,3 +36,10 @@ def test_spread_and_envelope():
     assert spread(values, 3).tolist() == [1, 0, 3]
     assert spread(np.zeros(4), 3).tolist() == [0]
     assert upper_envelope(np.array([3.0, 1.0, 2.0, 1.0]), np.array([0.9, 0.5, 0.4, 0.6])).tolist() == [3, 0]
+
+
+def test_rank_correlation():
+    a = np.array([3, 1, 4, 1, 5, 9, 2, 6])
+    assert rank_correlation(a, a**2) == 1.0 and rank_correlation(a, -a) == -1.0
+    assert rank_correlation(np.arange(3), np.array([0, 2, 1])) == 0.5  # 1 - 6 sum d^2 / (n (n^2 - 1))
+    assert rank_correlation(a, np.zeros(8)) is None
