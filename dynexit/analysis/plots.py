@@ -220,7 +220,7 @@ def _as_pictures(inputs: Any) -> np.ndarray | None:
     if not isinstance(inputs, np.ndarray):
         return None
     x = inputs.astype(np.float32)
-    if x.ndim == 4 and x.shape[-1] == 1:
+    if x.ndim in (3, 4) and x.shape[-1] == 1:
         x = x[..., 0]
     if x.ndim == 2 and x.shape[1] <= 256:
         x = x[:, None, :]
