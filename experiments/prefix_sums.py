@@ -71,7 +71,7 @@ class Settings:
     data: Data = Data()
     method: Method = Method()
     training: Training = Training(
-        steps=2500,
+        steps=1500,
         batch_size=64,
         learning_rate=2e-3,
         weight_decay=0.0,
