@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from dynexit.exits.bounded import run_bounded
     from dynexit.exits.chunks import stream_chunks
     from dynexit.exits.export import Artifact, export
+    from dynexit.exits.places import Places, by_place
     from dynexit.exits.replay import replay
     from dynexit.exits.run import run_all, run_full, run_until
     from dynexit.exits.sharded import run_sharded
@@ -20,8 +21,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Artifact",
+    "Places",
     "Tiling",
     "Tuned",
+    "by_place",
     "criteria",
     "export",
     "replay",
@@ -42,8 +45,10 @@ __getattr__, __dir__ = attach(
     __name__,
     {
         "Artifact": "export",
+        "Places": "places",
         "Tiling": "tiling",
         "Tuned": "tune",
+        "by_place": "places",
         "criteria": "",
         "export": "export",
         "replay": "replay",
