@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from dynexit._lazy import attach
 
 if TYPE_CHECKING:
-    from dynexit import analysis, backbones, calibration, data, exits, methods, objectives, training
+    from dynexit import analysis, backbones, calibration, cli, data, exits, methods, objectives, training
     from dynexit.core.checks import check_row_independence
     from dynexit.core.stacking import stack, take, unstack
     from dynexit.core.types import Criterion, Experiment, Halted, Method, Model, Source, Step
@@ -39,6 +39,7 @@ _NAMES = {
     "analysis": "",
     "backbones": "",
     "calibration": "",
+    "cli": "",
     "check_row_independence": "core.checks",
     "criteria": "exits",
     "data": "",
@@ -79,6 +80,7 @@ __all__ = [
     "backbones",
     "calibration",
     "check_row_independence",
+    "cli",
     "criteria",
     "data",
     "exits",

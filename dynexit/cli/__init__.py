@@ -6,7 +6,8 @@ from dynexit._lazy import attach
 
 if TYPE_CHECKING:
     from dynexit.cli.main import main
+    from dynexit.cli.trained import Trained, trained
 
-__all__ = ["main"]
+__all__ = ["Trained", "main", "trained"]
 
-__getattr__, __dir__ = attach(__name__, {"main": "main"})
+__getattr__, __dir__ = attach(__name__, {"Trained": "trained", "main": "main", "trained": "trained"})

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from dynexit.cli.main import main
+from dynexit.cli.settings import SettingsError
 
 KEYS = {
     "accuracy_full",
@@ -160,3 +161,15 @@ def test_a_terminated_training_says_how_to_go_on(tmp_path, template):
     line = said.strip().splitlines()[-1]
     assert line.startswith("stopped at step ") and line.endswith(f"of 1000000, resume with: dynexit {' '.join(words)}")
     assert int(line.split()[3]) > 0
+
+
+def test_a_run_is_opened_from_python(run):
+    import dynexit as dx
+
+    opened = dx.cli.trained(run)
+    assert opened.step == opened.settings.training.steps and opened.experiment.model.depth == opened.settings.model.depth
+    inputs = opened.experiment.test.examples()["inputs"][:4]
+    state = opened.experiment.model.embed(opened.params, opened.experiment.prepare(inputs))
+    assert dx.run_all(opened.experiment.model.steps(opened.params), state, opened.experiment.model.depth).shape[1] == 4
+    with pytest.raises(SettingsError, match="is not a run folder"):
+        dx.cli.trained(run / "checkpoints")
