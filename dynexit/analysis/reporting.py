@@ -53,6 +53,7 @@ def report(evaluated: Evaluated, point: Any, about: dict) -> dict:
         "rows_per_exit": depth_histogram(e.exit, len(accuracy)).tolist(),
         "live_equals_replay": e.agreement,
         "nan_exits": e.nan_exits,
+        **_best_fixed(accuracy, c.until, float(c.until[e.exit].mean()), c.depths),
         "depth_follows_steps": None if e.steps is None else rank_correlation(e.exit, e.steps),
         "operating_point": jax.tree.map(lambda a: np.asarray(a).tolist(), point),
         "curve": {
@@ -69,6 +70,15 @@ def report(evaluated: Evaluated, point: Any, about: dict) -> dict:
         },
         **about,
     }
+
+
+def _best_fixed(accuracy: np.ndarray, until: np.ndarray, cost: float, depths: np.ndarray) -> dict:
+    """The best depth at which all rows could stop for no more FLOPs; chosen on the test split, in its favour."""
+    affordable = np.flatnonzero(until <= cost * (1 + 1e-9))
+    if not affordable.size:
+        return {"accuracy_fixed": None, "depth_fixed": None}
+    best = affordable[np.argmax(accuracy[affordable])]
+    return {"accuracy_fixed": float(accuracy[best]), "depth_fixed": int(depths[best])}
 
 
 def _spread(timing: Timing) -> list[float]:
@@ -134,6 +144,7 @@ def markdown(content: dict) -> str:
         f"time x {r['flops_ratio_blocks']:.3f}, the fraction of block FLOPs needed: {r['seconds_ideal']:.4f} s. The "
         f"compacted schedule was {r['occupancy']:.1%} occupied.",
         f"- Schedule and tiles, chosen with the exits of the calibration split: {r['tuned']}.",
+        *_fixed(r),
         *_follows(r),
         f"- Live answers and exits equal the replay of stored outputs for {r['live_equals_replay']:.2%} of the rows; "
         f"{r['nan_exits']} exits held a NaN.",
@@ -153,6 +164,16 @@ def markdown(content: dict) -> str:
         f"{title}\n{trained}\n## Result\n\n{main}\n" + "\n".join(notes) + f"\n\n## Exits\n\n{exits}\n"
         f"Operating point:\n\n{point}\n\n## Plots\n\n{plots}\n## How to reproduce\n\n{again}\n"
     )
+
+
+def _fixed(r: dict) -> list[str]:
+    if r["accuracy_fixed"] is None:
+        return ["- No fixed depth costs as little."]
+    better = (r["accuracy_dynamic"] - r["accuracy_fixed"]) * 100
+    return [
+        f"- The best fixed depth of no more FLOPs is {r['depth_fixed']}, with accuracy {r['accuracy_fixed']:.2%}: dynamic depth "
+        f"differs by {better:+.2f} points."
+    ]
 
 
 def _follows(r: dict) -> list[str]:

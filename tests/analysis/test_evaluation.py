@@ -104,8 +104,16 @@ def test_the_report_says_what_was_measured(content, measured):
     assert content["seconds_dynamic"] == measured.timings.compacted.median and content["name"] == "tiny"
     np.testing.assert_allclose(content["operating_point"]["threshold"], [0.5, 0.6, 0.55, 0.7], atol=1e-6)
     np.testing.assert_allclose(content["flops_ratio"], measured.costs.until[measured.exit].mean() / measured.costs.full)
+    affordable = [e for e in range(5) if measured.costs.until[e] <= measured.costs.until[measured.exit].mean()]
+    best = max(affordable, key=lambda e: content["accuracy_per_exit"][e])
+    assert content["accuracy_fixed"] == content["accuracy_per_exit"][best] and content["depth_fixed"] == best + 1 < 5
     text = markdown(content)
-    rows = [f"{content['accuracy_full']:.2%}", f"| 4 | 5 | {content['accuracy_per_exit'][4]:.2%}", "threshold: 0.5, 0.6, 0.55, 0.7"]
+    rows = [
+        f"The best fixed depth of no more FLOPs is {best + 1}",
+        f"{content['accuracy_full']:.2%}",
+        f"| 4 | 5 | {content['accuracy_per_exit'][4]:.2%}",
+        "threshold: 0.5, 0.6, 0.55, 0.7",
+    ]
     for words in [*rows, "dynexit train tiny.py", "jax 1.2.3", "a coin", "123,456 parameters", "![accuracy](accuracy.png)"]:
         assert words in text
     assert "commit" not in text
