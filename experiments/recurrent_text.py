@@ -17,7 +17,7 @@ from dynexit.core.settings import Calibration, Evaluation, Training, at_least
 class Model:
     """The decoder."""
 
-    width: int = 96
+    width: int = 64
     """channels"""
     heads: int = 4
     """attention heads"""
@@ -73,10 +73,17 @@ class Settings:
     data: Data = Data()
     method: Method = Method()
     training: Training = Training(
-        steps=3000, batch_size=32, learning_rate=2e-3, warmup=0.05, weight_decay=0.01, clip=1.0, checkpoint_every=1000, log_every=50
+        steps=3000,
+        batch_size=16,
+        learning_rate=3e-3,
+        warmup=0.05,
+        weight_decay=0.01,
+        remat=False,
+        checkpoint_every=1000,
+        log_every=50,
     )
     calibration: Calibration = Calibration(accept_loss=0.005)
-    evaluation: Evaluation = Evaluation(batch_size=32, repeats=3)
+    evaluation: Evaluation = Evaluation(batch_size=32, repeats=3, timed_rows=128)
     seed: int = 0
     """of weights, windows and iterations"""
 
