@@ -25,10 +25,15 @@ class Model:
     """whether every iteration sees the input"""
     blocks: int = 1
     """residual blocks an iteration"""
+    every: int = 4
+    """iterations from one exit to the next"""
 
     def faults(self) -> list[str]:
         """Out-of-range values, one sentence each."""
-        return at_least(self, 1, "width", "steps", "blocks")
+        found = at_least(self, 1, "width", "steps", "blocks", "every")
+        return found or (
+            [f"steps must be a multiple of every, got {self.steps} and {self.every}"] if self.steps % self.every else []
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,8 +64,8 @@ class Method:
     """iterations in training"""
     alpha: float = 1.0
     """weight of the progressive loss; the rest is that of the full run"""
-    settled: int = 2
-    """iterations in a row that the answer must stand still"""
+    settled: int = 1
+    """exits in a row at which the answer must stand still"""
 
     def faults(self) -> list[str]:
         """Out-of-range values, one sentence each."""
@@ -90,7 +95,7 @@ class Settings:
 
 
 SMOKE = Settings(
-    model=Model(width=8, steps=8),
+    model=Model(width=8, steps=8, every=2),
     data=Data(size=3, test_size=5, examples=32),
     method=Method(most=4),
     training=Training(steps=20, batch_size=16, checkpoint_every=20),
@@ -105,7 +110,9 @@ def build(settings: Settings):
     model, data, method = settings.model, settings.data, settings.method
     train, calibration, test = free_places(mazes(data.size, data.test_size, data.scale, data.loops, data.examples))
     return dx.Experiment(
-        model=dx.backbones.deep_thinking(2, 3, 2, width=model.width, steps=model.steps, recall=model.recall, blocks=model.blocks),
+        model=dx.backbones.deep_thinking(
+            2, 3, 2, width=model.width, steps=model.steps, recall=model.recall, blocks=model.blocks, every=model.every
+        ),
         method=dx.methods.deep_thinking(method.most, method.alpha, settled=method.settled),
         train=train,
         calibration=calibration,

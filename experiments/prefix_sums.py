@@ -25,10 +25,15 @@ class Model:
     """whether every iteration sees the input"""
     blocks: int = 2
     """residual blocks an iteration"""
+    every: int = 4
+    """iterations from one exit to the next"""
 
     def faults(self) -> list[str]:
         """Out-of-range values, one sentence each."""
-        return at_least(self, 1, "width", "steps", "blocks")
+        found = at_least(self, 1, "width", "steps", "blocks", "every")
+        return found or (
+            [f"steps must be a multiple of every, got {self.steps} and {self.every}"] if self.steps % self.every else []
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,12 +56,12 @@ class Data:
 class Method:
     """The objective and the exit."""
 
-    most: int = 30
+    most: int = 32
     """iterations in training"""
     alpha: float = 1.0
     """weight of the progressive loss; the rest is that of the full run"""
-    settled: int = 2
-    """iterations in a row that the answer must stand still"""
+    settled: int = 1
+    """exits in a row at which the answer must stand still"""
 
     def faults(self) -> list[str]:
         """Out-of-range values, one sentence each."""
@@ -71,7 +76,7 @@ class Settings:
     data: Data = Data()
     method: Method = Method()
     training: Training = Training(
-        steps=1500,
+        steps=1200,
         batch_size=64,
         learning_rate=2e-3,
         weight_decay=0.0,
@@ -86,7 +91,7 @@ class Settings:
 
 
 SMOKE = Settings(
-    model=Model(width=8, steps=8),
+    model=Model(width=8, steps=8, every=2),
     data=Data(length=8, test_length=12, examples=64),
     method=Method(most=4),
     training=Training(steps=20, batch_size=16, checkpoint_every=20),
@@ -101,7 +106,9 @@ def build(settings: Settings):
     model, data, method = settings.model, settings.data, settings.method
     train, calibration, test = prefix_sums(data.length, data.test_length, data.examples)
     return dx.Experiment(
-        model=dx.backbones.deep_thinking(1, 1, 2, width=model.width, steps=model.steps, recall=model.recall, blocks=model.blocks),
+        model=dx.backbones.deep_thinking(
+            1, 1, 2, width=model.width, steps=model.steps, recall=model.recall, blocks=model.blocks, every=model.every
+        ),
         method=dx.methods.deep_thinking(method.most, method.alpha, settled=method.settled),
         train=train,
         calibration=calibration,

@@ -76,6 +76,7 @@ def deep_thinking(
     recall: bool = True,
     blocks: int = 2,
     norm: bool = True,
+    every: int = 1,
 ) -> Model:
     """A weight-tied convolutional network that answers at every place and may be run for longer than it was trained.
 
@@ -89,14 +90,15 @@ def deep_thinking(
       steps: N, the most iterations.
       recall: whether every iteration sees the input again; without it long runs forget the question.
       blocks: residual blocks of two convolutions an iteration.
+      every: iterations from one exit to the next, a divisor of `steps`; the head costs half of an iteration.
       norm: whether every iteration ends with a norm over the channels of each place, which keeps long runs bounded.
 
     Returns:
       A weight-tied `Model`: inputs `[B, L, channels]` or `[B, H, W, channels]` of any size, outputs logits `[E, B, L, C]` or
-      `[E, B, H, W, C]`. State: "input", which no step changes, and "h".
+      `[E, B, H, W, C]`, E = steps / every. State: "input", which no step changes, and "h".
 
     Raises:
-      ValueError, TypeError: a number below 1, `places` neither 1 nor 2.
+      ValueError, TypeError: a number below 1, `places` neither 1 nor 2, `every` no divisor of `steps`.
 
     Example:
       >>> model = deep_thinking(1, 1, 2, width=8, steps=3)
@@ -107,8 +109,10 @@ def deep_thinking(
     Source: Bansal et al. 2022, arXiv 2202.05826, "DT-recall", with its head (images: width to 32 to 8 to 2; strings: width,
     width / 2) and activations. Deviations: the norm is ours, and the widths, made for two cores.
     """
-    for name, value in dict(channels=channels, classes=classes, width=width, steps=steps, blocks=blocks).items():
+    for name, value in dict(channels=channels, classes=classes, width=width, steps=steps, blocks=blocks, every=every).items():
         positive_integer(value, name)
+    if steps % every:
+        raise ValueError(f"`every` must divide the {steps} iterations of `steps`, got {every}")
     if places not in (1, 2):
         raise ValueError(f"`places` must be 1 (strings) or 2 (images), got {places}")
     think, project = Apply(Think(width, recall, blocks, norm), "block"), Project(width)
@@ -130,4 +134,4 @@ def deep_thinking(
         return {"input": x, "h": project.apply({"params": params["embed"]}, x)}
 
     names = tuple(f"step{i:03d}" for i in range(steps))
-    return Model(init, embed, lambda params: tied_step(think, head, params), steps, names)
+    return Model(init, embed, lambda params: tied_step(think, head, params, every), steps, names)

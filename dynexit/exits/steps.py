@@ -38,6 +38,19 @@ class _RunSeveral:
 
 
 @dataclasses.dataclass(frozen=True)
+class _RunAgain:
+    """One block several times with the same weights, then the head."""
+
+    block: Block
+    head: Block
+    times: int
+
+    def __call__(self, weights, i, state):
+        state, _ = lax.scan(lambda s, _: (self.block(weights, s), None), state, None, length=self.times)
+        return state, self.head(weights, state)
+
+
+@dataclasses.dataclass(frozen=True)
 class _RunSwitched:
     """The i-th of several branches; each closes over its own weights, so none is copied."""
 
@@ -109,11 +122,23 @@ def switched_step(block: Block, head: Block, params: Sequence[PyTree]) -> Step:
     return Step(_nothing, Partial(_RunSwitched(block, head), params))
 
 
-def tied_step(block: Block, head: Block, params: PyTree) -> Step:
+def tied_step(block: Block, head: Block, params: PyTree, blocks: int = 1) -> Step:
     """A step whose every iteration has the same weights (recurrent depth): `select(i)` is all of `params`.
 
     Args:
       block, head: as in `stacked_step`; p is `params` itself.
       params: any tree of arrays.
+      blocks: iterations per step; the exit is read after each `blocks`-th.
+
+    Raises:
+      ValueError: `blocks` is below 1.
+
+    Example:
+      >>> import jax.numpy as jnp, dynexit as dx
+      >>> step = dx.tied_step(lambda p, h: h * p, lambda p, h: h, jnp.float32(2.0), blocks=3)
+      >>> dx.run_all(step, jnp.ones(1), depth=6)[:, 0].tolist()
+      [8.0, 64.0]
     """
-    return Step(Partial(_whole, params), Partial(_Run(block, head)))
+    if blocks < 1:
+        raise ValueError(f"`blocks` must be at least 1, got {blocks}")
+    return Step(Partial(_whole, params), Partial(_Run(block, head) if blocks == 1 else _RunAgain(block, head, blocks)), blocks)

@@ -20,11 +20,12 @@ def deep_thinking(most: int, alpha: float = 1.0, thresholds: Any = THRESHOLDS, s
     """The progressive loss of DT-recall, and an exit where the answer has stopped moving.
 
     Training: n ~ U{0..m-1} iterations without gradients, then k ~ U{1..m-n} with them, L_prog = CE after n + k; beside it
-    L_m = CE after m iterations from the start; L = (1 - alpha) L_m + alpha L_prog. One (n, k) a step, for all rows.
+    L_m = CE after m iterations from the start; L = (1 - alpha) L_m + alpha L_prog. One (n, k) a step, for all rows; where exits
+    are several iterations apart, n, k and m count exits.
     Inference: leave once KL(p_{i-1} || p_i) < t at every place for `settled` iterations in a row.
 
     Args:
-      most: m, iterations in training; the model may have more, for tests on larger problems.
+      most: m, iterations in training, a multiple of those between two exits; the model may have more, for tests on larger problems.
       alpha: in 0..1; 1 is the cheapest, for L_m is not computed.
       thresholds: candidates for t in nats, `[K]`, at least 0; 0 is full depth and must be among them.
       settled: iterations in a row.
@@ -55,16 +56,19 @@ def deep_thinking(most: int, alpha: float = 1.0, thresholds: Any = THRESHOLDS, s
         if one_depth(model) < most:
             raise ValueError(f"`model` has {model.depth} iterations, fewer than the {most} of training (`most`)")
         step, state = model.steps(params), model.embed(params, inputs)
+        exits, left = divmod(most, step.blocks)
+        if left:
+            raise ValueError(f"`most` must be a multiple of the {step.blocks} iterations between two exits, got {most}")
 
         def after(free: Any, steps: Any) -> tuple[Array, Array]:
-            output = read(step, run_truncated(step, state, free, steps - 1, most, injected=("input",)))
+            output = read(step, run_truncated(step, state, free, steps - 1, exits, injected=("input",)))
             return multi_exit_cross_entropy(logits_of(output)[None], labels)[0], accuracy(output, labels)
 
-        free, steps = progress_drawn(key, most)
+        free, steps = progress_drawn(key, exits)
         losses, right = after(free, steps)
-        metrics = {"iterations": free + steps, "loss_progressive": losses.mean(), "accuracy": right}
+        metrics = {"iterations": (free + steps) * step.blocks, "loss_progressive": losses.mean(), "accuracy": right}
         if alpha < 1:
-            whole, right = after(0, most)
+            whole, right = after(0, exits)
             losses = alpha * losses + (1 - alpha) * whole
             metrics |= {"loss_full": whole.mean(), "accuracy_full": right}
         return losses, {name: jnp.float32(value) for name, value in metrics.items()}

@@ -65,6 +65,8 @@ def recurrent_depth(
         first, second = jax.random.split(key)
         r = jnp.minimum(sampled_steps(first, mean, sigma), one_depth(model))
         step, state = model.steps(params), model.embed(params, inputs)
+        if step.blocks != 1:
+            raise ValueError(f"`model` must have an exit after every iteration, got one after {step.blocks}")
         if noise:
             state = {**state, "h": noise * first_state(second, state["h"])}
         kept = jnp.minimum(r, truncate)
