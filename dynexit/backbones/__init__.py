@@ -11,9 +11,21 @@ if TYPE_CHECKING:
     from dynexit.backbones.gru import gru_ponder
     from dynexit.backbones.mlp import mlp
     from dynexit.backbones.resnet import resnet
+    from dynexit.backbones.universal_transformer import universal_transformer
     from dynexit.backbones.vit import vit
 
-__all__ = ["Adapted", "deep_thinking", "features", "from_linen", "from_nnx", "gru_ponder", "mlp", "resnet", "vit"]
+__all__ = [
+    "Adapted",
+    "deep_thinking",
+    "features",
+    "from_linen",
+    "from_nnx",
+    "gru_ponder",
+    "mlp",
+    "resnet",
+    "universal_transformer",
+    "vit",
+]
 __getattr__, __dir__ = attach(
     __name__,
     {
@@ -25,6 +37,7 @@ __getattr__, __dir__ = attach(
         "gru_ponder": "gru",
         "mlp": "mlp",
         "resnet": "resnet",
+        "universal_transformer": "universal_transformer",
         "vit": "vit",
     },
 )

@@ -6,6 +6,7 @@ from dynexit._lazy import attach
 
 if TYPE_CHECKING:
     from dynexit.exits import criteria
+    from dynexit.exits.averaging import averaged, averaged_step, averaging_state
     from dynexit.exits.bounded import run_bounded
     from dynexit.exits.chunks import stream_chunks
     from dynexit.exits.export import Artifact, export
@@ -22,6 +23,9 @@ __all__ = [
     "Artifact",
     "Tiling",
     "Tuned",
+    "averaged",
+    "averaged_step",
+    "averaging_state",
     "criteria",
     "export",
     "replay",
@@ -44,6 +48,9 @@ __getattr__, __dir__ = attach(
         "Artifact": "export",
         "Tiling": "tiling",
         "Tuned": "tune",
+        "averaged": "averaging",
+        "averaged_step": "averaging",
+        "averaging_state": "averaging",
         "criteria": "",
         "export": "export",
         "replay": "replay",

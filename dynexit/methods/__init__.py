@@ -5,11 +5,20 @@ from typing import TYPE_CHECKING
 from dynexit._lazy import attach
 
 if TYPE_CHECKING:
+    from dynexit.methods.act import act
     from dynexit.methods.confidence_exits import confidence_exits
     from dynexit.methods.deep_thinking import deep_thinking
+    from dynexit.methods.fixed_depth import fixed_depth
     from dynexit.methods.pondernet import pondernet
 
-__all__ = ["confidence_exits", "deep_thinking", "pondernet"]
+__all__ = ["act", "confidence_exits", "deep_thinking", "fixed_depth", "pondernet"]
 __getattr__, __dir__ = attach(
-    __name__, {"confidence_exits": "confidence_exits", "deep_thinking": "deep_thinking", "pondernet": "pondernet"}
+    __name__,
+    {
+        "act": "act",
+        "confidence_exits": "confidence_exits",
+        "deep_thinking": "deep_thinking",
+        "fixed_depth": "fixed_depth",
+        "pondernet": "pondernet",
+    },
 )
