@@ -36,8 +36,9 @@ class Head(nn.Module):
     def __call__(self, state):
         h = state["h"]
         logits = nn.Dense(self.classes, dtype=h.dtype, name="logits")(h)
-        options = dict(reads=self.reads, layers=self.layers, detach=self.detach, bias=self.bias)
-        return {"logits": logits, "halt_logit": halting_logit(h, state.get("previous"), **options)}
+        previous = state.get("previous", h)
+        halt = halting_logit(h, previous, reads=self.reads, layers=self.layers, detach=self.detach, bias=self.bias)
+        return {"logits": logits, "halt_logit": halt}
 
 
 def gru_ponder(

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 READS = ("state", "concat", "diff")
 
 
-def halting_logit(h, previous=None, *, reads: str = "state", layers: int = 0, detach: bool = False, bias: float = 0.0):
-    """Logit of the halting probability, w tanh(...tanh(W_1 u + b_1)...) + b; within a compact module, whose parameters these become.
+def halting_logit(h, previous, *, reads: str = "state", layers: int = 0, detach: bool = False, bias: float = 0.0):
+    """Logit of the halting probability, w tanh(.. tanh(W_1 u + b_1) ..) + b, its parameters those of the compact module around it.
 
     Args:
       h: h_n, `[b, D]`.
@@ -21,7 +21,8 @@ def halting_logit(h, previous=None, *, reads: str = "state", layers: int = 0, de
     Returns:
       `[b]`, in the type of h.
 
-    Source: Balagansky and Gavrilov 2022, PALBERT, section 3; the released code has dropout before the last layer, here there is none.
+    Source: Balagansky and Gavrilov 2022, PALBERT, section 3; the released code has dropout before the last layer, this one
+    has none.
     """
     u = {"state": lambda: h, "concat": lambda: jnp.concatenate([h, previous], axis=-1), "diff": lambda: h - previous}[reads]()
     u = jax.lax.stop_gradient(u) if detach else u

@@ -25,8 +25,9 @@ Head = Callable[[PyTree, PyTree], dict]
 def averaged_step(step: Step, epsilon: float = 0.01, update: str = "accumulated", head: Head | None = None) -> Step:
     """A step whose outputs are ACT's weighted mean of the given step's outputs.
 
-    p_n = sigmoid(halt_logit_n). While h_{n-1} + p_n <= 1 - epsilon the weight w_n is p_n; at the first n where it is not, the place
-    halts with what is left, w_n = 1 - h_{n-1}, and has weight 0 from then on. h_n = h_{n-1} + w_n, and with the last step's weight r = 1 - h_{n-1}
+    p_n = sigmoid(halt_logit_n). While h_{n-1} + p_n <= 1 - epsilon the weight w_n is p_n; at the first n where it is not, the
+    place halts with what is left, w_n = 1 - h_{n-1}, and has weight 0 from then on. h_n = h_{n-1} + w_n, and with the weight of a
+    last step r = 1 - h_{n-1}
 
       accumulated:  m_n = m_{n-1} + w_n y_n,             output_n = m_{n-1} + r y_n
       basic:        m_n = (1 - w_n) m_{n-1} + w_n y_n,   output_n = (1 - r) m_{n-1} + r y_n

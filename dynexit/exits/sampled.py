@@ -14,8 +14,8 @@ def halting_sampled(key: Array, read: Read = None) -> Criterion:
     """Leaves at a step drawn from the halting distribution, P(n) = lambda_n prod_{i<n} (1 - lambda_i); the last takes what is left.
 
     One u ~ U[0, 1) a row, drawn from the key and the row's place in the batch or queue; the row leaves at the first n with F_n > u.
-    That is a Bernoulli(lambda_n) at every step, drawn at once. So a row's exit depends on its own outputs, the key and its place, and
-    neither on the other rows nor on the schedule.
+    That is a Bernoulli(lambda_n) at every step, drawn at once. So a row's exit depends on its own outputs, the key and its place,
+    and neither on the other rows nor on the schedule.
 
     Args:
       key: of `jax.random.key`; the same key draws the same again.
@@ -35,10 +35,10 @@ def halting_sampled(key: Array, read: Read = None) -> Criterion:
       >>> [round(float((exits == n).mean()), 1) for n in range(4)]
       [0.2, 0.4, 0.2, 0.2]
 
-    Source: Banino et al. 2021, PonderNet. `cumulative_halting_above` is the deterministic rule, `halting_mixture` of the objectives the
-    answer in expectation.
+    Source: Banino et al. 2021, PonderNet. `cumulative_halting_above` is the deterministic rule, `halting_mixture` of the
+    objectives the answer in expectation.
     """
-    if not jnp.issubdtype(getattr(key, "dtype", None), jax.dtypes.prng_key) or key.shape:
+    if not isinstance(key, jax.Array) or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.shape:
         raise TypeError(f"`key` must be one key of jax.random.key, got {type(key).__name__}")
     return Criterion(Partial(_draw, jax.random.bits(key, (2,), jnp.uint32)), Partial(_Sampled(read)))
 

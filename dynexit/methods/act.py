@@ -23,7 +23,8 @@ def act(tau: float = 0.01, label_smoothing: float = 0.0, thresholds: Any = THRES
       tau: price of a step, at least 0; too high and every row takes one step, too low and all take the most.
       label_smoothing: in 0..1.
       thresholds: candidates for t, `[K]`, each in 0..1; 1 is full depth and must be among them. Up to 1 - epsilon of the model, t
-        is ACT's own rule with epsilon = 1 - t (exactly so where a row has one halting logit); above it, steps of weight 0 are added.
+        is ACT's own rule with epsilon = 1 - t (exactly so where a row has one halting logit); above it, steps of weight 0 are
+        added.
 
     Returns:
       `Method`. The model is an averaged one (`dx.exits.averaged`, `dx.backbones.universal_transformer(halting=...)`), one exit a
