@@ -65,7 +65,7 @@ class Data:
 class Method:
     """The objective."""
 
-    tau: float = 0.001
+    tau: float = 0.01
     """price of a step"""
 
     def faults(self) -> list[str]:
