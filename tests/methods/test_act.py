@@ -33,7 +33,7 @@ def synthetic(places):
     steps = jnp.arange(N).reshape((N,) + (1,) * needed.ndim)
     ready = (steps >= needed[None]).astype(jnp.float32)
     y = 3 * ready[..., None] * jax.nn.one_hot(labels, C)[None] + jax.random.normal(keys[2], (N, B, *places, C))
-    halting = jax.nn.sigmoid(6 * ready - 2.5 + jax.random.normal(keys[3], ready.shape))
+    halting = jax.nn.sigmoid(5 * ready - 3.5 + jax.random.normal(keys[3], ready.shape))
     return halting, averaged_outputs(halting, y), labels
 
 
