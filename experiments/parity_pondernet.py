@@ -3,11 +3,13 @@
     dynexit train experiments/parity_pondernet.py
 
 Vectors of 8 entries in {-1, 0, 1}; the label is the parity of the number of +1. The prior asks for about 1 / 0.3 steps.
+`--data.train-nonzeros 5` trains on at most 5 non-zeros and tests on 6 to 8; `--method.fixed-depth True` is the plain network.
 Hardware: two CPU cores, 1 minute. Expect: test accuracy 100%, step 1 alone about 57%; in training the Q-exit (q = 0.5) takes 8.3,
 5.6, 4.2 and 3.5 steps after 5, 10, 15 and 20 thousand updates, and the operating point 2.
 """
 
 import dataclasses
+from typing import Literal
 
 import dynexit as dx
 from dynexit.core.settings import Calibration, Evaluation, Training, at_least
@@ -21,10 +23,16 @@ class Model:
     """hidden units"""
     steps: int = 10
     """steps at most"""
+    halt_reads: Literal["state", "concat", "diff"] = "state"
+    """what halting is decided from: the state, it beside the one before (PALBERT), or their difference"""
+    halt_layers: int = 0
+    """tanh layers before the halting logit; 3 in PALBERT"""
+    halt_detach: bool = False
+    """whether halting sends no gradient into the cell"""
 
     def faults(self) -> list[str]:
         """Out-of-range values, one sentence each."""
-        return at_least(self, 1, "width", "steps")
+        return at_least(self, 1, "width", "steps") + at_least(self, 0, "halt_layers")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,18 +41,32 @@ class Data:
 
     length: int = 8
     """entries of a vector"""
+    train_nonzeros: int | None = None
+    """most non-zeros in training and calibration; None: length"""
+    test_nonzeros: int | None = None
+    """most non-zeros in the test split, which has more than training ever has; None: length"""
     examples: int = 5000
     """size of the calibration and of the test split; training draws afresh without end"""
 
     def faults(self) -> list[str]:
         """Out-of-range values, one sentence each."""
-        return at_least(self, 1, "length", "examples")
+        most, test = (self.length if n is None else n for n in (self.train_nonzeros, self.test_nonzeros))
+        fits = 1 <= most <= test <= self.length
+        found = [] if fits else [f"train_nonzeros and test_nonzeros must be rising in 1..{self.length}, got {most} and {test}"]
+        return found + at_least(self, 1, "length", "examples")
+
+    def ranges(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """(low, high) non-zeros of training and of the test, which are the same where training has as many as the test."""
+        most, test = (self.length if n is None else n for n in (self.train_nonzeros, self.test_nonzeros))
+        return (1, most), (1 if most == test else most + 1, test)
 
 
 @dataclasses.dataclass(frozen=True)
 class Method:
     """The objective."""
 
+    fixed_depth: bool = False
+    """train the last step alone and run all steps: the plain recurrent network; the other settings here then count for nothing"""
     prior_rate: float = 0.3
     """rate of the geometric prior; a hint of 1 / rate steps"""
     beta: float = 0.01
@@ -92,10 +114,14 @@ def build(settings: Settings):
     """The experiment that the settings describe."""
     from dynexit.data.parity import PARITY_CLASSES, parity
 
-    train, calibration, test = parity(settings.data.length, examples=settings.data.examples)
+    nonzeros, test_nonzeros = settings.data.ranges()
+    train, calibration, test = parity(settings.data.length, nonzeros, test_nonzeros, settings.data.examples)
+    m, method = settings.model, settings.method
+    halting = dict(halt_reads=m.halt_reads, halt_layers=m.halt_layers, halt_detach=m.halt_detach)
+    ponder = dx.methods.pondernet(prior_rate=method.prior_rate, beta=method.beta)
     return dx.Experiment(
-        model=dx.backbones.gru_ponder(settings.data.length, 2, width=settings.model.width, steps=settings.model.steps),
-        method=dx.methods.pondernet(prior_rate=settings.method.prior_rate, beta=settings.method.beta),
+        model=dx.backbones.gru_ponder(settings.data.length, 2, width=m.width, steps=m.steps, **halting),
+        method=dx.methods.fixed_depth() if method.fixed_depth else ponder,
         train=train,
         calibration=calibration,
         test=test,

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from dynexit.backbones.mlp import mlp
     from dynexit.backbones.recurrent_depth import recurrent_depth
     from dynexit.backbones.resnet import resnet
+    from dynexit.backbones.universal_transformer import universal_transformer
     from dynexit.backbones.vit import vit
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "mlp",
     "recurrent_depth",
     "resnet",
+    "universal_transformer",
     "vit",
 ]
 __getattr__, __dir__ = attach(
@@ -38,6 +40,7 @@ __getattr__, __dir__ = attach(
         "mlp": "mlp",
         "recurrent_depth": "recurrent_depth",
         "resnet": "resnet",
+        "universal_transformer": "universal_transformer",
         "vit": "vit",
     },
 )

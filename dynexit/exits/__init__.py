@@ -6,6 +6,7 @@ from dynexit._lazy import attach
 
 if TYPE_CHECKING:
     from dynexit.exits import criteria
+    from dynexit.exits.averaging import averaged, averaged_step, averaging_state
     from dynexit.exits.bounded import run_bounded
     from dynexit.exits.chunks import stream_chunks
     from dynexit.exits.export import Artifact, export
@@ -24,6 +25,9 @@ __all__ = [
     "Places",
     "Tiling",
     "Tuned",
+    "averaged",
+    "averaged_step",
+    "averaging_state",
     "by_place",
     "criteria",
     "export",
@@ -48,6 +52,9 @@ __getattr__, __dir__ = attach(
         "Places": "places",
         "Tiling": "tiling",
         "Tuned": "tune",
+        "averaged": "averaging",
+        "averaged_step": "averaging",
+        "averaging_state": "averaging",
         "by_place": "places",
         "criteria": "",
         "export": "export",

@@ -21,6 +21,7 @@ from dynexit.exits import scores
 from dynexit.exits.combinators import all_of, any_of, clipped_decay, count, decaying, not_before, persistently, scaled_decay
 from dynexit.exits.halting import cumulative_halting_above, gate_above, halting_sum_above
 from dynexit.exits.reading import Read, at, at_every_place, beside, no_memory, read_logits, threshold_and_temperature
+from dynexit.exits.sampled import halting_sampled
 from dynexit.exits.settling import divergence_below, patience, saturation_above
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "energy_below",
     "entropy_below",
     "gate_above",
+    "halting_sampled",
     "halting_sum_above",
     "margin_above",
     "max_probability_above",

@@ -79,7 +79,7 @@ def halting_sum_above(threshold: Any = 0.99, read: Read = None) -> Criterion:
       3
 
     Source: Graves 2016, ACT, equation 6, there with >=; the released Universal Transformer compares strictly, as here. The
-    output is the last step's: ACT's weighted mean of the steps is for the model to carry in its state.
+    output is the last step's: ACT's weighted mean of the steps is carried in the state, see `dynexit.exits.averaging`.
     """
     threshold = threshold_leaf(threshold)
     return Criterion(_zeros, Partial(_HaltingSum(read), threshold), exits=exits_of(threshold))

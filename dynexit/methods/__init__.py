@@ -5,17 +5,28 @@ from typing import TYPE_CHECKING
 from dynexit._lazy import attach
 
 if TYPE_CHECKING:
+    from dynexit.methods.act import act
     from dynexit.methods.confidence_exits import confidence_exits
     from dynexit.methods.deep_thinking import deep_thinking
+    from dynexit.methods.fixed_depth import fixed_depth
     from dynexit.methods.pondernet import pondernet
     from dynexit.methods.recurrent_depth import recurrent_depth
 
-__all__ = ["confidence_exits", "deep_thinking", "pondernet", "recurrent_depth"]
+__all__ = [
+    "act",
+    "confidence_exits",
+    "deep_thinking",
+    "fixed_depth",
+    "pondernet",
+    "recurrent_depth",
+]
 __getattr__, __dir__ = attach(
     __name__,
     {
+        "act": "act",
         "confidence_exits": "confidence_exits",
         "deep_thinking": "deep_thinking",
+        "fixed_depth": "fixed_depth",
         "pondernet": "pondernet",
         "recurrent_depth": "recurrent_depth",
     },

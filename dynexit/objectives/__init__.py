@@ -6,7 +6,9 @@ from dynexit._lazy import attach
 
 if TYPE_CHECKING:
     from dynexit.objectives import weights
+    from dynexit.objectives.act import ActAccount, act_account, halting_sums
     from dynexit.objectives.distillation import distilled_cross_entropy, self_distillation
+    from dynexit.objectives.mixture import halting_mixture
     from dynexit.objectives.multi_exit import deep_supervision, multi_exit_cross_entropy, weighted
     from dynexit.objectives.ponder import (
         PonderLoss,
@@ -20,12 +22,16 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "ActAccount",
     "PonderLoss",
+    "act_account",
     "deep_supervision",
     "distilled_cross_entropy",
     "geometric_last",
     "geometric_renormalised",
     "halting_entropy",
+    "halting_mixture",
+    "halting_sums",
     "kl_posterior_prior",
     "kl_prior_posterior",
     "log_halting",
@@ -38,12 +44,16 @@ __all__ = [
 __getattr__, __dir__ = attach(
     __name__,
     {
+        "ActAccount": "act",
         "PonderLoss": "ponder",
+        "act_account": "act",
         "deep_supervision": "multi_exit",
         "distilled_cross_entropy": "distillation",
         "geometric_last": "ponder",
         "geometric_renormalised": "ponder",
         "halting_entropy": "ponder",
+        "halting_mixture": "mixture",
+        "halting_sums": "act",
         "kl_posterior_prior": "ponder",
         "kl_prior_posterior": "ponder",
         "log_halting": "ponder",

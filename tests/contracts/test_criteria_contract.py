@@ -51,6 +51,9 @@ CASES = {
     "not_before": Case(lambda d: criteria.not_before(d, criteria.margin_above(0.4)), (1, 2, 4), per_exit=False),
     "persistently": Case(lambda k: criteria.persistently(k, criteria.margin_above(0.3)), (1, 2, 3), per_exit=False),
     "decaying": Case(lambda t: criteria.decaying(criteria.margin_above, t, steps=E), (0.1, 0.5, 0.9), per_exit=False),
+    "halting_sampled": Case(  # what is drawn belongs to places in the batch
+        lambda d: criteria.not_before(d, criteria.halting_sampled(jax.random.key(3))), (1, 2, 4), per_exit=False, reads=""
+    ),
     "at_depth": Case(
         lambda d: criteria.at_depth(jnp.minimum(jnp.arange(1, B + 1) % 4 + d, E)), (1, 2, 3), per_exit=False, reads=""
     ),

@@ -6,11 +6,13 @@ import numpy as np
 import optax
 import pytest
 
-from dynexit.methods import confidence_exits, pondernet
+from dynexit.methods import act, confidence_exits, fixed_depth, pondernet
 from dynexit.objectives import (
+    act_account,
     deep_supervision,
     distilled_cross_entropy,
     geometric_last,
+    halting_sums,
     kl_posterior_prior,
     multi_exit_cross_entropy,
     ponder_loss,
@@ -30,6 +32,13 @@ def dictionary(logits, halting):
     return {"logits": logits, "halt_logit": halting}
 
 
+def averaged(logits, halting):
+    """The mean answer of ACT in the place of the last exit's."""
+    sums, wide = halting_sums(jax.nn.sigmoid(halting.astype(jnp.float32))), logits.astype(jnp.float32)
+    mean = (act_account(sums).weights[..., None] * wide).sum(axis=0, keepdims=True)
+    return {"logits": jnp.concatenate([wide[:-1], mean]), "accumulated": sums}
+
+
 # Each takes logits [E, B, C], labels [B], halting logits [E, B], and gives [B].
 OBJECTIVES = {
     "uniform": lambda z, y, h: deep_supervision(z, y, weights.uniform(len(z))),
@@ -39,6 +48,8 @@ OBJECTIVES = {
     "ponder": ponder,
     "method confidence_exits": lambda z, y, h: confidence_exits(distill=0.5).objective(z, y, DONE)[0],
     "method pondernet": lambda z, y, h: pondernet().objective(dictionary(z, h), y, DONE)[0],
+    "method act": lambda z, y, h: act(tau=0.0).objective(averaged(z, h), y, DONE)[0],  # the price is no mean of losses
+    "method fixed_depth": lambda z, y, h: fixed_depth().objective(z, y, DONE)[0],
 }
 every = pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES.keys())
 
