@@ -10,10 +10,11 @@ if TYPE_CHECKING:
     from dynexit.backbones.features import features
     from dynexit.backbones.gru import gru_ponder
     from dynexit.backbones.mlp import mlp
+    from dynexit.backbones.recursive import recursive
     from dynexit.backbones.resnet import resnet
     from dynexit.backbones.vit import vit
 
-__all__ = ["Adapted", "deep_thinking", "features", "from_linen", "from_nnx", "gru_ponder", "mlp", "resnet", "vit"]
+__all__ = ["Adapted", "deep_thinking", "features", "from_linen", "from_nnx", "gru_ponder", "mlp", "recursive", "resnet", "vit"]
 __getattr__, __dir__ = attach(
     __name__,
     {
@@ -24,6 +25,7 @@ __getattr__, __dir__ = attach(
         "from_nnx": "adapters",
         "gru_ponder": "gru",
         "mlp": "mlp",
+        "recursive": "recursive",
         "resnet": "resnet",
         "vit": "vit",
     },

@@ -1,0 +1,121 @@
+"""A tiny recursive network on 4x4 Sudoku, which stops once it says that its answer is right.
+
+    dynexit train experiments/sudoku_trm.py
+
+Hardware: two CPU cores. Expect: not measured yet.
+"""
+
+import dataclasses
+from typing import Literal
+
+import dynexit as dx
+from dynexit.core.settings import Calibration, Evaluation, Training, at_least, between
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """The net, its weights shared by all updates of latent and answer."""
+
+    width: int = 48
+    """D, features of a place"""
+    segments: int = 16
+    """at most, at inference"""
+    inner: int = 2
+    """latent updates a cycle"""
+    cycles: int = 2
+    """cycles a segment; the last carries the gradient"""
+
+    def faults(self) -> list[str]:
+        """Out-of-range values, one sentence each."""
+        return at_least(self, 1, "width", "segments", "inner", "cycles")
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """The puzzles."""
+
+    fewest: int = 4
+    """digits given, at least"""
+    most: int = 8
+    """digits given, at most"""
+    examples: int = 2000
+    """size of the calibration and of the test split; training draws afresh without end"""
+
+    def faults(self) -> list[str]:
+        """Out-of-range values, one sentence each."""
+        found = [] if self.fewest <= self.most <= 16 else [f"most must lie in {self.fewest}..16, got {self.most}"]
+        return found + at_least(self, 4, "fewest") + at_least(self, 1, "examples")
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """How it is trained, and when a row leaves."""
+
+    segments: int = 6
+    """segments in training"""
+    explore: float = 0.1
+    """fraction of rows that may not halt before a drawn number of segments"""
+    rule: Literal["right", "settled"] = "right"
+    """leave where the network says that it is right, or where its latent has settled"""
+
+    def faults(self) -> list[str]:
+        """Out-of-range values, one sentence each."""
+        return at_least(self, 1, "segments") + between(self, 0.0, 1.0, "explore")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """All settings of a run."""
+
+    model: Model = Model()
+    data: Data = Data()
+    method: Method = Method()
+    training: Training = Training(
+        steps=1000,
+        batch_size=64,
+        learning_rate=2e-3,
+        warmup=0.05,
+        weight_decay=0.1,
+        clip=1.0,
+        remat=False,
+        checkpoint_every=500,
+        log_every=20,
+    )
+    calibration: Calibration = Calibration(accept_loss=0.002)
+    evaluation: Evaluation = Evaluation(batch_size=200)
+    seed: int = 0
+    """of weights and of the puzzles drawn"""
+
+    def faults(self) -> list[str]:
+        """Out-of-range values, one sentence each."""
+        short = self.model.segments < self.method.segments
+        return [f"model.segments must be at least method.segments, got {self.model.segments}"] if short else []
+
+
+SMOKE = Settings(
+    model=Model(width=8, segments=3, inner=1),
+    data=Data(examples=64),
+    method=Method(segments=2),
+    training=Training(steps=4, batch_size=16, remat=False, checkpoint_every=4),
+    evaluation=Evaluation(batch_size=16, repeats=1, tune=False),
+)
+
+
+def build(settings: Settings):
+    """The experiment that the settings describe."""
+    from dynexit.data.sudoku import sudoku
+
+    model, data, method = settings.model, settings.data, settings.method
+    train, calibration, test = sudoku(2, (data.fewest, data.most), examples=data.examples)
+    return dx.Experiment(
+        model=dx.backbones.recursive(
+            16, 5, 4, width=model.width, segments=model.segments, inner=model.inner, cycles=model.cycles
+        ),
+        method=dx.methods.segments(method.segments, explore=method.explore, rule=method.rule),
+        train=train,
+        calibration=calibration,
+        test=test,
+        augment=None,
+        prepare=None,
+        classes=("1", "2", "3", "4"),
+    )
