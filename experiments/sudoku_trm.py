@@ -16,18 +16,20 @@ from dynexit.core.settings import Calibration, Evaluation, Training, at_least, b
 class Model:
     """The net, its weights shared by all updates of latent and answer."""
 
-    width: int = 48
+    width: int = 32
     """D, features of a place"""
+    layers: int = 1
+    """of the net"""
     segments: int = 16
     """at most, at inference"""
-    inner: int = 2
+    inner: int = 1
     """latent updates a cycle"""
     cycles: int = 2
     """cycles a segment; the last carries the gradient"""
 
     def faults(self) -> list[str]:
         """Out-of-range values, one sentence each."""
-        return at_least(self, 1, "width", "segments", "inner", "cycles")
+        return at_least(self, 1, "width", "layers", "segments", "inner", "cycles")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Data:
 
     fewest: int = 4
     """digits given, at least"""
-    most: int = 8
+    most: int = 6
     """digits given, at most"""
     examples: int = 2000
     """size of the calibration and of the test split; training draws afresh without end"""
@@ -53,7 +55,7 @@ class Method:
 
     segments: int = 6
     """segments in training"""
-    explore: float = 0.1
+    explore: float = 0.5
     """fraction of rows that may not halt before a drawn number of segments"""
     rule: Literal["right", "settled"] = "right"
     """leave where the network says that it is right, or where its latent has settled"""
@@ -71,18 +73,17 @@ class Settings:
     data: Data = Data()
     method: Method = Method()
     training: Training = Training(
-        steps=1000,
+        steps=700,
         batch_size=64,
-        learning_rate=2e-3,
-        warmup=0.05,
+        learning_rate=3e-3,
+        warmup=0.1,
         weight_decay=0.1,
         clip=1.0,
-        remat=False,
-        checkpoint_every=500,
+        checkpoint_every=350,
         log_every=20,
     )
     calibration: Calibration = Calibration(accept_loss=0.002)
-    evaluation: Evaluation = Evaluation(batch_size=200)
+    evaluation: Evaluation = Evaluation(batch_size=200, repeats=5)
     seed: int = 0
     """of weights and of the puzzles drawn"""
 
@@ -96,7 +97,7 @@ SMOKE = Settings(
     model=Model(width=8, segments=3, inner=1),
     data=Data(examples=64),
     method=Method(segments=2),
-    training=Training(steps=4, batch_size=16, remat=False, checkpoint_every=4),
+    training=Training(steps=4, batch_size=16, checkpoint_every=4),
     evaluation=Evaluation(batch_size=16, repeats=1, tune=False),
 )
 
@@ -109,7 +110,14 @@ def build(settings: Settings):
     train, calibration, test = sudoku(2, (data.fewest, data.most), examples=data.examples)
     return dx.Experiment(
         model=dx.backbones.recursive(
-            16, 5, 4, width=model.width, segments=model.segments, inner=model.inner, cycles=model.cycles
+            16,
+            5,
+            4,
+            width=model.width,
+            segments=model.segments,
+            inner=model.inner,
+            cycles=model.cycles,
+            layers=model.layers,
         ),
         method=dx.methods.segments(method.segments, explore=method.explore, rule=method.rule),
         train=train,

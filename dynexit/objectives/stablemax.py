@@ -24,7 +24,7 @@ def log_stablemax(logits: Array) -> Array:
     Source: Prieto et al. 2025, arXiv 2501.04697; HRM's and TRM's code adds 1e-30 to 1 - z, which changes nothing in float32.
     """
     z = widened(logits)
-    log_s = jnp.sign(z) * jnp.log1p(jnp.abs(z))
+    log_s = jnp.log1p(jnp.where(z >= 0, z, 0.0)) - jnp.log1p(jnp.where(z >= 0, 0.0, -z))  # its slope at 0 is 1
     return log_s - jax.nn.logsumexp(log_s, axis=-1, keepdims=True)
 
 
