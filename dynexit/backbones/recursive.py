@@ -1,4 +1,4 @@
-"""Recursive reasoners: a tiny network refines a latent and an answer, and says whether the answer is right (TRM; HRM's form too)."""
+"""Recursive reasoners: a tiny network refines a latent and an answer, and says whether that is right (TRM; HRM's form too)."""
 
 import dataclasses
 from typing import Literal
@@ -15,6 +15,7 @@ from dynexit.exits import run_full, tied_step
 Mixing = Literal["attention", "mlp"]
 Gradient = Literal["cycle", "last"]
 Nets = Literal[1, 2]
+
 
 def linear(features: int, x: Array, name: str) -> Array:
     """A matrix without bias on the last axis. Rows and places are one axis: the gradient is then quicker on a CPU by half."""
@@ -96,9 +97,9 @@ class Head(nn.Module):
 
     @nn.compact
     def __call__(self, y):
-        sure = nn.Dense(
-            1, dtype=y.dtype, name="halt", kernel_init=nn.initializers.zeros, bias_init=nn.initializers.constant(-5.0)
-        )(y.mean(axis=1))[:, 0]
+        sure = nn.Dense(1, dtype=y.dtype, name="halt", kernel_init=nn.initializers.zeros, bias_init=nn.initializers.constant(-5.0))(
+            y.mean(axis=1)
+        )[:, 0]
         return linear(self.classes, y, "logits"), sure
 
 
