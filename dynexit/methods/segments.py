@@ -156,7 +156,7 @@ def live_segments(sure: Array, least: Array) -> Array:
       >>> live_segments(jnp.array([[1.0, 1.0], [-1.0, -1.0], [2.0, 2.0], [0.0, 0.0]]), jnp.array([1, 2])).tolist()
       [[True, True], [False, True], [False, True], [False, False]]
     """
-    halts = (sure > 0) & (jnp.arange(1, len(sure) + 1)[:, None] >= least[None])
+    halts = ((sure > 0) & (jnp.arange(1, len(sure) + 1)[:, None] >= least[None])).astype(jnp.int32)
     before = jnp.cumsum(halts, axis=0) - halts  # times it halted at segments before this one
     return before == 0
 
