@@ -2,7 +2,10 @@
 
     dynexit train experiments/sudoku_trm.py
 
-Hardware: two CPU cores. Expect: not measured yet.
+Puzzles with 4 to 6 of 16 digits given; 11,137 parameters; a segment is 4 calls of a net of one layer; 6 in training, 16 at most.
+Hardware: one thread of a busy machine, 6.4 minutes of training. Expect: test puzzles solved exactly 99.9% at 16 segments (and at
+64), 89.0, 99.6, 99.8, 99.9% after 1, 2, 3, 6; at the operating point (leave where the network says 95% right) 99.8% in 1.42
+segments, 8.9% of the FLOPs; there puzzles of 2, 3, 4, 5 rounds of elimination take 1.0, 1.2, 1.8, 1.9 segments.
 """
 
 import dataclasses

@@ -12,10 +12,10 @@ from dynexit.exits.stream import is_tied
 PLACES, VOCABULARY, CLASSES, WIDTH, ROWS, SEGMENTS = 4, 5, 3, 8, 6, 3
 TOKENS = np.random.default_rng(0).integers(0, VOCABULARY, (ROWS, PLACES))
 FORMS = {
-    "trm": dict(inner=2, cycles=3),
+    "trm": dict(inner=2, cycles=2),
     "hrm": dict(inner=2, cycles=2, nets=2, gradient="last"),
     "attention": dict(inner=1, cycles=2, mixing="attention", heads=2),
-    "one cycle": dict(inner=2, cycles=1, layers=1),
+    "one cycle, two layers": dict(inner=1, cycles=1, layers=2),
     "one update, last": dict(inner=1, cycles=1, gradient="last"),
 }
 every_form = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())
