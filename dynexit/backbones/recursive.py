@@ -220,7 +220,7 @@ def recursive(
     if mixing == "attention" and width % heads:
         raise ValueError(f"`width` must be a multiple of the {heads} `heads`, got {width}")
     net = Net(layers, mixing, heads)
-    embedding, head = Embed(vocabulary, width, mixing == "attention"), Apply(Head(classes), "head")
+    embedding, head = Apply(Embed(vocabulary, width, mixing == "attention"), "embed"), Apply(Head(classes), "head")
     parts = ("net",) if nets == 1 else ("latent", "answer")
     segment = Segment(Apply(net, parts[0]), Apply(net, parts[-1]), inner, cycles, gradient)
 
@@ -230,7 +230,7 @@ def recursive(
         first = jax.random.truncated_normal(keys[0], -2.0, 2.0, (2, width))
         return {
             "start": {"y_embedding": first[0], "z_embedding": first[1]},  # as an embedding it is not decayed either
-            "embed": initial(embedding, keys[1], tokens),
+            "embed": initial(embedding.module, keys[1], tokens),
             "head": initial(head.module, keys[2], hidden),
             **{part: initial(net, key, hidden) for part, key in zip(parts, keys[3:], strict=True)},
         }
@@ -240,7 +240,7 @@ def recursive(
             raise ValueError(f"`inputs` must be tokens of shape [B, {places}], got {list(jnp.shape(tokens))}")
         if not jnp.issubdtype(jnp.result_type(tokens), jnp.integer):
             raise TypeError(f"`inputs` must be integers, got {jnp.result_type(tokens)}")
-        e = embedding.apply({"params": params["embed"]}, tokens)
+        e = embedding(params, tokens)
         first = jax.lax.stop_gradient(params["start"])
         y, z = (jnp.broadcast_to(first[name], e.shape) for name in ("y_embedding", "z_embedding"))
         return {"change": jnp.ones(e.shape[0], jnp.float32), "input": e, "y": y, "z": z}
