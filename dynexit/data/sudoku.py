@@ -37,7 +37,7 @@ def sudoku(
     Example:
       >>> batch = sudoku(clues=(4, 5)).train.batch(0, 7, 3)
       >>> batch["inputs"].shape, (batch["inputs"] > 0).sum(axis=1).tolist()
-      ((3, 16), [5, 4, 4])
+      ((3, 16), [5, 4, 5])
       >>> given = batch["inputs"] > 0
       >>> np.array_equal(batch["labels"][given] + 1, batch["inputs"][given])
       True
