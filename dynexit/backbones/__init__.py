@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from dynexit.backbones.gru import gru_ponder
     from dynexit.backbones.mlp import mlp
     from dynexit.backbones.recurrent_depth import recurrent_depth
+    from dynexit.backbones.recursive import recursive
     from dynexit.backbones.resnet import resnet
     from dynexit.backbones.universal_transformer import universal_transformer
     from dynexit.backbones.vit import vit
@@ -24,6 +25,7 @@ __all__ = [
     "gru_ponder",
     "mlp",
     "recurrent_depth",
+    "recursive",
     "resnet",
     "universal_transformer",
     "vit",
@@ -39,6 +41,7 @@ __getattr__, __dir__ = attach(
         "gru_ponder": "gru",
         "mlp": "mlp",
         "recurrent_depth": "recurrent_depth",
+        "recursive": "recursive",
         "resnet": "resnet",
         "universal_transformer": "universal_transformer",
         "vit": "vit",

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         parity,
         prefix_sums,
         prepare,
+        sudoku,
     )
     from dynexit.data.arrays import Splits, batch_indices, from_arrays, from_leaves, host_slice
     from dynexit.data.procedural import generated
@@ -48,6 +49,7 @@ __all__ = [
     "parity",
     "prefix_sums",
     "prepare",
+    "sudoku",
 ]
 
 __getattr__, __dir__ = attach(
@@ -65,6 +67,7 @@ __getattr__, __dir__ = attach(
         "parity": "",
         "prefix_sums": "",
         "prepare": "",
+        "sudoku": "",
         "Splits": "arrays",
         "batch_indices": "arrays",
         "from_arrays": "arrays",

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from dynexit.methods.fixed_depth import fixed_depth
     from dynexit.methods.pondernet import pondernet
     from dynexit.methods.recurrent_depth import recurrent_depth
+    from dynexit.methods.segments import segments
 
 __all__ = [
     "act",
@@ -19,6 +20,7 @@ __all__ = [
     "fixed_depth",
     "pondernet",
     "recurrent_depth",
+    "segments",
 ]
 __getattr__, __dir__ = attach(
     __name__,
@@ -29,5 +31,6 @@ __getattr__, __dir__ = attach(
         "fixed_depth": "fixed_depth",
         "pondernet": "pondernet",
         "recurrent_depth": "recurrent_depth",
+        "segments": "segments",
     },
 )

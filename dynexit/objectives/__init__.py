@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         log_halting,
         ponder_loss,
     )
+    from dynexit.objectives.stablemax import log_stablemax, stablemax_cross_entropy
 
 __all__ = [
     "ActAccount",
@@ -35,9 +36,11 @@ __all__ = [
     "kl_posterior_prior",
     "kl_prior_posterior",
     "log_halting",
+    "log_stablemax",
     "multi_exit_cross_entropy",
     "ponder_loss",
     "self_distillation",
+    "stablemax_cross_entropy",
     "weighted",
     "weights",
 ]
@@ -57,9 +60,11 @@ __getattr__, __dir__ = attach(
         "kl_posterior_prior": "ponder",
         "kl_prior_posterior": "ponder",
         "log_halting": "ponder",
+        "log_stablemax": "stablemax",
         "multi_exit_cross_entropy": "multi_exit",
         "ponder_loss": "ponder",
         "self_distillation": "distillation",
+        "stablemax_cross_entropy": "stablemax",
         "weighted": "multi_exit",
         "weights": "",
     },

@@ -1,0 +1,132 @@
+"""A tiny recursive network on 4x4 Sudoku, which stops once it says that its answer is right.
+
+    dynexit train experiments/sudoku_trm.py
+
+Puzzles with 4 to 6 of 16 digits given; 11,137 parameters; a segment is 4 calls of a net of one layer; 6 in training, 16 at most.
+Hardware: one thread of a busy machine, 6.4 minutes of training. Expect: test puzzles solved exactly 99.9% at 16 segments (and at
+64), 89.0, 99.6, 99.8, 99.9% after 1, 2, 3, 6; at the operating point (leave where the network says 95% right) 99.8% in 1.42
+segments, 8.9% of the FLOPs; there puzzles of 2, 3, 4, 5 rounds of elimination take 1.0, 1.2, 1.8, 1.9 segments.
+"""
+
+import dataclasses
+from typing import Literal
+
+import dynexit as dx
+from dynexit.core.settings import Calibration, Evaluation, Training, at_least, between
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """The net, its weights shared by all updates of latent and answer."""
+
+    width: int = 32
+    """D, features of a place"""
+    layers: int = 1
+    """of the net"""
+    segments: int = 16
+    """at most, at inference"""
+    inner: int = 1
+    """latent updates a cycle"""
+    cycles: int = 2
+    """cycles a segment; the last carries the gradient"""
+
+    def faults(self) -> list[str]:
+        """Out-of-range values, one sentence each."""
+        return at_least(self, 1, "width", "layers", "segments", "inner", "cycles")
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """The puzzles."""
+
+    fewest: int = 4
+    """digits given, at least"""
+    most: int = 6
+    """digits given, at most"""
+    examples: int = 2000
+    """size of the calibration and of the test split; training draws afresh without end"""
+
+    def faults(self) -> list[str]:
+        """Out-of-range values, one sentence each."""
+        found = [] if self.fewest <= self.most <= 16 else [f"most must lie in {self.fewest}..16, got {self.most}"]
+        return found + at_least(self, 4, "fewest") + at_least(self, 1, "examples")
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """How it is trained, and when a row leaves."""
+
+    segments: int = 6
+    """segments in training"""
+    explore: float = 0.5
+    """fraction of rows that may not halt before a drawn number of segments"""
+    rule: Literal["right", "settled"] = "right"
+    """leave where the network says that it is right, or where its latent has settled"""
+
+    def faults(self) -> list[str]:
+        """Out-of-range values, one sentence each."""
+        return at_least(self, 1, "segments") + between(self, 0.0, 1.0, "explore")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """All settings of a run."""
+
+    model: Model = Model()
+    data: Data = Data()
+    method: Method = Method()
+    training: Training = Training(
+        steps=700,
+        batch_size=64,
+        learning_rate=3e-3,
+        warmup=0.1,
+        weight_decay=0.1,
+        clip=1.0,
+        checkpoint_every=350,
+        log_every=20,
+    )
+    calibration: Calibration = Calibration(accept_loss=0.002)
+    evaluation: Evaluation = Evaluation(batch_size=200, repeats=5)
+    seed: int = 0
+    """of weights and of the puzzles drawn"""
+
+    def faults(self) -> list[str]:
+        """Out-of-range values, one sentence each."""
+        short = self.model.segments < self.method.segments
+        return [f"model.segments must be at least method.segments, got {self.model.segments}"] if short else []
+
+
+SMOKE = Settings(
+    model=Model(width=8, segments=3, inner=1),
+    data=Data(examples=64),
+    method=Method(segments=2),
+    training=Training(steps=4, batch_size=16, checkpoint_every=4),
+    evaluation=Evaluation(batch_size=16, repeats=1, tune=False),
+)
+
+
+def build(settings: Settings):
+    """The experiment that the settings describe."""
+    from dynexit.data.sudoku import sudoku
+
+    model, data, method = settings.model, settings.data, settings.method
+    train, calibration, test = sudoku(2, (data.fewest, data.most), examples=data.examples)
+    return dx.Experiment(
+        model=dx.backbones.recursive(
+            16,
+            5,
+            4,
+            width=model.width,
+            segments=model.segments,
+            inner=model.inner,
+            cycles=model.cycles,
+            layers=model.layers,
+        ),
+        method=dx.methods.segments(method.segments, explore=method.explore, rule=method.rule),
+        train=train,
+        calibration=calibration,
+        test=test,
+        augment=None,
+        prepare=None,
+        classes=("1", "2", "3", "4"),
+    )
