@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from dynexit.exits.bounded import run_bounded
     from dynexit.exits.chunks import stream_chunks
     from dynexit.exits.export import Artifact, export
+    from dynexit.exits.fixed_point import FixedPoint, begin_fixed_point, fixed_point, fixed_point_step, implicit, phantom
+    from dynexit.exits.mixing import Mixing, anderson, damped
     from dynexit.exits.replay import replay
     from dynexit.exits.run import run_all, run_full, run_until
     from dynexit.exits.sharded import run_sharded
@@ -20,10 +22,19 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Artifact",
+    "FixedPoint",
+    "Mixing",
     "Tiling",
     "Tuned",
+    "anderson",
+    "begin_fixed_point",
     "criteria",
+    "damped",
     "export",
+    "fixed_point",
+    "fixed_point_step",
+    "implicit",
+    "phantom",
     "replay",
     "run_all",
     "run_bounded",
@@ -42,10 +53,19 @@ __getattr__, __dir__ = attach(
     __name__,
     {
         "Artifact": "export",
+        "FixedPoint": "fixed_point",
+        "Mixing": "mixing",
         "Tiling": "tiling",
         "Tuned": "tune",
+        "anderson": "mixing",
+        "begin_fixed_point": "fixed_point",
         "criteria": "",
+        "damped": "mixing",
         "export": "export",
+        "fixed_point": "fixed_point",
+        "fixed_point_step": "fixed_point",
+        "implicit": "fixed_point",
+        "phantom": "fixed_point",
         "replay": "replay",
         "run_all": "run",
         "run_bounded": "bounded",
