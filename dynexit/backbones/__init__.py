@@ -7,18 +7,20 @@ from dynexit._lazy import attach
 if TYPE_CHECKING:
     from dynexit.backbones.adapters import Adapted, from_linen, from_nnx
     from dynexit.backbones.deep_thinking import deep_thinking
+    from dynexit.backbones.equilibrium import equilibrium
     from dynexit.backbones.features import features
     from dynexit.backbones.gru import gru_ponder
     from dynexit.backbones.mlp import mlp
     from dynexit.backbones.resnet import resnet
     from dynexit.backbones.vit import vit
 
-__all__ = ["Adapted", "deep_thinking", "features", "from_linen", "from_nnx", "gru_ponder", "mlp", "resnet", "vit"]
+__all__ = ["Adapted", "deep_thinking", "equilibrium", "features", "from_linen", "from_nnx", "gru_ponder", "mlp", "resnet", "vit"]
 __getattr__, __dir__ = attach(
     __name__,
     {
         "Adapted": "adapters",
         "deep_thinking": "deep_thinking",
+        "equilibrium": "equilibrium",
         "features": "features",
         "from_linen": "adapters",
         "from_nnx": "adapters",

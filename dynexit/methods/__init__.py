@@ -7,9 +7,16 @@ from dynexit._lazy import attach
 if TYPE_CHECKING:
     from dynexit.methods.confidence_exits import confidence_exits
     from dynexit.methods.deep_thinking import deep_thinking
+    from dynexit.methods.equilibrium import equilibrium
     from dynexit.methods.pondernet import pondernet
 
-__all__ = ["confidence_exits", "deep_thinking", "pondernet"]
+__all__ = ["confidence_exits", "deep_thinking", "equilibrium", "pondernet"]
 __getattr__, __dir__ = attach(
-    __name__, {"confidence_exits": "confidence_exits", "deep_thinking": "deep_thinking", "pondernet": "pondernet"}
+    __name__,
+    {
+        "confidence_exits": "confidence_exits",
+        "deep_thinking": "deep_thinking",
+        "equilibrium": "equilibrium",
+        "pondernet": "pondernet",
+    },
 )
