@@ -17,9 +17,9 @@ class Model:
 
     patch: int = 2
     """pixels per side of a patch"""
-    width: int = 64
+    width: int = 48
     """channels"""
-    steps: int = 24
+    steps: int = 16
     """iterations at most, in training too"""
     anderson: int = 0
     """iterates that Anderson's mixing keeps; 0 for the plain iteration"""
@@ -52,7 +52,7 @@ class Settings:
 
     model: Model = Model()
     method: Method = Method()
-    training: Training = Training(steps=400, batch_size=64, learning_rate=3e-3, checkpoint_every=200)
+    training: Training = Training(steps=250, batch_size=64, learning_rate=3e-3, checkpoint_every=125)
     calibration: Calibration = Calibration(accept_loss=0.0, accept_flips=0.003)
     evaluation: Evaluation = Evaluation(batch_size=128)
     seed: int = 0

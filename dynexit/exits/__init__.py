@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from dynexit.exits.export import Artifact, export
     from dynexit.exits.fixed_point import FixedPoint, begin_fixed_point, fixed_point, fixed_point_step, implicit, phantom
     from dynexit.exits.mixing import Mixing, anderson, damped
+    from dynexit.exits.newton_scan import Recurrence, affine_scan, newton_scan
     from dynexit.exits.replay import replay
     from dynexit.exits.run import run_all, run_full, run_until
     from dynexit.exits.sharded import run_sharded
@@ -24,8 +25,10 @@ __all__ = [
     "Artifact",
     "FixedPoint",
     "Mixing",
+    "Recurrence",
     "Tiling",
     "Tuned",
+    "affine_scan",
     "anderson",
     "begin_fixed_point",
     "criteria",
@@ -34,6 +37,7 @@ __all__ = [
     "fixed_point",
     "fixed_point_step",
     "implicit",
+    "newton_scan",
     "phantom",
     "replay",
     "run_all",
@@ -55,8 +59,10 @@ __getattr__, __dir__ = attach(
         "Artifact": "export",
         "FixedPoint": "fixed_point",
         "Mixing": "mixing",
+        "Recurrence": "newton_scan",
         "Tiling": "tiling",
         "Tuned": "tune",
+        "affine_scan": "newton_scan",
         "anderson": "mixing",
         "begin_fixed_point": "fixed_point",
         "criteria": "",
@@ -65,6 +71,7 @@ __getattr__, __dir__ = attach(
         "fixed_point": "fixed_point",
         "fixed_point_step": "fixed_point",
         "implicit": "fixed_point",
+        "newton_scan": "newton_scan",
         "phantom": "fixed_point",
         "replay": "replay",
         "run_all": "run",
