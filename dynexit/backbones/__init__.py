@@ -11,10 +11,23 @@ if TYPE_CHECKING:
     from dynexit.backbones.features import features
     from dynexit.backbones.gru import gru_ponder
     from dynexit.backbones.mlp import mlp
+    from dynexit.backbones.pararnn import para_gru
     from dynexit.backbones.resnet import resnet
     from dynexit.backbones.vit import vit
 
-__all__ = ["Adapted", "deep_thinking", "equilibrium", "features", "from_linen", "from_nnx", "gru_ponder", "mlp", "resnet", "vit"]
+__all__ = [
+    "Adapted",
+    "deep_thinking",
+    "equilibrium",
+    "features",
+    "from_linen",
+    "from_nnx",
+    "gru_ponder",
+    "mlp",
+    "para_gru",
+    "resnet",
+    "vit",
+]
 __getattr__, __dir__ = attach(
     __name__,
     {
@@ -26,6 +39,7 @@ __getattr__, __dir__ = attach(
         "from_nnx": "adapters",
         "gru_ponder": "gru",
         "mlp": "mlp",
+        "para_gru": "pararnn",
         "resnet": "resnet",
         "vit": "vit",
     },
