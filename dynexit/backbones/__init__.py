@@ -6,6 +6,7 @@ from dynexit._lazy import attach
 
 if TYPE_CHECKING:
     from dynexit.backbones.adapters import Adapted, from_linen, from_nnx
+    from dynexit.backbones.block_recurrent import block_recurrent
     from dynexit.backbones.deep_thinking import deep_thinking
     from dynexit.backbones.equilibrium import equilibrium
     from dynexit.backbones.features import features
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Adapted",
+    "block_recurrent",
     "deep_thinking",
     "equilibrium",
     "features",
@@ -42,5 +44,6 @@ __getattr__, __dir__ = attach(
         "para_gru": "pararnn",
         "resnet": "resnet",
         "vit": "vit",
+        "block_recurrent": "block_recurrent",
     },
 )

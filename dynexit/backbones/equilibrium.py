@@ -1,6 +1,7 @@
 """A small convolutional cell whose fixed point is the answer (deep equilibrium): as deep as its iteration takes to settle."""
 
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -104,7 +105,7 @@ def equilibrium(
 
     def begin(params, images):
         check_input(images, image, "images")
-        x = embed.apply({"params": params["embed"]}, images)
+        x: Any = embed.apply({"params": params["embed"]}, images)
         return begin_fixed_point(x, jnp.zeros_like(x), mixing)
 
     names = tuple(f"step{i:03d}" for i in range(steps))

@@ -1,5 +1,7 @@
 """Gated recurrent layers whose time axis is solved in parallel (ParaRNN), with an exit after every block."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -137,7 +139,7 @@ def para_gru(
 
     def begin(params: PyTree, x: Array) -> PyTree:
         check_input(x, (length, channels), "sequences")
-        x = embed.clone(dtype=x.dtype).apply({"params": params["embed"]}, x)
-        return {"x": x, "newton_residual": jnp.zeros(x.shape[0], x.dtype)}
+        projected: Any = embed.clone(dtype=x.dtype).apply({"params": params["embed"]}, x)
+        return {"x": projected, "newton_residual": jnp.zeros(x.shape[0], x.dtype)}
 
     return Model(init, begin, lambda params: stacked_step(block, head, params["blocks"]), depth, block_names(depth))

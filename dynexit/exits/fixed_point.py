@@ -94,7 +94,9 @@ def fixed_point(
     return found._replace(state=implicit(f, params, x, found.state, most_back, tolerance_back, mixing))
 
 
-def implicit(f: Map, params: PyTree, x: PyTree, z: Array, most: int = 40, tolerance: Any = 1e-3, mixing: Mixing | None = None):
+def implicit(
+    f: Map, params: PyTree, x: PyTree, z: Array, most: int = 40, tolerance: Any = 1e-3, mixing: Mixing | None = None
+) -> Array:
     """A fixed point that someone found, with the gradient of the implicit function theorem.
 
     Args:
@@ -172,8 +174,8 @@ def begin_fixed_point(x: PyTree, z: Array, mixing: Mixing | None = None) -> dict
 
 
 def relative_residual(z: Array, value: Array) -> Array:
-    """||f(z) - z|| / ||f(z)|| over all axes but the first, float32 `[b]`; 0 where both are 0, NaN where one is."""
-    z, value = (a.astype(jnp.float32).reshape(a.shape[0], -1) for a in (z, value))
+    """||f(z) - z|| / ||f(z)|| over all axes but the first, float32 `[b]`, a constant to gradients; 0 where both are 0."""
+    z, value = (lax.stop_gradient(a).astype(jnp.float32).reshape(a.shape[0], -1) for a in (z, value))
     moved, size = jnp.linalg.norm(value - z, axis=-1), jnp.linalg.norm(value, axis=-1)
     return jnp.where((moved == 0) & (size == 0), 0.0, moved / size)
 
@@ -223,7 +225,7 @@ def _solve(g: Callable[[Array], Array], z: Array, most: int, tolerance: Array, m
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _implicit(f, most, mixing, params, x, z, tolerance):
+def _implicit(f, most, mixing, params, x, z, tolerance) -> Any:
     return z
 
 

@@ -9,8 +9,9 @@ if TYPE_CHECKING:
     from dynexit.methods.deep_thinking import deep_thinking
     from dynexit.methods.equilibrium import equilibrium
     from dynexit.methods.pondernet import pondernet
+    from dynexit.methods.raptor import raptor
 
-__all__ = ["confidence_exits", "deep_thinking", "equilibrium", "pondernet"]
+__all__ = ["confidence_exits", "deep_thinking", "equilibrium", "pondernet", "raptor"]
 __getattr__, __dir__ = attach(
     __name__,
     {
@@ -18,5 +19,6 @@ __getattr__, __dir__ = attach(
         "deep_thinking": "deep_thinking",
         "equilibrium": "equilibrium",
         "pondernet": "pondernet",
+        "raptor": "raptor",
     },
 )
