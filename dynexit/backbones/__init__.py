@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from dynexit.backbones.features import features
     from dynexit.backbones.gru import gru_ponder
     from dynexit.backbones.mlp import mlp
+    from dynexit.backbones.neural_ode import neural_ode
     from dynexit.backbones.pararnn import para_gru
     from dynexit.backbones.resnet import resnet
     from dynexit.backbones.vit import vit
@@ -26,6 +27,7 @@ __all__ = [
     "from_nnx",
     "gru_ponder",
     "mlp",
+    "neural_ode",
     "para_gru",
     "resnet",
     "vit",
@@ -34,6 +36,7 @@ __getattr__, __dir__ = attach(
     __name__,
     {
         "Adapted": "adapters",
+        "block_recurrent": "block_recurrent",
         "deep_thinking": "deep_thinking",
         "equilibrium": "equilibrium",
         "features": "features",
@@ -41,9 +44,9 @@ __getattr__, __dir__ = attach(
         "from_nnx": "adapters",
         "gru_ponder": "gru",
         "mlp": "mlp",
+        "neural_ode": "neural_ode",
         "para_gru": "pararnn",
         "resnet": "resnet",
         "vit": "vit",
-        "block_recurrent": "block_recurrent",
     },
 )

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from dynexit.exits.fixed_point import FixedPoint, begin_fixed_point, fixed_point, fixed_point_step, implicit, phantom
     from dynexit.exits.mixing import Mixing, anderson, damped
     from dynexit.exits.newton_scan import Recurrence, affine_scan, newton_scan
+    from dynexit.exits.ode import Solver, begin_ode, ode_step
     from dynexit.exits.replay import replay
     from dynexit.exits.run import run_all, run_full, run_until
     from dynexit.exits.sharded import run_sharded
@@ -26,11 +27,13 @@ __all__ = [
     "FixedPoint",
     "Mixing",
     "Recurrence",
+    "Solver",
     "Tiling",
     "Tuned",
     "affine_scan",
     "anderson",
     "begin_fixed_point",
+    "begin_ode",
     "criteria",
     "damped",
     "export",
@@ -38,6 +41,7 @@ __all__ = [
     "fixed_point_step",
     "implicit",
     "newton_scan",
+    "ode_step",
     "phantom",
     "replay",
     "run_all",
@@ -60,11 +64,13 @@ __getattr__, __dir__ = attach(
         "FixedPoint": "fixed_point",
         "Mixing": "mixing",
         "Recurrence": "newton_scan",
+        "Solver": "ode",
         "Tiling": "tiling",
         "Tuned": "tune",
         "affine_scan": "newton_scan",
         "anderson": "mixing",
         "begin_fixed_point": "fixed_point",
+        "begin_ode": "ode",
         "criteria": "",
         "damped": "mixing",
         "export": "export",
@@ -72,6 +78,7 @@ __getattr__, __dir__ = attach(
         "fixed_point_step": "fixed_point",
         "implicit": "fixed_point",
         "newton_scan": "newton_scan",
+        "ode_step": "ode",
         "phantom": "fixed_point",
         "replay": "replay",
         "run_all": "run",
