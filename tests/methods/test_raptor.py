@@ -150,6 +150,7 @@ def test_a_block_recurrent_teacher_is_found_out_and_copied():
     np.testing.assert_allclose(rollout(copied, states, np.arange(6) == 0)["state"], states[1:], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_two_phases_are_learned_by_two_blocks_and_not_by_one():
     two, one = distilled((3, 3)), distilled((6,))
     assert two < 0.05 and one > 2 * two, (two, one)
