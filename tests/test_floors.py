@@ -28,8 +28,9 @@ PLACES = {
     "wandb": "training",
     "tensorflow_datasets": "data",
     "matplotlib": "analysis",
+    "diffrax": "exits",
 }
-LAZY = {"wandb", "tensorflow_datasets", "matplotlib"}
+LAZY = {"wandb", "tensorflow_datasets", "matplotlib", "diffrax"}
 # What may hold a loop over blocks. Elsewhere below it a loop over something else is welcome (bisection, a sweep over exits).
 NO_DEPTH_LOOPS = {"backbones", "methods", "training", "decoding"}
 LOOPS = {"while_loop", "fori_loop", "scan"}

@@ -9,6 +9,7 @@ import pytest
 
 OPTIONAL = (
     "flax", "optax", "orbax", "wandb", "tensorflow_datasets", "array_record", "matplotlib", "tyro", "sklearn", "tqdm", "rich",
+    "diffrax", "optimistix",
 )  # fmt: skip
 
 BLOCK = f"""
@@ -87,4 +88,4 @@ def test_no_package_loads_what_only_some_of_its_functions_need(package):
     """
     loaded = run(program, blocked=False).split()
     assert "dynexit" in loaded
-    assert not set(loaded) & {"wandb", "tensorflow_datasets", "matplotlib"}
+    assert not set(loaded) & {"wandb", "tensorflow_datasets", "matplotlib", "diffrax"}

@@ -9,21 +9,25 @@ if TYPE_CHECKING:
     from dynexit.analysis.costs import RowCosts, costs_of
     from dynexit.analysis.evaluation import Evaluated, evaluate
     from dynexit.analysis.latency import Timing, measure
+    from dynexit.analysis.phases import Phases, phases, similarity
     from dynexit.analysis.predictions import predict, prepared
     from dynexit.analysis.reporting import markdown, report, summary
 
 __all__ = [
     "Evaluated",
+    "Phases",
     "RowCosts",
     "Timing",
     "costs_of",
     "evaluate",
     "markdown",
     "measure",
+    "phases",
     "plots",
     "predict",
     "prepared",
     "report",
+    "similarity",
     "summary",
 ]
 
@@ -42,5 +46,8 @@ __getattr__, __dir__ = attach(
         "markdown": "reporting",
         "report": "reporting",
         "summary": "reporting",
+        "Phases": "phases",
+        "phases": "phases",
+        "similarity": "phases",
     },
 )

@@ -6,10 +6,14 @@ from dynexit._lazy import attach
 
 if TYPE_CHECKING:
     from dynexit.backbones.adapters import Adapted, from_linen, from_nnx
+    from dynexit.backbones.block_recurrent import block_recurrent
     from dynexit.backbones.deep_thinking import deep_thinking
+    from dynexit.backbones.equilibrium import equilibrium
     from dynexit.backbones.features import features
     from dynexit.backbones.gru import gru_ponder
     from dynexit.backbones.mlp import mlp
+    from dynexit.backbones.neural_ode import neural_ode
+    from dynexit.backbones.pararnn import para_gru
     from dynexit.backbones.recurrent_depth import recurrent_depth
     from dynexit.backbones.recursive import recursive
     from dynexit.backbones.resnet import resnet
@@ -18,12 +22,16 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Adapted",
+    "block_recurrent",
     "deep_thinking",
+    "equilibrium",
     "features",
     "from_linen",
     "from_nnx",
     "gru_ponder",
     "mlp",
+    "neural_ode",
+    "para_gru",
     "recurrent_depth",
     "recursive",
     "resnet",
@@ -34,12 +42,16 @@ __getattr__, __dir__ = attach(
     __name__,
     {
         "Adapted": "adapters",
+        "block_recurrent": "block_recurrent",
         "deep_thinking": "deep_thinking",
+        "equilibrium": "equilibrium",
         "features": "features",
         "from_linen": "adapters",
         "from_nnx": "adapters",
         "gru_ponder": "gru",
         "mlp": "mlp",
+        "neural_ode": "neural_ode",
+        "para_gru": "pararnn",
         "recurrent_depth": "recurrent_depth",
         "recursive": "recursive",
         "resnet": "resnet",

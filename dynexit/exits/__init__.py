@@ -10,6 +10,10 @@ if TYPE_CHECKING:
     from dynexit.exits.bounded import run_bounded
     from dynexit.exits.chunks import stream_chunks
     from dynexit.exits.export import Artifact, export
+    from dynexit.exits.fixed_point import FixedPoint, begin_fixed_point, fixed_point, fixed_point_step, implicit, phantom
+    from dynexit.exits.mixing import Mixing, anderson, damped
+    from dynexit.exits.newton_scan import Recurrence, affine_scan, newton_scan
+    from dynexit.exits.ode import Solver, begin_ode, ode_step
     from dynexit.exits.places import Places, by_place
     from dynexit.exits.replay import replay
     from dynexit.exits.run import run_all, run_full, run_until
@@ -22,15 +26,30 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Artifact",
+    "FixedPoint",
+    "Mixing",
     "Places",
+    "Recurrence",
+    "Solver",
     "Tiling",
     "Tuned",
+    "affine_scan",
+    "anderson",
     "averaged",
     "averaged_step",
     "averaging_state",
+    "begin_fixed_point",
+    "begin_ode",
     "by_place",
     "criteria",
+    "damped",
     "export",
+    "fixed_point",
+    "fixed_point_step",
+    "implicit",
+    "newton_scan",
+    "ode_step",
+    "phantom",
     "replay",
     "run_all",
     "run_bounded",
@@ -49,15 +68,30 @@ __getattr__, __dir__ = attach(
     __name__,
     {
         "Artifact": "export",
+        "FixedPoint": "fixed_point",
+        "Mixing": "mixing",
         "Places": "places",
+        "Recurrence": "newton_scan",
+        "Solver": "ode",
         "Tiling": "tiling",
         "Tuned": "tune",
+        "affine_scan": "newton_scan",
+        "anderson": "mixing",
         "averaged": "averaging",
         "averaged_step": "averaging",
         "averaging_state": "averaging",
+        "begin_fixed_point": "fixed_point",
+        "begin_ode": "ode",
         "by_place": "places",
         "criteria": "",
+        "damped": "mixing",
         "export": "export",
+        "fixed_point": "fixed_point",
+        "fixed_point_step": "fixed_point",
+        "implicit": "fixed_point",
+        "newton_scan": "newton_scan",
+        "ode_step": "ode",
+        "phantom": "fixed_point",
         "replay": "replay",
         "run_all": "run",
         "run_bounded": "bounded",

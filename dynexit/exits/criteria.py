@@ -3,8 +3,8 @@
 A threshold is a scalar, or `[E-1]` with one value an exit (the last exit takes everyone); a temperature is a scalar or `[E]`. Both
 are traced, so changing them never recompiles. Comparisons are strict and scores float32, so a NaN never leaves.
 
-A rule reads the logits `[b, C]` where the output is a bare array, and else the output's key "logits", "gate", "halt_logit" or
-"hidden". `read(output)` replaces that; pass the same function each time, for another function is another program.
+A rule reads the logits `[b, C]` where the output is a bare array, and else the output's key "logits", "gate", "halt_logit",
+"hidden" or "residual". `read(output)` replaces that; pass the same function each time, for another function is another program.
 Where a row has an answer at each of its places (logits `[b, ..., C]`), it leaves once every place would.
 """
 
@@ -21,13 +21,18 @@ from dynexit.exits import scores
 from dynexit.exits.combinators import all_of, any_of, clipped_decay, count, decaying, not_before, persistently, scaled_decay
 from dynexit.exits.halting import cumulative_halting_above, gate_above, halting_sum_above
 from dynexit.exits.reading import Read, at, at_every_place, beside, no_memory, read_logits, threshold_and_temperature
+<<<<<<< HEAD
 from dynexit.exits.sampled import halting_sampled
 from dynexit.exits.settling import divergence_below, patience, saturation_above
+=======
+from dynexit.exits.settling import change_below, divergence_below, patience, residual_below, saturation_above
+>>>>>>> solvers
 
 __all__ = [
     "all_of",
     "any_of",
     "at_depth",
+    "change_below",
     "clipped_decay",
     "cumulative_halting_above",
     "decaying",
@@ -42,6 +47,7 @@ __all__ = [
     "not_before",
     "patience",
     "persistently",
+    "residual_below",
     "saturation_above",
     "scaled_decay",
 ]

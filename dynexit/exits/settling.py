@@ -1,4 +1,4 @@
-"""Exit rules that compare an exit with the one before: the row leaves when its answer has settled."""
+"""Exit rules that compare an exit with the one before, or read how far a step moved: the row leaves when it has settled."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -16,8 +16,10 @@ from dynexit.exits.reading import (
     at_every_place,
     beside,
     exits_of,
+    no_memory,
     read_key,
     read_logits,
+    read_per_row,
     threshold_and_temperature,
     threshold_leaf,
 )
@@ -98,6 +100,51 @@ def saturation_above(threshold: Any, read: Read = None) -> Criterion:
     return Criterion(Partial(_Template("hidden", read)), update, exits=exits_of(threshold), templated=True)
 
 
+def change_below(threshold: Any, read: Read = None) -> Criterion:
+    """Leaves when the hidden state has stopped moving, ||h_i - h_{i-1}|| / ||h_i|| < threshold; never at the first exit.
+
+    Args:
+      threshold: at least 0 (0 is never passed), scalar or `[E-1]`.
+      read: `read(output) -> hidden [b, ...]`; None for the key "hidden". All axes but the first make one vector.
+
+    Returns:
+      `Criterion` that remembers the hidden state of the exit before, float32 `[b, ...]`.
+
+    Example:
+      >>> import dynexit as dx
+      >>> hidden = jnp.array([[[1.0, 0.0]], [[0.0, 1.0]], [[0.1, 1.0]]])  # [E=3, B=1, D=2]
+      >>> dx.replay(dx.criteria.change_below(0.2), {"hidden": hidden}).exit
+      Array([2], dtype=int32)
+
+    Source: the usual stop of a fixed-point iteration; as an exit rule Geiping et al. 2025 (recurrent depth), on the latent state.
+    """
+    threshold = threshold_leaf(threshold)
+    update = Partial(_Change(read), threshold)
+    return Criterion(Partial(_Template("hidden", read)), update, exits=exits_of(threshold), templated=True)
+
+
+def residual_below(threshold: Any, read: Read = None) -> Criterion:
+    """Leaves when the step's own residual is small enough, ||f(z) - z|| / ||f(z)|| < threshold; may leave at the first exit.
+
+    Args:
+      threshold: at least 0 (0 is never passed), scalar or `[E-1]`.
+      read: `read(output) -> residual [b]`; None for the key "residual", as `dx.exits.fixed_point_step` reports it.
+
+    Returns:
+      `Criterion` without memory.
+
+    Example:
+      >>> import dynexit as dx
+      >>> outputs = {"residual": jnp.array([[0.5], [0.02], [0.001]])}  # [E=3, B=1]
+      >>> dx.replay(dx.criteria.residual_below(0.05), outputs).exit
+      Array([1], dtype=int32)
+
+    Source: Bai et al. 2019, deep equilibrium models; there one stop for the whole batch.
+    """
+    threshold = threshold_leaf(threshold)
+    return Criterion(no_memory, Partial(_Residual(read), threshold), exits=exits_of(threshold))
+
+
 class Streak(NamedTuple):
     """What `patience` remembers: the last prediction, int32 `[b, ...]`, -1 for none, and the agreements so far, int32 `[b]`."""
 
@@ -157,3 +204,22 @@ class _Saturation:
         norms = jnp.linalg.norm(new, axis=-1) * jnp.linalg.norm(old, axis=-1)
         cosine = (new * old).sum(-1) / jnp.where(norms == 0, 1.0, norms)
         return (cosine > at(threshold, i)) & (i > 0), hidden
+
+
+@dataclasses.dataclass(frozen=True)
+class _Change:
+    read: Read
+
+    def __call__(self, threshold, i, output, memory):
+        hidden = read_key(output, "hidden", self.read).astype(jnp.float32)
+        new, old = hidden.reshape(hidden.shape[0], -1), memory.reshape(memory.shape[0], -1)
+        moved, size = jnp.linalg.norm(new - old, axis=-1), jnp.linalg.norm(new, axis=-1)
+        return (moved < at(threshold, i) * size) & (i > 0), hidden
+
+
+@dataclasses.dataclass(frozen=True)
+class _Residual:
+    read: Read
+
+    def __call__(self, threshold, i, output, memory):
+        return read_per_row(output, "residual", self.read) < at(threshold, i), memory

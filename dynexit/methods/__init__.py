@@ -8,8 +8,10 @@ if TYPE_CHECKING:
     from dynexit.methods.act import act
     from dynexit.methods.confidence_exits import confidence_exits
     from dynexit.methods.deep_thinking import deep_thinking
+    from dynexit.methods.equilibrium import equilibrium
     from dynexit.methods.fixed_depth import fixed_depth
     from dynexit.methods.pondernet import pondernet
+    from dynexit.methods.raptor import raptor
     from dynexit.methods.recurrent_depth import recurrent_depth
     from dynexit.methods.segments import segments
 
@@ -17,8 +19,10 @@ __all__ = [
     "act",
     "confidence_exits",
     "deep_thinking",
+    "equilibrium",
     "fixed_depth",
     "pondernet",
+    "raptor",
     "recurrent_depth",
     "segments",
 ]
@@ -28,8 +32,10 @@ __getattr__, __dir__ = attach(
         "act": "act",
         "confidence_exits": "confidence_exits",
         "deep_thinking": "deep_thinking",
+        "equilibrium": "equilibrium",
         "fixed_depth": "fixed_depth",
         "pondernet": "pondernet",
+        "raptor": "raptor",
         "recurrent_depth": "recurrent_depth",
         "segments": "segments",
     },

@@ -44,6 +44,8 @@ CASES = {
     "halting_sum": Case(criteria.halting_sum_above, (0.4, 0.8, 1.5), reads="halt_logit"),
     "divergence": Case(criteria.divergence_below, (1.0, 0.2, 0.02)),
     "saturation": Case(criteria.saturation_above, (0.0, 0.5, 0.9), reads="hidden"),
+    "change": Case(criteria.change_below, (1.5, 0.9, 0.5), reads="hidden"),
+    "residual": Case(criteria.residual_below, (0.8, 0.3, 0.1), reads="residual"),
     "any_of": Case(lambda t: criteria.any_of(criteria.margin_above(t), criteria.patience(3)), (0.1, 0.5, 0.9), per_exit=False),
     "all_of": Case(
         lambda t: criteria.all_of(criteria.margin_above(t), criteria.divergence_below(0.5)), (0.1, 0.3, 0.9), per_exit=False
@@ -72,13 +74,14 @@ every_case_with_thresholds = cases(lambda case: case.per_exit)
 
 def stored(seed=0):
     """Outputs `[E, B, ...]`; rows differ in how sure they are and how quickly they settle."""
-    keys = jax.random.split(jax.random.key(seed), 4)
+    keys = [*jax.random.split(jax.random.key(seed), 4), jax.random.key(seed + 1)]
     sure = jnp.linspace(0.2, 1.5, B)[None, :, None] * jnp.linspace(0.5, 3.0, E)[:, None, None]
     return {
         "logits": jax.random.normal(keys[0], (1, B, C)) * sure + 0.4 * jax.random.normal(keys[1], (E, B, C)),
         "gate": jax.random.uniform(keys[2], (E, B)),
         "halt_logit": jax.random.normal(keys[3], (E, B)) - 0.7,
         "hidden": jnp.cumsum(jax.random.normal(keys[1], (E, B, D)), axis=0),
+        "residual": jax.random.uniform(keys[4], (E, B)),
     }
 
 
@@ -228,7 +231,9 @@ def test_every_rule_of_the_namespace_is_in_the_battery():
 @cases(lambda case: case.reads)  # `at_depth` with a depth a row is for its own number of rows
 def test_any_number_of_rows(case):
     """As `dx.export` traces it."""
-    step = dx.Step(lambda i: (), lambda w, i, h: (h, {"logits": h, "hidden": h, "gate": h[:, 0], "halt_logit": h[:, 0]}))
+    step = dx.Step(
+        lambda i: (), lambda w, i, h: (h, {"logits": h, "hidden": h, "gate": h[:, 0], "halt_logit": h[:, 0], "residual": h[:, 0]})
+    )
     state = jax.ShapeDtypeStruct((*jax.export.symbolic_shape("b"), C), jnp.float32)
     halted = jax.eval_shape(lambda state: dx.run_until(step, state, E, case.make(case.settings[1])), state)
     assert halted.exit.shape == state.shape[:1]

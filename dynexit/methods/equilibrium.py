@@ -1,0 +1,113 @@
+"""Deep equilibrium: trained at the fixed point of its step, whatever way led there, and left once the residual is small."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from dynexit.core.types import Array, Criterion, Method, Model, PyTree, Step
+from dynexit.exits import criteria, implicit, phantom, run_until
+from dynexit.methods.answers import accuracy, logits_of, predict
+from dynexit.objectives import multi_exit_cross_entropy
+
+THRESHOLDS = (0.0, *(float(10.0**e) for e in np.arange(-4.0, 0.1, 0.125)))  # 0 is never passed: full depth
+
+
+def equilibrium(
+    tolerance: float = 1e-3,
+    tolerance_back: float | None = None,
+    unrolled: int = 0,
+    damping: float = 0.0,
+    jacobian: float = 0.0,
+    label_smoothing: float = 0.0,
+    thresholds: Any = THRESHOLDS,
+) -> Method:
+    """The loss at the fixed point, with the gradient of the implicit function theorem or of a few last steps.
+
+    Training: z* from the engine, each row stopped at ||f(z) - z|| / ||f(z)|| < tolerance or at full depth;
+    L_b = CE(head(f(z*))) + jacobian ||v^T df/dz||^2 / n, v ~ N(0, 1), n the size of z. Inference: leave at the first residual
+    below t.
+
+    Args:
+      tolerance: of the forward solve in training.
+      tolerance_back: of the adjoint solve, of as many iterations at most; None for `tolerance`.
+      unrolled: 0 for the implicit gradient; k for the gradient of the last k steps alone ("phantom"), cheaper and biased.
+      damping: of the phantom's steps.
+      jacobian: weight of the penalty that keeps the iteration convergent; published values 0.1 to 1.
+      label_smoothing: in 0..1.
+      thresholds: candidates for t, `[K]`, at least 0; 0 is full depth and must be among them.
+
+    Returns:
+      `Method`. The model is weight-tied, its state has the entry "z" and its outputs "logits" `[E, B, C]` and "residual" `[E, B]`
+      (`dx.exits.fixed_point_step`, `dx.backbones.equilibrium`); a point is `{"threshold": []}`. Metrics: steps, residual, both
+      of the last evaluation; converged, the fraction of rows; loss_labels, accuracy, and jacobian where it is penalised.
+
+    Raises:
+      ValueError: `tolerance`, `jacobian` or `unrolled` negative, `damping` not in 0..1, `thresholds` negative or without 0.
+
+    Example:
+      >>> float(equilibrium().candidates(None, None, None)["threshold"][0])
+      0.0
+
+    Source: Bai et al. 2019; Bai et al. 2021 for the penalty; Geng et al. 2021 for the phantom gradient. Deviations: rows stop for
+    themselves, and the exit of a row is a calibrated threshold; the loss reads f(z*), one step on, as torchdeq's does.
+    """
+    for name, value in dict(tolerance=tolerance, jacobian=jacobian, unrolled=unrolled).items():
+        if not value >= 0:
+            raise ValueError(f"`{name}` must be at least 0, got {value}")
+    if not 0 <= damping < 1:
+        raise ValueError(f"`damping` must be at least 0 and below 1, got {damping}")
+    levels = np.asarray(thresholds, np.float32)
+    if levels.ndim != 1 or not (levels >= 0).all() or 0.0 not in levels:
+        raise ValueError(f"`thresholds` must have shape [K], be at least 0 and hold 0 (full depth), got {levels.tolist()}")
+
+    def loss(
+        model: Model, params: PyTree, inputs: PyTree, labels: Array, key: Array, progress: Array
+    ) -> tuple[Array, dict[str, Array]]:
+        if not isinstance(model.depth, int):
+            raise ValueError(f"`model` must be one weight-tied step, got {len(model.depth)} stages")
+        step, state = model.steps(params), model.embed(params, inputs)
+        rule = criteria.residual_below(tolerance)
+        still, at_first = lax.stop_gradient((step, state))
+        halted = run_until(still, at_first, model.depth, rule, "masked")
+        z, back = halted.state["z"], tolerance if tolerance_back is None else tolerance_back
+        if unrolled == 0:
+            z = implicit(one_step, step, state, z, model.depth, back)
+        elif unrolled > 1:
+            z = phantom(one_step, step, state, z, unrolled - 1, damping)
+        output = step.apply(step.select(jnp.int32(0)), jnp.int32(0), {**state, "z": z})[1]
+        losses = labelled = multi_exit_cross_entropy(logits_of(output)[None], labels, label_smoothing)[0]
+        residual = halted.output["residual"].astype(jnp.float32)
+        metrics = {
+            "steps": halted.exit_depth,
+            "residual": residual,
+            "converged": residual < tolerance,
+            "loss_labels": labelled,
+            "accuracy": accuracy(output, labels),
+        }
+        if jacobian:
+            metrics["jacobian"] = steepness(step, state, lax.stop_gradient(z), key)
+            losses = losses + jacobian * metrics["jacobian"]
+        return losses, {name: jnp.mean(value, dtype=jnp.float32) for name, value in metrics.items()}
+
+    def criterion(point: PyTree) -> Criterion:
+        return criteria.residual_below(point["threshold"])
+
+    def candidates(outputs: PyTree, labels: Array, costs: Array) -> PyTree:
+        return {"threshold": jnp.asarray(levels)}
+
+    return Method(None, criterion, candidates, predict, loss)
+
+
+def one_step(step: Step, state: PyTree, z: Array) -> Array:
+    """The step as a map of z `[b, ...]` alone; the rest of the state is that before the first iteration."""
+    return step.apply(step.select(jnp.int32(0)), jnp.int32(0), {**state, "z": z})[0]["z"]
+
+
+def steepness(step: Step, state: PyTree, z: Array, key: Array) -> Array:
+    """||v^T df/dz||^2 / n with one v ~ N(0, 1), float32 `[b]`, in the mean ||df/dz||_F^2 / n; the key is consumed."""
+    v = jax.random.normal(key, z.shape, z.dtype)
+    pulled = jax.vjp(lambda z: one_step(step, state, z), z)[1](v)[0].astype(jnp.float32)
+    return jnp.square(pulled).reshape(z.shape[0], -1).mean(-1)
