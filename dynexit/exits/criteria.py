@@ -21,12 +21,8 @@ from dynexit.exits import scores
 from dynexit.exits.combinators import all_of, any_of, clipped_decay, count, decaying, not_before, persistently, scaled_decay
 from dynexit.exits.halting import cumulative_halting_above, gate_above, halting_sum_above
 from dynexit.exits.reading import Read, at, at_every_place, beside, no_memory, read_logits, threshold_and_temperature
-<<<<<<< HEAD
 from dynexit.exits.sampled import halting_sampled
-from dynexit.exits.settling import divergence_below, patience, saturation_above
-=======
 from dynexit.exits.settling import change_below, divergence_below, patience, residual_below, saturation_above
->>>>>>> solvers
 
 __all__ = [
     "all_of",
