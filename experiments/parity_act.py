@@ -4,11 +4,11 @@
 
 Vectors of 8 entries in {-1, 0, 1}; the label is the parity of the number of +1. The answer is the mean of the steps' answers,
 weighted by the halting probabilities; each step costs tau. `--data.train-nonzeros 5` tests on 6 to 8 non-zeros and trains on fewer.
-Hardware: two CPU cores, 1 minute. Expect: EXPECT.
+Hardware: two CPU cores, a few minutes. Expect: measured up to update 14,900 on a busy core, test accuracy 100%, 3.8 steps of 10;
+in training 7.5, 6.2 and 3.8 steps after 5, 10 and 15 thousand updates. With tau 0.001 accuracy is the same and all steps are taken.
 """
 
 import dataclasses
-from typing import Literal
 
 import dynexit as dx
 from dynexit.core.settings import Calibration, Evaluation, Training, at_least
@@ -26,12 +26,15 @@ class Model:
     """where the halting logit begins: 1 is two steps, -1 four"""
     epsilon: float = 0.01
     """a row has halted once its probabilities sum to more than 1 - epsilon"""
-    update: Literal["accumulated", "basic"] = "accumulated"
-    """Graves' weighted sum, or the update of the released Universal Transformer"""
+    update: str = "accumulated"
+    """accumulated, Graves' weighted sum, or basic, the update of the released Universal Transformer"""
 
     def faults(self) -> list[str]:
         """Out-of-range values, one sentence each."""
         found = [] if 0 < self.epsilon < 1 else [f"epsilon must lie between 0 and 1, got {self.epsilon}"]
+        found += (
+            [] if self.update in ("accumulated", "basic") else [f"update must be one of accumulated, basic, got {self.update!r}"]
+        )
         return found + at_least(self, 1, "width", "steps")
 
 
