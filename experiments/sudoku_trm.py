@@ -9,7 +9,6 @@ segments, 8.9% of the FLOPs; there puzzles of 2, 3, 4, 5 rounds of elimination t
 """
 
 import dataclasses
-from typing import Literal
 
 import dynexit as dx
 from dynexit.core.settings import Calibration, Evaluation, Training, at_least, between
@@ -60,8 +59,8 @@ class Method:
     """segments in training"""
     explore: float = 0.5
     """fraction of rows that may not halt before a drawn number of segments"""
-    rule: Literal["right", "settled"] = "right"
-    """leave where the network says that it is right, or where its latent has settled"""
+    settled: bool = False
+    """leave where the latent has settled, not where the network says that it is right"""
 
     def faults(self) -> list[str]:
         """Out-of-range values, one sentence each."""
@@ -97,8 +96,8 @@ class Settings:
 
 
 SMOKE = Settings(
-    model=Model(width=8, segments=3, inner=1),
-    data=Data(examples=64),
+    model=Model(width=8, segments=2, cycles=1),
+    data=Data(examples=32),
     method=Method(segments=2),
     training=Training(steps=4, batch_size=16, checkpoint_every=4),
     evaluation=Evaluation(batch_size=16, repeats=1, tune=False),
@@ -122,7 +121,7 @@ def build(settings: Settings):
             cycles=model.cycles,
             layers=model.layers,
         ),
-        method=dx.methods.segments(method.segments, explore=method.explore, rule=method.rule),
+        method=dx.methods.segments(method.segments, explore=method.explore, rule="settled" if method.settled else "right"),
         train=train,
         calibration=calibration,
         test=test,
