@@ -3,11 +3,10 @@
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 
 from dynexit.core.types import Array, Criterion, Method, PyTree
 from dynexit.exits import criteria
-from dynexit.methods.answers import accuracy, predict
+from dynexit.methods.answers import accuracy, candidate_levels, predict
 from dynexit.objectives import act_account, multi_exit_cross_entropy
 
 THRESHOLDS = (*(j / 20 for j in range(20)), 0.975, 0.99, 1.0)  # 1.0 is never passed: full depth
@@ -49,9 +48,7 @@ def act(tau: float = 0.01, label_smoothing: float = 0.0, thresholds: Any = THRES
     """
     if not tau >= 0:
         raise ValueError(f"`tau` must be at least 0, got {tau}")
-    levels = np.asarray(thresholds, np.float32)
-    if levels.ndim != 1 or not ((levels >= 0) & (levels <= 1)).all() or 1.0 not in levels:
-        raise ValueError(f"`thresholds` must have shape [K], lie in 0..1 and hold 1.0 (full depth), got {levels.tolist()}")
+    levels = candidate_levels(thresholds, full=1.0, high=1.0)
 
     def objective(outputs: PyTree, labels: Array, progress: Array) -> tuple[Array, dict[str, Array]]:
         if not isinstance(outputs, dict) or "accumulated" not in outputs:

@@ -10,7 +10,7 @@ from dynexit.core.checks import one_depth, positive_integer
 from dynexit.core.types import Array, Criterion, Method, Model, PyTree
 from dynexit.exits import criteria
 from dynexit.exits.truncated import run_truncated
-from dynexit.methods.answers import accuracy, logits_of, predict
+from dynexit.methods.answers import accuracy, candidate_levels, logits_of, predict
 from dynexit.objectives import multi_exit_cross_entropy
 
 THRESHOLDS = (0.0, *(10.0**e for e in np.arange(-6.0, -0.9, 0.25)))  # 0 is never passed: full depth
@@ -46,9 +46,7 @@ def deep_thinking(most: int, alpha: float = 1.0, thresholds: Any = THRESHOLDS, s
     positive_integer(settled, "settled")
     if not 0 <= alpha <= 1:
         raise ValueError(f"`alpha` must lie in 0..1, got {alpha}")
-    levels = np.asarray(thresholds, np.float32)
-    if levels.ndim != 1 or not (levels >= 0).all() or 0.0 not in levels:
-        raise ValueError(f"`thresholds` must have shape [K], be at least 0 and hold 0 (full depth), got {levels.tolist()}")
+    levels = candidate_levels(thresholds, full=0.0)
 
     def loss(
         model: Model, params: PyTree, inputs: PyTree, labels: Array, key: Array, progress: Array

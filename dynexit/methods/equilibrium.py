@@ -9,7 +9,7 @@ from jax import lax
 
 from dynexit.core.types import Array, Criterion, Method, Model, PyTree, Step
 from dynexit.exits import criteria, implicit, phantom, run_until
-from dynexit.methods.answers import accuracy, logits_of, predict
+from dynexit.methods.answers import accuracy, candidate_levels, logits_of, predict
 from dynexit.objectives import multi_exit_cross_entropy
 
 THRESHOLDS = (0.0, *(float(10.0**e) for e in np.arange(-4.0, 0.1, 0.125)))  # 0 is never passed: full depth
@@ -59,9 +59,7 @@ def equilibrium(
             raise ValueError(f"`{name}` must be at least 0, got {value}")
     if not 0 <= damping < 1:
         raise ValueError(f"`damping` must be at least 0 and below 1, got {damping}")
-    levels = np.asarray(thresholds, np.float32)
-    if levels.ndim != 1 or not (levels >= 0).all() or 0.0 not in levels:
-        raise ValueError(f"`thresholds` must have shape [K], be at least 0 and hold 0 (full depth), got {levels.tolist()}")
+    levels = candidate_levels(thresholds, full=0.0)
 
     def loss(
         model: Model, params: PyTree, inputs: PyTree, labels: Array, key: Array, progress: Array

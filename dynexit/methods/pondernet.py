@@ -5,11 +5,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from dynexit.core.types import Array, Criterion, Method, PyTree
 from dynexit.exits import criteria, replay
-from dynexit.methods.answers import accuracy, predict
+from dynexit.methods.answers import accuracy, candidate_levels, predict
 from dynexit.objectives import geometric_last, kl_prior_posterior, multi_exit_cross_entropy, ponder_loss
 
 QUANTILES = (*(j / 40 for j in range(40)), 0.99, 0.999, 1.0)  # 1.0 is never passed: full depth
@@ -54,9 +53,7 @@ def pondernet(
     Source: Banino et al. 2021, PonderNet; Balagansky and Gavrilov 2022, PALBERT, for the Q-exit and, from its released code, the
     prior's tail and the direction of the KL.
     """
-    quantiles = np.asarray(quantiles, np.float32)
-    if quantiles.ndim != 1 or not ((quantiles >= 0) & (quantiles <= 1)).all() or 1.0 not in quantiles:
-        raise ValueError(f"`quantiles` must have shape [K], lie in 0..1 and hold 1.0 (full depth), got {quantiles.tolist()}")
+    quantiles = candidate_levels(quantiles, full=1.0, high=1.0, name="quantiles")
     if not beta >= 0:
         raise ValueError(f"`beta` must be at least 0, got {beta}")
     prior(1, prior_rate)  # refuses a wrong rate here and not in the first training step

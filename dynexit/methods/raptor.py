@@ -11,7 +11,7 @@ from jax import lax
 from dynexit.backbones.features import features
 from dynexit.core.types import Array, Criterion, Method, Model, PyTree, Step
 from dynexit.exits import criteria, run_all
-from dynexit.methods.answers import accuracy, logits_of, predict
+from dynexit.methods.answers import accuracy, candidate_levels, logits_of, predict
 from dynexit.objectives import multi_exit_cross_entropy
 
 THRESHOLDS = (0.0, *(float(10.0**e) for e in np.arange(-2.5, 0.6, 0.125)))  # 0 is never passed: full depth
@@ -60,9 +60,7 @@ def raptor(
             raise ValueError(f"`{name}` must lie in 0..1, got {value}")
     if not labels >= 0:
         raise ValueError(f"`labels` must be at least 0, got {labels}")
-    levels = np.asarray(thresholds, np.float32)
-    if levels.ndim != 1 or not (levels >= 0).all() or 0.0 not in levels:
-        raise ValueError(f"`thresholds` must have shape [K], be at least 0 and hold 0 (full depth), got {levels.tolist()}")
+    levels = candidate_levels(thresholds, full=0.0)
     starts = np.cumsum((0, *counts[:-1]))
     first = np.isin(np.arange(sum(counts)), starts)
 

@@ -13,7 +13,7 @@ from dynexit.core.labels import share
 from dynexit.core.types import Array, Criterion, Method, Model, PyTree
 from dynexit.exits import criteria
 from dynexit.exits.truncated import run_truncated
-from dynexit.methods.answers import logits_of, predict
+from dynexit.methods.answers import candidate_levels, logits_of, predict
 from dynexit.objectives import multi_exit_cross_entropy
 
 THRESHOLDS = (0.0, *(10.0**e for e in np.arange(-6.0, 0.1, 0.25)))  # 0 is never passed: full depth
@@ -55,9 +55,7 @@ def recurrent_depth(
     for name, value, low in (("mean", mean, 1e-9), ("sigma", sigma, 0.0), ("noise", noise, 0.0)):
         if not value >= low:
             raise ValueError(f"`{name}` must be {'above' if low else 'at least'} 0, got {value}")
-    levels = np.asarray(thresholds, np.float32)
-    if levels.ndim != 1 or not (levels >= 0).all() or 0.0 not in levels:
-        raise ValueError(f"`thresholds` must have shape [K], be at least 0 and hold 0 (full depth), got {levels.tolist()}")
+    levels = candidate_levels(thresholds, full=0.0)
 
     def loss(
         model: Model, params: PyTree, inputs: PyTree, labels: Array, key: Array, progress: Array

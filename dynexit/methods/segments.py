@@ -10,7 +10,7 @@ from dynexit.core.checks import positive_integer
 from dynexit.core.labels import exact
 from dynexit.core.types import Array, Criterion, Method, Model, PyTree, Step
 from dynexit.exits import criteria, run_all
-from dynexit.methods.answers import predict
+from dynexit.methods.answers import candidate_levels, predict
 from dynexit.objectives import multi_exit_cross_entropy, stablemax_cross_entropy
 
 Rule = Literal["right", "settled"]
@@ -79,10 +79,7 @@ def segments(
         raise ValueError(f"`loss` must be 'softmax' or 'stablemax', got {loss!r}")
     if rule not in THRESHOLDS:
         raise ValueError(f"`rule` must be 'right' or 'settled', got {rule!r}")
-    levels = np.asarray(THRESHOLDS[rule] if thresholds is None else thresholds, np.float32)
-    full = FULL_DEPTH[rule]
-    if levels.ndim != 1 or not ((levels >= 0) & (levels <= 1)).all() or full not in levels:
-        raise ValueError(f"`thresholds` must have shape [K], lie in 0..1 and hold {full:g} (full depth), got {levels.tolist()}")
+    levels = candidate_levels(THRESHOLDS[rule] if thresholds is None else thresholds, FULL_DEPTH[rule], high=1.0)
 
     def segments_loss(
         model: Model, params: PyTree, inputs: PyTree, labels: Array, key: Array, progress: Array

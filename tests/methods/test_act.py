@@ -112,7 +112,7 @@ def test_calibration_end_to_end():
     "call, text",
     [
         (lambda: act(tau=-0.1), "`tau` must be at least 0, got -0.1"),
-        (lambda: act(thresholds=[0.5, 0.9]), "and hold 1.0 (full depth), got "),
+        (lambda: act(thresholds=[0.5, 0.9]), "and hold 1 (full depth), got "),
         (lambda: act(thresholds=[0.5, 1.0, 1.5]), "lie in 0..1"),
         (
             lambda: act().objective({"logits": jnp.zeros((2, 1, C)), "halt_logit": jnp.zeros((2, 1))}, jnp.array([0]), PROGRESS),

@@ -100,7 +100,7 @@ def test_calibration_end_to_end():
     [
         ({"prior_rate": 0.0}, "`rate` must lie between 0 and 1, both excluded, got 0.0"),
         ({"beta": -0.1}, "`beta` must be at least 0, got -0.1"),
-        ({"quantiles": [0.1, 0.5]}, "and hold 1.0 (full depth)"),
+        ({"quantiles": [0.1, 0.5]}, "and hold 1 (full depth)"),
         ({"quantiles": [-0.1, 1.0]}, "lie in 0..1"),
     ],
 )
