@@ -98,7 +98,7 @@ SMOKE = Settings(
     model=Model(width=8, steps=8, every=2),
     data=Data(size=3, test_size=5, examples=32),
     method=Method(most=4),
-    training=Training(steps=20, batch_size=16, checkpoint_every=20),
+    training=Training(remat=False, steps=20, batch_size=16, checkpoint_every=20),
     evaluation=Evaluation(batch_size=16, repeats=1, tune=False),
 )
 

@@ -94,7 +94,7 @@ SMOKE = Settings(
     model=Model(width=8, steps=8, every=2),
     data=Data(length=8, test_length=12, examples=64),
     method=Method(most=4),
-    training=Training(steps=20, batch_size=16, checkpoint_every=20),
+    training=Training(remat=False, steps=20, batch_size=16, checkpoint_every=20),
     evaluation=Evaluation(batch_size=16, repeats=1, tune=False),
 )
 

@@ -92,7 +92,7 @@ SMOKE = Settings(
     model=Model(width=16, heads=2, core=1, steps=4),
     data=Data(length=8, examples=32),
     method=Method(mean=2.0, truncate=2),
-    training=Training(steps=20, batch_size=8, checkpoint_every=20),
+    training=Training(remat=False, steps=20, batch_size=8, checkpoint_every=20),
     evaluation=Evaluation(batch_size=16, repeats=1, tune=False),
 )
 

@@ -22,6 +22,39 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
+# Variants that others of the same test stand for, and that take long: `pytest -m slow` runs them.
+SLOW_VARIANTS = (
+    "test_bounded.py::test_saving_compute_changes_no_gradient[None-staged]",
+    "test_bounded.py::test_saving_compute_changes_no_gradient[None-switched]",
+    "test_bounded.py::test_saving_compute_changes_no_gradient[None-counting]",
+    "test_bounded.py::test_values_equal_run_until[compacted-staged]",
+    "test_run_until.py::test_stages_of_different_shapes[saturation]",
+    "test_run_until.py::test_every_criterion_leaves_where_the_python_loop_leaves[patience]",
+    "test_run_until.py::test_replay_on_stored_outputs_equals_the_live_run[staged]",
+    "test_run_until.py::test_replay_on_stored_outputs_equals_the_live_run[homogeneous]",
+    "test_tune.py::test_a_tuned_run_gives_what_the_oracle_gives[staged]",
+    "test_sharded.py::test_run_sharded_equals_run_until[rebalance2-AxisType.Explicit-2]",
+    "test_chunks.py::test_chunks_equal_the_python_loop_and_the_whole[tied]",
+    "test_evaluation.py::test_tuned_tiles_change_no_answer",
+    "test_yardstick.py::test_blocks_keep_rows_apart_and_finite[transformer]",
+    "test_features.py::test_features_are_the_states_at_which_rows_leave[resnet]",
+    "test_sampled_depth.py::test_loss_and_gradient_are_the_loop[0]",
+    "test_sampled_depth.py::test_loss_and_gradient_are_the_loop[3]",
+    "test_progressive_loss.py::test_loss_and_gradient_are_the_loop[0.0-2]",
+    "test_recursive.py::test_the_engine_takes_it[hrm]",
+    "test_pararnn.py::test_a_recurrence_that_is_not_solved_says_so",
+    "test_raptor.py::test_a_block_recurrent_teacher_is_found_out_and_copied",
+    "test_raptor.py::test_the_embedding_and_the_teacher_get_no_gradient",
+    "test_universal_transformer.py::test_methods_train_every_parameter[accumulated-method0]",
+)
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.nodeid.endswith(SLOW_VARIANTS):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _forget_compiled_programs():
     """Thousands of compiled programs in one process exhaust its memory maps and crash XLA; each test module starts afresh."""

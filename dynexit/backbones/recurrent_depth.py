@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from dynexit.backbones.parts import initial, initial_stack
 from dynexit.core.checks import positive_integer
+from dynexit.core.stacking import length
 from dynexit.core.types import Array, Model, PyTree
 from dynexit.exits import tied_step
 
@@ -107,8 +108,10 @@ def recurrent_depth(
     def normed(params: PyTree, x: Array) -> Any:
         return norm.apply({"params": params}, x)
 
-    def through(params: PyTree, x: Array) -> Any:
-        return jax.lax.scan(lambda x, p: (block.apply({"params": p}, x), None), x, params)[0]
+    def through(params: PyTree, x: Any) -> Any:
+        for k in range(length(params, "params")):
+            x = block.apply({"params": jax.tree.map(lambda a, k=k: a[k], params)}, x)
+        return x
 
     def init(key: Array) -> PyTree:
         keys = jax.random.split(key, 6)

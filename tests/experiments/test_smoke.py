@@ -32,7 +32,8 @@ def test_the_smoke_twin_runs(file, prepared, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("DYNEXIT_DATA", str(prepared))
     assert main(["train", str(file), "--smoke", "--run", str(tmp_path / "run")]) == 0
     report = json.loads((tmp_path / "run" / "report.json").read_text())
-    assert report["depth"] == len(report["accuracy_per_exit"]) and 1 <= report["mean_depth"] <= report["depth"]
+    assert report["depth"] == report["depth_of_exit"][-1] and 1 <= report["mean_depth"] <= report["depth"]
+    assert len(report["accuracy_per_exit"]) == len(report["depth_of_exit"])
     assert report["live_equals_replay"] > 0.98 and report["examples"] == report["data"]["test"] == sum(report["rows_per_exit"])
     assert str(tmp_path / "run") in capsys.readouterr().out
 

@@ -106,7 +106,15 @@ def test_a_missing_wandb_is_said_once(tmp_path, monkeypatch):
     assert len(said) == 1
 
 
-def test_sigterm_again_and_again_and_sigint_once():
+@pytest.fixture
+def interruptible():
+    """SIGINT as in the foreground: a shell's background jobs are begun with it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_sigterm_again_and_again_and_sigint_once(interruptible):
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     with StopRequest() as stop:
         assert not stop.requested
