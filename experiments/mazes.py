@@ -4,7 +4,8 @@
 
 Which places lie on the way from the start to the end? A recurrent convolutional network sees the maze anew at every iteration and
 is trained to make progress from wherever it stands. Long ways take more iterations; a row leaves once its answer has settled.
-Hardware: two CPU cores. Expect: to be measured.
+Hardware: two CPU cores, about 15 minutes. Expect: measured after 3,135 updates of `--training.steps 4000`, seed 0, all 300
+iterations: 100% of 100 mazes of size 9, 90% of 50 of size 17, 17% of 24 of size 33; not what the paper's larger networks reach.
 """
 
 import dataclasses
