@@ -26,7 +26,7 @@ class Model:
     """whether every iteration sees the input"""
     blocks: int = 2
     """residual blocks an iteration"""
-    every: int = 4
+    every: int = 8
     """iterations from one exit to the next"""
 
     def faults(self) -> list[str]:
@@ -77,7 +77,7 @@ class Settings:
     data: Data = Data()
     method: Method = Method()
     training: Training = Training(
-        steps=1200,
+        steps=2000,
         batch_size=64,
         learning_rate=2e-3,
         weight_decay=0.0,

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from dynexit.backbones.recurrent_depth import recurrent_depth
     from dynexit.backbones.recursive import recursive
     from dynexit.backbones.resnet import resnet
+    from dynexit.backbones.rnn import rnn
     from dynexit.backbones.universal_transformer import universal_transformer
     from dynexit.backbones.vit import vit
 
@@ -35,6 +36,7 @@ __all__ = [
     "recurrent_depth",
     "recursive",
     "resnet",
+    "rnn",
     "universal_transformer",
     "vit",
 ]
@@ -55,6 +57,7 @@ __getattr__, __dir__ = attach(
         "recurrent_depth": "recurrent_depth",
         "recursive": "recursive",
         "resnet": "resnet",
+        "rnn": "rnn",
         "universal_transformer": "universal_transformer",
         "vit": "vit",
     },

@@ -53,7 +53,7 @@ class Think(nn.Module):
 
 
 class Head(nn.Module):
-    """Three convolutions down to the classes of every place; what is known to be no answer (walls) is class 0."""
+    """Three convolutions down to the classes of every place."""
 
     widths: tuple[int, int]
     classes: int
@@ -90,7 +90,7 @@ def deep_thinking(
       steps: N, the most iterations.
       recall: whether every iteration sees the input again; without it long runs forget the question.
       blocks: residual blocks of two convolutions an iteration.
-      every: iterations from one exit to the next, a divisor of `steps`; the head costs half of an iteration.
+      every: iterations from one exit to the next, a divisor of `steps`; the head costs about a third of an iteration.
       norm: whether every iteration ends with a norm over the channels of each place, which keeps long runs bounded.
 
     Returns:

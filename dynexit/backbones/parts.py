@@ -32,6 +32,18 @@ class Apply:
         return self.module.apply({"params": p[self.part]}, x)
 
 
+def attend(q: Array, k: Array, v: Array, seen: Array | None = None) -> Array:
+    """softmax(q k / sqrt(d)) v for each head, all `[b, L, heads, d]`, as `[b, L, heads * d]`; weights in float32.
+
+    `seen`, bool `[L, L]`, says which places (second axis) each place may look at; None is all.
+    """
+    scores = jnp.einsum("bqhd,bkhd->bhqk", q, k).astype(jnp.float32) * q.shape[-1] ** -0.5
+    if seen is not None:
+        scores = jnp.where(seen[None, None], scores, -jnp.inf)
+    mixed = jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores).astype(v.dtype), v)
+    return mixed.reshape(*mixed.shape[:2], -1)
+
+
 def initial(module: nn.Module, key: Array, example: PyTree) -> PyTree:
     """The module's parameters as a plain dict, for an example of its input (shapes suffice); the key is consumed."""
     variables = module.init(key, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), example))

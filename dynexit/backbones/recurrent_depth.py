@@ -7,11 +7,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dynexit.backbones.parts import initial, initial_stack
+from dynexit.backbones.parts import Apply, attend, initial, initial_stack
 from dynexit.core.checks import positive_integer
 from dynexit.core.stacking import length
 from dynexit.core.types import Array, Model, PyTree
-from dynexit.exits import tied_step
+from dynexit.exits import run_full, stacked_step, tied_step
 
 ROPE_BASE = 50_000.0
 
@@ -44,10 +44,7 @@ class Sandwich(nn.Module):
         h = RMSNorm(name="norm1")(x)
         q, k = (rotated(split(dense(width, name, bias=True)(h))) for name in ("query", "key"))
         v = split(dense(width, "value")(h))
-        scores = jnp.einsum("bqhd,bkhd->bhqk", q, k).astype(jnp.float32) * (width // self.heads) ** -0.5
-        seen = jnp.tril(jnp.ones((length, length), bool))
-        weights = jax.nn.softmax(jnp.where(seen[None, None], scores, -jnp.inf)).astype(x.dtype)
-        mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(b, length, width)
+        mixed = attend(q, k, v, jnp.tril(jnp.ones((length, length), bool)))
         x = RMSNorm(name="norm2")(x + dense(width, "out", self.output_deviation)(mixed))
         h = RMSNorm(name="norm3")(x)
         gated = nn.silu(dense(4 * width, "gate")(h)) * dense(4 * width, "up")(h)
@@ -109,9 +106,7 @@ def recurrent_depth(
         return norm.apply({"params": params}, x)
 
     def through(params: PyTree, x: Any) -> Any:
-        for k in range(length(params, "params")):
-            x = block.apply({"params": jax.tree.map(lambda a, k=k: a[k], params)}, x)
-        return x
+        return run_full(stacked_step(Apply(block, "block"), _state, {"block": params}), x, length(params, "params"))[0]
 
     def init(key: Array) -> PyTree:
         keys = jax.random.split(key, 6)
@@ -142,3 +137,7 @@ def recurrent_depth(
 
     names = tuple(f"step{i:02d}" for i in range(steps))
     return Model(init, embed, lambda params: tied_step(iterate, head, params), steps, names)
+
+
+def _state(p: PyTree, x: Array) -> Array:
+    return x

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dynexit.backbones.parts import Apply, initial
+from dynexit.backbones.parts import Apply, attend, initial
 from dynexit.core.checks import positive_integer
 from dynexit.core.types import Array, Model, PyTree
 from dynexit.exits import run_full, tied_step
@@ -49,9 +49,7 @@ class Attention(nn.Module):
         b, places, width = x.shape
         split = lambda t: t.reshape(b, places, self.heads, width // self.heads)
         q, k, v = map(split, jnp.split(linear(3 * width, x, "qkv"), 3, axis=-1))
-        scores = jnp.einsum("bqhd,bkhd->bhqk", q, k).astype(jnp.float32) * (width // self.heads) ** -0.5
-        mixed = jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores).astype(x.dtype), v)
-        return linear(width, mixed.reshape(b, places, width), "out")
+        return linear(width, attend(q, k, v), "out")
 
 
 class Net(nn.Module):

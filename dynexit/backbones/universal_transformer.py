@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dynexit.backbones.parts import Apply, Norm, initial
+from dynexit.backbones.parts import Apply, Norm, attend, initial
 from dynexit.core.checks import positive_integer
 from dynexit.core.types import Array, Model, PyTree
 from dynexit.exits import averaged_step, averaging_state, tied_step
@@ -59,9 +59,7 @@ class Block(nn.Module):
 
         def attention(x):
             q, k, v = map(split, jnp.split(dense(3 * width, "qkv")(x), 3, axis=-1))
-            scores = jnp.einsum("bqhd,bkhd->bhqk", q, k).astype(jnp.float32) * (width // self.heads) ** -0.5
-            mixed = jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores).astype(x.dtype), v)
-            return dense(width, "out")(mixed.reshape(b, length, width))
+            return dense(width, "out")(attend(q, k, v))
 
         transition = lambda x: dense(width, "down")(nn.relu(dense(self.hidden, "up")(x)))
         norm1, norm2 = Norm(name="norm1"), Norm(name="norm2")

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dynexit.backbones.parts import Apply, Norm, block_names, check_input, initial, initial_stack
+from dynexit.backbones.parts import Apply, Norm, attend, block_names, check_input, initial, initial_stack
 from dynexit.core.checks import positive_integer
 from dynexit.core.types import Model
 from dynexit.exits import stacked_step
@@ -42,9 +42,7 @@ class Block(nn.Module):
         dense = lambda features, name: nn.Dense(features, dtype=x.dtype, name=name)
         split = lambda t: t.reshape(b, length, self.heads, width // self.heads)
         q, k, v = map(split, jnp.split(dense(3 * width, "qkv")(Norm(name="norm1")(x)), 3, axis=-1))
-        scores = jnp.einsum("bqhd,bkhd->bhqk", q, k).astype(jnp.float32) * (width // self.heads) ** -0.5
-        mixed = jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores).astype(x.dtype), v)
-        x = x + dense(width, "out")(mixed.reshape(b, length, width))
+        x = x + dense(width, "out")(attend(q, k, v))
         return x + dense(width, "down")(nn.gelu(dense(4 * width, "up")(Norm(name="norm2")(x))))
 
 

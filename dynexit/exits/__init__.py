@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from dynexit.exits.replay import replay
     from dynexit.exits.run import run_all, run_full, run_until
     from dynexit.exits.sharded import run_sharded
-    from dynexit.exits.steps import stacked_step, switched_step, tied_step
+    from dynexit.exits.steps import every_iteration, stacked_step, switched_step, tied_step
     from dynexit.exits.stream import run_stream
     from dynexit.exits.tiling import Tiling
     from dynexit.exits.truncated import run_truncated
@@ -43,6 +43,7 @@ __all__ = [
     "by_place",
     "criteria",
     "damped",
+    "every_iteration",
     "export",
     "fixed_point",
     "fixed_point_step",
@@ -85,6 +86,7 @@ __getattr__, __dir__ = attach(
         "by_place": "places",
         "criteria": "",
         "damped": "mixing",
+        "every_iteration": "steps",
         "export": "export",
         "fixed_point": "fixed_point",
         "fixed_point_step": "fixed_point",

@@ -41,13 +41,12 @@ class _RunSeveral:
 class _RunAgain:
     """One block several times with the same weights, then the head."""
 
-    block: Block
-    head: Block
+    once: _Run
     times: int
 
     def __call__(self, weights, i, state):
-        state, _ = lax.scan(lambda s, _: (self.block(weights, s), None), state, None, length=self.times)
-        return state, self.head(weights, state)
+        state, _ = lax.scan(lambda s, _: (self.once.block(weights, s), None), state, None, length=self.times)
+        return state, self.once.head(weights, state)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,4 +140,28 @@ def tied_step(block: Block, head: Block, params: PyTree, blocks: int = 1) -> Ste
     """
     if blocks < 1:
         raise ValueError(f"`blocks` must be at least 1, got {blocks}")
-    return Step(Partial(_whole, params), Partial(_Run(block, head) if blocks == 1 else _RunAgain(block, head, blocks)), blocks)
+    once = _Run(block, head)
+    return Step(Partial(_whole, params), Partial(once if blocks == 1 else _RunAgain(once, blocks)), blocks)
+
+
+def every_iteration(step: Step) -> Step:
+    """The same weight-tied network with an exit after every iteration: for training, where exits may lie several apart.
+
+    Args:
+      step: of `tied_step`, with any `blocks`; another step comes back as it is where its exits are one block apart.
+
+    Raises:
+      ValueError: a step of several blocks that `tied_step` has not made.
+
+    Example:
+      >>> import jax.numpy as jnp, dynexit as dx
+      >>> step = dx.tied_step(lambda p, h: h * p, lambda p, h: h, jnp.float32(2.0), blocks=3)
+      >>> dx.run_all(dx.exits.every_iteration(step), jnp.ones(1), depth=3)[:, 0].tolist()
+      [2.0, 4.0, 8.0]
+    """
+    if step.blocks == 1:
+        return step
+    again = step.apply.func if isinstance(step.apply, Partial) else None
+    if not isinstance(again, _RunAgain):
+        raise ValueError(f"`step` must be a tied one (`tied_step`) or of 1 block, got another of {step.blocks} blocks")
+    return Step(step.select, Partial(again.once))

@@ -12,7 +12,9 @@ from dynexit.core.types import PyTree, Step
 from dynexit.exits import loops
 
 
-def run_truncated(step: Step, state: PyTree, free: Any, steps: Any, most: int, injected: Sequence[str] = ()) -> PyTree:
+def run_truncated(
+    step: Step, state: PyTree, free: Any, steps: Any, most: int, injected: Sequence[str] = ()
+) -> tuple[PyTree, PyTree]:
     """Runs `free` steps without gradients and then `steps` steps with them; one compiled program for all numbers of steps.
 
     s_{i+1} = f(s_i) for i < free + steps; dL/ds_i = 0 for i < free. Without free steps this is the whole gradient.
@@ -21,13 +23,13 @@ def run_truncated(step: Step, state: PyTree, free: Any, steps: Any, most: int, i
       step: a step that keeps the state's shape.
       state: leaves `[B, ...]`; where `injected` is given, a dict.
       free: steps without gradients, int32 `[]`, may be traced; none of their values is kept.
-      steps: steps with gradients, int32 `[]`, may be traced; at most `most`. Steps that are not asked for are skipped, not masked.
+      steps: steps with gradients, int32 `[]`, may be traced; 1 to `most`. Steps that are not asked for are skipped, not masked.
       most: bounds `steps` and the memory of the backward pass.
       injected: entries of the state that every step reads and none changes (the input): they keep their gradient, through the
         last `steps` steps.
 
     Returns:
-      The state after `free + steps` steps. Its outputs are the caller's to read.
+      The state after `free + steps` steps and the last exit's output, leaves `[B, ...]`; no other exit is read.
 
     Raises:
       TypeError, ValueError: `most` is no integer or below 1; `injected` names an entry that the state does not have.
@@ -35,7 +37,7 @@ def run_truncated(step: Step, state: PyTree, free: Any, steps: Any, most: int, i
     Example:
       >>> import dynexit as dx
       >>> step = lambda p: dx.tied_step(lambda p, h: h * p, lambda p, h: h, p)
-      >>> cube = lambda p: dx.exits.run_truncated(step(p), jnp.ones(1), free=1, steps=2, most=2)[0]
+      >>> cube = lambda p: dx.exits.run_truncated(step(p), jnp.ones(1), free=1, steps=2, most=2)[1][0]
       >>> value, slope = jax.value_and_grad(cube)(jnp.float32(3.0))
       >>> float(value), float(slope)  # 3 p^2, the first factor a constant
       (27.0, 18.0)
@@ -59,4 +61,6 @@ def run_truncated(step: Step, state: PyTree, free: Any, steps: Any, most: int, i
         i = free + j - (most - steps)
         return loops.maybe(j >= most - steps, lambda state: forward(step, i, state), lambda state: state, state), None
 
-    return lax.scan(one, state, jnp.arange(most, dtype=jnp.int32))[0]
+    state = lax.scan(one, state, jnp.arange(most - 1, dtype=jnp.int32))[0]
+    i = free + steps - 1
+    return step.apply(step.select(i), i, state)

@@ -9,6 +9,7 @@ import numpy as np
 from dynexit.core.checks import one_depth, positive_integer
 from dynexit.core.types import Array, Criterion, Method, Model, PyTree
 from dynexit.exits import criteria
+from dynexit.exits.steps import every_iteration
 from dynexit.exits.truncated import run_truncated
 from dynexit.methods.answers import accuracy, candidate_levels, logits_of, predict
 from dynexit.objectives import multi_exit_cross_entropy
@@ -20,15 +21,15 @@ def deep_thinking(most: int, alpha: float = 1.0, thresholds: Any = THRESHOLDS, s
     """The progressive loss of DT-recall, and an exit where the answer has stopped moving.
 
     Training: n ~ U{0..m-1} iterations without gradients, then k ~ U{1..m-n} with them, L_prog = CE after n + k; beside it
-    L_m = CE after m iterations from the start; L = (1 - alpha) L_m + alpha L_prog. One (n, k) a step, for all rows; where exits
-    are several iterations apart, n, k and m count exits.
-    Inference: leave once KL(p_{i-1} || p_i) < t at every place for `settled` iterations in a row.
+    L_m = CE after m iterations from the start; L = (1 - alpha) L_m + alpha L_prog. One (n, k) a step, for all rows. Where exits
+    are several iterations apart n and k still count iterations: a network seen at every fourth alone learns to swing in between.
+    Inference: leave once KL(p_{i-1} || p_i) < t at every place, for `settled` exits in a row.
 
     Args:
-      most: m, iterations in training, a multiple of those between two exits; the model may have more, for tests on larger problems.
+      most: m, iterations in training; the model may have more, for tests on larger problems.
       alpha: in 0..1; 1 is the cheapest, for L_m is not computed.
       thresholds: candidates for t in nats, `[K]`, at least 0; 0 is full depth and must be among them.
-      settled: iterations in a row.
+      settled: exits in a row.
 
     Returns:
       `Method`. The model is weight-tied, its state has the entries "input" and "h" (`dx.backbones.deep_thinking`), its outputs
@@ -53,20 +54,17 @@ def deep_thinking(most: int, alpha: float = 1.0, thresholds: Any = THRESHOLDS, s
     ) -> tuple[Array, dict[str, Array]]:
         if one_depth(model) < most:
             raise ValueError(f"`model` has {model.depth} iterations, fewer than the {most} of training (`most`)")
-        step, state = model.steps(params), model.embed(params, inputs)
-        exits, left = divmod(most, step.blocks)
-        if left:
-            raise ValueError(f"`most` must be a multiple of the {step.blocks} iterations between two exits, got {most}")
+        step, state = every_iteration(model.steps(params)), model.embed(params, inputs)
 
         def after(free: Any, steps: Any) -> tuple[Array, Array]:
-            output = read(step, run_truncated(step, state, free, steps - 1, exits, injected=("input",)))
+            _, output = run_truncated(step, state, free, steps, most, injected=("input",))
             return multi_exit_cross_entropy(logits_of(output)[None], labels)[0], accuracy(output, labels)
 
-        free, steps = progress_drawn(key, exits)
+        free, steps = progress_drawn(key, most)
         losses, right = after(free, steps)
-        metrics = {"iterations": (free + steps) * step.blocks, "loss_progressive": losses.mean(), "accuracy": right}
+        metrics = {"iterations": free + steps, "loss_progressive": losses.mean(), "accuracy": right}
         if alpha < 1:
-            whole, right = after(0, exits)
+            whole, right = after(0, most)
             losses = alpha * losses + (1 - alpha) * whole
             metrics |= {"loss_full": whole.mean(), "accuracy_full": right}
         return losses, {name: jnp.float32(value) for name, value in metrics.items()}
@@ -78,11 +76,6 @@ def deep_thinking(most: int, alpha: float = 1.0, thresholds: Any = THRESHOLDS, s
         return {"threshold": jnp.asarray(levels)}
 
     return Method(None, criterion, candidates, predict, loss)
-
-
-def read(step: Any, state: PyTree) -> PyTree:
-    """One more iteration and what its exit reads."""
-    return step.apply(step.select(jnp.int32(0)), jnp.int32(0), state)[1]
 
 
 def progress_drawn(key: Array, most: int) -> tuple[Array, Array]:

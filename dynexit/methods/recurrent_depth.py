@@ -12,6 +12,7 @@ from dynexit.core.checks import one_depth, positive_integer
 from dynexit.core.labels import share
 from dynexit.core.types import Array, Criterion, Method, Model, PyTree
 from dynexit.exits import criteria
+from dynexit.exits.steps import every_iteration
 from dynexit.exits.truncated import run_truncated
 from dynexit.methods.answers import candidate_levels, logits_of, predict
 from dynexit.objectives import multi_exit_cross_entropy
@@ -62,14 +63,11 @@ def recurrent_depth(
     ) -> tuple[Array, dict[str, Array]]:
         first, second = jax.random.split(key)
         r = jnp.minimum(sampled_steps(first, mean, sigma), one_depth(model))
-        step, state = model.steps(params), model.embed(params, inputs)
-        if step.blocks != 1:
-            raise ValueError(f"`model` must have an exit after every iteration, got one after {step.blocks}")
+        step, state = every_iteration(model.steps(params)), model.embed(params, inputs)
         if noise:
             state = {**state, "h": noise * first_state(second, state["h"])}
         kept = jnp.minimum(r, truncate)
-        state = run_truncated(step, state, r - kept, kept - 1, truncate, injected=("input",))
-        output = step.apply(step.select(jnp.int32(0)), jnp.int32(0), state)[1]
+        _, output = run_truncated(step, state, r - kept, kept, truncate, injected=("input",))
         losses = multi_exit_cross_entropy(logits_of(output)[None], labels)[0]
         metrics = {"iterations": r, "loss_last": losses.mean(), "accuracy": grade(predict(output), labels).mean()}
         return losses, {name: jnp.float32(value) for name, value in metrics.items()}

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dynexit.core.checks import positive_integer
+from dynexit.core.checks import one_depth, positive_integer
 from dynexit.core.labels import exact
 from dynexit.core.types import Array, Criterion, Method, Model, PyTree, Step
 from dynexit.exits import criteria, run_all
@@ -84,7 +84,7 @@ def segments(
     def segments_loss(
         model: Model, params: PyTree, inputs: PyTree, labels: Array, key: Array, progress: Array
     ) -> tuple[Array, dict[str, Array]]:
-        if not isinstance(model.depth, int) or model.depth < most:
+        if one_depth(model) < most:
             raise ValueError(f"`model` has {model.depth} segments, fewer than the {most} of training (`most`)")
         outputs = run_all(detached(model.steps(params)), model.embed(params, inputs), most)
         logits, sure = outputs["logits"], outputs["halt_logit"].astype(jnp.float32)

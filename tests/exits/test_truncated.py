@@ -24,7 +24,7 @@ def step(params):
 
 @jax.jit
 def truncated(params, x, h, free, steps):
-    return (run_truncated(step(params), {"input": x, "h": h}, free, steps, MOST, injected=("input",))["h"] ** 2).sum()
+    return (run_truncated(step(params), {"input": x, "h": h}, free, steps, MOST, injected=("input",))[1] ** 2).sum()
 
 
 def reference(params, x, h, free, steps):
