@@ -49,7 +49,7 @@ class Data:
     """pixels a place is wide"""
     loops: float = 0.0
     """fraction of closed walls to open"""
-    examples: int = 200
+    examples: int = 100
     """size of the calibration and of the test split"""
 
     def faults(self) -> list[str]:
@@ -61,7 +61,7 @@ class Data:
 class Method:
     """The objective and the exit."""
 
-    most: int = 20
+    most: int = 30
     """iterations in training"""
     alpha: float = 1.0
     """weight of the progressive loss; the rest is that of the full run"""
@@ -81,7 +81,7 @@ class Settings:
     data: Data = Data()
     method: Method = Method()
     training: Training = Training(
-        steps=2500,
+        steps=5000,
         batch_size=32,
         learning_rate=2e-3,
         weight_decay=0.0,
@@ -90,7 +90,7 @@ class Settings:
         log_every=50,
     )
     calibration: Calibration = Calibration(accept_loss=0.002)
-    evaluation: Evaluation = Evaluation(batch_size=16, repeats=3, timed_rows=32)
+    evaluation: Evaluation = Evaluation(batch_size=16, repeats=3, timed_rows=16, tune=False)
     seed: int = 0
     """of weights and of the mazes drawn"""
 

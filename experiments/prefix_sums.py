@@ -86,7 +86,7 @@ class Settings:
         log_every=50,
     )
     calibration: Calibration = Calibration(accept_loss=0.002)
-    evaluation: Evaluation = Evaluation(batch_size=16, repeats=3, timed_rows=32)
+    evaluation: Evaluation = Evaluation(batch_size=16, repeats=3, timed_rows=32, tune=False)
     seed: int = 0
     """of weights and of the strings drawn"""
 

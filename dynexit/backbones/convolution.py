@@ -15,7 +15,7 @@ def convolve(x: Array, kernel: Array) -> Array:
 
     XLA's own gradient of a convolution has no quick path inside a loop on a CPU. Here both gradients are written as forward
     convolutions: of the output's gradient with the mirrored kernel, and of the input with the output's gradient, channels and
-    rows changing places. Ten of them in a scan, 32 images of 11 x 11 x 32 on one thread: 8 ms a gradient each, XLA's 188.
+    rows changing places. docs/benchmarks.md ("Convolutions in a loop") has the ratio.
 
     Args:
       x: `[b, L, C]` or `[b, H, W, C]`.

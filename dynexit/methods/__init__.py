@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from dynexit.methods.deep_thinking import deep_thinking
     from dynexit.methods.equilibrium import equilibrium
     from dynexit.methods.fixed_depth import fixed_depth
+    from dynexit.methods.neural_ode import neural_ode
     from dynexit.methods.pondernet import pondernet
     from dynexit.methods.raptor import raptor
     from dynexit.methods.recurrent_depth import recurrent_depth
@@ -21,6 +22,7 @@ __all__ = [
     "deep_thinking",
     "equilibrium",
     "fixed_depth",
+    "neural_ode",
     "pondernet",
     "raptor",
     "recurrent_depth",
@@ -34,6 +36,7 @@ __getattr__, __dir__ = attach(
         "deep_thinking": "deep_thinking",
         "equilibrium": "equilibrium",
         "fixed_depth": "fixed_depth",
+        "neural_ode": "neural_ode",
         "pondernet": "pondernet",
         "raptor": "raptor",
         "recurrent_depth": "recurrent_depth",
