@@ -12,6 +12,7 @@ from dynexit.core.checks import positive_integer
 from dynexit.core.stacking import length
 from dynexit.core.types import Array, Model, PyTree
 from dynexit.exits import run_full, stacked_step, tied_step
+from dynexit.exits.fixed_point import relative_residual
 
 ROPE_BASE = 50_000.0
 
@@ -77,8 +78,10 @@ def recurrent_depth(
       mean_steps: iterations expected in training, for the scale of the initial output projections alone.
 
     Returns:
-      A weight-tied `Model`: inputs int32 `[B, L]`, outputs logits `[E, B, L, V]` in the parameters' type. State: "input" (e), which
-      no step changes, and "h" (s). It starts at 0; training may start it elsewhere (`dx.methods.recurrent_depth`).
+      A weight-tied `Model`: inputs int32 `[B, L]`, or `{"tokens": [B, L], "h": [B, L, D]}` with the state to begin with, for a warm
+      start; outputs `{"logits": [E, B, L, V], "residual": [E, B, L]}`, the logits in the parameters' type and beside them
+      ||s_i - s_{i-1}|| / ||s_i||. State: "input" (e), which no step changes, "h" (s) and "change", the residual. Without a warm
+      start s is 0; training may start it elsewhere (`dx.methods.recurrent_depth`).
 
     Raises:
       ValueError, TypeError: a number below 1, `width` not a multiple of 2 x `heads`.
@@ -91,7 +94,7 @@ def recurrent_depth(
 
     Source: Geiping et al. 2025, arXiv 2502.05171, and its released code: sandwich norm, biases on queries and keys alone, tied
     embedding, weights N(0, 2 / (5 D)) and output projections smaller by sqrt(2 l_eff). Deviations: s_0 = 0 at inference, so
-    that answers are repeatable, where the release draws it.
+    that answers are repeatable, where the release draws it, or begins with the state of the token before ("h" does that).
     """
     sizes = dict(vocabulary=vocabulary, width=width, heads=heads, steps=steps, prelude=prelude, core=core, coda=coda)
     for name, value in sizes.items():
@@ -121,19 +124,24 @@ def recurrent_depth(
             "coda": stack(keys[5], coda),
         }
 
-    def embed(params: PyTree, tokens: Array) -> PyTree:
+    def embed(params: PyTree, inputs: PyTree) -> PyTree:
+        tokens = inputs["tokens"] if isinstance(inputs, dict) else inputs
         if jnp.ndim(tokens) != 2 or not jnp.issubdtype(jnp.result_type(tokens), jnp.integer):
             raise ValueError(f"`inputs` must be integers [B, L], got {jnp.result_type(tokens)}{list(jnp.shape(tokens))}")
         e = through(params["prelude"], math.sqrt(width) * params["embed"][tokens])
-        return {"input": e, "h": jnp.zeros_like(e)}
+        h = inputs["h"].astype(e.dtype) if isinstance(inputs, dict) else jnp.zeros_like(e)
+        if h.shape != e.shape:
+            raise ValueError(f'`inputs["h"]` must have shape {list(e.shape)}, got {list(h.shape)}')
+        return {"input": e, "h": h, "change": jnp.ones(e.shape[:2], jnp.float32)}
 
     def iterate(params: PyTree, state: PyTree) -> PyTree:
         both = jnp.concatenate([state["h"], state["input"]], axis=-1)
-        return {"input": state["input"], "h": through(params["block"]["core"], both @ params["block"]["adapter"])}
+        h = through(params["block"]["core"], both @ params["block"]["adapter"])
+        return {"input": state["input"], "h": h, "change": jax.vmap(relative_residual)(state["h"], h)}
 
-    def head(params: PyTree, state: PyTree) -> Array:
+    def head(params: PyTree, state: PyTree) -> PyTree:
         u = through(params["coda"], normed(params["norm"], state["h"]))
-        return normed(params["norm"], u) @ params["embed"].T
+        return {"logits": normed(params["norm"], u) @ params["embed"].T, "residual": state["change"]}
 
     names = tuple(f"step{i:02d}" for i in range(steps))
     return Model(init, embed, lambda params: tied_step(iterate, head, params), steps, names)

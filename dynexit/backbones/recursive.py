@@ -11,6 +11,7 @@ from dynexit.backbones.parts import Apply, attend, initial
 from dynexit.core.checks import positive_integer
 from dynexit.core.types import Array, Model, PyTree
 from dynexit.exits import run_full, tied_step
+from dynexit.exits.fixed_point import relative_residual
 
 Mixing = Literal["attention", "mlp"]
 Gradient = Literal["cycle", "last"]
@@ -135,7 +136,7 @@ class Segment:
             s = self.thought(still, s, self.inner - 1)
         s = {**jax.lax.stop_gradient(s), "input": state["input"]}
         s = self.cycle(p, s) if self.gradient == "cycle" else self.conclude(p, self.think(p, s))
-        return {**s, "change": relative_change(*jax.lax.stop_gradient((s["z"], state["z"])))}
+        return {**s, "change": relative_residual(state["z"], s["z"])}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -245,13 +246,6 @@ def recursive(
 
     names = tuple(f"segment{i:03d}" for i in range(segments))
     return Model(init, embed, lambda params: tied_step(segment, Read(head), params), segments, names)
-
-
-def relative_change(new: Array, old: Array) -> Array:
-    """||new - old|| / ||new|| of each row, `[b, ...]` to float32 `[b]`."""
-    axes = tuple(range(1, new.ndim))
-    new, old = new.astype(jnp.float32), old.astype(jnp.float32)
-    return jnp.sqrt(jnp.sum((new - old) ** 2, axis=axes) / jnp.sum(new**2, axis=axes))
 
 
 def _state(p: PyTree, state: PyTree) -> PyTree:

@@ -19,7 +19,6 @@ from dynexit.exits.reading import (
     no_memory,
     read_key,
     read_logits,
-    read_per_row,
     threshold_and_temperature,
     threshold_leaf,
 )
@@ -128,7 +127,8 @@ def residual_below(threshold: Any, read: Read = None) -> Criterion:
 
     Args:
       threshold: at least 0 (0 is never passed), scalar or `[E-1]`.
-      read: `read(output) -> residual [b]`; None for the key "residual", as `dx.exits.fixed_point_step` reports it.
+      read: `read(output) -> residual [b]`, or `[b, ...]`, all of which must be small; None for the key "residual", as
+        `dx.exits.fixed_point_step` reports it.
 
     Returns:
       `Criterion` without memory.
@@ -222,4 +222,5 @@ class _Residual:
     read: Read
 
     def __call__(self, threshold, i, output, memory):
-        return read_per_row(output, "residual", self.read) < at(threshold, i), memory
+        residual = read_key(output, "residual", self.read).astype(jnp.float32)
+        return at_every_place(residual < beside(at(threshold, i), residual)), memory

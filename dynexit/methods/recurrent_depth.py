@@ -18,6 +18,7 @@ from dynexit.methods.answers import candidate_levels, logits_of, predict
 from dynexit.objectives import multi_exit_cross_entropy
 
 THRESHOLDS = (0.0, *(10.0**e for e in np.arange(-6.0, 0.1, 0.25)))  # 0 is never passed: full depth
+RULES = {"divergence": criteria.divergence_below, "latent": criteria.residual_below}
 
 
 def recurrent_depth(
@@ -26,28 +27,32 @@ def recurrent_depth(
     sigma: float = 0.5,
     noise: float = 1.0,
     thresholds: Any = THRESHOLDS,
+    rule: str = "divergence",
     grade: Callable[[Any, Any], Any] = share,
 ) -> Method:
-    """Huginn's training, and its exit by the KL between consecutive answers.
+    """Huginn's training, and its exit by the KL between consecutive answers or by how far the state still moves.
 
     Training: r = Poisson(LogNormal(ln mean - sigma^2 / 2, sigma)) + 1 iterations, one r a step, of which the last
     min(r, truncate) carry gradients; cross-entropy of the last answer alone. Inference: leave once KL(p_{i-1} || p_i) < t at
-    every place.
+    every place, or ||s_i - s_{i-1}|| / ||s_i|| < t. `places.by_place` asks each place for itself, with the same criterion.
 
     Args:
       mean: of the rate; r is 1 higher on average.
       truncate: k.
       sigma: of the log-normal law.
       noise: the state starts at sqrt(D) n with n normal, cut at 3 deviations of sqrt(2 / (5 D)) x noise each; 0 for zeros.
-      thresholds: candidates for t in nats, `[K]`, at least 0; 0 is full depth and must be among them.
+      thresholds: candidates for t, in nats or relative, `[K]`, at least 0; 0 is full depth and must be among them.
+      rule: "divergence" of the answers, or "latent", of the state.
       grade: what accuracy counts, see `Method`; here by default the places, as for a language model.
 
     Returns:
-      `Method`. The model is weight-tied with the state's entries "input" and "h" (`dx.backbones.recurrent_depth`), outputs
-      logits `[E, B, ..., C]`; a point is `{"threshold": []}`. Metrics: iterations (r), loss_last, accuracy.
+      `Method`. The model is weight-tied with the state's entries "input" and "h" (`dx.backbones.recurrent_depth`), outputs logits
+      `[E, B, ..., C]` or a dict of them and, for the latent rule, "residual" `[E, B, ...]`; a point is `{"threshold": []}`.
+      Metrics: iterations (r), loss_last, accuracy.
 
     Raises:
-      TypeError, ValueError: `mean`, `sigma` or `noise` out of range, `truncate` below 1, `thresholds` negative or without 0.
+      TypeError, ValueError: `mean`, `sigma` or `noise` out of range, `truncate` below 1, `thresholds` negative or without 0, an
+        unknown `rule`.
 
     Source: Geiping et al. 2025, arXiv 2502.05171 and its released code, mean 32 and k 8 there. Deviations: r never exceeds the
     model's steps, so that every loop has a limit; the rule is asked of every place of a row, not of one token while decoding.
@@ -56,6 +61,8 @@ def recurrent_depth(
     for name, value, low in (("mean", mean, 1e-9), ("sigma", sigma, 0.0), ("noise", noise, 0.0)):
         if not value >= low:
             raise ValueError(f"`{name}` must be {'above' if low else 'at least'} 0, got {value}")
+    if rule not in RULES:
+        raise ValueError(f"`rule` must be {' or '.join(map(repr, RULES))}, got {rule!r}")
     levels = candidate_levels(thresholds, full=0.0)
 
     def loss(
@@ -73,7 +80,7 @@ def recurrent_depth(
         return losses, {name: jnp.float32(value) for name, value in metrics.items()}
 
     def criterion(point: PyTree) -> Criterion:
-        return criteria.divergence_below(point["threshold"])
+        return RULES[rule](point["threshold"])
 
     def candidates(outputs: PyTree, labels: Array, costs: Array) -> PyTree:
         return {"threshold": jnp.asarray(levels)}

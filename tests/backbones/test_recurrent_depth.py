@@ -53,7 +53,7 @@ def sandwich(p, x):
 
 
 def logits(tokens, r):
-    """The whole network on one row, as in the paper's equations."""
+    """The whole network on one row, as in the paper's equations: its answer and its state."""
     p = jax.tree.map(np.asarray, PARAMS)
     at = lambda tree, i: jax.tree.map(lambda a: a[i], tree)
     e = sandwich(at(p["prelude"], 0), math.sqrt(D) * p["embed"][tokens])
@@ -63,19 +63,32 @@ def logits(tokens, r):
         for i in range(2):
             s = sandwich(at(p["block"]["core"], i), s)
     u = sandwich(at(p["coda"], 0), rms(s, p["norm"]))
-    return rms(u, p["norm"]) @ p["embed"].T
+    return rms(u, p["norm"]) @ p["embed"].T, s
 
 
 def test_every_exit_is_the_equations():
     found = dx.run_all(MODEL.steps(PARAMS), MODEL.embed(PARAMS, TOKENS), MODEL.depth)
-    for r in range(1, 5):
-        for row in range(2):
-            np.testing.assert_allclose(found[r - 1, row], logits(np.asarray(TOKENS[row]), r), rtol=2e-4, atol=2e-5)
+    for row in range(2):
+        before = np.zeros((L, D))
+        for r in range(1, 5):
+            wanted, state = logits(np.asarray(TOKENS[row]), r)
+            np.testing.assert_allclose(found["logits"][r - 1, row], wanted, rtol=2e-4, atol=2e-5)
+            moved = np.linalg.norm(state - before, axis=1) / np.linalg.norm(state, axis=1)
+            np.testing.assert_allclose(found["residual"][r - 1, row], moved, rtol=1e-3)
+            before = state
+
+
+def test_a_warm_start_goes_on_from_where_a_run_ended():
+    step = MODEL.steps(PARAMS)
+    ended, _ = dx.run_full(step, MODEL.embed(PARAMS, TOKENS), 2)
+    warm = dx.run_all(step, MODEL.embed(PARAMS, {"tokens": TOKENS, "h": ended["h"]}), 2)
+    cold = dx.run_all(step, MODEL.embed(PARAMS, TOKENS), 4)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b[2:], rtol=1e-5, atol=1e-6), warm, cold)
 
 
 def test_no_token_sees_a_later_one():
     changed = TOKENS.at[0, 3].set(4)
-    a, b = (dx.run_full(MODEL.steps(PARAMS), MODEL.embed(PARAMS, t), MODEL.depth)[1] for t in (TOKENS, changed))
+    a, b = (dx.run_full(MODEL.steps(PARAMS), MODEL.embed(PARAMS, t), MODEL.depth)[1]["logits"] for t in (TOKENS, changed))
     np.testing.assert_array_equal(a[0, :3], b[0, :3])
     assert np.abs(a[0, 3:] - b[0, 3:]).max() > 1e-3
 
@@ -103,6 +116,10 @@ def test_initial_scales():
         (lambda: recurrent_depth(5, width=6, heads=2, steps=2), "`width` must be a multiple of 2 x `heads` = 4, got 6"),
         (lambda: recurrent_depth(5, width=8, heads=2, steps=0), "`steps` must be at least 1"),
         (lambda: MODEL.embed(PARAMS, jnp.zeros((2, 5))), r"`inputs` must be integers \[B, L\], got float32\[2, 5\]"),
+        (
+            lambda: MODEL.embed(PARAMS, {"tokens": TOKENS, "h": jnp.zeros((2, 5, 4))}),
+            r'`inputs\["h"\]` must have shape \[2, 5, 8\]',
+        ),
     ],
 )
 def test_refusals(call, words):

@@ -47,7 +47,7 @@ def reference(params, r, truncate, start):
         if i == max(0, r - truncate):
             state = {**state, "h": state["h"] + start}
         state, output = step.apply(step.select(0), i, state)
-    log_p = jax.nn.log_softmax(output)
+    log_p = jax.nn.log_softmax(output["logits"])
     return -jnp.take_along_axis(log_p, LABELS[..., None], axis=-1).mean()
 
 
@@ -69,8 +69,9 @@ def test_steps_never_exceed_the_model():
     assert int(method.loss(MODEL, PARAMS, TOKENS, LABELS, jax.random.key(0), 0.0)[1]["iterations"]) == 24
 
 
-def test_a_row_in_company_is_the_row_alone_and_a_nan_poisons_no_other():
-    rule = recurrent_depth(4.0).criterion({"threshold": jnp.float32(1e-3)})
+@pytest.mark.parametrize("name, threshold", [("divergence", 1e-3), ("latent", 0.05)])
+def test_a_row_in_company_is_the_row_alone_and_a_nan_poisons_no_other(name, threshold):
+    rule = recurrent_depth(4.0, rule=name).criterion({"threshold": jnp.float32(threshold)})
     step, state = MODEL.steps(PARAMS), MODEL.embed(PARAMS, TOKENS)
     state["input"] = state["input"].at[1].multiply(3.0)
     together = dx.run_until(step, state, MODEL.depth, rule, tile=2)
@@ -80,7 +81,7 @@ def test_a_row_in_company_is_the_row_alone_and_a_nan_poisons_no_other():
         alone = dx.run_until(step, jax.tree.map(lambda a, r=row: a[r : r + 1], state), MODEL.depth, rule)
         for found in (together, streamed):
             assert found.exit_depth[row] == alone.exit_depth[0]
-            np.testing.assert_allclose(found.output[row], alone.output[0], atol=1e-5)
+            jax.tree.map(lambda a, b, r=row: np.testing.assert_allclose(a[r], b[0], atol=1e-5), found.output, alone.output)
     state["input"] = state["input"].at[0, 0, 0].set(jnp.nan)
     for run in (dx.run_until, dx.run_stream):
         ill = run(step, state, MODEL.depth, rule)
@@ -98,6 +99,7 @@ def test_thresholds_and_refusals():
         (lambda: recurrent_depth(4.0, sigma=-1.0), "`sigma` must be at least 0, got -1.0"),
         (lambda: recurrent_depth(4.0, thresholds=(0.1,)), "`thresholds` must have shape"),
         (lambda: recurrent_depth(4.0, truncate=0), "`truncate` must be at least 1"),
+        (lambda: recurrent_depth(4.0, rule="kl"), "`rule` must be 'divergence' or 'latent', got 'kl'"),
     ):
         with pytest.raises(ValueError, match=words):
             call()
