@@ -61,12 +61,14 @@ class Method:
     """iterations in training"""
     alpha: float = 1.0
     """weight of the progressive loss; the rest is that of the full run"""
+    mixed: float = 0.0
+    """fraction of the rows that training begins at a random state"""
     settled: int = 1
     """exits in a row at which the answer must stand still"""
 
     def faults(self) -> list[str]:
         """Out-of-range values, one sentence each."""
-        return at_least(self, 1, "most", "settled") + between(self, 0.0, 1.0, "alpha")
+        return at_least(self, 1, "most", "settled") + between(self, 0.0, 1.0, "alpha", "mixed")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +112,7 @@ def build(settings: Settings):
         model=dx.backbones.deep_thinking(
             1, 1, 2, width=model.width, steps=model.steps, recall=model.recall, blocks=model.blocks, every=model.every
         ),
-        method=dx.methods.deep_thinking(method.most, method.alpha, settled=method.settled),
+        method=dx.methods.deep_thinking(method.most, method.alpha, settled=method.settled, mixed=method.mixed),
         train=train,
         calibration=calibration,
         test=test,

@@ -17,7 +17,7 @@ from dynexit.objectives import multi_exit_cross_entropy
 THRESHOLDS = (0.0, *(10.0**e for e in np.arange(-6.0, -0.9, 0.25)))  # 0 is never passed: full depth
 
 
-def deep_thinking(most: int, alpha: float = 1.0, thresholds: Any = THRESHOLDS, settled: int = 2) -> Method:
+def deep_thinking(most: int, alpha: float = 1.0, thresholds: Any = THRESHOLDS, settled: int = 2, mixed: float = 0.0) -> Method:
     """The progressive loss of DT-recall, and an exit where the answer has stopped moving.
 
     Training: n ~ U{0..m-1} iterations without gradients, then k ~ U{1..m-n} with them, L_prog = CE after n + k; beside it
@@ -30,6 +30,8 @@ def deep_thinking(most: int, alpha: float = 1.0, thresholds: Any = THRESHOLDS, s
       alpha: in 0..1; 1 is the cheapest, for L_m is not computed.
       thresholds: candidates for t in nats, `[K]`, at least 0; 0 is full depth and must be among them.
       settled: exits in a row.
+      mixed: in 0..1, fraction of the rows that training begins at h ~ N(0, 1) and not at the input's own first state: the
+        answer then has to be reached from anywhere.
 
     Returns:
       `Method`. The model is weight-tied, its state has the entries "input" and "h" (`dx.backbones.deep_thinking`), its outputs
@@ -37,16 +39,17 @@ def deep_thinking(most: int, alpha: float = 1.0, thresholds: Any = THRESHOLDS, s
       after them, and with alpha below 1 loss_full and accuracy_full.
 
     Raises:
-      TypeError, ValueError: `most` or `settled` below 1, `alpha` outside 0..1, `thresholds` negative or without 0; from
+      TypeError, ValueError: `most` or `settled` below 1, `alpha` or `mixed` outside 0..1, `thresholds` negative or without 0; from
         the loss, a model of fewer than `most` iterations.
 
-    Source: Bansal et al. 2022, arXiv 2202.05826, algorithm 1. The exit is ours: theirs runs a fixed number of iterations or
-    takes the most confident of all.
+    Source: Bansal et al. 2022, arXiv 2202.05826, algorithm 1; Anil et al. 2022, arXiv 2211.09961, for `mixed`. The exit is ours:
+    theirs runs a fixed number of iterations or takes the most confident of all.
     """
     positive_integer(most, "most")
     positive_integer(settled, "settled")
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"`alpha` must lie in 0..1, got {alpha}")
+    for name, value in (("alpha", alpha), ("mixed", mixed)):
+        if not 0 <= value <= 1:
+            raise ValueError(f"`{name}` must lie in 0..1, got {value}")
     levels = candidate_levels(thresholds, full=0.0)
 
     def loss(
@@ -55,6 +58,8 @@ def deep_thinking(most: int, alpha: float = 1.0, thresholds: Any = THRESHOLDS, s
         if one_depth(model) < most:
             raise ValueError(f"`model` has {model.depth} iterations, fewer than the {most} of training (`most`)")
         step, state = every_iteration(model.steps(params)), model.embed(params, inputs)
+        if mixed:
+            state = {**state, "h": begun_anywhere(jax.random.fold_in(key, 1), state["h"], mixed)}
 
         def after(free: Any, steps: Any) -> tuple[Array, Array]:
             _, output = run_truncated(step, state, free, steps, most, injected=("input",))
@@ -76,6 +81,18 @@ def deep_thinking(most: int, alpha: float = 1.0, thresholds: Any = THRESHOLDS, s
         return {"threshold": jnp.asarray(levels)}
 
     return Method(None, criterion, candidates, predict, loss)
+
+
+def begun_anywhere(key: Array, h: Array, share: float) -> Array:
+    """The states `[B, ...]`, each replaced by normal noise with chance `share`; the key is consumed.
+
+    Example:
+      >>> begun_anywhere(jax.random.key(0), jnp.zeros((4, 3, 2)), 1.0).any(axis=(1, 2)).tolist()
+      [True, True, True, True]
+    """
+    first, second = jax.random.split(key)
+    chosen = jax.random.bernoulli(first, share, h.shape[:1]).reshape(-1, *[1] * (h.ndim - 1))
+    return jnp.where(chosen, jax.random.normal(second, h.shape, h.dtype), h)
 
 
 def progress_drawn(key: Array, most: int) -> tuple[Array, Array]:

@@ -7,7 +7,7 @@ import pytest
 
 import dynexit as dx
 from dynexit.backbones import deep_thinking as network
-from dynexit.methods.deep_thinking import deep_thinking, progress_drawn
+from dynexit.methods.deep_thinking import begun_anywhere, deep_thinking, progress_drawn
 
 MODEL = network(1, 1, 2, width=6, steps=9, blocks=1)
 PARAMS = MODEL.init(jax.random.key(0))
@@ -55,6 +55,20 @@ def test_exits_several_iterations_apart_are_the_same_network_read_less_often():
     assert int(metrics["iterations"]) == n + k
     with pytest.raises(ValueError, match="`every` must divide the 9 iterations"):
         network(1, 1, 2, width=6, steps=9, every=2)
+
+
+def test_rows_may_begin_anywhere():
+    h = jnp.ones((20_000, 2))
+    begun = begun_anywhere(jax.random.key(0), h, 0.3)
+    kept = np.asarray((begun == h).all(axis=1))
+    np.testing.assert_allclose(kept.mean(), 0.7, atol=0.01)
+    drawn = np.asarray(begun)[~kept]
+    np.testing.assert_allclose([drawn.mean(), drawn.std()], [0, 1], atol=0.03)
+    losses = lambda mixed, key: deep_thinking(6, mixed=mixed).loss(MODEL, PARAMS, X, LABELS, jax.random.key(key), 0.0)[0]
+    moved = np.asarray(losses(0.5, 1) != losses(0.0, 1))
+    assert 0 < moved.sum() < len(moved), "some rows and not all"
+    with pytest.raises(ValueError, match=r"`mixed` must lie in 0\.\.1, got 2"):
+        deep_thinking(6, mixed=2)
 
 
 def test_the_law_of_the_steps():
