@@ -79,7 +79,7 @@ class Settings:
     data: Data = Data()
     method: Method = Method()
     training: Training = Training(
-        steps=1500,
+        steps=1000,
         batch_size=64,
         learning_rate=2e-3,
         weight_decay=0.0,

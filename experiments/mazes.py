@@ -4,8 +4,9 @@
 
 Which places lie on the way from the start to the end? A recurrent convolutional network sees the maze anew at every iteration and
 is trained to make progress from wherever it stands. Long ways take more iterations; a row leaves once its answer has settled.
-Hardware: two CPU cores, about 15 minutes. Expect: measured after 3,135 updates of `--training.steps 4000`, seed 0, all 300
-iterations: 100% of 100 mazes of size 9, 90% of 50 of size 17, 17% of 24 of size 33; not what the paper's larger networks reach.
+Hardware: two CPU cores, 26 minutes of training and 4 to measure. Expect: with seed 0 all of 48 mazes of sizes 9, 13 and 17
+right, 46 of 48 of size 21, and 73 of 100 of size 33 at the operating point (in the paper, where networks are four times as
+wide, 97% of size 59).
 """
 
 import dataclasses
