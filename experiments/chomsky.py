@@ -26,7 +26,7 @@ class Model:
     width: int = 64
     """channels"""
     steps: int = 64
-    """iterations at most, at test time, of `thinking`; a quarter of it of the other two that iterate"""
+    """iterations at most, at test time, of `thinking`; a quarter of it of `recurrent` and an eighth of `universal`"""
 
     def faults(self) -> list[str]:
         """Out-of-range values, one sentence each."""
@@ -80,7 +80,7 @@ class Settings:
     method: Method = Method()
     training: Training = Training(
         steps=1000,
-        batch_size=64,
+        batch_size=32,
         learning_rate=2e-3,
         weight_decay=0.0,
         clip=1.0,
@@ -130,17 +130,17 @@ def build(settings: Settings):
 def network(settings: Settings, vocabulary: int, classes: int) -> tuple:
     """The network of its kind and the method that trains it."""
     m, method, zoo = settings.model, settings.method, dx.backbones
-    some, mean = m.steps // 4, method.most / 4
+    mean = method.most / 4
     attention = dict(width=m.width, heads=4)
     if m.kind == "transformer":  # a decoder of four blocks, each run once
         return zoo.recurrent_depth(vocabulary, **attention, steps=1, core=2, mean_steps=1), dx.methods.fixed_depth()
     if m.kind == "universal":
-        universal = zoo.universal_transformer(vocabulary, classes, **attention, steps=some, halt_bias=-1.0)
+        universal = zoo.universal_transformer(vocabulary, classes, **attention, steps=m.steps // 8, halt_bias=-1.0)
         return universal, dx.methods.act(method.tau)
     if m.kind == "thinking":
         thinking = zoo.deep_thinking(1, vocabulary, classes, width=m.width // 2, steps=m.steps, every=4)
         return thinking, dx.methods.deep_thinking(method.most, settled=1)
     if m.kind == "recurrent":
-        recurrent = zoo.recurrent_depth(vocabulary, **attention, steps=some, mean_steps=round(mean) + 1)
+        recurrent = zoo.recurrent_depth(vocabulary, **attention, steps=m.steps // 4, mean_steps=round(mean) + 1)
         return recurrent, dx.methods.recurrent_depth(mean, truncate=4)
     return zoo.rnn(vocabulary, classes, width=m.width, cell=m.kind), dx.methods.fixed_depth()
