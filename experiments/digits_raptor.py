@@ -9,7 +9,6 @@ Hardware: two CPU cores, some minutes. Expect:
 """
 
 import dataclasses
-from typing import Any
 
 import dynexit as dx
 from dynexit.core.settings import Calibration, Evaluation, Training, at_least
@@ -78,13 +77,13 @@ def build(settings: Settings):
     )
 
 
-def opened(folder: str) -> tuple[Any, Any, dict]:
+def opened(folder: str) -> tuple:
     """A trained teacher: its experiment, its parameters and the sizes of its network."""
     run = dx.cli.trained(folder)
     return run.experiment, run.params, {name: getattr(run.settings.model, name) for name in ("patch", "stride", "width", "heads")}
 
 
-def drawn() -> tuple[Any, Any, dict]:
+def drawn() -> tuple:
     """A teacher that was never trained, of four small blocks."""
     import functools
 
