@@ -49,7 +49,7 @@ class Settings:
 
     model: Model = Model()
     method: Method = Method()
-    training: Training = Training(steps=600, batch_size=64, learning_rate=2e-3, checkpoint_every=200, remat=False)
+    training: Training = Training(steps=200, batch_size=64, learning_rate=2e-3, checkpoint_every=100, remat=False)
     calibration: Calibration = Calibration(accept_loss=0.0, accept_flips=0.003)
     evaluation: Evaluation = Evaluation(batch_size=128)
     seed: int = 0
