@@ -5,7 +5,9 @@
 
 The teacher's layers are cut into phases by the similarity of their states; one block is distilled for each, told at which depth it
 is applied, and an image leaves where a layer no longer changes its state.
-Hardware: two CPU cores, some minutes. Expect:
+Hardware: half of two busy CPU cores, 5 minutes and as much for the teacher. Expect: with seed 0 two blocks in place of eight, as
+right as the teacher (98.4%) after all eight layers, and 98.2% at the operating point, after 7.0 layers on average. Labels teach
+the exit heads too: leaving everyone after five layers is as good (98.2%).
 """
 
 import dataclasses
