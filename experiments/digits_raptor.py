@@ -70,7 +70,7 @@ def build(settings: Settings):
     import jax
 
     taught, params, sizes = opened(settings.model.teacher) if settings.model.teacher else drawn()
-    images = taught.prepare(taught.calibration.examples()["inputs"][:256])
+    images = taught.prepare(taught.train.examples()["inputs"][:256])
     states = jax.jit(lambda params, images: dx.backbones.features(taught.model, params, images))(params, images)
     counts = dx.analysis.phases(dx.analysis.similarity(states), settings.model.phases).counts
     return taught._replace(

@@ -22,7 +22,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
-# Variants that others of the same test stand for, and that take long: `pytest -m slow` runs them.
+# Long ones that others of the same test, or of the same file, stand for: `pytest -m slow` runs them.
 SLOW_VARIANTS = (
     "test_bounded.py::test_saving_compute_changes_no_gradient[None-staged]",
     "test_bounded.py::test_saving_compute_changes_no_gradient[None-switched]",
@@ -45,15 +45,12 @@ SLOW_VARIANTS = (
     "test_progressive_loss.py::test_loss_and_gradient_are_the_loop[0.0-2]",
     "test_recursive.py::test_the_engine_takes_it[hrm]",
     "test_recursive.py::test_the_engine_takes_it[attention]",
-    "test_recursive.py::test_outputs_are_the_loop[attention]",
     "test_averaging.py::test_a_row_leaves_with_the_answer_that_full_depth_gives_it[places1]",
     "test_sharded.py::test_run_sharded_equals_run_until[rebalance1-AxisType.Explicit-2]",
     "test_program.py::test_programs_do_not_grow_with_the_depth_and_never_call_the_host[gradient, masked]",
     "test_chomsky_networks.py::test_every_network_answers_where_the_task_asks[transformer]",
     "test_chomsky_networks.py::test_every_network_answers_where_the_task_asks[elman]",
-    "test_pararnn.py::test_a_recurrence_that_is_not_solved_says_so",
     "test_raptor.py::test_a_block_recurrent_teacher_is_found_out_and_copied",
-    "test_raptor.py::test_the_embedding_and_the_teacher_get_no_gradient",
     "test_universal_transformer.py::test_methods_train_every_parameter[accumulated-method0]",
 )
 

@@ -125,6 +125,8 @@ def recurrent_depth(
         }
 
     def embed(params: PyTree, inputs: PyTree) -> PyTree:
+        if isinstance(inputs, dict) and set(inputs) != {"tokens", "h"}:
+            raise ValueError(f"`inputs` must be tokens or a dict of 'tokens' and 'h', got the keys {sorted(inputs)}")
         tokens = inputs["tokens"] if isinstance(inputs, dict) else inputs
         if jnp.ndim(tokens) != 2 or not jnp.issubdtype(jnp.result_type(tokens), jnp.integer):
             raise ValueError(f"`inputs` must be integers [B, L], got {jnp.result_type(tokens)}{list(jnp.shape(tokens))}")

@@ -193,7 +193,8 @@ def _save(folder: Path, step: int, seed: int, leaves: dict[str, Any], keep: int)
             raise OSError(f"only {free / 1e6:.1f} MB are free")
         arrays = {name: np.asarray(leaf) for name, leaf in leaves.items()}
         with _orbax() as (checkpointer, args, _):  # replaces what a save cut short left behind
-            checkpointer.save(path / ARRAYS, args=args.PyTreeSave({n: a for n, a in arrays.items() if a.size}), force=True)
+            full = {n: a for n, a in arrays.items() if a.size}
+            checkpointer.save((path / ARRAYS).absolute(), args=args.PyTreeSave(full), force=True)
         manifest.write(path, step, seed, arrays)
     except Exception as error:
         shutil.rmtree(path, ignore_errors=True)
@@ -211,7 +212,8 @@ def _read(path: Path, found: manifest.Manifest) -> dict[str, np.ndarray]:
     try:
         with _orbax() as (checkpointer, args, as_numpy):
             wanted = {name: as_numpy for name in found.leaves if name not in empty}
-            return {**empty, **checkpointer.restore(path / ARRAYS, args=args.PyTreeRestore(restore_args=wanted))}
+            arrays = checkpointer.restore((path / ARRAYS).absolute(), args=args.PyTreeRestore(restore_args=wanted))
+            return {**empty, **arrays}
     except Exception as error:  # storage raises many kinds: whichever it is, this checkpoint cannot be read
         raise Damaged(f"its arrays cannot be read: {type(error).__name__}: {str(error).splitlines()[0]}") from error
 

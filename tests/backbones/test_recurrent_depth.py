@@ -116,6 +116,7 @@ def test_initial_scales():
         (lambda: recurrent_depth(5, width=6, heads=2, steps=2), "`width` must be a multiple of 2 x `heads` = 4, got 6"),
         (lambda: recurrent_depth(5, width=8, heads=2, steps=0), "`steps` must be at least 1"),
         (lambda: MODEL.embed(PARAMS, jnp.zeros((2, 5))), r"`inputs` must be integers \[B, L\], got float32\[2, 5\]"),
+        (lambda: MODEL.embed(PARAMS, {"tokens": TOKENS}), "`inputs` must be tokens or a dict of 'tokens' and 'h', got the keys"),
         (
             lambda: MODEL.embed(PARAMS, {"tokens": TOKENS, "h": jnp.zeros((2, 5, 4))}),
             r'`inputs\["h"\]` must have shape \[2, 5, 8\]',

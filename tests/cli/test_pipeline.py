@@ -163,10 +163,11 @@ def test_a_terminated_training_says_how_to_go_on(tmp_path, template):
     assert int(line.split()[3]) > 0
 
 
-def test_a_run_is_opened_from_python(run):
+def test_a_run_is_opened_from_python(run, monkeypatch):
     import dynexit as dx
 
-    opened = dx.cli.trained(run)
+    monkeypatch.chdir(run.parent)
+    opened = dx.cli.trained(run.name)  # as the README does: a path from where one stands
     assert opened.step == opened.settings.training.steps and opened.experiment.model.depth == opened.settings.model.depth
     inputs = opened.experiment.test.examples()["inputs"][:4]
     state = opened.experiment.model.embed(opened.params, opened.experiment.prepare(inputs))

@@ -1,4 +1,4 @@
-"""The six networks of the Chomsky experiment: each answers at the places that count, for every task, and its method takes it."""
+"""The six networks of the Chomsky experiment: each answers at the places that count, and its method takes it."""
 
 import dataclasses
 from pathlib import Path
