@@ -100,7 +100,7 @@ SMOKE = Settings(
     data=Data(task="reverse_string", length=4, test_length=6, examples=32),
     method=Method(most=4),
     training=Training(remat=False, steps=20, batch_size=16, checkpoint_every=20),
-    evaluation=Evaluation(batch_size=16, repeats=1, tune=False),
+    evaluation=Evaluation(batch_size=8, repeats=1, tune=False),
 )
 
 

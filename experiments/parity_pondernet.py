@@ -110,7 +110,7 @@ SMOKE = Settings(
     model=Model(width=8, steps=3),
     data=Data(length=4, examples=200),
     training=Training(steps=30, batch_size=32, checkpoint_every=30),
-    evaluation=Evaluation(batch_size=16, repeats=1, tune=False),
+    evaluation=Evaluation(batch_size=8, repeats=1, tune=False),
 )
 
 

@@ -61,14 +61,17 @@ class Method:
     """iterations in training"""
     alpha: float = 1.0
     """weight of the progressive loss; the rest is that of the full run"""
-    mixed: float = 0.0
-    """fraction of the rows that training begins at a random state"""
+    window: int | None = None
+    """iterations with gradients at most; None: as many as there are"""
+    damage: float = 0.0
+    """largest fraction of a row's places whose state is replaced by noise before them"""
     settled: int = 1
     """exits in a row at which the answer must stand still"""
 
     def faults(self) -> list[str]:
         """Out-of-range values, one sentence each."""
-        return at_least(self, 1, "most", "settled") + between(self, 0.0, 1.0, "alpha", "mixed")
+        counts = ("most", "settled") if self.window is None else ("most", "settled", "window")
+        return at_least(self, 1, *counts) + between(self, 0.0, 1.0, "alpha", "damage")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +101,7 @@ SMOKE = Settings(
     data=Data(length=8, test_length=12, examples=64),
     method=Method(most=4),
     training=Training(remat=False, steps=20, batch_size=16, checkpoint_every=20),
-    evaluation=Evaluation(batch_size=16, repeats=1, tune=False),
+    evaluation=Evaluation(batch_size=8, repeats=1, tune=False),
 )
 
 
@@ -112,7 +115,9 @@ def build(settings: Settings):
         model=dx.backbones.deep_thinking(
             1, 1, 2, width=model.width, steps=model.steps, recall=model.recall, blocks=model.blocks, every=model.every
         ),
-        method=dx.methods.deep_thinking(method.most, method.alpha, settled=method.settled, mixed=method.mixed),
+        method=dx.methods.deep_thinking(
+            method.most, method.alpha, settled=method.settled, window=method.window, damage=method.damage
+        ),
         train=train,
         calibration=calibration,
         test=test,

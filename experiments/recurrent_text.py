@@ -94,7 +94,7 @@ SMOKE = Settings(
     data=Data(length=8, examples=32),
     method=Method(mean=2.0, truncate=2),
     training=Training(remat=False, steps=20, batch_size=8, checkpoint_every=20),
-    evaluation=Evaluation(batch_size=16, repeats=1, tune=False),
+    evaluation=Evaluation(batch_size=8, repeats=1, tune=False),
 )
 
 

@@ -102,7 +102,7 @@ SMOKE = Settings(
     model=Model(width=8, heads=2, hidden=8, steps=5),
     data=Data(length=4, shift=4, examples=100),
     training=Training(steps=20, batch_size=16, checkpoint_every=20),
-    evaluation=Evaluation(batch_size=16, repeats=1, tune=False),
+    evaluation=Evaluation(batch_size=8, repeats=1, tune=False),
 )
 
 

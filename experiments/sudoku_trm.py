@@ -59,6 +59,8 @@ class Method:
     """segments in training"""
     explore: float = 0.5
     """fraction of rows that may not halt before a drawn number of segments"""
+    refill: bool = False
+    """one update a segment, and a new puzzle in the place of one that halted"""
     settled: bool = False
     """leave where the latent has settled, not where the network says that it is right"""
 
@@ -100,7 +102,7 @@ SMOKE = Settings(
     data=Data(examples=32),
     method=Method(segments=2),
     training=Training(steps=4, batch_size=16, checkpoint_every=4),
-    evaluation=Evaluation(batch_size=16, repeats=1, tune=False),
+    evaluation=Evaluation(batch_size=8, repeats=1, tune=False),
 )
 
 
@@ -121,7 +123,9 @@ def build(settings: Settings):
             cycles=model.cycles,
             layers=model.layers,
         ),
-        method=dx.methods.segments(method.segments, explore=method.explore, rule="settled" if method.settled else "right"),
+        method=dx.methods.segments(
+            method.segments, explore=method.explore, rule="settled" if method.settled else "right", refill=method.refill
+        ),
         train=train,
         calibration=calibration,
         test=test,

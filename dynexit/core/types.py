@@ -112,6 +112,20 @@ class Model(NamedTuple):
     names: tuple[str, ...]
 
 
+class Carried(NamedTuple):
+    """A loss over slots whose rows stay for several updates: a row that is done gives its slot to a new one.
+
+    Attributes:
+      begin: `begin(model, params, inputs, labels) -> carry`, the slots before the first update, all of them free; inputs and
+        labels tell shapes alone.
+      loss: `loss(model, params, carry, inputs, labels, key, progress) -> (loss [B], metrics, carry)`; the batch offers each slot a
+        row, and one that is not taken is dropped; the key is consumed.
+    """
+
+    begin: Callable[[Model, PyTree, PyTree, Array], PyTree]
+    loss: Callable[[Model, PyTree, PyTree, PyTree, Array, Array, Array], tuple[Array, dict[str, Array], PyTree]]
+
+
 class Method(NamedTuple):
     """What a published system adds to a model: how it is trained, when a row leaves, and between which operating points to choose.
 
@@ -126,6 +140,7 @@ class Method(NamedTuple):
         `loss(model, params, inputs, labels, key, progress) -> (loss [B], metrics)`; the key is consumed.
       grade: `grade(prediction, labels) -> [b]` in 0..1, how right each row is; accuracy is its mean. By default all or nothing;
         `dynexit.core.labels.share` counts places, for language models.
+      carried: in place of objective and loss, see `Carried`; training keeps the carry from update to update, and in checkpoints.
     """
 
     objective: Callable[[PyTree, Array, Array], tuple[Array, dict[str, Array]]] | None
@@ -134,6 +149,7 @@ class Method(NamedTuple):
     predict: Callable[[PyTree], Array]
     loss: Callable[[Model, PyTree, PyTree, Array, Array, Array], tuple[Array, dict[str, Array]]] | None = None
     grade: Callable[[Any, Any], Any] = exact
+    carried: Carried | None = None
 
 
 class Source(NamedTuple):

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from dynexit.exits.run import run_all, run_full, run_until
     from dynexit.exits.sharded import run_sharded
     from dynexit.exits.steps import every_iteration, stacked_step, switched_step, tied_step
+    from dynexit.exits.stochastic import dropped_blocks, survival
     from dynexit.exits.stream import run_stream
     from dynexit.exits.tiling import Tiling
     from dynexit.exits.truncated import run_truncated
@@ -43,6 +44,7 @@ __all__ = [
     "by_place",
     "criteria",
     "damped",
+    "dropped_blocks",
     "every_iteration",
     "export",
     "fixed_point",
@@ -61,6 +63,7 @@ __all__ = [
     "run_until",
     "stacked_step",
     "stream_chunks",
+    "survival",
     "switched_step",
     "tied_step",
     "tune",
@@ -86,6 +89,7 @@ __getattr__, __dir__ = attach(
         "by_place": "places",
         "criteria": "",
         "damped": "mixing",
+        "dropped_blocks": "stochastic",
         "every_iteration": "steps",
         "export": "export",
         "fixed_point": "fixed_point",
@@ -104,6 +108,7 @@ __getattr__, __dir__ = attach(
         "run_until": "run",
         "stacked_step": "steps",
         "stream_chunks": "chunks",
+        "survival": "stochastic",
         "switched_step": "steps",
         "tied_step": "steps",
         "tune": "tune",

@@ -14,7 +14,7 @@ Block = Callable[[PyTree, PyTree], PyTree]
 
 
 @dataclasses.dataclass(frozen=True)
-class _Run:
+class Run:
     """Block, then head; equal block and head make equal (and so equally compiled) steps."""
 
     block: Block
@@ -41,7 +41,7 @@ class _RunSeveral:
 class _RunAgain:
     """One block several times with the same weights, then the head."""
 
-    once: _Run
+    once: Run
     times: int
 
     def __call__(self, weights, i, state):
@@ -100,7 +100,7 @@ def stacked_step(block: Block, head: Block, params: PyTree, blocks: int = 1) -> 
     if blocks < 1 or n % blocks:
         raise ValueError(f"`blocks` must be at least 1 and divide the {n} blocks of `params`, got {blocks}")
     if blocks == 1:
-        return Step(Partial(take, params), Partial(_Run(block, head)))
+        return Step(Partial(take, params), Partial(Run(block, head)))
     grouped = jax.tree.map(lambda a: a.reshape(n // blocks, blocks, *a.shape[1:]), params)
     return Step(Partial(take, grouped), Partial(_RunSeveral(block, head)), blocks)
 
@@ -140,7 +140,7 @@ def tied_step(block: Block, head: Block, params: PyTree, blocks: int = 1) -> Ste
     """
     if blocks < 1:
         raise ValueError(f"`blocks` must be at least 1, got {blocks}")
-    once = _Run(block, head)
+    once = Run(block, head)
     return Step(Partial(_whole, params), Partial(once if blocks == 1 else _RunAgain(once, blocks)), blocks)
 
 

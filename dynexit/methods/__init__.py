@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from dynexit.methods.raptor import raptor
     from dynexit.methods.recurrent_depth import recurrent_depth
     from dynexit.methods.segments import segments
+    from dynexit.methods.stochastic_depth import stochastic_depth
 
 __all__ = [
     "act",
@@ -27,6 +28,7 @@ __all__ = [
     "raptor",
     "recurrent_depth",
     "segments",
+    "stochastic_depth",
 ]
 __getattr__, __dir__ = attach(
     __name__,
@@ -41,5 +43,6 @@ __getattr__, __dir__ = attach(
         "raptor": "raptor",
         "recurrent_depth": "recurrent_depth",
         "segments": "segments",
+        "stochastic_depth": "stochastic_depth",
     },
 )

@@ -17,12 +17,21 @@ from dynexit.objectives import multi_exit_cross_entropy
 THRESHOLDS = (0.0, *(10.0**e for e in np.arange(-6.0, -0.9, 0.25)))  # 0 is never passed: full depth
 
 
-def deep_thinking(most: int, alpha: float = 1.0, thresholds: Any = THRESHOLDS, settled: int = 2, mixed: float = 0.0) -> Method:
+def deep_thinking(
+    most: int,
+    alpha: float = 1.0,
+    thresholds: Any = THRESHOLDS,
+    settled: int = 2,
+    window: int | None = None,
+    damage: float = 0.0,
+) -> Method:
     """The progressive loss of DT-recall, and an exit where the answer has stopped moving.
 
     Training: n ~ U{0..m-1} iterations without gradients, then k ~ U{1..m-n} with them, L_prog = CE after n + k; beside it
     L_m = CE after m iterations from the start; L = (1 - alpha) L_m + alpha L_prog. One (n, k) a step, for all rows. Where exits
     are several iterations apart n and k still count iterations: a network seen at every fourth alone learns to swing in between.
+    With `damage` the state of some places is replaced by N(0, 1) in between, so that what is right has to be restored: nothing
+    else teaches the network to stay right for longer than it was trained.
     Inference: leave once KL(p_{i-1} || p_i) < t at every place, for `settled` exits in a row.
 
     Args:
@@ -30,8 +39,8 @@ def deep_thinking(most: int, alpha: float = 1.0, thresholds: Any = THRESHOLDS, s
       alpha: in 0..1; 1 is the cheapest, for L_m is not computed.
       thresholds: candidates for t in nats, `[K]`, at least 0; 0 is full depth and must be among them.
       settled: exits in a row.
-      mixed: in 0..1, fraction of the rows that training begins at h ~ N(0, 1) and not at the input's own first state: the
-        answer then has to be reached from anywhere.
+      window: bounds k, the iterations with gradients; None for m. A narrow one makes many iterations affordable in training.
+      damage: in 0..1, largest fraction of a row's places that are damaged; each row draws its own, uniform from 0.
 
     Returns:
       `Method`. The model is weight-tied, its state has the entries "input" and "h" (`dx.backbones.deep_thinking`), its outputs
@@ -39,15 +48,17 @@ def deep_thinking(most: int, alpha: float = 1.0, thresholds: Any = THRESHOLDS, s
       after them, and with alpha below 1 loss_full and accuracy_full.
 
     Raises:
-      TypeError, ValueError: `most` or `settled` below 1, `alpha` or `mixed` outside 0..1, `thresholds` negative or without 0; from
-        the loss, a model of fewer than `most` iterations.
+      TypeError, ValueError: `most`, `settled` or `window` below 1, `alpha` or `damage` outside 0..1, `thresholds` negative or
+        without 0; from the loss, a model of fewer than `most` iterations.
 
-    Source: Bansal et al. 2022, arXiv 2202.05826, algorithm 1; Anil et al. 2022, arXiv 2211.09961, for `mixed`. The exit is ours:
-    theirs runs a fixed number of iterations or takes the most confident of all.
+    Source: Bansal et al. 2022, arXiv 2202.05826, algorithm 1; Mordvintsev et al. 2020, "Growing neural cellular
+    automata", for damage (they erase a region of a picture). The exit is ours: theirs runs a fixed number of iterations or takes
+    the most confident of all.
     """
     positive_integer(most, "most")
     positive_integer(settled, "settled")
-    for name, value in (("alpha", alpha), ("mixed", mixed)):
+    window = most if window is None else min(most, positive_integer(window, "window"))
+    for name, value in (("alpha", alpha), ("damage", damage)):
         if not 0 <= value <= 1:
             raise ValueError(f"`{name}` must lie in 0..1, got {value}")
     levels = candidate_levels(thresholds, full=0.0)
@@ -58,18 +69,17 @@ def deep_thinking(most: int, alpha: float = 1.0, thresholds: Any = THRESHOLDS, s
         if one_depth(model) < most:
             raise ValueError(f"`model` has {model.depth} iterations, fewer than the {most} of training (`most`)")
         step, state = every_iteration(model.steps(params)), model.embed(params, inputs)
-        if mixed:
-            state = {**state, "h": begun_anywhere(jax.random.fold_in(key, 1), state["h"], mixed)}
+        hurt = (lambda s: {**s, "h": damaged(jax.random.fold_in(key, 1), s["h"], damage)}) if damage else None
 
-        def after(free: Any, steps: Any) -> tuple[Array, Array]:
-            _, output = run_truncated(step, state, free, steps, most, injected=("input",))
+        def after(free: Any, steps: Any, most: int, between: Any = None) -> tuple[Array, Array]:
+            _, output = run_truncated(step, state, free, steps, most, ("input",), between)
             return multi_exit_cross_entropy(logits_of(output)[None], labels)[0], accuracy(output, labels)
 
-        free, steps = progress_drawn(key, most)
-        losses, right = after(free, steps)
+        free, steps = progress_drawn(key, most, window)
+        losses, right = after(free, steps, window, hurt)
         metrics = {"iterations": free + steps, "loss_progressive": losses.mean(), "accuracy": right}
         if alpha < 1:
-            whole, right = after(0, most)
+            whole, right = after(0, most, most)
             losses = alpha * losses + (1 - alpha) * whole
             metrics |= {"loss_full": whole.mean(), "accuracy_full": right}
         return losses, {name: jnp.float32(value) for name, value in metrics.items()}
@@ -83,26 +93,28 @@ def deep_thinking(most: int, alpha: float = 1.0, thresholds: Any = THRESHOLDS, s
     return Method(None, criterion, candidates, predict, loss)
 
 
-def begun_anywhere(key: Array, h: Array, share: float) -> Array:
-    """The states `[B, ...]`, each replaced by normal noise with chance `share`; the key is consumed.
+def damaged(key: Array, h: Array, share: float) -> Array:
+    """The states `[B, ..., D]`, of each row up to a fraction of the places (drawn from 0 to `share`) replaced by normal noise.
 
     Example:
-      >>> begun_anywhere(jax.random.key(0), jnp.zeros((4, 3, 2)), 1.0).any(axis=(1, 2)).tolist()
-      [True, True, True, True]
+      >>> h = damaged(jax.random.key(0), jnp.zeros((2, 1000, 3)), 0.4)
+      >>> [round(float(row.any(axis=-1).mean()), 1) for row in h]  # of places, in either row
+      [0.3, 0.2]
     """
-    first, second = jax.random.split(key)
-    chosen = jax.random.bernoulli(first, share, h.shape[:1]).reshape(-1, *[1] * (h.ndim - 1))
-    return jnp.where(chosen, jax.random.normal(second, h.shape, h.dtype), h)
+    first, second, third = jax.random.split(key, 3)
+    fraction = share * jax.random.uniform(first, (h.shape[0], *[1] * (h.ndim - 1)))
+    hit = jax.random.bernoulli(second, fraction, (*h.shape[:-1], 1))
+    return jnp.where(hit, jax.random.normal(third, h.shape, h.dtype), h)
 
 
-def progress_drawn(key: Array, most: int) -> tuple[Array, Array]:
-    """n ~ U{0..m-1} and k ~ U{1..m-n}, int32 `[]`; the key is consumed.
+def progress_drawn(key: Array, most: int, window: int | None = None) -> tuple[Array, Array]:
+    """n ~ U{0..m-1} and k ~ U{1..m-n}, at most `window`, int32 `[]`; the key is consumed.
 
     Example:
-      >>> n, k = progress_drawn(jax.random.key(0), 30)
-      >>> bool((n >= 0) & (k >= 1) & (n + k <= 30))
+      >>> n, k = progress_drawn(jax.random.key(0), 30, window=10)
+      >>> bool((n >= 0) & (k >= 1) & (n + k <= 30) & (k <= 10))
       True
     """
     first, second = jax.random.split(key)
     free = jax.random.randint(first, (), 0, most)
-    return free, jax.random.randint(second, (), 1, most - free + 1)
+    return free, jax.random.randint(second, (), 1, jnp.minimum(most - free, window or most) + 1)

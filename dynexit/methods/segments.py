@@ -11,6 +11,7 @@ from dynexit.core.labels import exact
 from dynexit.core.types import Array, Criterion, Method, Model, PyTree, Step
 from dynexit.exits import criteria, run_all
 from dynexit.methods.answers import candidate_levels, predict
+from dynexit.methods.segment_slots import binary_cross_entropy, least_segments, segment_slots
 from dynexit.objectives import multi_exit_cross_entropy, stablemax_cross_entropy
 
 Rule = Literal["right", "settled"]
@@ -29,12 +30,14 @@ def segments(
     loss: Loss = "softmax",
     rule: Rule = "right",
     thresholds: Any = None,
+    refill: bool = False,
 ) -> Method:
     """Deep supervision over segments, with a halting logit that learns whether the answer is exactly right.
 
     Training: S segments in a row, no gradient from one to the one before; at each L_sb = CE_sb + w BCE(q_sb, right_sb), CE the
     mean over places. A row has halted once q > 0 and takes no part from then on; with chance `explore` it may not before m
     segments, m ~ U{2..S}. The loss is the mean over all segments that rows took: L_b = sum_s live_sb L_sb / mean_b sum_s live_sb.
+    With `refill` an update is one segment of every slot, and a row that halted gives its slot to a new one.
     Inference, "right": leave once sigmoid(q) > t. "settled": leave once ||z - z'|| / ||z|| < t over a segment.
 
     Args:
@@ -45,6 +48,8 @@ def segments(
       rule: "right" or "settled", when a row leaves at inference.
       thresholds: candidates for t, `[K]`, in 0..1; full depth, 1 for "right" and 0 for "settled", must be among them. None for
         `THRESHOLDS[rule]`.
+      refill: train in slots that outlive a batch (`segment_slots`, which has its metrics), so that no segment is computed for
+        rows that halted; an update then costs one segment and not S.
 
     Returns:
       `Method`. The model's state has the entries "input", which keeps its gradient, and others, which are detached before every
@@ -65,9 +70,10 @@ def segments(
       3
 
     Source: Jolicoeur-Martineau 2025, arXiv 2510.04871 (TRM, its code without the logit to continue), after Wang et al. 2025,
-    arXiv 2506.21734 (HRM). Deviations: one update for all S segments of a batch, where the authors make one after each segment
-    and put a new row in the place of one that halted; rows that halted are still computed in training, and only left out of the
-    loss. The authors always run all segments at inference: stopping there is what they trained for and never did.
+    arXiv 2506.21734 (HRM). Deviations: by default one update for all S segments of a batch, where rows that halted are still
+    computed and only left out of the loss; the authors make one after each segment and put a new row in the place of one that
+    halted, which is `refill`. The authors always run all segments at inference: stopping there is what they trained for and
+    never did.
     """
     positive_integer(most, "most")
     if not 0 <= explore <= 1:
@@ -115,6 +121,9 @@ def segments(
     def candidates(outputs: PyTree, labels: Array, costs: Array) -> PyTree:
         return {"threshold": jnp.asarray(levels)}
 
+    if refill:
+        carried = segment_slots(most, explore, halting_weight, answer)
+        return Method(None, criterion, candidates, predict, carried=carried)
     return Method(None, criterion, candidates, predict, segments_loss)
 
 
@@ -125,18 +134,6 @@ def detached(step: Step) -> Step:
         return step.apply(weights, i, {**jax.lax.stop_gradient(state), "input": state["input"]})
 
     return Step(step.select, apply, step.blocks)
-
-
-def least_segments(key: Array, rows: int, most: int, explore: float) -> Array:
-    """Segments before which a row may not halt, int32 `[rows]`: 1, and with chance `explore` U{2..most}; the key is consumed.
-
-    Example:
-      >>> least_segments(jax.random.key(0), 3, most=8, explore=0.0).tolist()
-      [1, 1, 1]
-    """
-    first, second = jax.random.split(key)
-    drawn = jax.random.randint(second, (rows,), min(2, most), most + 1)
-    return jnp.where(jax.random.bernoulli(first, explore, (rows,)), drawn, 1)
 
 
 def live_segments(sure: Array, least: Array) -> Array:
@@ -156,11 +153,6 @@ def live_segments(sure: Array, least: Array) -> Array:
     halts = ((sure > 0) & (jnp.arange(1, len(sure) + 1)[:, None] >= least[None])).astype(jnp.int32)
     before = jnp.cumsum(halts, axis=0) - halts  # times it halted at segments before this one
     return before == 0
-
-
-def binary_cross_entropy(logits: Array, targets: Array) -> Array:
-    """-t ln sigmoid(q) - (1 - t) ln sigmoid(-q); targets are bools in the shape of the logits."""
-    return -jax.nn.log_sigmoid(jnp.where(targets, logits, -logits))
 
 
 def probability_right(output: PyTree) -> Array:

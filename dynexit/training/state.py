@@ -20,19 +20,37 @@ class TrainState(NamedTuple):
       params: plain dict of float32 arrays.
       opt_state: optax's state.
       key: the key of augmentation; never consumed itself, step s uses `fold_in(key, s)`.
+      carry: rows that stay in their slots from step to step, whole on every device; None where the method carries nothing.
     """
 
     step: Array
     params: PyTree
     opt_state: PyTree
     key: Array
+    carry: PyTree = None
 
 
 def fresh_state(experiment: Experiment, settings: Training, key: Array) -> TrainState:
     """The state before the first step, a pure function; the key is consumed."""
     init_key, train_key = jax.random.split(key)
     params = experiment.model.init(init_key)
-    return TrainState(jnp.zeros((), jnp.int32), params, make_optimizer(settings).init(params), train_key)
+    carry = _free_slots(experiment, settings, params) if experiment.method.carried else None
+    return TrainState(jnp.zeros((), jnp.int32), params, make_optimizer(settings).init(params), train_key, carry)
+
+
+def _free_slots(experiment: Experiment, settings: Training, params: PyTree) -> PyTree:
+    assert experiment.method.carried is not None
+    batch = experiment.train.batch(0, 0, settings.batch_size)
+    inputs, labels = jax.tree.map(jnp.zeros_like, (batch["inputs"], batch["labels"]))
+    if experiment.prepare is not None:
+        inputs = experiment.prepare(inputs)
+    compute = jnp.dtype(settings.precision)
+    return experiment.method.carried.begin(experiment.model, cast(params, compute), cast(inputs, compute), labels)
+
+
+def cast(tree: PyTree, dtype) -> PyTree:
+    """Floating-point leaves as `dtype`; integers and keys as they are."""
+    return jax.tree.map(lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree)
 
 
 def state_shapes(experiment: Experiment, settings: Training) -> TrainState:

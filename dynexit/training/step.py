@@ -12,20 +12,15 @@ from dynexit.core.types import Array, Experiment, PyTree, Step
 from dynexit.exits.run import run_all
 from dynexit.training.optimizer import learning_rate, make_optimizer
 from dynexit.training.sharding import Rules, check_batch_size, replicated, shardings
-from dynexit.training.state import TrainState, state_shapes
+from dynexit.training.state import TrainState, cast, state_shapes
 
 TrainStep = Callable[[TrainState, dict], tuple[TrainState, dict[str, Array]]]
 LOSS = 2**31 - 1  # folded into a step's key for the method's loss; augmentations fold in small numbers
 OWN_METRICS = ("loss", "grad_norm", "learning_rate", "finite")
 
 
-def cast(tree: PyTree, dtype) -> PyTree:
-    """Floating-point leaves as `dtype`; integers and keys as they are."""
-    return jax.tree.map(lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree)
-
-
-def make_loss(experiment: Experiment, settings: Training) -> Callable[..., tuple[Array, dict[str, Array]]]:
-    """`loss(params, inputs [B, ...], labels [B, ...], key, progress []) -> (mean loss [], metrics)`.
+def make_loss(experiment: Experiment, settings: Training) -> Callable[..., tuple[Array, tuple[dict[str, Array], PyTree]]]:
+    """`loss(params, carry, inputs [B, ...], labels [B, ...], key, progress []) -> (mean loss [], (metrics, carry))`.
 
     With `precision="bfloat16"` parameters and inputs are cast for the forward pass and outputs cast back, so the objective
     and the gradient's sum over the batch are float32. A method with a loss of its own gets them as cast.
@@ -35,12 +30,16 @@ def make_loss(experiment: Experiment, settings: Training) -> Callable[..., tuple
         model = model._replace(steps=lambda params: _rematerialised(experiment.model.steps(params)))
     compute = jnp.dtype(settings.precision)
 
-    def loss(params: PyTree, inputs: PyTree, labels: Array, key: Array, progress: Array) -> tuple[Array, dict[str, Array]]:
+    def loss(
+        params: PyTree, carry: PyTree, inputs: PyTree, labels: Array, key: Array, progress: Array
+    ) -> tuple[Array, tuple[dict[str, Array], PyTree]]:
         params, inputs = cast(params, compute), cast(inputs, compute)
-        if method.loss is not None:
+        if method.carried is not None:
+            losses, metrics, carry = method.carried.loss(model, params, carry, inputs, labels, key, progress)
+        elif method.loss is not None:
             losses, metrics = method.loss(model, params, inputs, labels, key, progress)
         else:
-            assert method.objective is not None, "a method has an objective or a loss"
+            assert method.objective is not None, "a method has an objective, a loss or one that is carried"
             outputs = run_all(model.steps(params), model.embed(params, inputs), model.depth)
             losses, metrics = method.objective(cast(outputs, jnp.float32), labels, progress)
         if jnp.shape(losses) != jnp.shape(labels)[:1]:
@@ -49,7 +48,7 @@ def make_loss(experiment: Experiment, settings: Training) -> Callable[..., tuple
             )
         if clash := sorted(set(metrics) & set(OWN_METRICS)):
             raise ValueError(f"`method` returns metrics named {clash}, which training itself reports; rename them")
-        return jnp.mean(losses), metrics
+        return jnp.mean(losses), (metrics, carry)
 
     return loss
 
@@ -91,11 +90,12 @@ def make_train_step(experiment: Experiment, settings: Training, mesh: Mesh, rule
         if experiment.prepare is not None:
             inputs = experiment.prepare(inputs)
         progress = state.step.astype(jnp.float32) / settings.steps
-        (loss, own), gradients = gradient(state.params, inputs, batch["labels"], jax.random.fold_in(key, LOSS), progress)
+        loss_key = jax.random.fold_in(key, LOSS)
+        (loss, (own, carry)), gradients = gradient(state.params, state.carry, inputs, batch["labels"], loss_key, progress)
         norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        moved = TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state, state.key)
+        moved = TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state, state.key, carry)
         due = finite & (batch.get("step", state.step) == state.step)
         state = jax.tree.map(lambda new, old: jnp.where(due, new, old), moved, state)
         return state, {"loss": loss, "grad_norm": norm, "learning_rate": rate(moved.step - 1), "finite": finite, **own}

@@ -7,7 +7,7 @@ import pytest
 
 import dynexit as dx
 from dynexit.backbones import deep_thinking as network
-from dynexit.methods.deep_thinking import begun_anywhere, deep_thinking, progress_drawn
+from dynexit.methods.deep_thinking import damaged, deep_thinking, progress_drawn
 
 MODEL = network(1, 1, 2, width=6, steps=9, blocks=1)
 PARAMS = MODEL.init(jax.random.key(0))
@@ -59,23 +59,49 @@ def test_exits_several_iterations_apart_are_the_same_network_read_less_often():
         network(1, 1, 2, width=6, steps=9, every=2)
 
 
-def test_rows_may_begin_anywhere():
-    h = jnp.ones((20_000, 2))
-    begun = begun_anywhere(jax.random.key(0), h, 0.3)
-    kept = np.asarray((begun == h).all(axis=1))
-    np.testing.assert_allclose(kept.mean(), 0.7, atol=0.01)
-    drawn = np.asarray(begun)[~kept]
+def test_damage_strikes_some_places_of_every_row():
+    h = jnp.ones((4, 20_000, 2))
+    hurt = damaged(jax.random.key(0), h, 0.3)
+    hit = np.asarray((hurt != h).all(axis=-1))
+    assert ((hurt == h).all(axis=-1) == ~hit).all(), "a place is replaced as a whole"
+    fractions = 0.3 * jax.random.uniform(jax.random.split(jax.random.key(0), 3)[0], (4,))
+    np.testing.assert_allclose(hit.mean(axis=1), fractions, atol=0.015)
+    drawn = np.asarray(hurt)[hit]
     np.testing.assert_allclose([drawn.mean(), drawn.std()], [0, 1], atol=0.03)
-    losses = lambda mixed, key: deep_thinking(6, mixed=mixed).loss(MODEL, PARAMS, X, LABELS, jax.random.key(key), 0.0)[0]
-    moved = np.asarray(losses(0.5, 1) != losses(0.0, 1))
-    assert 0 < moved.sum() < len(moved), "some rows and not all"
-    with pytest.raises(ValueError, match=r"`mixed` must lie in 0\.\.1, got 2"):
-        deep_thinking(6, mixed=2)
+
+
+def test_the_loss_is_read_after_the_damage():
+    """n free iterations, damage, k with gradients; the gradient of the damaged places ends there."""
+    key = next(key for key in map(jax.random.key, range(20)) if int(progress_drawn(key, 6, 3)[0]) > 1)
+    n, k = map(int, progress_drawn(key, 6, 3))
+    step, state = MODEL.steps(PARAMS), MODEL.embed(PARAMS, X)
+    for i in range(n):
+        state = step.apply(step.select(0), i, state)[0]
+    state, output = {**state, "h": damaged(jax.random.fold_in(key, 1), state["h"], 0.9)}, None
+    for i in range(k):
+        state, output = step.apply(step.select(0), i, state)
+    wanted = dx.objectives.multi_exit_cross_entropy(output[None], LABELS)[0]
+    method = lambda damage: deep_thinking(6, window=3, damage=damage)
+    found = jax.jit(lambda p: method(0.9).loss(MODEL, p, X, LABELS, key, 0.0)[0])(PARAMS)
+    np.testing.assert_allclose(found, wanted, rtol=1e-4)
+    assert float(jnp.abs(found - method(0.0).loss(MODEL, PARAMS, X, LABELS, key, 0.0)[0]).max()) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [({"damage": 2}, "`damage` must lie in 0..1, got 2"), ({"window": 0}, "`window` must be at least 1, got 0")],
+)
+def test_damage_and_window_out_of_range(arguments, text):
+    with pytest.raises(ValueError) as error:
+        deep_thinking(6, **arguments)
+    assert text in str(error.value)
 
 
 def test_the_law_of_the_steps():
     n, k = jax.vmap(lambda key: progress_drawn(key, 5))(jax.random.split(jax.random.key(0), 20_000))
     assert set(n.tolist()) == set(range(5)) and k.min() == 1 and (n + k).max() == 5
+    windowed = jax.vmap(lambda key: progress_drawn(key, 5, 2))(jax.random.split(jax.random.key(0), 20_000))
+    assert (windowed[0] == n).all() and windowed[1].max() == 2 and sum(windowed).max() == 5
     np.testing.assert_allclose(np.bincount(n) / 20_000, 0.2, atol=0.02)
     for m in range(5):  # k is even on 1..5-n
         np.testing.assert_allclose(np.bincount(k[n == m], minlength=6 - m)[1:] / (n == m).sum(), 1 / (5 - m), atol=0.04)

@@ -54,11 +54,13 @@ def reference(params, r, truncate, start):
 @pytest.mark.parametrize("key", [0, 3, 5])
 def test_loss_and_gradient_are_the_loop(key):
     method = recurrent_depth(6.0, truncate=3, noise=0.0)
-    run = jax.jit(jax.value_and_grad(lambda p: method.loss(MODEL, p, TOKENS, LABELS, jax.random.key(key), 0.0)[0].mean()))
-    metrics = method.loss(MODEL, PARAMS, TOKENS, LABELS, jax.random.key(key), 0.0)[1]
-    r = int(metrics["iterations"])
-    value, gradient = run(PARAMS)
-    wanted, slope = jax.value_and_grad(lambda p: reference(p, r, 3, 0.0))(PARAMS)
+
+    def mean(params):
+        losses, metrics = method.loss(MODEL, params, TOKENS, LABELS, jax.random.key(key), 0.0)
+        return losses.mean(), metrics["iterations"]
+
+    (value, r), gradient = jax.jit(jax.value_and_grad(mean, has_aux=True))(PARAMS)
+    wanted, slope = jax.jit(jax.value_and_grad(lambda p: reference(p, int(r), 3, 0.0)))(PARAMS)
     np.testing.assert_allclose(value, wanted, rtol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), gradient, slope)
     assert max(np.abs(g).max() for g in jax.tree.leaves(gradient["prelude"])) > 0, "through the injections"

@@ -10,9 +10,12 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dynexit.core.types import Carried
+from dynexit.exits.run import run_all
 from dynexit.training.checkpoints import named_leaves, restore, restore_params
 from dynexit.training.logs import read_records, without_clock
 from dynexit.training.loop import NonFiniteLoss, fit
@@ -110,6 +113,33 @@ def test_a_run_killed_in_a_save_goes_on_from_the_one_before(toy, tmp_path):
     assert history(tmp_path / "killed") == history(tmp_path / "whole")
     ends = [saved_state(toy, tmp_path / name, toy.SETTINGS) for name in ("whole", "killed")]
     assert ends[0].step == ends[1].step == 12 and different(ends[0].tree, ends[1].tree) == []
+
+
+def test_slots_that_outlive_a_batch_are_in_the_checkpoint(toy, tmp_path):
+    """A slot keeps its inputs for three updates; the run that was cut short goes on with them."""
+
+    def begin(model, params, inputs, labels):
+        return {"inputs": inputs, "labels": labels, "left": jnp.zeros(labels.shape, jnp.int32)}
+
+    def loss(model, params, carry, inputs, labels, key, progress):
+        free = carry["left"] == 0
+        inputs, labels = jnp.where(free[:, None], inputs, carry["inputs"]), jnp.where(free, labels, carry["labels"])
+        outputs = run_all(model.steps(params), model.embed(params, inputs), model.depth)
+        losses, metrics = toy.objective(outputs, labels, progress)
+        return losses, metrics, {"inputs": inputs, "labels": labels, "left": jnp.where(free, 2, carry["left"] - 1)}
+
+    experiment = toy.build()
+    experiment = experiment._replace(method=experiment.method._replace(objective=None, carried=Carried(begin, loss)))
+    for name in ("whole", "killed"):
+        train(toy, tmp_path / name, experiment=experiment)
+    (tmp_path / "killed" / "checkpoints" / "00000012" / "manifest.json").unlink()
+    with pytest.warns(RuntimeWarning, match="00000012 is passed over"):
+        train(toy, tmp_path / "killed", experiment=experiment)
+    template = create_state(experiment, toy.SETTINGS, 0, data_mesh())
+    ends = [restore(tmp_path / name, template) for name in ("whole", "killed")]
+    assert {"carry/inputs", "carry/labels", "carry/left"} < named_leaves(ends[0].tree).keys()
+    assert np.asarray(ends[0].tree.carry["left"]).tolist() == [0] * 8  # twelve updates are four times three
+    assert different(ends[0].tree, ends[1].tree) == [] and history(tmp_path / "whole") == history(tmp_path / "killed")
 
 
 def test_a_finished_run_is_only_read(toy, tmp_path):

@@ -34,9 +34,14 @@ def test_it_is_the_plain_gradient_step_and_metrics_are_before_it(toy):
     experiment = toy.build()._replace(augment=None, prepare=lambda x: 2.0 * x)
     step, state, mesh, settings = setting(toy, experiment, warmup=0.0, clip=0.1)
     batch, params = toy.batch(0, 0, 8), jax.device_get(state.params)
-    loss, gradients = jax.value_and_grad(plain_loss)(params, 2.0 * batch["inputs"], batch["labels"])
     optimizer = make_optimizer(settings)
-    updates, _ = optimizer.update(gradients, optimizer.init(params), params)
+
+    @jax.jit
+    def plain_step(params):
+        loss, gradients = jax.value_and_grad(plain_loss)(params, 2.0 * batch["inputs"], batch["labels"])
+        return loss, gradients, optimizer.update(gradients, optimizer.init(params), params)[0]
+
+    loss, gradients, updates = plain_step(params)
     state, metrics = step(state, put_batch(batch, mesh))
     np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
     np.testing.assert_allclose(metrics["grad_norm"], optax.tree.norm(gradients), rtol=1e-5)
@@ -114,7 +119,7 @@ def test_bfloat16_computes_in_it_and_keeps_everything_else_float32(toy):
     )
     low, high = (dataclasses.replace(toy.SETTINGS, precision=p) for p in ("bfloat16", "float32"))
     params, batch = toy.init(jax.random.key(0)), toy.batch(0, 0, 8)
-    arguments = params, jnp.asarray(batch["inputs"]), jnp.asarray(batch["labels"]), jax.random.key(1), jnp.float32(0)
+    arguments = params, None, jnp.asarray(batch["inputs"]), jnp.asarray(batch["labels"]), jax.random.key(1), jnp.float32(0)
     (a, _), gradients = jax.value_and_grad(make_loss(watched, low), has_aux=True)(*arguments)
     assert seen == [jnp.bfloat16, jnp.float32]
     assert {g.dtype for g in jax.tree.leaves(gradients)} == {jnp.dtype("float32")} and a.dtype == jnp.float32
