@@ -123,6 +123,28 @@ def test_golden_sure_at_once_is_one_block_and_ponder_two():
     np.testing.assert_array_equal(outputs["logits"][-1], outputs["logits"][0])
 
 
+@pytest.mark.parametrize("bias, probability, steps, ponder", [(1.0, 0.731, 2, 2.269), (-1.0, 0.269, 4, 4.193)])
+def test_golden_halting_of_a_new_model(bias, probability, steps, ponder):
+    """Every place where the halting kernel begins with 0, as in Scenic; of 100 models as they are drawn here, the median."""
+    model = universal_transformer(V, C, width=D, heads=HEADS, steps=8, halt_bias=bias)
+
+    @jax.jit
+    @jax.vmap
+    def new(key, kernel):
+        params = model.init(key)
+        params["halt"]["halt"]["kernel"] *= kernel
+        outputs = dx.run_all(model.steps(params), model.embed(params, TOKENS), model.depth)
+        account = act_account(outputs["accumulated"])
+        return jax.nn.sigmoid(outputs["halt_logit"]), account.updates, account.ponder
+
+    found = new(jax.random.split(jax.random.key(1), 101), jnp.ones(101).at[0].set(0.0))
+    for values, wanted in zip(found, (probability, steps, ponder), strict=True):
+        np.testing.assert_allclose(values[0], np.full_like(values[0], wanted), atol=5e-4)
+    p, updates, _ = found
+    np.testing.assert_allclose(np.median(p[1:]), probability, atol=0.05)
+    assert np.median(updates[1:]) == steps
+
+
 def test_golden_no_row_depends_on_how_long_the_others_run():
     """Sheet, point 6: rows leave at depths of their own, in a stream and alone, with the answer of full depth."""
     model, params = made()

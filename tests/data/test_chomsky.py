@@ -1,9 +1,13 @@
 """The table of the suite, and its layout: the string, empty tokens, padding."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dynexit.core.labels import IGNORED
+import dynexit as dx
+from dynexit.backbones import rnn
+from dynexit.core.labels import IGNORED, share
 from dynexit.data.chomsky import TASKS, chomsky
 
 COUNTS = {"R": 4, "DCF": 4, "CS": 7}
@@ -43,6 +47,26 @@ def test_a_constant_guess_scores_about_the_chance(name):
     best = np.bincount(np.ravel(targets)).max() / np.size(targets)
     # Signs and zeros make some values likelier; a product has more zeros than ones, and a root's top bit is often 1.
     assert task.chance - 0.02 < best < task.chance + 0.15
+
+
+@pytest.mark.parametrize("name", ["parity_check", "bucket_sort"])
+def test_untrained_networks_score_about_the_chance(name):
+    """Eight of them, each near it and none at 0 or 1: their mean within 0.03."""
+    task = TASKS[name]
+    rows = {leaf: a[:: 1 if task.output_length(40) == 1 else 5] for leaf, a in chomsky(task).train.examples().items()}
+    assert (rows["labels"] != IGNORED).sum() >= 2000
+    model = rnn(task.vocabulary + 2, task.classes, width=16)
+
+    @jax.jit
+    @jax.vmap
+    def score(key):
+        params = model.init(key)
+        logits = dx.run_all(model.steps(params), model.embed(params, jnp.asarray(rows["inputs"])), model.depth)[-1]
+        return share(logits.argmax(axis=-1), rows["labels"]).mean()
+
+    scores = score(jax.random.split(jax.random.key(0), 8))
+    np.testing.assert_allclose(scores, np.full(8, task.chance), atol=0.1)
+    np.testing.assert_allclose(scores.mean(), task.chance, atol=0.03)
 
 
 @pytest.mark.parametrize("name", TASKS)

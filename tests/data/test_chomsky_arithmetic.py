@@ -8,7 +8,7 @@ import pytest
 
 from dynexit.data import chomsky_arithmetic as arithmetic
 
-LENGTHS = [1, 2, 3, 4, 5, 8, 21, 40]
+LENGTHS = [1, 2, 3, 4, 5, 8, 21, 40, 500]
 
 
 def drawn(task, length, size=60, seed=0):
@@ -108,7 +108,7 @@ def test_the_unknown_may_be_any_digit_of_the_expression():
     np.testing.assert_allclose(places.count(1) / 2000, 3 / 5, atol=0.06)
 
 
-@pytest.mark.parametrize("length", [3, 4, 5, 8, 21, 40, 300])
+@pytest.mark.parametrize("length", [3, 4, 5, 8, 21, 40, 300, 500])
 @pytest.mark.parametrize(("task", "combine"), [("addition", int.__add__), ("multiplication", int.__mul__)])
 def test_binary_numbers(task, combine, length):
     inputs, targets = drawn(getattr(arithmetic, f"binary_{task}"), length)

@@ -7,7 +7,7 @@ import pytest
 
 from dynexit.data import chomsky_strings as strings
 
-LENGTHS = [1, 2, 3, 4, 7, 20, 41]
+LENGTHS = [1, 2, 3, 4, 7, 20, 41, 500]
 
 
 def drawn(task, length, size=60):

@@ -41,9 +41,9 @@ def bare(size, count, loops=0.0, seed=0):
         yield image.any(axis=-1), place(image, (0, 1, 0)), place(image, (1, 0, 0)), labels, steps
 
 
-@pytest.mark.parametrize(("size", "loops"), [(3, 0.0), (9, 0.0), (13, 0.0), (3, 1.0), (9, 0.1), (9, 1.0), (15, 0.3)])
+@pytest.mark.parametrize(("size", "loops"), [(3, 0.0), (9, 0.0), (13, 0.0), (3, 1.0), (9, 0.1), (9, 1.0), (15, 0.3), (59, 0.0)])
 def test_labels_are_the_one_shortest_path(size, loops):
-    for free, start, end, labels, steps in bare(size, 60, loops):
+    for free, start, end, labels, steps in bare(size, 60 if size < 59 else 4, loops):
         length, ways, path, reached = shortest(free, start, end)
         assert ways == 1 and steps == length > 0
         assert {tuple(found) for found in np.argwhere(labels).tolist()} == path
@@ -130,9 +130,8 @@ def test_every_tree_comes_as_often_as_the_plain_backtracker_makes_it(start):
 
 def test_images_have_the_published_sizes_and_repeat_each_place():
     for size, side in ((9, 24), (13, 32), (59, 124), (201, 408)):
-        if size < 100:
-            assert mazes(size).train.batch(0, 0, 1)["inputs"].shape == (1, side, side, 3)
-        assert 2 * (size + 2) + 2 == side
+        batch = mazes(size).train.batch(0, 0, 1)
+        assert batch["inputs"].shape == (1, side, side, 3) and batch["labels"].shape == (1, side, side)
     small, large = (mazes(9, scale=scale).train.batch(0, 0, 5) for scale in (1, 3))
     assert large["inputs"].shape == (5, 37, 37, 3) and large["labels"].shape == (5, 37, 37)
     assert large["inputs"].dtype == np.uint8 and large["labels"].dtype == np.int32

@@ -50,6 +50,47 @@ def test_in_double_precision_to_the_tenth_digit():
         np.testing.assert_allclose(found.states, step_by_step(*problem), atol=1e-10)
 
 
+def sheets(scale):
+    """The sheet's problem in float64, T = 256 and d = 16: recurrent weights of that scale, inputs, h_0."""
+    keys = jax.random.split(jax.random.key(0))
+    weights, x = (jax.random.normal(key, shape, jnp.float64) for key, shape in zip(keys, [(3, 16), (1, 256, 3, 16)], strict=True))
+    return scale * weights, x, jnp.zeros((1, 16))
+
+
+def test_golden_errors_after_every_correction():
+    """Within a factor of 4 of the sheet's, the first k + 1 states exact; with weights of scale 3 it does not converge."""
+    run = jax.jit(lambda tolerance, *problem: (solve(gru, *problem, 8, tolerance), step_by_step(*problem)))
+
+    def corrected(problem, tolerance):
+        found, wanted = run(jnp.float32(tolerance), *problem)
+        assert found.states.dtype == jnp.float64
+        return int(found.iterations[0]), float(found.residual[0]), np.abs(np.asarray(found.states - wanted)[0]).max(axis=1)
+
+    with jax.enable_x64(True):
+        for scale, sheet in {0.3: [1e-1, 2e-3, 6e-7, 7e-14, 3e-16], 1.0: [5e-1, 2e-1, 2e-2, 1e-4, 2e-8]}.items():
+            found, (k, residual, wrong) = [], corrected(sheets(scale), np.inf)
+            while k < 5:
+                k, residual, wrong = corrected(sheets(scale), 0.99 * residual)  # just below: one more
+                found.append(wrong.max())
+                assert k == len(found) and wrong[: k + 1].max() < 1e-12
+            np.testing.assert_allclose(np.log10(found), np.log10(sheet), atol=np.log10(4))
+            k, residual, wrong = corrected(sheets(scale), 1e-11)
+            assert k <= 6 and wrong.max() < 1e-10
+        k, residual, wrong = corrected(sheets(3.0), 1e-3)
+        assert k == 8 and residual > 1 and wrong.max() > 1 and wrong[:9].max() < 1e-12
+
+
+def test_golden_gradients_in_double_precision():
+    with jax.enable_x64(True):
+        pull = jax.random.normal(jax.random.key(1), (1, 256, 16), jnp.float64)
+        slopes = lambda run: jax.jit(jax.grad(lambda *p: (pull * run(*p)).sum(), argnums=(0, 1, 2)))
+        by_newton, by_scan = slopes(lambda *p: solve(gru, *p, 8, 1e-13).states), slopes(step_by_step)
+        for scale in (0.3, 1.0):
+            for one, other in zip(by_newton(*sheets(scale)), by_scan(*sheets(scale)), strict=True):
+                assert one.dtype == jnp.float64
+                np.testing.assert_allclose(one, other, atol=1e-8, rtol=0)
+
+
 def test_after_k_corrections_the_first_k_and_one_states_are_exact():
     problem = drawn(3.0)
     wanted = np.asarray(step_by_step(*problem))

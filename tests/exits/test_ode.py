@@ -34,7 +34,7 @@ def test_a_tolerance_sets_the_steps(rtol, steps, value):
     found = run([1.0], Solver(rtol=rtol))
     assert int(found.exit_depth[0]) == steps
     assert int(run([1.0], Solver(rtol=rtol, first=None)).exit_depth[0]) < steps  # estimated, the first step is longer
-    assert float(found.output["logits"][0]) == pytest.approx(value, abs=2e-5)
+    assert float(found.output["logits"][0]) == pytest.approx(value, abs=5e-6)  # as printed
 
 
 def test_each_row_takes_the_steps_that_diffrax_takes():
@@ -49,10 +49,17 @@ def test_each_row_takes_the_steps_that_diffrax_takes():
     found = run(rates, solver, y=y)
     np.testing.assert_array_equal(found.exit_depth, wanted.stats["num_steps"])
     np.testing.assert_allclose(found.output["logits"], wanted.ys[:, 0], rtol=1e-5, atol=1e-7)
-    np.testing.assert_array_equal(run(rates, solver).exit_depth, [3, 4, 15, 30])
     assert int(found.rows_executed) <= int(found.exit_depth.sum()) + 2 * 2  # tiles of two rows
     alone = run(rates[2:3], solver, y=y[2:3])
     assert alone.exit_depth[0] == found.exit_depth[2] and alone.output["logits"][0] == pytest.approx(found.output["logits"][2])
+
+
+def test_the_steps_of_four_rates_and_of_one_problem_that_has_them_all():
+    """Golden: the sheet's table is that of atol = 1e-7; a shared step is nearly that of the stiffest."""
+    rates, solver = [0.1, 1.0, 10.0, 50.0], Solver(rtol=1e-4, atol=1e-7)
+    for schedule in ("compacted", "masked"):
+        assert run(rates, solver, schedule=schedule).exit_depth.tolist() == [3, 4, 16, 31]
+        assert run([rates], solver, y=jnp.ones((1, 4)), schedule=schedule).exit_depth.tolist() == [28]
 
 
 def test_copies_of_a_row_are_copies():
@@ -82,6 +89,33 @@ def test_euler_is_the_residual_loop_and_so_is_its_gradient():
     np.testing.assert_allclose(jax.jit(ours)(weights, y), loop(weights, y), rtol=1e-6, atol=1e-6)
     slopes = [jax.jit(jax.grad(lambda w, y, f=f: jnp.square(f(w, y)[-1]).sum(), argnums=(0, 1)))(weights, y) for f in (ours, loop)]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *slopes)
+
+
+def test_the_gradient_is_that_of_finite_differences():
+    """Of all adaptive steps, to 3e-4 of the largest (the sheet's 1e-4 is of float64): central differences leave 1e-4."""
+    weights, x, y = (jax.random.normal(jax.random.key(k), s) for k, s in enumerate([(3, 3), (4, 3), (4, 3)]))
+    solver = Solver(rtol=1e-6, atol=1e-6)
+
+    @jax.jit
+    def loss_and_slopes(weights, y):
+        def loss(weights, y):
+            outputs = dx.run_all(ode_step(bend, read, weights, solver), begin_ode(bend, weights, x, y, solver), 12)
+            return jnp.square(outputs["logits"][-1]).mean(), outputs["gate"][-1]
+
+        return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(weights, y)
+
+    (_, arrived), slopes = loss_and_slopes(weights, y)
+    assert (arrived == 1).all()
+    for argument, slope in enumerate(slopes):
+        differences = np.zeros(slope.shape)
+        for place in np.ndindex(*slope.shape):
+            ends = []
+            for way in (0.01, -0.01):
+                moved = [weights, y]
+                moved[argument] = moved[argument].at[place].add(way)
+                ends.append(float(loss_and_slopes(*moved)[0][0]))
+            differences[place] = (ends[0] - ends[1]) / 0.02
+        np.testing.assert_allclose(slope, differences, atol=3e-4 * np.abs(differences).max())
 
 
 def test_a_nan_row_uses_the_depth_up_and_stays_alone():

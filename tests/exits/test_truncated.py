@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.tree_util import Partial
 
 import dynexit as dx
 from dynexit.exits import run_truncated
@@ -45,6 +46,28 @@ def test_value_and_gradient_are_the_loop(free, steps):
     beginning = found[1][2]
     assert (np.asarray(beginning) == 0).all() == (free > 0), "the first state has a gradient only where all steps carry one"
     assert np.abs(found[1][1]).max() > 0, "the injected input always has one"
+
+
+def test_golden_of_twenty_steps_the_last_eight_carry_gradients():
+    """dL/ds_12 is that of the loop and dL/ds_11 exactly 0, where s_i is the state after i steps."""
+
+    def pushed(params, i, state):
+        return step(params).apply(params, i, {**state, "h": state["h"] + params["push"][i]})
+
+    def loss(run, push):
+        state = {"input": X, "h": H}
+        return (run(dx.Step(Partial(lambda p, i: p, {**PARAMS, "push": push}), pushed), state)[1] ** 2).sum()
+
+    def loop(step, state):
+        for i in range(20):
+            state, output = step.apply(step.select(i), i, state)
+        return state, output
+
+    truncated = lambda step, state: run_truncated(step, state, 12, 8, MOST, injected=("input",))
+    found, wanted = (jax.jit(jax.grad(lambda push, run=run: loss(run, push)))(jnp.zeros((20, 2, D))) for run in (truncated, loop))
+    assert not found[:12].any() and np.abs(wanted[11]).max() > 0
+    assert (np.abs(found[12:]).max(axis=(1, 2)) > 0).all()
+    np.testing.assert_allclose(found[12:], wanted[12:], rtol=1e-5, atol=1e-9)
 
 
 def test_one_program_serves_all_numbers_of_steps():

@@ -9,6 +9,7 @@ import pytest
 import dynexit as dx
 from dynexit.analysis import phases, similarity
 from dynexit.backbones import block_recurrent, features, vit
+from dynexit.backbones.block_recurrent import DepthScale
 from dynexit.methods import raptor
 from dynexit.methods.raptor import one_step_errors, rollout, teacher_forcing_weight
 
@@ -79,6 +80,15 @@ def test_a_phase_has_one_block_and_the_teachers_heads():
         np.testing.assert_allclose(outputs["residual"][i], moved, rtol=1e-3)
 
 
+def test_golden_scales_of_a_new_student_are_one():
+    """t1, t2 and t3 of every layer; what they are made with is N(0, 1e-4), weights and biases alike."""
+    depth = PARAMS["blocks"]["depth"]
+    np.testing.assert_allclose(depth["out"]["kernel"].std(), 1e-4, rtol=0.1)
+    np.testing.assert_allclose(depth["out"]["bias"].std(), 1e-4, rtol=0.3)
+    scales = jax.jit(jax.vmap(lambda p: DepthScale(SIZES["width"]).apply({"params": p}, jnp.arange(1, 6), jnp.float32)))(depth)
+    assert len(scales) == 3 and all(0 < float(jnp.abs(scale - 1).max()) < 0.01 for scale in scales)
+
+
 def test_the_embedding_and_the_teacher_get_no_gradient():
     method = raptor(TEACHER, TAUGHT, COUNTS)
     loss = lambda p, progress: method.loss(STUDENT, p, INPUTS, LABELS, jax.random.key(3), progress)[0].mean()
@@ -101,18 +111,18 @@ def test_rows_leave_where_a_phase_settles_and_not_at_its_start():
     assert exits == [[4, 4, 4], [2, 4, 4], [1, 1, 4]]
 
 
-def recurrent_teacher():
-    """A vision transformer whose six blocks are two, three times each, which move the tokens in different directions."""
-    model = vit(IMAGE, 3, depth=6, **SIZES)
-    params = model.init(jax.random.key(4))
-    twice = jax.tree.map(lambda a: jnp.repeat(a[:2], 3, axis=0), params["blocks"]["block"])
-    bias = jnp.zeros((6, 8)).at[:3, 0].set(1.0).at[3:, 1].set(-6.0)
-    twice["down"] = {**twice["down"], "bias": bias}
-    return model, {**params, "blocks": {**params["blocks"], "block": twice}}
+def recurrent_teacher(counts=(3, 3), moves=(1.0, -6.0)):
+    """A vision transformer whose blocks are two, each applied again and again, which move the tokens in different directions."""
+    depth, which = sum(counts), np.repeat([0, 1], counts)
+    model = vit(IMAGE, 3, depth=depth, **SIZES)
+    params = jax.jit(model.init)(jax.random.key(4))
+    again = jax.tree.map(lambda a: a[which], params["blocks"]["block"])
+    again["down"] = {**again["down"], "bias": jnp.zeros((depth, 8)).at[jnp.arange(depth), which].set(np.asarray(moves)[which])}
+    return model, {**params, "blocks": {**params["blocks"], "block": again}}
 
 
-def distilled(counts, steps=600):
-    """Error of a rollout from a_0, relative to the states' own size, after training."""
+def distilled(counts, steps=600, last=1.0):
+    """Errors of one step and of a rollout from a_0, relative to the states' own size, after training up to progress `last`."""
     teacher, taught = recurrent_teacher()
     method = raptor(teacher, taught, counts)
     student = block_recurrent(IMAGE, 3, counts, teacher=taught, **SIZES)
@@ -121,7 +131,8 @@ def distilled(counts, steps=600):
     def update(carry, k):
         params, moments = carry
         inputs = jax.random.normal(jax.random.fold_in(jax.random.key(5), k), (16, *IMAGE))
-        loss = lambda p: method.loss(student, p, inputs, jnp.zeros(16, jnp.int32), None, k / jnp.float32(steps))[0].mean()
+        progress = last * k / jnp.float32(steps)
+        loss = lambda p: method.loss(student, p, inputs, jnp.zeros(16, jnp.int32), None, progress)[0].mean()
         moved, moments = optimizer.update(jax.grad(loss)(params), moments, params)
         return (optax.apply_updates(params, moved), moments), None
 
@@ -131,10 +142,17 @@ def distilled(counts, steps=600):
         states = jnp.stack([teacher.embed(taught, INPUTS), *features(teacher, taught, INPUTS).values()])
         step, scale = student.steps(params), jnp.square(states[1:]).mean()
         alone = rollout(step, states, np.arange(6) == 0)["state"]
-        return jnp.square(alone - states[1:]).mean() / scale
+        return one_step_errors(step, states).mean() / scale, jnp.square(alone - states[1:]).mean() / scale
 
     with jax.numpy_dtype_promotion("standard"):  # optax raises a float to an integer count
-        return float(train(student.init(jax.random.key(6))))
+        return tuple(map(float, train(student.init(jax.random.key(6)))))
+
+
+def test_golden_phases_of_seven_and_five_layers():
+    """Two blocks whose moves outweigh what is random in them: random blocks that drift are cut a layer late, at 8."""
+    teacher, taught = recurrent_teacher((7, 5), moves=(3.0, -24.0))
+    found = phases(similarity(features(teacher, taught, jax.random.normal(jax.random.key(7), (32, *IMAGE)))), 2)
+    assert found.cuts == (0, 7, 12) and found.counts == (7, 5)
 
 
 def test_a_block_recurrent_teacher_is_found_out_and_copied():
@@ -152,8 +170,16 @@ def test_a_block_recurrent_teacher_is_found_out_and_copied():
 
 @pytest.mark.slow
 def test_two_phases_are_learned_by_two_blocks_and_not_by_one():
-    two, one = distilled((3, 3)), distilled((6,))
+    two, one = distilled((3, 3))[1], distilled((6,))[1]
     assert two < 0.05 and one > 2 * two, (two, one)
+
+
+@pytest.mark.slow
+def test_teacher_forcing_alone_learns_the_step_and_not_the_rollout():
+    """One block for both phases, with progress fixed at 0 and then as it should run: better at a step, worse on its own."""
+    forced, trained = distilled((6,), last=0.0), distilled((6,))
+    assert forced[0] < 0.02 and forced[0] < trained[0], (forced, trained)
+    assert forced[1] > 4 * forced[0] and forced[1] > 1.5 * trained[1], (forced, trained)
 
 
 @pytest.mark.parametrize(

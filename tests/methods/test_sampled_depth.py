@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import dynexit as dx
@@ -28,6 +29,22 @@ def test_the_law_of_the_steps_has_its_golden_numbers():
         r = draws(mean)
         np.testing.assert_allclose([r.mean(), r.std()], [expected, deviation], rtol=0.02)
         assert r.min() >= 1
+
+
+def test_all_devices_draw_the_same_depth_and_the_key_alone_decides_it():
+    """One device with all rows, other rows and weights, and four devices with a row each."""
+    method = recurrent_depth(6.0, truncate=1, noise=0.0)
+    tokens = jnp.concatenate([TOKENS, TOKENS[:1]])
+    drawn = lambda p, x, key: method.loss(MODEL, p, x, x, key, 0.0)[1]["iterations"][None]
+    whole, rows = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec("data")
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    one, four = jax.jit(drawn), jax.jit(jax.shard_map(drawn, mesh=mesh, in_specs=(whole, rows, whole), out_specs=rows))
+    seen = []
+    for key in jax.random.split(jax.random.key(4), 6):
+        seen += one(PARAMS, tokens, key).tolist()
+        assert one(jax.tree.map(lambda a: 2 * a, PARAMS), (tokens + 1) % 7, key).tolist() == seen[-1:]
+        assert four(PARAMS, tokens, key).tolist() == seen[-1:] * 4
+    assert len(set(seen)) > 2
 
 
 def test_the_first_state_has_the_spread_of_the_release():
@@ -64,6 +81,43 @@ def test_loss_and_gradient_are_the_loop(key):
     np.testing.assert_allclose(value, wanted, rtol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), gradient, slope)
     assert max(np.abs(g).max() for g in jax.tree.leaves(gradient["prelude"])) > 0, "through the injections"
+
+
+@pytest.mark.slow
+def test_two_first_states_come_to_one_answer():
+    """After training, KL between the answers of two draws of s_0: clear after one iteration, gone after all (prefix parity)."""
+    model, method, optimizer = decoder(2, width=8, heads=2, steps=24), recurrent_depth(4.0, truncate=2), optax.adam(3e-3)
+
+    def bits(key):
+        drawn = jax.random.randint(key, (32, 6), 0, 2)
+        return drawn, drawn.cumsum(axis=1) % 2
+
+    @jax.jit
+    def train(params):
+        def update(carry, k):
+            params, moments = carry
+            first, second = jax.random.split(jax.random.fold_in(jax.random.key(5), k))
+            loss = lambda p: method.loss(model, p, *bits(first), second, 0.0)[0].mean()
+            value, slope = jax.value_and_grad(loss)(params)
+            moved, moments = optimizer.update(slope, moments)
+            return (optax.apply_updates(params, moved), moments), value
+
+        return jax.lax.scan(update, (params, optimizer.init(params)), jnp.arange(300))
+
+    with jax.numpy_dtype_promotion("standard"):  # optax counts its steps in integers
+        (params, _), losses = train(model.init(jax.random.key(0)))
+    assert losses[-20:].mean() < 0.9 * np.log(2)
+
+    @jax.jit
+    def answers(key):
+        tokens, _ = bits(jax.random.key(6))
+        h = first_state(key, model.embed(params, tokens)["h"])
+        run = dx.run_all(model.steps(params), model.embed(params, {"tokens": tokens, "h": h}), model.depth)
+        return jax.nn.log_softmax(run["logits"])
+
+    one, other = (answers(jax.random.key(seed)) for seed in (1, 2))
+    divergence = (jnp.exp(one) * (one - other)).sum(axis=-1).mean(axis=(1, 2))[jnp.array([0, 1, 3, 23])]
+    assert divergence[0] > 1e-3 and (divergence[1:3] < 0.5 * divergence[:2]).all() and divergence[-1] < 1e-6, divergence
 
 
 def test_steps_never_exceed_the_model():
