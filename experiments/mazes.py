@@ -29,6 +29,8 @@ class Model:
     """residual blocks an iteration"""
     every: int = 4
     """iterations from one exit to the next"""
+    start: str = ""
+    """run folder whose weights training begins with"""
 
     def faults(self) -> list[str]:
         """Out-of-range values, one sentence each."""
@@ -70,13 +72,16 @@ class Method:
     """iterations with gradients at most; None: as many as there are"""
     damage: float = 0.0
     """largest fraction of a row's places whose state is replaced by noise before them"""
+    law: str = "uniform"
+    """of the iterations without gradients; or log: few long runs and many short ones"""
     settled: int = 1
     """exits in a row at which the answer must stand still"""
 
     def faults(self) -> list[str]:
         """Out-of-range values, one sentence each."""
         counts = ("most", "settled") if self.window is None else ("most", "settled", "window")
-        return at_least(self, 1, *counts) + between(self, 0.0, 1.0, "alpha", "damage")
+        found = [] if self.law in ("uniform", "log") else [f"law must be uniform or log, got {self.law!r}"]
+        return found + at_least(self, 1, *counts) + between(self, 0.0, 1.0, "alpha", "damage")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,15 +119,16 @@ def build(settings: Settings):
     """The experiment that the settings describe."""
     from dynexit.data.mazes import free_places, mazes
 
-    model, data, method = settings.model, settings.data, settings.method
+    m, data, method = settings.model, settings.data, settings.method
     train, calibration, test = free_places(mazes(data.size, data.test_size, data.scale, data.loops, data.examples))
+    model = dx.backbones.deep_thinking(2, 3, 2, width=m.width, steps=m.steps, recall=m.recall, blocks=m.blocks, every=m.every)
+    if m.start:
+        begun = dx.cli.trained(m.start).params
+        model = model._replace(init=lambda key: begun)
+    law = dict(window=method.window, damage=method.damage, law=method.law)
     return dx.Experiment(
-        model=dx.backbones.deep_thinking(
-            2, 3, 2, width=model.width, steps=model.steps, recall=model.recall, blocks=model.blocks, every=model.every
-        ),
-        method=dx.methods.deep_thinking(
-            method.most, method.alpha, settled=method.settled, window=method.window, damage=method.damage
-        ),
+        model=model,
+        method=dx.methods.deep_thinking(method.most, method.alpha, settled=method.settled, **law),
         train=train,
         calibration=calibration,
         test=test,

@@ -59,8 +59,8 @@ class Method:
     """segments in training"""
     explore: float = 0.5
     """fraction of rows that may not halt before a drawn number of segments"""
-    refill: bool = False
-    """one update a segment, and a new puzzle in the place of one that halted"""
+    refill: bool = True
+    """one update a segment, and a new puzzle in the place of one that halted; else one update for all segments of a batch"""
     settled: bool = False
     """leave where the latent has settled, not where the network says that it is right"""
 
@@ -77,14 +77,14 @@ class Settings:
     data: Data = Data()
     method: Method = Method()
     training: Training = Training(
-        steps=700,
+        steps=2100,
         batch_size=64,
         learning_rate=3e-3,
         warmup=0.1,
         weight_decay=0.1,
         clip=1.0,
-        checkpoint_every=350,
-        log_every=20,
+        checkpoint_every=700,
+        log_every=60,
     )
     calibration: Calibration = Calibration(accept_loss=0.002)
     evaluation: Evaluation = Evaluation(batch_size=200, repeats=5)

@@ -93,7 +93,7 @@ def reopen(folder: Path, experiment: Path | None, say: Callable[[str], None]) ->
         raise SettingsError(f"{folder} was trained from {named}, which is not there; name the file with --experiment FILE")
     file = load(named)
     _warn_if_changed(recorded, file, say)
-    return Run(folder, file, from_dict(file.settings, recorded["settings"], str(folder / SETTINGS)), recorded)
+    return Run(folder, file, from_dict(file.settings, recorded["settings"], str(folder / SETTINGS), say), recorded)
 
 
 def read(folder: Path) -> dict:

@@ -141,29 +141,32 @@ def to_dict(settings: Any) -> dict:
     return dataclasses.asdict(settings)
 
 
-def from_dict(default: Any, values: dict, where: str) -> Any:
+def from_dict(default: Any, values: dict, where: str, say: Callable[[str], None]) -> Any:
     """The inverse of `to_dict`: an instance of `default`'s class.
 
     Args:
-      default: an instance of the class, for the nested classes.
+      default: an instance of the class, for the nested classes and for settings that are newer than `values`.
       values: nested dicts.
       where: the file they come from, for messages.
+      say: gets a line where a setting is not in `values`, and its default is taken.
 
     Raises:
-      SettingsError: a setting is missing or there is one too many.
+      SettingsError: a setting that the class does not have.
     """
     names = {field.name for field in dataclasses.fields(default)}
-    if not isinstance(values, dict) or set(values) != names:
+    if not isinstance(values, dict) or set(values) - names:
         got = set(values) if isinstance(values, dict) else set()
         raise SettingsError(
             f"{where} does not fit the experiment's {type(default).__name__}: missing {sorted(names - got)}, "
             f"unknown {sorted(got - names)}"
         )
+    for name in sorted(names - set(values)):
+        say(f"{where} is older than {type(default).__name__}.{name}: its default is taken, {getattr(default, name)!r}")
     changed = {}
-    for name in names:
-        old, new = getattr(default, name), values[name]
+    for name, new in values.items():
+        old = getattr(default, name)
         changed[name] = (
-            from_dict(old, new, where) if dataclasses.is_dataclass(old) else tuple(new) if isinstance(new, list) else new
+            from_dict(old, new, where, say) if dataclasses.is_dataclass(old) else tuple(new) if isinstance(new, list) else new
         )
     return dataclasses.replace(default, **changed)
 

@@ -109,7 +109,14 @@ def test_help_shows_every_setting_with_its_default(capsys):
 def test_settings_survive_json():
     settings = Settings(Net(depth=3, sizes=(7,)), seed=4)
     there = to_dict(settings)
-    assert from_dict(Settings(), {**there, "model": {**there["model"], "sizes": [7]}}, "f") == settings
+    assert from_dict(Settings(), {**there, "model": {**there["model"], "sizes": [7]}}, "f", print) == settings
+
+
+def test_a_run_that_is_older_than_a_setting_opens_with_its_default():
+    there, said = to_dict(Settings(Net(depth=3), seed=4)), []
+    there["model"].pop("norm")
+    assert from_dict(Settings(), there, "run/settings.json", said.append) == Settings(Net(depth=3), seed=4)
+    assert said == ["run/settings.json is older than Net.norm: its default is taken, 'pre'"]
 
 
 def test_settings_of_another_shape_are_refused():
@@ -119,7 +126,7 @@ def test_settings_of_another_shape_are_refused():
     with pytest.raises(
         SettingsError, match=r"run/settings.json does not fit the experiment's Net: missing \['depth'\], unknown \['colour'\]"
     ):
-        from_dict(Settings(), there, "run/settings.json")
+        from_dict(Settings(), there, "run/settings.json", print)
 
 
 def test_a_file_that_is_no_experiment_is_refused(tmp_path):

@@ -45,8 +45,6 @@ def test_stages_are_walked_through():
     loss = jax.jit(lambda p, key: stochastic_depth(fixed_depth(), 0.2).loss(model, p, images, LABELS[:4], key, PROGRESS)[0].mean())
     values = {round(float(loss(params, jax.random.key(k))), 6) for k in range(8)}
     assert len(values) > 1 and all(np.isfinite(list(values)))
-    slopes = jax.grad(loss)(params, jax.random.key(0))
-    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(slopes))
 
 
 def test_inference_is_the_method_s():
