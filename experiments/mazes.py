@@ -3,10 +3,10 @@
     dynexit train experiments/mazes.py
 
 Which places lie on the way from the start to the end? A recurrent convolutional network sees the maze anew at every iteration and
-is trained to make progress from wherever it stands. Long ways take more iterations; a row leaves once its answer has settled.
-Hardware: two CPU cores, 26 minutes of training and 4 to measure. Expect: with seed 0 all of 48 mazes of sizes 9, 13 and 17
-right, 46 of 48 of size 21, and 73 of 100 of size 33 at the operating point (in the paper, where networks are four times as
-wide, 97% of size 59).
+is trained to make progress from wherever it stands. Long dead ends take more iterations; a row leaves once its answer is settled.
+Hardware: two CPU cores, 26 minutes of training and 4 to measure. Expect: with seed 0 73 of 100 mazes of size 33 right at the
+operating point, and 88 after two minutes more with damage (`--model.start`, the second command in docs/benchmarks.md), where 48
+of 48 of sizes 9 to 21 are (in the paper, where networks are four times as wide, 97% of size 59).
 """
 
 import dataclasses

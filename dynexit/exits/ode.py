@@ -105,11 +105,11 @@ def ode_step(field: Field, head: Callable[[PyTree, Array], Array], params: PyTre
 
     Example:
       >>> import dynexit as dx
-      >>> field, solver = lambda p, t, y, x: -x * y, Solver(rtol=1e-4)
+      >>> field, solver = lambda p, t, y, x: -x * y, Solver(rtol=1e-4, atol=1e-7)
       >>> state = begin_ode(field, (), jnp.array([0.1, 10.0]), jnp.ones(2), solver)
       >>> halted = dx.run_until(ode_step(field, lambda p, y: y, (), solver), state, 40, dx.criteria.gate_above(0.999))
       >>> halted.exit_depth  # a stiffer row is deeper
-      Array([ 3, 15], dtype=int32)
+      Array([ 3, 16], dtype=int32)
 
     Source: Chen et al. 2018, neural ordinary differential equations; diffrax for scheme and step-size control, whose
     `diffeqsolve` takes the same steps (without a `dt0` it begins with 0.01 too: release 0.7.2 does not get to its estimate).

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dynexit.data import maze_walls
-from dynexit.data.mazes import mazes
+from dynexit.data.mazes import filling_rounds, mazes
 
 
 def shortest(free, start, end):
@@ -163,6 +163,20 @@ def test_filling_dead_ends_solves_trees_and_not_mazes_with_loops():
     ]
     assert all(solved(0.0))
     assert sum(solved(0.3)) < 10
+
+
+def test_filling_rounds_are_a_loop_over_places():
+    """One place at a time, and no ends but the two; within a size long ways leave short dead ends."""
+    drawn = mazes(9, scale=1, examples=40).test.examples()
+    rounds = filling_rounds(drawn["inputs"])
+    for maze, found in zip(drawn["inputs"][:12], rounds, strict=False):
+        free = {tuple(p) for p in np.argwhere(maze.any(-1))}
+        ends, wanted = {tuple(p) for p in np.argwhere(maze.any(-1) & ~maze.all(-1))}, 0
+        around = lambda p, free: sum((p[0] + a, p[1] + b) in free for a, b in ((0, 1), (1, 0), (0, -1), (-1, 0)))
+        while dead := {p for p in free - ends if around(p, free) <= 1}:
+            free, wanted = free - dead, wanted + 1
+        assert found == wanted
+    assert np.corrcoef(rounds, drawn["steps"])[0, 1] < -0.8
 
 
 def test_loops_open_that_fraction_of_the_closed_walls():
