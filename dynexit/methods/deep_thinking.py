@@ -104,7 +104,7 @@ def damaged(key: Array, h: Array, share: float) -> Array:
     Example:
       >>> h = damaged(jax.random.key(0), jnp.zeros((2, 1000, 3)), 0.4)
       >>> [round(float(row.any(axis=-1).mean()), 1) for row in h]  # of places, in either row
-      [0.3, 0.2]
+      [0.4, 0.1]
     """
     first, second, third = jax.random.split(key, 3)
     fraction = share * jax.random.uniform(first, (h.shape[0], *[1] * (h.ndim - 1)))
