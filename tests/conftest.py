@@ -54,6 +54,17 @@ SLOW_VARIANTS = (
     "test_chomsky_networks.py::test_every_network_answers_where_the_task_asks[elman]",
     "test_raptor.py::test_a_block_recurrent_teacher_is_found_out_and_copied",
     "test_universal_transformer.py::test_methods_train_every_parameter[accumulated-method0]",
+    "test_universal_transformer.py::test_methods_train_every_parameter[none-method2]",
+    "test_segment_slots.py::test_a_train_step_carries_the_slots[bfloat16]",
+    "test_stochastic_depth.py::test_the_loss_is_the_method_s_on_the_blocks_that_were_kept[fixed_depth-row]",
+    "test_stochastic_depth.py::test_the_loss_is_the_method_s_on_the_blocks_that_were_kept[confidence_exits-batch]",
+    "test_bounded.py::test_saving_compute_changes_no_gradient[4-switched]",
+    "test_bounded.py::test_saving_compute_changes_no_gradient[4-counting]",
+    "test_sharded.py::test_run_sharded_equals_run_until[rebalance0-AxisType.Auto-None]",
+    "test_recursive.py::test_the_gradient_is_that_of_the_last_calls_from_a_detached_start[attention]",
+    "test_recursive.py::test_the_gradient_is_that_of_the_last_calls_from_a_detached_start[one cycle, two layers]",
+    "test_run_until.py::test_every_criterion_leaves_where_the_python_loop_leaves[saturation]",
+    "test_stream.py::test_untied_equals_the_python_loop_in_the_order_of_the_queue[patience-4]",
 )
 
 
