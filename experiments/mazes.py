@@ -117,13 +117,17 @@ SMOKE = Settings(
 
 def build(settings: Settings):
     """The experiment that the settings describe."""
+    import jax
+
     from dynexit.data.mazes import free_places, mazes
 
     m, data, method = settings.model, settings.data, settings.method
     train, calibration, test = free_places(mazes(data.size, data.test_size, data.scale, data.loops, data.examples))
     model = dx.backbones.deep_thinking(2, 3, 2, width=m.width, steps=m.steps, recall=m.recall, blocks=m.blocks, every=m.every)
     if m.start:
-        begun = dx.cli.trained(m.start).params
+        begun, wanted = dx.cli.trained(m.start).params, jax.eval_shape(model.init, jax.random.key(0))
+        if jax.tree.map(lambda a: a.shape, begun) != jax.tree.map(lambda a: a.shape, wanted):
+            raise ValueError(f"model.start is a network of other sizes; name those of {m.start}, or another run")
         model = model._replace(init=lambda key: begun)
     law = dict(window=method.window, damage=method.damage, law=method.law)
     return dx.Experiment(

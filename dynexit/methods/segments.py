@@ -1,5 +1,6 @@
 """Segments: a recursive network learns at every segment to answer and to say whether its answer is right, and stops where it is."""
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -87,7 +88,24 @@ def segments(
         raise ValueError(f"`rule` must be 'right' or 'settled', got {rule!r}")
     levels = candidate_levels(THRESHOLDS[rule] if thresholds is None else thresholds, FULL_DEPTH[rule], high=1.0)
 
-    def segments_loss(
+    def criterion(point: PyTree) -> Criterion:
+        if rule == "right":
+            return criteria.gate_above(point["threshold"], probability_right)
+        return criteria.gate_above(-point["threshold"], stillness)
+
+    def candidates(outputs: PyTree, labels: Array, costs: Array) -> PyTree:
+        return {"threshold": jnp.asarray(levels)}
+
+    if refill:
+        carried = segment_slots(most, explore, halting_weight, answer)
+        return Method(None, criterion, candidates, predict, carried=carried)
+    return Method(None, criterion, candidates, predict, segments_loss(most, explore, halting_weight, answer))
+
+
+def segments_loss(most: int, explore: float, halting_weight: float, answer: Callable[[Array, Array], Array]) -> Callable:
+    """One update for all segments of a batch, the `Method.loss` of `segments`; arguments as of `segment_slots`."""
+
+    def loss(
         model: Model, params: PyTree, inputs: PyTree, labels: Array, key: Array, progress: Array
     ) -> tuple[Array, dict[str, Array]]:
         if one_depth(model) < most:
@@ -113,18 +131,7 @@ def segments(
         }
         return losses, metrics
 
-    def criterion(point: PyTree) -> Criterion:
-        if rule == "right":
-            return criteria.gate_above(point["threshold"], probability_right)
-        return criteria.gate_above(-point["threshold"], stillness)
-
-    def candidates(outputs: PyTree, labels: Array, costs: Array) -> PyTree:
-        return {"threshold": jnp.asarray(levels)}
-
-    if refill:
-        carried = segment_slots(most, explore, halting_weight, answer)
-        return Method(None, criterion, candidates, predict, carried=carried)
-    return Method(None, criterion, candidates, predict, segments_loss)
+    return loss
 
 
 def detached(step: Step) -> Step:

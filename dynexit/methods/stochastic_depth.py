@@ -58,7 +58,7 @@ def stochastic_depth(method: Method, last: float = 0.5, by: By = "batch") -> Met
         staged = isinstance(depths, tuple)
         steps, depths = (steps, depths) if staged else ((steps,), (depths,))
         chance = survival(sum(depths), last)
-        kept = jax.random.bernoulli(key, chance if by == "batch" else chance[:, None], kept_shape(by, sum(depths), len(labels)))
+        kept = jax.random.bernoulli(key, chance if by == "batch" else jnp.tile(chance[:, None], len(labels)))
         parts, begun = [], 0
         for step, depth in zip(steps, depths, strict=True):
             here = slice(begun, begun + depth)
@@ -69,8 +69,3 @@ def stochastic_depth(method: Method, last: float = 0.5, by: By = "batch") -> Met
         return losses, {**metrics, "kept_blocks": kept.mean(dtype=jnp.float32)}
 
     return method._replace(objective=None, loss=loss)
-
-
-def kept_shape(by: By, depth: int, rows: int) -> tuple[int, ...]:
-    """`[N]` for one draw a block, `[N, B]` for one a block and row."""
-    return (depth,) if by == "batch" else (depth, rows)
