@@ -72,16 +72,13 @@ class Method:
     """iterations with gradients at most; None: as many as there are"""
     damage: float = 0.0
     """largest fraction of a row's places whose state is replaced by noise before them"""
-    law: str = "uniform"
-    """of the iterations without gradients; or log: few long runs and many short ones"""
     settled: int = 1
     """exits in a row at which the answer must stand still"""
 
     def faults(self) -> list[str]:
         """Out-of-range values, one sentence each."""
         counts = ("most", "settled") if self.window is None else ("most", "settled", "window")
-        found = [] if self.law in ("uniform", "log") else [f"law must be uniform or log, got {self.law!r}"]
-        return found + at_least(self, 1, *counts) + between(self, 0.0, 1.0, "alpha", "damage")
+        return at_least(self, 1, *counts) + between(self, 0.0, 1.0, "alpha", "damage")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,10 +126,9 @@ def build(settings: Settings):
         if jax.tree.map(lambda a: a.shape, begun) != jax.tree.map(lambda a: a.shape, wanted):
             raise ValueError(f"model.start is a network of other sizes; name those of {m.start}, or another run")
         model = model._replace(init=lambda key: begun)
-    law = dict(window=method.window, damage=method.damage, law=method.law)
     return dx.Experiment(
         model=model,
-        method=dx.methods.deep_thinking(method.most, method.alpha, settled=method.settled, **law),
+        method=dx.methods.deep_thinking(**dataclasses.asdict(method)),
         train=train,
         calibration=calibration,
         test=test,

@@ -1,6 +1,6 @@
 """Deep thinking: a recurrent network trained to make progress from wherever it stands, and stopped once its answer has settled."""
 
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,6 @@ from dynexit.exits.truncated import run_truncated
 from dynexit.methods.answers import accuracy, candidate_levels, logits_of, predict
 from dynexit.objectives import multi_exit_cross_entropy
 
-Law = Literal["uniform", "log"]
 THRESHOLDS = (0.0, *(10.0**e for e in np.arange(-6.0, -0.9, 0.25)))  # 0 is never passed: full depth
 
 
@@ -25,7 +24,6 @@ def deep_thinking(
     settled: int = 2,
     window: int | None = None,
     damage: float = 0.0,
-    law: Law = "uniform",
 ) -> Method:
     """The progressive loss of DT-recall, and an exit where the answer has stopped moving.
 
@@ -43,7 +41,6 @@ def deep_thinking(
       settled: exits in a row.
       window: bounds k, the iterations with gradients; None for m. A narrow one makes many iterations affordable in training.
       damage: in 0..1, largest fraction of a row's places that are damaged; each row draws its own, uniform from 0.
-      law: of n, "uniform" on 0..m-1, or "log", n + 1 = floor(m^u) with u ~ U(0, 1): some runs are long, and most are short.
 
     Returns:
       `Method`. The model is weight-tied, its state has the entries "input" and "h" (`dx.backbones.deep_thinking`), its outputs
@@ -52,7 +49,7 @@ def deep_thinking(
 
     Raises:
       TypeError, ValueError: `most`, `settled` or `window` below 1, `alpha` or `damage` outside 0..1, `thresholds` negative or
-        without 0, an unknown `law`; from the loss, a model of fewer than `most` iterations.
+        without 0; from the loss, a model of fewer than `most` iterations.
 
     Source: Bansal et al. 2022, arXiv 2202.05826, algorithm 1; Mordvintsev et al. 2020, "Growing neural cellular
     automata", for damage (they erase a region of a picture). The exit is ours: theirs runs a fixed number of iterations or takes
@@ -64,8 +61,6 @@ def deep_thinking(
     for name, value in (("alpha", alpha), ("damage", damage)):
         if not 0 <= value <= 1:
             raise ValueError(f"`{name}` must lie in 0..1, got {value}")
-    if law not in ("uniform", "log"):
-        raise ValueError(f"`law` must be 'uniform' or 'log', got {law!r}")
     levels = candidate_levels(thresholds, full=0.0)
 
     def loss(
@@ -80,7 +75,7 @@ def deep_thinking(
             _, output = run_truncated(step, state, free, steps, most, ("input",), between)
             return multi_exit_cross_entropy(logits_of(output)[None], labels)[0], accuracy(output, labels)
 
-        free, steps = progress_drawn(key, most, window, law)
+        free, steps = progress_drawn(key, most, window)
         losses, right = after(free, steps, window, hurt)
         metrics = {"iterations": free + steps, "loss_progressive": losses.mean(), "accuracy": right}
         if alpha < 1:
@@ -112,8 +107,8 @@ def damaged(key: Array, h: Array, share: float) -> Array:
     return jnp.where(hit, jax.random.normal(third, h.shape, h.dtype), h)
 
 
-def progress_drawn(key: Array, most: int, window: int | None = None, law: Law = "uniform") -> tuple[Array, Array]:
-    """n by its law on 0..m-1 and k ~ U{1..m-n}, at most `window`, int32 `[]`; the key is consumed.
+def progress_drawn(key: Array, most: int, window: int | None = None) -> tuple[Array, Array]:
+    """n ~ U{0..m-1} and k ~ U{1..m-n}, at most `window`, int32 `[]`; the key is consumed.
 
     Example:
       >>> n, k = progress_drawn(jax.random.key(0), 30, window=10)
@@ -121,8 +116,5 @@ def progress_drawn(key: Array, most: int, window: int | None = None, law: Law = 
       True
     """
     first, second = jax.random.split(key)
-    if law == "log":
-        free = jnp.minimum(jnp.floor(most ** jax.random.uniform(first)).astype(jnp.int32), most) - 1
-    else:
-        free = jax.random.randint(first, (), 0, most)
+    free = jax.random.randint(first, (), 0, most)
     return free, jax.random.randint(second, (), 1, jnp.minimum(most - free, window or most) + 1)
