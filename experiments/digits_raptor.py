@@ -81,6 +81,11 @@ def build(settings: Settings):
 
 def opened(folder: str) -> tuple:
     """A trained teacher: its experiment, its parameters and the sizes of its network."""
+    from pathlib import Path
+
+    if not Path(folder).is_dir():
+        words = f"dynexit train experiments/digits_vit.py --model.depth 8 --training.steps 300 --run {folder}"
+        raise ValueError(f"model.teacher is {folder}, which is not there; train it with `{words}`")
     run = dx.cli.trained(folder)
     return run.experiment, run.params, {name: getattr(run.settings.model, name) for name in ("patch", "stride", "width", "heads")}
 

@@ -58,7 +58,8 @@ def claim(folder: Path, file: ExperimentFile, settings: Any, argv: Sequence[str]
             raise SettingsError(
                 f"{folder} is a run of another experiment: {recorded['name']}, not {file.name}; name another folder with --run"
             )
-        differences = _differences(recorded["settings"], json.loads(json.dumps(to_dict(settings))))
+        begun = from_dict(file.settings, recorded["settings"], str(folder / SETTINGS), say)
+        differences = _differences(*(json.loads(json.dumps(to_dict(each))) for each in (begun, settings)))
         if differences:
             lines = "\n".join(f"  {d}" for d in differences)
             raise SettingsError(f"{folder} was begun with other settings; name another folder with --run:\n{lines}")

@@ -54,6 +54,16 @@ def test_the_same_experiment_takes_its_folder_up_again(tmp_path, file):
     assert run.settings == file.settings and said == []
 
 
+def test_a_run_older_than_a_setting_goes_on_with_its_default(tmp_path, file):
+    run, _ = claimed(tmp_path / "run", file)
+    path = tmp_path / "run" / "settings.json"
+    path.write_text(json.dumps({**run.recorded, "settings": {"depth": 3}}))
+    run, said = claimed(tmp_path / "run", file)
+    assert run.settings == file.settings and said == [f"{path} is older than Settings.seed: its default is taken, 0"]
+    with pytest.raises(SettingsError, match="seed is 0 there, 1 here"):
+        claimed(tmp_path / "run", file, dataclasses.replace(file.settings, seed=1))
+
+
 def test_other_settings_are_refused_by_name(tmp_path, file):
     claimed(tmp_path / "run", file)
     with pytest.raises(

@@ -61,6 +61,14 @@ def test_only_settings_are_imported_before_build(file):
     assert {node.module for node in top if isinstance(node, ast.ImportFrom)} == {"dynexit.core.settings"}
 
 
+def test_a_teacher_that_is_not_there_is_named_with_the_command_that_trains_it(tmp_path, capsys):
+    file, teacher = next(f for f in FILES if f.stem == "digits_raptor"), str(tmp_path / "teacher")
+    assert main(["train", str(file), "--model.teacher", teacher, "--run", str(tmp_path / "run")]) == 2
+    said = capsys.readouterr().err
+    assert f"model.teacher is {teacher}, which is not there" in said and f"--run {teacher}`" in said
+    assert not (tmp_path / "run").exists()
+
+
 def test_unprepared_data_says_how_to_get_it(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("DYNEXIT_DATA", str(tmp_path))
     file = next(f for f in FILES if f.stem == "fashion_vit")
