@@ -71,7 +71,7 @@ class Method:
     window: int | None = None
     """iterations with gradients at most; None: as many as there are"""
     damage: float = 0.0
-    """largest fraction of a row's places whose state is replaced by noise before them"""
+    """largest fraction of a row's places that go back to their first state before them"""
     settled: int = 1
     """exits in a row at which the answer must stand still"""
 

@@ -30,8 +30,8 @@ def deep_thinking(
     Training: n ~ U{0..m-1} iterations without gradients, then k ~ U{1..m-n} with them, L_prog = CE after n + k; beside it
     L_m = CE after m iterations from the start; L = (1 - alpha) L_m + alpha L_prog. One (n, k) a step, for all rows. Where exits
     are several iterations apart n and k still count iterations: a network seen at every fourth alone learns to swing in between.
-    With `damage` the state of some places is replaced by N(0, 1) in between, so that what is right has to be restored: nothing
-    else teaches the network to stay right for longer than it was trained.
+    With `damage` some places go back to their first state in between, so that what is right has to be restored: nothing else
+    teaches the network to stay right for longer than it was trained.
     Inference: leave once KL(p_{i-1} || p_i) < t at every place, for `settled` exits in a row.
 
     Args:
@@ -52,7 +52,7 @@ def deep_thinking(
         without 0; from the loss, a model of fewer than `most` iterations.
 
     Source: Bansal et al. 2022, arXiv 2202.05826, algorithm 1; Mordvintsev et al. 2020, "Growing neural cellular
-    automata", for damage (they erase a region of a picture). The exit is ours: theirs runs a fixed number of iterations or takes
+    automata", for damage (they erase a region, to zeros). The exit is ours: theirs runs a fixed number of iterations or takes
     the most confident of all.
     """
     positive_integer(most, "most")
@@ -69,7 +69,7 @@ def deep_thinking(
         if one_depth(model) < most:
             raise ValueError(f"`model` has {model.depth} iterations, fewer than the {most} of training (`most`)")
         step, state = every_iteration(model.steps(params)), model.embed(params, inputs)
-        hurt = (lambda s: {**s, "h": damaged(jax.random.fold_in(key, 1), s["h"], damage)}) if damage else None
+        hurt = (lambda s: {**s, "h": damaged(jax.random.fold_in(key, 1), s["h"], state["h"], damage)}) if damage else None
 
         def after(free: Any, steps: Any, most: int, between: Any = None) -> tuple[Array, Array]:
             _, output = run_truncated(step, state, free, steps, most, ("input",), between)
@@ -93,18 +93,17 @@ def deep_thinking(
     return Method(None, criterion, candidates, predict, loss)
 
 
-def damaged(key: Array, h: Array, share: float) -> Array:
-    """The states `[B, ..., D]`, of each row up to a fraction of the places (drawn from 0 to `share`) replaced by normal noise.
+def damaged(key: Array, h: Array, first: Array, share: float) -> Array:
+    """The states `[B, ..., D]`, of each row up to a fraction of the places (drawn from 0 to `share`) as they were at `first`.
 
     Example:
-      >>> h = damaged(jax.random.key(0), jnp.zeros((2, 1000, 3)), 0.4)
-      >>> [round(float(row.any(axis=-1).mean()), 1) for row in h]  # of places, in either row
+      >>> h = damaged(jax.random.key(0), jnp.ones((2, 1000, 3)), jnp.zeros((2, 1000, 3)), 0.4)
+      >>> [round(1 - float(row.mean()), 1) for row in h]  # of places, in either row
       [0.4, 0.1]
     """
-    first, second, third = jax.random.split(key, 3)
-    fraction = share * jax.random.uniform(first, (h.shape[0], *[1] * (h.ndim - 1)))
-    hit = jax.random.bernoulli(second, fraction, (*h.shape[:-1], 1))
-    return jnp.where(hit, jax.random.normal(third, h.shape, h.dtype), h)
+    sizes, places = jax.random.split(key)
+    fraction = share * jax.random.uniform(sizes, (h.shape[0], *[1] * (h.ndim - 1)))
+    return jnp.where(jax.random.bernoulli(places, fraction, (*h.shape[:-1], 1)), first, h)
 
 
 def progress_drawn(key: Array, most: int, window: int | None = None) -> tuple[Array, Array]:

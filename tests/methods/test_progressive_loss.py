@@ -59,25 +59,24 @@ def test_exits_several_iterations_apart_are_the_same_network_read_less_often():
         network(1, 1, 2, width=6, steps=9, every=2)
 
 
-def test_damage_strikes_some_places_of_every_row():
-    h = jnp.ones((4, 20_000, 2))
-    hurt = damaged(jax.random.key(0), h, 0.3)
-    hit = np.asarray((hurt != h).all(axis=-1))
-    assert ((hurt == h).all(axis=-1) == ~hit).all(), "a place is replaced as a whole"
-    fractions = 0.3 * jax.random.uniform(jax.random.split(jax.random.key(0), 3)[0], (4,))
+def test_damage_sends_some_places_of_every_row_back():
+    h, first = jnp.ones((4, 20_000, 2)), jax.random.normal(jax.random.key(1), (4, 20_000, 2))
+    hurt = damaged(jax.random.key(0), h, first, 0.3)
+    hit = (hurt == first).all(axis=-1)
+    assert ((hurt == h).all(axis=-1) == ~hit).all(), "a place goes back as a whole"
+    fractions = 0.3 * jax.random.uniform(jax.random.split(jax.random.key(0))[0], (4,))
     np.testing.assert_allclose(hit.mean(axis=1), fractions, atol=0.015)
-    drawn = np.asarray(hurt)[hit]
-    np.testing.assert_allclose([drawn.mean(), drawn.std()], [0, 1], atol=0.03)
 
 
 def test_the_loss_is_read_after_the_damage():
-    """n free iterations, damage, k with gradients; the gradient of the damaged places ends there."""
+    """n free iterations, damage, k with gradients."""
     key = next(key for key in map(jax.random.key, range(20)) if int(progress_drawn(key, 6, 3)[0]) > 1)
     n, k = map(int, progress_drawn(key, 6, 3))
     step, state = MODEL.steps(PARAMS), MODEL.embed(PARAMS, X)
+    first = state["h"]
     for i in range(n):
         state = step.apply(step.select(0), i, state)[0]
-    state, output = {**state, "h": damaged(jax.random.fold_in(key, 1), state["h"], 0.9)}, None
+    state, output = {**state, "h": damaged(jax.random.fold_in(key, 1), state["h"], first, 0.9)}, None
     for i in range(k):
         state, output = step.apply(step.select(0), i, state)
     wanted = dx.objectives.multi_exit_cross_entropy(output[None], LABELS)[0]
