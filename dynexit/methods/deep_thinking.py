@@ -31,7 +31,7 @@ def deep_thinking(
     L_m = CE after m iterations from the start; L = (1 - alpha) L_m + alpha L_prog. One (n, k) a step, for all rows. Where exits
     are several iterations apart n and k still count iterations: a network seen at every fourth alone learns to swing in between.
     With `damage` some places go back to their first state in between, so that what is right has to be restored: nothing else
-    teaches the network to stay right for longer than it was trained.
+    teaches the network to stay right for longer than it was trained. From these places a gradient reaches the first state.
     Inference: leave once KL(p_{i-1} || p_i) < t at every place, for `settled` exits in a row.
 
     Args:

@@ -69,21 +69,28 @@ def test_damage_sends_some_places_of_every_row_back():
 
 
 def test_the_loss_is_read_after_the_damage():
-    """n free iterations, damage, k with gradients."""
+    """n free iterations, damage, k with gradients, which reach the first state of the damaged places."""
     key = next(key for key in map(jax.random.key, range(20)) if int(progress_drawn(key, 6, 3)[0]) > 1)
     n, k = map(int, progress_drawn(key, 6, 3))
-    step, state = MODEL.steps(PARAMS), MODEL.embed(PARAMS, X)
-    first = state["h"]
-    for i in range(n):
-        state = step.apply(step.select(0), i, state)[0]
-    state, output = {**state, "h": damaged(jax.random.fold_in(key, 1), state["h"], first, 0.9)}, None
-    for i in range(k):
-        state, output = step.apply(step.select(0), i, state)
-    wanted = dx.objectives.multi_exit_cross_entropy(output[None], LABELS)[0]
-    method = lambda damage: deep_thinking(6, window=3, damage=damage)
-    found = jax.jit(lambda p: method(0.9).loss(MODEL, p, X, LABELS, key, 0.0)[0])(PARAMS)
-    np.testing.assert_allclose(found, wanted, rtol=1e-4)
-    assert float(jnp.abs(found - method(0.0).loss(MODEL, PARAMS, X, LABELS, key, 0.0)[0]).max()) > 1e-3
+
+    def oracle(params):
+        step, state = MODEL.steps(params), MODEL.embed(params, X)
+        first, output = state["h"], None
+        for i in range(n):
+            state = step.apply(step.select(0), i, state)[0]
+        h = damaged(jax.random.fold_in(key, 1), jax.lax.stop_gradient(state["h"]), first, 0.9)
+        state = {**state, "h": h}
+        for i in range(k):
+            state, output = step.apply(step.select(0), i, state)
+        return dx.objectives.multi_exit_cross_entropy(output[None], LABELS)[0]
+
+    found = lambda damage: lambda p: deep_thinking(6, window=3, damage=damage).loss(MODEL, p, X, LABELS, key, 0.0)[0]
+    (losses, slope), (wanted, wanted_slope) = (
+        jax.jit(lambda p, f=f: (f(p), jax.grad(lambda p: f(p).mean())(p)))(PARAMS) for f in (found(0.9), oracle)
+    )
+    np.testing.assert_allclose(losses, wanted, rtol=1e-4)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), slope, wanted_slope)
+    assert float(jnp.abs(losses - found(0.0)(PARAMS)).max()) > 1e-3
 
 
 @pytest.mark.parametrize(
