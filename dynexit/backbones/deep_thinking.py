@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from dynexit.backbones.convolution import convolve
 from dynexit.backbones.parts import Apply, Norm, check_input, initial
 from dynexit.core.checks import positive_integer
-from dynexit.core.types import Model
+from dynexit.core.types import Array, Model
 from dynexit.exits import tied_step
 
 
@@ -17,19 +17,27 @@ class Convolution(nn.Module):
     features: int
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x, open=None):
+        """Zero also where `open`, bool `[b, ...]`, is false."""
         shape = (*(3,) * (x.ndim - 2), x.shape[-1], self.features)
-        return convolve(x, self.param("kernel", nn.initializers.he_normal(), shape).astype(x.dtype))
+        y = convolve(x, self.param("kernel", nn.initializers.he_normal(), shape).astype(x.dtype))
+        return y if open is None else jnp.where(open[..., None], y, 0)
+
+
+def open_places(x: Array, walls: bool) -> Array | None:
+    """Where the input is not zero in all channels, bool `[b, ...]`; None where there are no walls."""
+    return (x != 0).any(-1) if walls else None
 
 
 class Project(nn.Module):
     """The input as a first state: convolution, ReLU."""
 
     width: int
+    walls: bool
 
     @nn.compact
     def __call__(self, x):
-        return nn.relu(Convolution(self.width, name="conv")(x))
+        return nn.relu(Convolution(self.width, name="conv")(x, open_places(x, self.walls)))
 
 
 class Think(nn.Module):
@@ -39,17 +47,20 @@ class Think(nn.Module):
     recall: bool
     blocks: int
     norm: bool
+    walls: bool
 
     @nn.compact
     def __call__(self, state):
         h, x = state["h"], state["input"]
+        open = open_places(x, self.walls)
         if self.recall:
-            h = Convolution(self.width, name="recall")(jnp.concatenate([h, x], axis=-1))
+            h = Convolution(self.width, name="recall")(jnp.concatenate([h, x], axis=-1), open)
             h = nn.relu(h) if h.ndim == 3 else h
         for k in range(self.blocks):
-            inner = nn.relu(Convolution(self.width, name=f"in{k}")(h))
-            h = nn.relu(h + Convolution(self.width, name=f"out{k}")(inner))
-        return {"input": x, "h": Norm(name="norm")(h) if self.norm else h}
+            inner = nn.relu(Convolution(self.width, name=f"in{k}")(h, open))
+            h = nn.relu(h + Convolution(self.width, name=f"out{k}")(inner, open))
+        h = Norm(name="norm")(h) if self.norm else h
+        return {"input": x, "h": h if open is None else jnp.where(open[..., None], h, 0)}
 
 
 class Head(nn.Module):
@@ -57,12 +68,13 @@ class Head(nn.Module):
 
     widths: tuple[int, int]
     classes: int
+    walls: bool
 
     @nn.compact
     def __call__(self, state):
-        h = state["h"]
+        h, open = state["h"], open_places(state["input"], self.walls)
         for k, width in enumerate(self.widths):
-            h = nn.relu(Convolution(width, name=f"conv{k}")(h))
+            h = nn.relu(Convolution(width, name=f"conv{k}")(h, open))
         return Convolution(self.classes, name="logits")(h)
 
 
@@ -77,6 +89,7 @@ def deep_thinking(
     blocks: int = 2,
     norm: bool = True,
     every: int = 1,
+    walls: bool = False,
 ) -> Model:
     """A weight-tied convolutional network that answers at every place and may be run for longer than it was trained.
 
@@ -92,6 +105,8 @@ def deep_thinking(
       blocks: residual blocks of two convolutions an iteration.
       every: iterations from one exit to the next, a divisor of `steps`; the head costs about a third of an iteration.
       norm: whether every iteration ends with a norm over the channels of each place, which keeps long runs bounded.
+      walls: whether places whose input is 0 in all channels hold no state and pass nothing on. The edge of an image is then a
+        wall like any other; without it a small image tells every place how far from the edge it is, and larger ones do not.
 
     Returns:
       A weight-tied `Model`: inputs `[B, L, channels]` or `[B, H, W, channels]` of any size, outputs logits `[E, B, L, C]` or
@@ -115,8 +130,9 @@ def deep_thinking(
         raise ValueError(f"`every` must divide the {steps} iterations of `steps`, got {every}")
     if places not in (1, 2):
         raise ValueError(f"`places` must be 1 (strings) or 2 (images), got {places}")
-    think, project = Apply(Think(width, recall, blocks, norm), "block"), Project(width)
-    head = Apply(Head((width, max(1, width // 2)) if places == 1 else (min(32, width), 8), classes), "head")
+    think, project = Apply(Think(width, recall, blocks, norm, walls), "block"), Project(width, walls)
+    widths = (width, max(1, width // 2)) if places == 1 else (min(32, width), 8)
+    head = Apply(Head(widths, classes, walls), "head")
     like = (1,) + (8,) * places
 
     def init(key):

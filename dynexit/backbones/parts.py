@@ -35,11 +35,11 @@ class Apply:
 def attend(q: Array, k: Array, v: Array, seen: Array | None = None) -> Array:
     """softmax(q k / sqrt(d)) v for each head, all `[b, L, heads, d]`, as `[b, L, heads * d]`; weights in float32.
 
-    `seen`, bool `[L, L]`, says which places (second axis) each place may look at; None is all.
+    `seen`, bool `[L, L]` or `[b, L, L]`, says which places (last axis) each place may look at; None is all.
     """
     scores = jnp.einsum("bqhd,bkhd->bhqk", q, k).astype(jnp.float32) * q.shape[-1] ** -0.5
     if seen is not None:
-        scores = jnp.where(seen[None, None], scores, -jnp.inf)
+        scores = jnp.where(seen[..., None, :, :], scores, -jnp.inf)
     mixed = jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores).astype(v.dtype), v)
     return mixed.reshape(*mixed.shape[:2], -1)
 

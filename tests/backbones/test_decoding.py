@@ -1,0 +1,175 @@
+"""Writing token by token: against the whole window, against a loop in numpy that remembers every iteration, in any company."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import dynexit as dx
+from dynexit.backbones import decode, deep_thinking, recurrent_depth
+
+V, D, HEADS, STEPS = 11, 8, 2, 4
+MODEL = recurrent_depth(V, width=D, heads=HEADS, steps=STEPS, core=2)
+PARAMS = MODEL.init(jax.random.key(0))
+PARAMS = jax.tree.map(lambda a: a + 0.1 * jax.random.normal(jax.random.key(a.size), a.shape), PARAMS)
+PROMPTS = jnp.array([[1, 5, 2, 9, 3], [0, 0, 7, 7, 10], [4, 2, 2, 8, 1]])
+NEVER = dx.criteria.at_depth(STEPS)
+EARLY = dx.criteria.residual_below(0.25)
+
+
+def rms(x, p):
+    return x / np.sqrt((x * x).mean() + 1e-6) * p["scale"]
+
+
+def turned(x, t):
+    """Rotary position t of one head, `[d]`."""
+    a, b = np.split(x, 2)
+    angle = t * 50_000.0 ** (-np.arange(len(a)) / len(a))
+    return np.concatenate([a * np.cos(angle) - b * np.sin(angle), a * np.sin(angle) + b * np.cos(angle)])
+
+
+def block(p, x, t, before):
+    """One block on the token at t; `before(s)` is the pair (k, v) `[heads, d]` of token s < t. Also its own pair."""
+    h = rms(x, p["norm1"])
+    heads = lambda a: a.reshape(HEADS, -1)
+    q, k = (np.stack([turned(a, t) for a in heads(h @ p[n]["kernel"] + p[n]["bias"])]) for n in ("query", "key"))
+    own = k, heads(h @ p["value"]["kernel"])
+    pairs = [before(s) for s in range(t)] + [own]
+    mixed = []
+    for head in range(HEADS):
+        scores = np.array([q[head] @ pair[0][head] for pair in pairs]) / math.sqrt(D // HEADS)
+        weights = np.exp(scores - scores.max())
+        mixed.append(sum(w * pair[1][head] for w, pair in zip(weights / weights.sum(), pairs, strict=True)))
+    x = rms(x + np.concatenate(mixed) @ p["out"]["kernel"], p["norm2"])
+    h = rms(x, p["norm3"])
+    gate = h @ p["gate"]["kernel"]
+    return rms(x + (gate / (1 + np.exp(-gate)) * (h @ p["up"]["kernel"])) @ p["down"]["kernel"], p["norm4"]), own
+
+
+def written(prompt, count, threshold, slots, warm):
+    """Tokens, iterations and log-probabilities of one row, token by token, with every iteration of every token in a dictionary."""
+    p = jax.tree.map(lambda a: np.asarray(a, np.float64), PARAMS)
+    at = lambda tree, i: jax.tree.map(lambda a: a[i], tree)
+    memory, depth, state = {}, {}, None
+
+    def visible(s, t, i):
+        """Which iteration of token s token t sees at its own i."""
+        if t < len(prompt):
+            return i  # prompts are read as a window
+        slot = min(i, depth[s] - 1) % slots
+        return max(j for j in range(depth[s]) if j % slots == slot)
+
+    def through(part, blocks, x, t, i=None):
+        for number in range(blocks):
+            seen = lambda s, number=number: memory[part, number, s, None if i is None else visible(s, t, i)]
+            x, memory[part, number, t, i] = block(at(p["block"]["core"] if part == "core" else p[part], number), x, t, seen)
+        return x
+
+    tokens, found = list(prompt), []
+    for t in range(len(prompt) + count - 1):
+        prompted, e = t < len(prompt), through("prelude", 1, math.sqrt(D) * p["embed"][tokens[t]], t)
+        state = state if warm and not prompted else np.zeros(D)
+        for i in range(STEPS):
+            new = through("core", 2, np.concatenate([state, e]) @ p["block"]["adapter"], t, i)
+            moved, state = np.linalg.norm(new - state) / np.linalg.norm(new), new
+            if not prompted and moved < threshold:
+                break
+        depth[t] = i + 1
+        logits = rms(through("coda", 1, rms(state, p["norm"]), t), p["norm"]) @ p["embed"].T
+        if t >= len(prompt) - 1:
+            token = int(logits.argmax())
+            tokens.append(token)
+            found.append((token, depth[t], logits[token] - np.log(np.exp(logits).sum())))
+    return [np.array(a) for a in zip(*found, strict=True)]
+
+
+@pytest.mark.parametrize(
+    "threshold,slots,warm", [(0.25, 4, False), (0.25, 1, False), (0.25, 2, False), (0.3, 4, True), (0.0, 4, False)]
+)
+def test_equal_to_a_loop_that_remembers_every_iteration(threshold, slots, warm):
+    found = decode(MODEL, PARAMS, PROMPTS, 7, dx.criteria.residual_below(threshold), slots=slots, warm=warm)
+    for row, prompt in enumerate(PROMPTS.tolist()):
+        tokens, steps, log_p = written(prompt, 7, threshold, slots, warm)
+        np.testing.assert_array_equal(found.tokens[row], tokens)
+        np.testing.assert_array_equal(found.steps[row], steps)
+        np.testing.assert_allclose(found.log_probability[row], log_p, rtol=1e-4, atol=1e-5)
+    assert threshold == 0 or len(set(found.steps[:, 1:].ravel().tolist())) > 1, "tokens of several depths, or this shows little"
+
+
+def test_at_full_depth_it_is_the_whole_window_read_again_for_every_token():
+    found, tokens = decode(MODEL, PARAMS, PROMPTS, 6, NEVER), PROMPTS
+    for n in range(6):
+        logits = dx.run_full(MODEL.steps(PARAMS), MODEL.embed(PARAMS, tokens), STEPS)[1]["logits"][:, -1]
+        np.testing.assert_array_equal(found.tokens[:, n], logits.argmax(-1))
+        np.testing.assert_allclose(found.log_probability[:, n], jax.nn.log_softmax(logits).max(-1), rtol=1e-4)
+        tokens = jnp.concatenate([tokens, found.tokens[:, n : n + 1]], axis=1)
+    assert found.turns == 5 * STEPS
+
+
+@pytest.mark.parametrize("slots", [1, 4])
+@pytest.mark.parametrize("rule", [EARLY, dx.criteria.divergence_below(0.02)])
+def test_a_row_writes_the_same_alone_and_in_company_and_behind_its_padding(rule, slots):
+    lengths = jnp.array([5, 3, 4])
+    keys = jax.random.split(jax.random.key(3), 3)
+    settings = dict(slots=slots, temperature=0.7)
+    together = decode(MODEL, PARAMS, PROMPTS, 8, rule, lengths=lengths, keys=keys, **settings)
+    for row in range(3):
+        alone = decode(MODEL, PARAMS, PROMPTS[row : row + 1, : lengths[row]], 8, rule, keys=keys[row : row + 1], **settings)
+        np.testing.assert_array_equal(together.tokens[row], alone.tokens[0])
+        np.testing.assert_array_equal(together.steps[row], alone.steps[0])
+        np.testing.assert_allclose(together.log_probability[row], alone.log_probability[0], rtol=1e-4, atol=1e-6)
+
+
+def test_turns_follow_the_mean_and_not_the_largest_of_each_position():
+    found = decode(MODEL, PARAMS, PROMPTS, 30, EARLY, temperature=1.0, keys=jax.random.split(jax.random.key(0), 3))
+    steps = np.asarray(found.steps[:, 1:])
+    assert found.turns == steps.sum(axis=1).max()
+    assert found.turns < steps.max(axis=0).sum()
+
+
+def test_slots_that_no_token_fills_change_nothing():
+    shallow = dx.criteria.at_depth(2)
+    long = recurrent_depth(V, width=D, heads=HEADS, steps=STEPS + 3, core=2)
+    two, all_ = (decode(long, PARAMS, PROMPTS[:, :1], 6, shallow, slots=slots) for slots in (6, None))
+    assert not np.array_equal(decode(long, PARAMS, PROMPTS[:, :1], 6, shallow, slots=1).log_probability, two.log_probability)
+    np.testing.assert_array_equal(two.tokens, all_.tokens)
+
+
+def test_a_row_ends_with_its_stop_token_and_the_others_go_on():
+    free = decode(MODEL, PARAMS, PROMPTS, 8, EARLY)
+    stop = int(free.tokens[0, 2])
+    found = decode(MODEL, PARAMS, PROMPTS, 8, EARLY, stop=stop)
+    for row in range(3):
+        wanted = free.tokens[row].tolist()
+        end = wanted.index(stop) + 1 if stop in wanted else 8
+        assert found.tokens[row].tolist() == wanted[:end] + [stop] * (8 - end)
+        assert found.steps[row].tolist() == free.steps[row, :end].tolist() + [0] * (8 - end)
+
+
+def test_sampling_follows_the_distribution():
+    rows = 4000
+    keys = jax.random.split(jax.random.key(1), rows)
+    found = decode(MODEL, PARAMS, jnp.broadcast_to(PROMPTS[:1], (rows, 5)), 1, NEVER, temperature=2.0, keys=keys)
+    logits = dx.run_full(MODEL.steps(PARAMS), MODEL.embed(PARAMS, PROMPTS[:1]), STEPS)[1]["logits"][0, -1]
+    share = np.bincount(found.tokens[:, 0], minlength=V) / rows
+    np.testing.assert_allclose(share, jax.nn.softmax(logits / 2.0), atol=4 * 0.5 / math.sqrt(rows))
+
+
+@pytest.mark.parametrize(
+    "call,words",
+    [
+        (lambda: decode(deep_thinking(1, 1, 2, width=8, steps=3), {}, PROMPTS, 2, NEVER), "`model` must come from"),
+        (lambda: decode(MODEL, PARAMS, PROMPTS[0], 2, NEVER), r"`prompts` must be integers \[B, L\]"),
+        (lambda: decode(MODEL, PARAMS, PROMPTS, 0, NEVER), "`count` must be at least 1"),
+        (lambda: decode(MODEL, PARAMS, PROMPTS, 2, NEVER, lengths=jnp.array([1, 2])), r"`lengths` must be integers \[3\]"),
+        (lambda: decode(MODEL, PARAMS, PROMPTS, 2, NEVER, lengths=jnp.array([1, 6, 2])), r"`lengths` must lie in 1..5, got"),
+        (lambda: decode(MODEL, PARAMS, PROMPTS, 2, NEVER, temperature=1.0), "`keys` must be given"),
+        (lambda: decode(MODEL, PARAMS, PROMPTS, 2, NEVER, temperature=-1.0), "`temperature` must be at least 0"),
+        (lambda: decode(MODEL, PARAMS, PROMPTS, 2, NEVER, keys=jax.random.split(jax.random.key(0), 2)), r"`keys` must have shape"),
+    ],
+)
+def test_refusals(call, words):
+    with pytest.raises((TypeError, ValueError), match=words):
+        call()
