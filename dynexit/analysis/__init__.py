@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from dynexit.analysis.costs import RowCosts, costs_of
     from dynexit.analysis.evaluation import Evaluated, evaluate
     from dynexit.analysis.latency import Timing, measure
-    from dynexit.analysis.phases import Phases, phases, similarity
+    from dynexit.analysis.phases import Phases, phases, phases_by_cut, similarity
     from dynexit.analysis.predictions import predict, prepared
     from dynexit.analysis.reporting import markdown, report, summary
 
@@ -23,6 +23,7 @@ __all__ = [
     "markdown",
     "measure",
     "phases",
+    "phases_by_cut",
     "plots",
     "predict",
     "prepared",
@@ -48,6 +49,7 @@ __getattr__, __dir__ = attach(
         "summary": "reporting",
         "Phases": "phases",
         "phases": "phases",
+        "phases_by_cut": "phases",
         "similarity": "phases",
     },
 )

@@ -79,12 +79,10 @@ def phases(similarities: Any, count: int) -> Phases:
       >>> phases(S, 2).cuts
       (0, 2, 4)
 
-    Source: Raptor. Deviation: there recursive bisection by maximal cut, which need not give contiguous phases.
+    Source: Raptor. Deviation: there recursive bisection by maximal cut (`phases_by_cut`), which need not give contiguous phases.
     """
-    S = np.asarray(similarities, np.float64)
+    S = _square(similarities)
     layers = len(S)
-    if S.ndim != 2 or S.shape != (layers, layers) or np.isnan(S).any():
-        raise ValueError(f"`similarities` must have shape [L, L] and hold no NaN, got shape {S.shape}")
     if positive_integer(count, "count") > layers:
         raise ValueError(f"`count` must be at most the {layers} layers, got {count}")
     area = np.zeros((layers + 1, layers + 1))
@@ -103,3 +101,73 @@ def phases(similarities: Any, count: int) -> Phases:
         cuts.append(int(came[k, cuts[-1]]))
     cuts = tuple(reversed(cuts))
     return Phases(cuts, tuple(int(n) for n in np.diff(cuts)), float(best[count, layers]))
+
+
+def phases_by_cut(similarities: Any, count: int) -> Phases:
+    """Phases by bisection: the cluster whose exact maximal cut of W = 1 - S weighs most is split, until there are `count`.
+
+    Exhaustive: up to 2^(L - 1) ways to split, so for up to 20 layers. Both sides of a split keep two layers at least.
+
+    Args:
+      similarities: S `[L, L]`.
+      count: k phases, 1..L // 2.
+
+    Returns:
+      `Phases`, whose score is that of `phases` for the same cuts.
+
+    Raises:
+      TypeError, ValueError: S is not square, holds a NaN or has more than 20 layers; `count` is not in 1..L // 2; no cluster is
+        large enough to be split again; a phase is not contiguous.
+
+    Example:
+      >>> S = np.kron(np.eye(2), np.ones((3, 3)))
+      >>> phases_by_cut(S, 2).cuts
+      (0, 3, 6)
+
+    Source: Raptor's released code. Deviation: it stops once the best cut weighs less than a fraction of sum(W) / 2, here at
+    `count`; nothing there sees to it that phases are contiguous.
+    """
+    S = _square(similarities)
+    if len(S) > 20:
+        raise ValueError(
+            f"`similarities` must be of at most 20 layers, for all splits are tried, got {len(S)}; `phases` has no such limit"
+        )
+    if positive_integer(count, "count") > max(1, len(S) // 2):
+        raise ValueError(f"`count` must be at most {max(1, len(S) // 2)}, two layers a phase, got {count}")
+    clusters = [np.arange(len(S))]
+    while len(clusters) < count:
+        splits = [(*_heaviest_cut(1 - S[np.ix_(members, members)]), k) for k, members in enumerate(clusters)]
+        weight, side, k = max(splits, key=lambda split: split[0])
+        if weight == -np.inf:
+            raise ValueError(
+                f"`count` of {count} phases cannot be reached: none of {[len(c) for c in clusters]} layers can be split"
+            )
+        members = clusters.pop(k)
+        clusters += [members[side], members[~side]]
+    clusters.sort(key=lambda members: members[0])
+    cuts = (0, *(int(members[-1]) + 1 for members in clusters))
+    if any(members[-1] - members[0] + 1 != len(members) for members in clusters):
+        raise ValueError(f"`similarities` has a maximal cut whose phases are not contiguous: {[c.tolist() for c in clusters]}")
+    score = sum(S[np.ix_(members, members)].sum() / len(members) for members in clusters)
+    return Phases(cuts, tuple(len(members) for members in clusters), float(score))
+
+
+def _heaviest_cut(W: np.ndarray) -> tuple[float, np.ndarray]:
+    """The weight of the maximal cut, -inf where fewer than 4 layers allow none, and its side, bool `[n]`, without layer 0."""
+    n = len(W)
+    best, side = -np.inf, np.zeros(n, bool)
+    for labels in np.array_split(np.arange(2 ** (n - 1)), max(1, 2 ** (n - 14))):
+        apart = np.zeros((len(labels), n))
+        apart[:, 1:] = labels[:, None] >> np.arange(n - 1) & 1
+        weights = np.einsum("li,lj,ij->l", apart, 1 - apart, W, optimize=True)
+        weights[(apart.sum(1) < 2) | (apart.sum(1) > n - 2)] = -np.inf
+        if weights.max() > best:
+            best, side = float(weights.max()), apart[weights.argmax()] > 0
+    return best, side
+
+
+def _square(similarities: Any) -> np.ndarray:
+    S = np.asarray(similarities, np.float64)
+    if S.ndim != 2 or S.shape != (len(S), len(S)) or np.isnan(S).any():
+        raise ValueError(f"`similarities` must have shape [L, L] and hold no NaN, got shape {S.shape}")
+    return S

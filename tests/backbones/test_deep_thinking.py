@@ -63,6 +63,19 @@ def test_the_norm_keeps_long_runs_bounded_and_rows_are_apart():
     dx.check_row_independence(model.steps(params), model.embed(params, x), 1)
 
 
+def test_with_walls_the_edge_is_a_wall_like_any_other():
+    x = jax.random.normal(jax.random.key(1), (2, 5, 6, 3)) * jax.random.bernoulli(jax.random.key(2), 0.6, (2, 5, 6, 1))
+    amid = jnp.pad(x, ((0, 0), (4, 2), (3, 7), (0, 0)))  # the same in a field of wall
+    inside, open = (slice(None), slice(4, 9), slice(3, 9)), (x != 0).any(-1)
+    for walls in (True, False):
+        model = deep_thinking(2, 3, 2, width=8, steps=4, blocks=1, walls=walls)
+        params = jax.tree.map(lambda a: a + 0.1, model.init(jax.random.key(0)))
+        (alone, a), (within, b) = (dx.run_full(model.steps(params), model.embed(params, i), 4) for i in (x, amid))
+        same = np.allclose(a[open], b[inside][open], rtol=1e-4, atol=1e-5)
+        assert same == walls
+        assert bool((jnp.where(open[..., None], 0, alone["h"]) == 0).all()) == walls
+
+
 def test_refusals():
     with pytest.raises(ValueError, match="`places` must be 1"):
         deep_thinking(3, 1, 2, width=8, steps=2)
