@@ -64,7 +64,9 @@ def test_the_norm_keeps_long_runs_bounded_and_rows_are_apart():
 
 
 def test_with_walls_the_edge_is_a_wall_like_any_other():
-    x = jax.random.normal(jax.random.key(1), (2, 5, 6, 3)) * jax.random.bernoulli(jax.random.key(2), 0.6, (2, 5, 6, 1))
+    x = jax.random.normal(jax.random.key(1), (2, 5, 6, 3)) * jax.random.bernoulli(jax.random.key(2), 0.6, (2, 5, 6, 1)).astype(
+        jnp.float32
+    )
     amid = jnp.pad(x, ((0, 0), (4, 2), (3, 7), (0, 0)))  # the same in a field of wall
     inside, open = (slice(None), slice(4, 9), slice(3, 9)), (x != 0).any(-1)
     for walls in (True, False):
