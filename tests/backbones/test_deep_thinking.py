@@ -72,7 +72,7 @@ def test_with_walls_the_edge_is_a_wall_like_any_other():
     for walls in (True, False):
         model = deep_thinking(2, 3, 2, width=8, steps=4, blocks=1, walls=walls)
         params = jax.tree.map(lambda a: a + 0.1, model.init(jax.random.key(0)))
-        (alone, a), (within, b) = (dx.run_full(model.steps(params), model.embed(params, i), 4) for i in (x, amid))
+        (alone, a), (_, b) = (dx.run_full(model.steps(params), model.embed(params, i), 4) for i in (x, amid))
         same = np.allclose(a[open], b[inside][open], rtol=1e-4, atol=1e-5)
         assert same == walls
         assert bool((jnp.where(open[..., None], 0, alone["h"]) == 0).all()) == walls
