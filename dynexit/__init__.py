@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from dynexit._lazy import attach
 
 if TYPE_CHECKING:
-    from dynexit import analysis, backbones, calibration, cli, data, exits, methods, objectives, training
+    from dynexit import analysis, backbones, calibration, cli, data, decoding, exits, methods, objectives, training
     from dynexit.core.checks import check_row_independence
     from dynexit.core.stacking import stack, take, unstack
     from dynexit.core.types import Criterion, Experiment, Halted, Method, Model, Source, Step
@@ -43,6 +43,7 @@ _NAMES = {
     "check_row_independence": "core.checks",
     "criteria": "exits",
     "data": "",
+    "decoding": "",
     "exits": "",
     "export": "exits.export",
     "methods": "",
@@ -83,6 +84,7 @@ __all__ = [
     "cli",
     "criteria",
     "data",
+    "decoding",
     "exits",
     "export",
     "methods",

@@ -61,17 +61,12 @@ class Method:
     """iterations in training"""
     alpha: float = 1.0
     """weight of the progressive loss; the rest is that of the full run"""
-    window: int | None = None
-    """iterations with gradients at most; None: as many as there are"""
-    damage: float = 0.0
-    """largest fraction of a row's places whose state is replaced by noise before them"""
     settled: int = 1
     """exits in a row at which the answer must stand still"""
 
     def faults(self) -> list[str]:
         """Out-of-range values, one sentence each."""
-        counts = ("most", "settled") if self.window is None else ("most", "settled", "window")
-        return at_least(self, 1, *counts) + between(self, 0.0, 1.0, "alpha", "damage")
+        return at_least(self, 1, "most", "settled") + between(self, 0.0, 1.0, "alpha")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,9 +110,7 @@ def build(settings: Settings):
         model=dx.backbones.deep_thinking(
             1, 1, 2, width=model.width, steps=model.steps, recall=model.recall, blocks=model.blocks, every=model.every
         ),
-        method=dx.methods.deep_thinking(
-            method.most, method.alpha, settled=method.settled, window=method.window, damage=method.damage
-        ),
+        method=dx.methods.deep_thinking(**dataclasses.asdict(method)),
         train=train,
         calibration=calibration,
         test=test,

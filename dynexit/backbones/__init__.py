@@ -7,7 +7,6 @@ from dynexit._lazy import attach
 if TYPE_CHECKING:
     from dynexit.backbones.adapters import Adapted, from_linen, from_nnx
     from dynexit.backbones.block_recurrent import block_recurrent
-    from dynexit.backbones.decoding import Decoded, decode
     from dynexit.backbones.deep_thinking import deep_thinking
     from dynexit.backbones.equilibrium import equilibrium
     from dynexit.backbones.features import features
@@ -24,9 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Adapted",
-    "Decoded",
     "block_recurrent",
-    "decode",
     "deep_thinking",
     "equilibrium",
     "features",
@@ -47,9 +44,7 @@ __getattr__, __dir__ = attach(
     __name__,
     {
         "Adapted": "adapters",
-        "Decoded": "decoding",
         "block_recurrent": "block_recurrent",
-        "decode": "decoding",
         "deep_thinking": "deep_thinking",
         "equilibrium": "equilibrium",
         "features": "features",

@@ -11,8 +11,10 @@ import jax
 import jax.numpy as jnp
 
 from dynexit.backbones.parts import attend, initial, initial_stack
-from dynexit.core.types import Array, PyTree
+from dynexit.core.stacking import length, take
+from dynexit.core.types import Array, PyTree, Step
 from dynexit.exits.fixed_point import relative_residual
+from dynexit.exits.run import run_all
 
 ROPE_BASE = 50_000.0
 Mix = Callable[[PyTree, Array, Array, Array], tuple[Array, PyTree]]
@@ -165,10 +167,13 @@ class Network:
         return RMSNorm().apply({"params": params["norm"]}, x)
 
     def _through(self, blocks: PyTree, x: Array, positions: Array | None, mix: Mix, past: PyTree) -> tuple[Array, PyTree]:
-        def one(x: Array, block: tuple[PyTree, PyTree]) -> Any:
-            return self.block.apply({"params": block[0]}, x, positions, functools.partial(mix, block[1]))
+        def apply(block: tuple[PyTree, PyTree], i: Any, x: Array) -> tuple[Array, PyTree]:
+            x, kept = self.block.apply({"params": block[0]}, x, positions, functools.partial(mix, block[1]))
+            return x, (x, kept)
 
-        return jax.lax.scan(one, x, (blocks, past))
+        weights = blocks, past
+        xs, kept = run_all(Step(functools.partial(take, weights), apply), x, length(blocks, "blocks"))
+        return xs[-1], kept
 
 
 def check_tokens(tokens: Any, name: str) -> None:

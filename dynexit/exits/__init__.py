@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from dynexit.exits.newton_scan import Recurrence, affine_scan, newton_scan
     from dynexit.exits.ode import Solver, begin_ode, ode_step
     from dynexit.exits.places import Places, by_place
+    from dynexit.exits.relay import Relayed, run_relay
     from dynexit.exits.replay import replay
     from dynexit.exits.run import run_all, run_full, run_until
     from dynexit.exits.sharded import run_sharded
@@ -31,6 +32,7 @@ __all__ = [
     "Mixing",
     "Places",
     "Recurrence",
+    "Relayed",
     "Solver",
     "Tiling",
     "Tuned",
@@ -57,6 +59,7 @@ __all__ = [
     "run_all",
     "run_bounded",
     "run_full",
+    "run_relay",
     "run_sharded",
     "run_stream",
     "run_truncated",
@@ -76,6 +79,7 @@ __getattr__, __dir__ = attach(
         "Mixing": "mixing",
         "Places": "places",
         "Recurrence": "newton_scan",
+        "Relayed": "relay",
         "Solver": "ode",
         "Tiling": "tiling",
         "Tuned": "tune",
@@ -102,6 +106,7 @@ __getattr__, __dir__ = attach(
         "run_all": "run",
         "run_bounded": "bounded",
         "run_full": "run",
+        "run_relay": "relay",
         "run_sharded": "sharded",
         "run_stream": "stream",
         "run_truncated": "truncated",

@@ -1,6 +1,6 @@
 """Many steps forward of which only the last few carry gradients: truncated backpropagation through depth."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -19,7 +19,6 @@ def run_truncated(
     steps: Any,
     most: int,
     injected: Sequence[str] = (),
-    between: Callable[[PyTree], PyTree] | None = None,
 ) -> tuple[PyTree, PyTree]:
     """Runs `free` steps without gradients and then `steps` steps with them; one compiled program for all numbers of steps.
 
@@ -33,7 +32,6 @@ def run_truncated(
       most: bounds `steps` and the memory of the backward pass.
       injected: entries of the state that every step reads and none changes (the input): they keep their gradient, through the
         last `steps` steps.
-      between: `between(state) -> state` after the free steps, to disturb what they reached; with a gradient where there were none.
 
     Returns:
       The state after `free + steps` steps and the last exit's output, leaves `[B, ...]`; no other exit is read.
@@ -63,7 +61,6 @@ def run_truncated(
     _, moved = loops.while_loop(lambda c: c[0] < free, lambda c: (c[0] + 1, forward(frozen, *c)), (jnp.int32(0), still))
     begun = jax.tree.map(lambda first, later: jnp.where(free == 0, first, lax.stop_gradient(later)), state, moved)
     state = {**begun, **{name: state[name] for name in injected}} if injected else begun
-    state = state if between is None else between(state)
 
     def one(state: PyTree, j: Any):
         i = free + j - (most - steps)

@@ -22,16 +22,12 @@ def deep_thinking(
     alpha: float = 1.0,
     thresholds: Any = THRESHOLDS,
     settled: int = 2,
-    window: int | None = None,
-    damage: float = 0.0,
 ) -> Method:
     """The progressive loss of DT-recall, and an exit where the answer has stopped moving.
 
     Training: n ~ U{0..m-1} iterations without gradients, then k ~ U{1..m-n} with them, L_prog = CE after n + k; beside it
     L_m = CE after m iterations from the start; L = (1 - alpha) L_m + alpha L_prog. One (n, k) a step, for all rows. Where exits
     are several iterations apart n and k still count iterations: a network seen at every fourth alone learns to swing in between.
-    With `damage` some places go back to their first state in between, so that what is right has to be restored: nothing else
-    teaches the network to stay right for longer than it was trained. From these places a gradient reaches the first state.
     Inference: leave once KL(p_{i-1} || p_i) < t at every place, for `settled` exits in a row.
 
     Args:
@@ -39,8 +35,6 @@ def deep_thinking(
       alpha: in 0..1; 1 is the cheapest, for L_m is not computed.
       thresholds: candidates for t in nats, `[K]`, at least 0; 0 is full depth and must be among them.
       settled: exits in a row.
-      window: bounds k, the iterations with gradients; None for m. A narrow one makes many iterations affordable in training.
-      damage: in 0..1, largest fraction of a row's places that are damaged; each row draws its own, uniform from 0.
 
     Returns:
       `Method`. The model is weight-tied, its state has the entries "input" and "h" (`dx.backbones.deep_thinking`), its outputs
@@ -48,19 +42,16 @@ def deep_thinking(
       after them, and with alpha below 1 loss_full and accuracy_full.
 
     Raises:
-      TypeError, ValueError: `most`, `settled` or `window` below 1, `alpha` or `damage` outside 0..1, `thresholds` negative or
-        without 0; from the loss, a model of fewer than `most` iterations.
+      TypeError, ValueError: `most` or `settled` below 1, `alpha` outside 0..1, `thresholds` negative or without 0; from the loss, a
+        model of fewer than `most` iterations.
 
-    Source: Bansal et al. 2022, arXiv 2202.05826, algorithm 1; Mordvintsev et al. 2020, "Growing neural cellular
-    automata", for damage (they erase a region, to zeros). The exit is ours: theirs runs a fixed number of iterations or takes
+    Source: Bansal et al. 2022, arXiv 2202.05826, algorithm 1. The exit is ours: theirs runs a fixed number of iterations or takes
     the most confident of all.
     """
     positive_integer(most, "most")
     positive_integer(settled, "settled")
-    window = most if window is None else min(most, positive_integer(window, "window"))
-    for name, value in (("alpha", alpha), ("damage", damage)):
-        if not 0 <= value <= 1:
-            raise ValueError(f"`{name}` must lie in 0..1, got {value}")
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"`alpha` must lie in 0..1, got {alpha}")
     levels = candidate_levels(thresholds, full=0.0)
 
     def loss(
@@ -69,17 +60,16 @@ def deep_thinking(
         if one_depth(model) < most:
             raise ValueError(f"`model` has {model.depth} iterations, fewer than the {most} of training (`most`)")
         step, state = every_iteration(model.steps(params)), model.embed(params, inputs)
-        hurt = (lambda s: {**s, "h": damaged(jax.random.fold_in(key, 1), s["h"], state["h"], damage)}) if damage else None
 
-        def after(free: Any, steps: Any, most: int, between: Any = None) -> tuple[Array, Array]:
-            _, output = run_truncated(step, state, free, steps, most, ("input",), between)
+        def after(free: Any, steps: Any) -> tuple[Array, Array]:
+            _, output = run_truncated(step, state, free, steps, most, ("input",))
             return multi_exit_cross_entropy(logits_of(output)[None], labels)[0], accuracy(output, labels)
 
-        free, steps = progress_drawn(key, most, window)
-        losses, right = after(free, steps, window, hurt)
+        free, steps = progress_drawn(key, most)
+        losses, right = after(free, steps)
         metrics = {"iterations": free + steps, "loss_progressive": losses.mean(), "accuracy": right}
         if alpha < 1:
-            whole, right = after(0, most, most)
+            whole, right = after(0, most)
             losses = alpha * losses + (1 - alpha) * whole
             metrics |= {"loss_full": whole.mean(), "accuracy_full": right}
         return losses, {name: jnp.float32(value) for name, value in metrics.items()}
@@ -93,27 +83,14 @@ def deep_thinking(
     return Method(None, criterion, candidates, predict, loss)
 
 
-def damaged(key: Array, h: Array, first: Array, share: float) -> Array:
-    """The states `[B, ..., D]`, of each row up to a fraction of the places (drawn from 0 to `share`) as they were at `first`.
+def progress_drawn(key: Array, most: int) -> tuple[Array, Array]:
+    """n ~ U{0..m-1} and k ~ U{1..m-n}, int32 `[]`; the key is consumed.
 
     Example:
-      >>> h = damaged(jax.random.key(0), jnp.ones((2, 1000, 3)), jnp.zeros((2, 1000, 3)), 0.4)
-      >>> [round(1 - float(row.mean()), 1) for row in h]  # of places, in either row
-      [0.4, 0.1]
-    """
-    sizes, places = jax.random.split(key)
-    fraction = share * jax.random.uniform(sizes, (h.shape[0], *[1] * (h.ndim - 1)))
-    return jnp.where(jax.random.bernoulli(places, fraction, (*h.shape[:-1], 1)), first, h)
-
-
-def progress_drawn(key: Array, most: int, window: int | None = None) -> tuple[Array, Array]:
-    """n ~ U{0..m-1} and k ~ U{1..m-n}, at most `window`, int32 `[]`; the key is consumed.
-
-    Example:
-      >>> n, k = progress_drawn(jax.random.key(0), 30, window=10)
-      >>> bool((n >= 0) & (k >= 1) & (n + k <= 30) & (k <= 10))
+      >>> n, k = progress_drawn(jax.random.key(0), 30)
+      >>> bool((n >= 0) & (k >= 1) & (n + k <= 30))
       True
     """
     first, second = jax.random.split(key)
     free = jax.random.randint(first, (), 0, most)
-    return free, jax.random.randint(second, (), 1, jnp.minimum(most - free, window or most) + 1)
+    return free, jax.random.randint(second, (), 1, most - free + 1)

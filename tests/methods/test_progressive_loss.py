@@ -7,7 +7,7 @@ import pytest
 
 import dynexit as dx
 from dynexit.backbones import deep_thinking as network
-from dynexit.methods.deep_thinking import damaged, deep_thinking, progress_drawn
+from dynexit.methods.deep_thinking import deep_thinking, progress_drawn
 
 MODEL = network(1, 1, 2, width=6, steps=9, blocks=1)
 PARAMS = MODEL.init(jax.random.key(0))
@@ -59,58 +59,9 @@ def test_exits_several_iterations_apart_are_the_same_network_read_less_often():
         network(1, 1, 2, width=6, steps=9, every=2)
 
 
-def test_damage_sends_some_places_of_every_row_back():
-    h, first = jnp.ones((4, 20_000, 2)), jax.random.normal(jax.random.key(1), (4, 20_000, 2))
-    hurt = damaged(jax.random.key(0), h, first, 0.3)
-    hit = (hurt == first).all(axis=-1)
-    assert ((hurt == h).all(axis=-1) == ~hit).all(), "a place goes back as a whole"
-    fractions = 0.3 * jax.random.uniform(jax.random.split(jax.random.key(0))[0], (4,))
-    np.testing.assert_allclose(hit.mean(axis=1), fractions, atol=0.015)
-
-
-def test_the_loss_is_read_after_the_damage():
-    """n free iterations, damage, k with gradients, which reach the first state of the damaged places."""
-    key = next(key for key in map(jax.random.key, range(20)) if int(progress_drawn(key, 6, 3)[0]) > 1)
-    n, k = map(int, progress_drawn(key, 6, 3))
-
-    def oracle(params):
-        step, state = MODEL.steps(params), MODEL.embed(params, X)
-        first, output = state["h"], None
-        for i in range(n):
-            state = step.apply(step.select(0), i, state)[0]
-        h = damaged(jax.random.fold_in(key, 1), jax.lax.stop_gradient(state["h"]), first, 0.9)
-        state = {**state, "h": h}
-        for i in range(k):
-            state, output = step.apply(step.select(0), i, state)
-        return dx.objectives.multi_exit_cross_entropy(output[None], LABELS)[0]
-
-    found = lambda damage: lambda p: deep_thinking(6, window=3, damage=damage).loss(MODEL, p, X, LABELS, key, 0.0)[0]
-    (losses, slope), (wanted, wanted_slope) = (
-        jax.jit(lambda p, f=f: (f(p), jax.grad(lambda p: f(p).mean())(p)))(PARAMS) for f in (found(0.9), oracle)
-    )
-    np.testing.assert_allclose(losses, wanted, rtol=1e-4)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), slope, wanted_slope)
-    assert float(jnp.abs(losses - found(0.0)(PARAMS)).max()) > 1e-3
-
-
-@pytest.mark.parametrize(
-    ("arguments", "text"),
-    [
-        ({"damage": 2}, "`damage` must lie in 0..1, got 2"),
-        ({"window": 0}, "`window` must be at least 1, got 0"),
-    ],
-)
-def test_damage_and_window_out_of_range(arguments, text):
-    with pytest.raises(ValueError) as error:
-        deep_thinking(6, **arguments)
-    assert text in str(error.value)
-
-
 def test_the_law_of_the_steps():
     n, k = jax.vmap(lambda key: progress_drawn(key, 5))(jax.random.split(jax.random.key(0), 20_000))
     assert set(n.tolist()) == set(range(5)) and k.min() == 1 and (n + k).max() == 5
-    windowed = jax.vmap(lambda key: progress_drawn(key, 5, 2))(jax.random.split(jax.random.key(0), 20_000))
-    assert (windowed[0] == n).all() and windowed[1].max() == 2 and sum(windowed).max() == 5
     np.testing.assert_allclose(np.bincount(n) / 20_000, 0.2, atol=0.02)
     for m in range(5):  # k is even on 1..5-n
         np.testing.assert_allclose(np.bincount(k[n == m], minlength=6 - m)[1:] / (n == m).sum(), 1 / (5 - m), atol=0.04)

@@ -1,12 +1,4 @@
-"""Writing with a recurrent-depth decoder: each token takes the iterations that it needs, and no row waits for another.
-
-Every row is at a token and an iteration of its own. A turn is one iteration of the core for all rows; a row whose token is ready
-begins its next one in the same turn, so the turns follow the mean number of iterations and not the largest of each position.
-
-    turn    1      2      3      4      5      6
-    row 0   a a1   a a2   b b1   c c1   c c2   c c3
-    row 1   p p1   q q1   q q2   q q3   q q4   r r1
-"""
+"""Writing with a recurrent-depth decoder: each token takes the iterations that it needs, and no row waits for another."""
 
 import functools
 from typing import Any, NamedTuple
@@ -15,15 +7,15 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from dynexit.backbones.decoding_memory import Memory, last_seen, read_prompts, seen_at, written
 from dynexit.backbones.parts import attend
 from dynexit.backbones.recurrent_network import Network, check_tokens
 from dynexit.core.checks import one_depth, positive_integer
 from dynexit.core.types import Array, Criterion, Model, PyTree
-from dynexit.exits import loops
+from dynexit.decoding.cache import Cache, last_seen, read_prompts, seen_at, written
 from dynexit.exits.fixed_point import relative_residual
-from dynexit.exits.rows import read_exit
+from dynexit.exits.relay import run_relay
 from dynexit.exits.run import first_memory
+from dynexit.exits.tiling import default_tiling
 
 
 class Decoded(NamedTuple):
@@ -43,16 +35,13 @@ class Decoded(NamedTuple):
 
 
 class Writing(NamedTuple):
-    """Where each row stands: at token `position` (of prompt and answer), with `made` tokens written and `age` iterations done."""
+    """Where each row stands: in state `s` about token `position` (of prompt and answer), which is read as `e`, `[B, 1, D]`."""
 
     position: Array
     made: Array
-    age: Array
-    done: Array
     e: Array
     s: Array
-    rule: PyTree
-    memory: Memory
+    cache: Cache
     decoded: Decoded
 
 
@@ -96,7 +85,8 @@ def decode(
       TypeError, ValueError: a model of another kind, arguments of wrong shape or range, `temperature` without `keys`.
 
     Example:
-      >>> model = recurrent_depth(50, width=16, heads=2, steps=8)
+      >>> import dynexit as dx
+      >>> model = dx.backbones.recurrent_depth(50, width=16, heads=2, steps=8)
       >>> params = model.init(jax.random.key(0))
       >>> written = decode(model, params, jnp.array([[3, 1, 4], [1, 5, 0]]), 6, dx.criteria.residual_below(0.1))
       >>> written.tokens.shape, bool((written.steps <= 8).all())
@@ -149,71 +139,66 @@ def _decode(
     temperature: Array,
 ) -> Decoded:
     rows, length = prompts.shape
-    every, here = jnp.arange(rows), jnp.arange(length + count - 1)[None]
-    answer = {
-        "logits": jax.ShapeDtypeStruct((rows, network.vocabulary), params["embed"].dtype),
-        "residual": jax.ShapeDtypeStruct((rows,), jnp.float32),
-    }
-    first = first_memory(criterion, rows, answer, most)
-    lazily = not _reads_logits(criterion, first, answer)
+    every, room = jnp.arange(rows), length + count - 1
+    lazily = not _reads_logits(criterion, rows, most)
 
     def one(at: Array, past: PyTree, q: Array, k: Array, v: Array) -> tuple[Array, PyTree]:
         """The token at `at` looks at what is remembered of those before, and at itself; its own key and value are kept."""
-        seen = jnp.concatenate([here < at[:, None], jnp.ones((rows, 1), bool)], axis=1)[:, None]
+        seen = jnp.concatenate([jnp.arange(room)[None] < at[:, None], jnp.ones((at.size, 1), bool)], axis=1)[:, None]
         all_keys, all_values = jnp.concatenate([past[0], k], axis=1), jnp.concatenate([past[1], v], axis=1)
         return attend(q, all_keys, all_values, seen), (k, v)
 
-    def logits_of(at: Array, s: Array, memory: Memory) -> tuple[Array, PyTree]:
-        u, kept = network.answer(params, s, at[:, None], functools.partial(one, at), last_seen(memory.coda))
-        return network.logits(params, u[:, 0]), kept
-
-    def begin(writing: Writing, leaves: Array, logits: Array) -> Writing:
-        """Rows in `leaves` write a token and begin to think about it; the others stand where they were."""
-        position, made, age, done, e, s, rule, memory, decoded = writing
-        token, log_p = _chosen(jax.vmap(jax.random.fold_in)(keys, made), temperature, logits)
-        put = lambda a, value: a.at[every, jnp.where(leaves, made, count)].set(value, mode="drop")
-        tokens, steps, log_ps, turns = decoded
-        decoded = Decoded(put(tokens, token), put(steps, age), put(log_ps, log_p), turns)
-        depth = memory.depth.at[every, jnp.where(leaves, position, here.size)].set(age, mode="drop")
-        one_more = leaves.astype(jnp.int32)
-        made, position = made + one_more, position + one_more
-        done = done | leaves & ((made == count) | (token == stop if stop is not None else False))
-        look = functools.partial(one, position), last_seen(memory.prelude)
-        read, kept = network.read(params, token[:, None], position[:, None], *look)
-        prelude = written(memory.prelude, 0, jnp.where(leaves & ~done, position, here.size), kept)
-        pick = lambda a, b: jnp.where(leaves.reshape(-1, *[1] * (a.ndim - 1)), a, b)
-        age, e, rule = jax.tree.map(pick, (jnp.zeros_like(age), read, first), (age, e, rule))
-        s = s if warm else pick(jnp.zeros_like(s), s)
-        memory = memory._replace(prelude=prelude, depth=depth)
-        return Writing(position, made, age, done, e, s, rule, memory, decoded)
-
-    def turn(writing: Writing) -> Writing:
-        at, i, memory = writing.position, writing.age, writing.memory
+    def answer(writing: Writing, of: Array, to: Array) -> tuple[Array, Writing]:
+        """Logits `[b, V]` of the rows `of`; the coda's keys and values are remembered of those in `to`."""
+        at, cache = writing.position[of], writing.cache
         mix = functools.partial(one, at)
-        s, kept = network.think(params, writing.s, writing.e, at[:, None], mix, seen_at(memory.core, i, memory.depth))
-        memory = memory._replace(core=written(memory.core, i % slots, at, kept))
+        u, kept = network.answer(params, writing.s[of], at[:, None], mix, last_seen(cache.coda, of))
+        cache = cache._replace(coda=written(cache.coda, to, 0, at, kept))
+        return network.logits(params, u[:, 0]), writing._replace(cache=cache)
+
+    def think(i: Array, writing: Writing) -> tuple[Writing, PyTree]:
+        """One iteration of the core for all rows."""
+        at, cache = writing.position, writing.cache
+        mix, past = functools.partial(one, at), seen_at(cache.core, i, cache.depth)
+        s, kept = network.think(params, writing.s, writing.e, at[:, None], mix, past)
+        cache = cache._replace(core=written(cache.core, every, i % slots, at, kept))
         output = {"residual": relative_residual(writing.s, s)}
+        writing = writing._replace(s=s, cache=cache)
         if not lazily:
-            output["logits"], coda = logits_of(at, s, memory)
-        leaves, rule, _ = read_exit(criterion, i, i == most - 1, output, writing.rule)
-        leaves = leaves & ~writing.done
-        decoded = writing.decoded._replace(turns=writing.decoded.turns + 1)
-        writing = writing._replace(age=i + 1, s=s, rule=rule, memory=memory, decoded=decoded)
+            output["logits"], writing = answer(writing, every, every)
+        return writing, output
 
-        def ready(writing: Writing) -> Writing:
-            logits, kept = logits_of(at, s, writing.memory) if lazily else (output["logits"], coda)
-            coda_ = written(writing.memory.coda, 0, jnp.where(leaves, at, here.size), kept)
-            return begin(writing._replace(memory=writing.memory._replace(coda=coda_)), leaves, logits)
+    def ready(writing: Writing, output: PyTree, of: Array, valid: Array, depth: Array) -> tuple[Writing, Array]:
+        """The rows `of`, where `valid`, have a token."""
+        to = jnp.where(valid, of, rows)
+        logits, writing = answer(writing, of, to) if lazily else (output["logits"], writing)
+        return begin(writing, of, to, depth, logits)
 
-        return loops.maybe(leaves.any(), ready, lambda writing: writing, writing)
+    def begin(writing: Writing, of: Array, to: Array, depth: Array, logits: Array) -> tuple[Writing, Array]:
+        """The rows `to` write a token, which took `depth` iterations, and begin to think about it."""
+        at, made, cache, decoded = writing.position[of], writing.made[of], writing.cache, writing.decoded
+        token, log_p = _chosen(jax.vmap(jax.random.fold_in)(keys[of], made), temperature, logits)
+        note = lambda a, value: a.at[to, made].set(value, mode="drop")
+        decoded = Decoded(
+            note(decoded.tokens, token), note(decoded.steps, depth), note(decoded.log_probability, log_p), decoded.turns
+        )
+        depths = cache.depth.at[to, at].set(depth, mode="drop")
+        at, made = at + 1, made + 1
+        e, kept = network.read(params, token[:, None], at[:, None], functools.partial(one, at), last_seen(cache.prelude, of))
+        cache = cache._replace(prelude=written(cache.prelude, to, 0, at, kept), depth=depths)
+        put = lambda a, value: a.at[to].set(value, mode="drop")
+        s = writing.s if warm else put(writing.s, 0.0)
+        over = (made == count) | (token == stop if stop is not None else False)
+        return Writing(put(writing.position, at), put(writing.made, made), put(writing.e, e), s, cache, decoded), over
 
-    memory, s, logits = read_prompts(network, params, prompts, lengths, most, slots, here.size)
+    cache, s, logits = read_prompts(network, params, prompts, lengths, most, slots, room)
     none = jnp.zeros((rows, count), jnp.int32)
     decoded = Decoded(none if stop is None else none + stop, none, none.astype(jnp.float32), jnp.int32(0))
-    zero = jnp.zeros(rows, jnp.int32)
-    writing = Writing(lengths - 1, zero, zero + most, zero > 0, s, s, first, memory, decoded)
-    writing = begin(writing, zero == 0, logits)
-    return loops.while_loop(lambda writing: ~writing.done.all(), turn, writing).decoded
+    writing = Writing(lengths - 1, jnp.zeros(rows, jnp.int32), s, s, cache, decoded)
+    writing, over = begin(writing, every, every, jnp.full(rows, most), logits)
+    touched = jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0), (cache.prelude, cache.coda))
+    ended = run_relay(think, ready, writing, most, criterion, over, default_tiling(touched, rows))
+    return ended.state.decoded._replace(turns=ended.turns)
 
 
 def _chosen(keys: Array, temperature: Array, logits: Array) -> tuple[Array, Array]:
@@ -224,11 +209,12 @@ def _chosen(keys: Array, temperature: Array, logits: Array) -> tuple[Array, Arra
     return token, jnp.take_along_axis(jax.nn.log_softmax(logits), token[:, None], axis=1)[:, 0]
 
 
-def _reads_logits(criterion: Criterion, memory: PyTree, answer: dict[str, Any]) -> bool:
+def _reads_logits(criterion: Criterion, rows: int, depth: int) -> bool:
     """Whether the criterion reads more than the residual; traced, not run."""
-    residual = answer["residual"]
+    residual = jax.ShapeDtypeStruct((rows,), jnp.float32)
     try:
-        jax.eval_shape(criterion.update, jax.ShapeDtypeStruct(residual.shape, jnp.int32), {"residual": residual}, memory)
+        memory = first_memory(criterion, rows, {"residual": residual}, depth)
+        jax.eval_shape(criterion.update, jax.ShapeDtypeStruct((rows,), jnp.int32), {"residual": residual}, memory)
     except (KeyError, ValueError):
         return True
     return False

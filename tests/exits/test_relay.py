@@ -1,0 +1,74 @@
+"""Rows that go through one run after another: against a Python loop for every row, in tiles of any size."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import dynexit as dx
+from dynexit.exits import run_relay
+
+ROWS, DEPTH = 5, 6
+GOALS = np.random.default_rng(0).integers(1, 9, size=(ROWS, 4)).astype(np.float32)  # some beyond the limit of 6
+
+
+def add(i, state):
+    """Counts iterations, and writes down which one it was told this is."""
+    sums = state["sum"] + 1.0
+    rows = jnp.arange(ROWS)
+    goal = GOALS_AT(state)
+    return {**state, "sum": sums, "seen": state["seen"].at[rows, i].add(1)}, {"gate": sums / goal}
+
+
+def GOALS_AT(state):
+    return jnp.asarray(GOALS)[jnp.arange(ROWS), jnp.minimum(state["run"], 3)]
+
+
+def again(state, output, of, valid, depth):
+    to, run = jnp.where(valid, of, ROWS), state["run"][of]
+    put = lambda a, value: a.at[to].set(value, mode="drop")
+    state = {
+        **state,
+        "sum": put(state["sum"], 0.0),
+        "run": put(state["run"], run + 1),
+        "depths": state["depths"].at[to, run].set(depth, mode="drop"),
+        "gates": state["gates"].at[to, run].set(output["gate"], mode="drop"),
+    }
+    return state, run + 1 == jnp.asarray([4, 1, 4, 2, 3])[of]
+
+
+def begun():
+    zero = jnp.zeros(ROWS)
+    return {
+        "sum": zero,
+        "run": zero.astype(jnp.int32),
+        "depths": jnp.zeros((ROWS, 4), jnp.int32),
+        "gates": jnp.zeros((ROWS, 4)),
+        "seen": jnp.zeros((ROWS, DEPTH), jnp.int32),
+    }
+
+
+RULE = dx.criteria.persistently(2, dx.criteria.gate_above(0.999))  # has a memory, which must begin anew
+
+
+@pytest.mark.parametrize("sizes", [(5,), (2, 1), (4, 3, 1)])
+def test_every_run_is_what_it_would_be_alone(sizes):
+    over = jnp.zeros(ROWS, bool).at[1].set(True)  # row 1 has nothing to do
+    state, turns = run_relay(add, again, begun(), DEPTH, RULE, over, dx.Tiling(sizes, tuple(map(float, sizes))))
+    lengths = []
+    for row, runs in enumerate([4, 0, 4, 2, 3]):
+        depths = [min(DEPTH, int(goal) + 1) for goal in GOALS[row, :runs]]  # two in a row
+        assert state["depths"][row].tolist() == depths + [0] * (4 - runs)
+        np.testing.assert_allclose(state["gates"][row, :runs], np.array(depths) / GOALS[row, :runs], rtol=1e-6)
+        lengths.append(sum(depths))
+        if runs == 4:
+            assert state["seen"][row].tolist()[0] >= 4, "each run began at iteration 0"
+    assert turns == max(lengths)
+
+
+def test_all_over_is_no_turn_and_refusals():
+    tiling = dx.Tiling((1,), (1.0,))
+    assert run_relay(add, again, begun(), DEPTH, RULE, jnp.ones(ROWS, bool), tiling).turns == 0
+    with pytest.raises(ValueError, match="`depth` must be at least 1"):
+        run_relay(add, again, begun(), 0, RULE, jnp.zeros(ROWS, bool), tiling)
+    with pytest.raises(ValueError, match="thresholds of shape"):
+        run_relay(add, again, begun(), DEPTH, dx.criteria.gate_above(jnp.ones(2)), jnp.zeros(ROWS, bool), tiling)
