@@ -7,6 +7,7 @@ from dynexit._lazy import attach
 if TYPE_CHECKING:
     from dynexit.backbones.adapters import Adapted, from_linen, from_nnx
     from dynexit.backbones.block_recurrent import block_recurrent
+    from dynexit.backbones.ctm import ctm
     from dynexit.backbones.decoding import Decoded, decode
     from dynexit.backbones.deep_thinking import deep_thinking
     from dynexit.backbones.equilibrium import equilibrium
@@ -26,6 +27,7 @@ __all__ = [
     "Adapted",
     "Decoded",
     "block_recurrent",
+    "ctm",
     "decode",
     "deep_thinking",
     "equilibrium",
@@ -49,6 +51,7 @@ __getattr__, __dir__ = attach(
         "Adapted": "adapters",
         "Decoded": "decoding",
         "block_recurrent": "block_recurrent",
+        "ctm": "ctm",
         "decode": "decoding",
         "deep_thinking": "deep_thinking",
         "equilibrium": "equilibrium",
