@@ -61,15 +61,15 @@ class Settings:
     model: Model = Model()
     data: Data = Data()
     training: Training = Training(
-        steps=4500,
+        steps=1500,
         batch_size=64,
         learning_rate=3e-3,
         warmup=0.05,
         weight_decay=0.0,
         clip=1.0,
         remat=False,
-        checkpoint_every=1500,
-        log_every=50,
+        checkpoint_every=500,
+        log_every=25,
     )
     calibration: Calibration = Calibration(accept_loss=0.005)
     evaluation: Evaluation = Evaluation(batch_size=200, repeats=3, tune=False)
@@ -92,7 +92,7 @@ def build(settings: Settings):
     model, data = settings.model, settings.data
     train, calibration, test = prefix_sums(data.length, examples=data.examples)
     return dx.Experiment(
-        model=dx.backbones.ctm(data.length, 1, 2, answers=data.length, **dataclasses.asdict(model)),
+        model=dx.exits.most_certain(dx.backbones.ctm(data.length, 1, 2, answers=data.length, **dataclasses.asdict(model))),
         method=dx.methods.ctm(),
         train=train,
         calibration=calibration,

@@ -8,8 +8,8 @@ import pytest
 import dynexit as dx
 from dynexit.backbones import ctm
 from dynexit.backbones.synchronisation import accumulated, decay_in_range, neuron_pairs, synchronisation
+from dynexit.exits.most_certain import certainty
 from dynexit.exits.stream import is_tied
-from dynexit.methods.ctm import certainty
 
 ROWS, PLACES, CHANNELS, CLASSES, WIDTH, TICKS, ACTION, OUT = 6, 5, 2, 3, 8, 4, 4, 5
 INPUTS = np.random.default_rng(0).normal(size=(ROWS, PLACES, CHANNELS)).astype(np.float32)
@@ -38,6 +38,7 @@ def scattered(params):
 
 
 def layer_norm(x, p):
+    p = p["LayerNorm_0"]
     return (x - x.mean()) / np.sqrt(x.var() + 1e-6) * p["scale"] + p["bias"]
 
 

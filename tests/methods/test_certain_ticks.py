@@ -7,9 +7,9 @@ import pytest
 
 import dynexit as dx
 from dynexit.calibration import Predictions, choose
-from dynexit.exits import replay
+from dynexit.exits import certainty, replay
 from dynexit.methods import ctm
-from dynexit.methods.ctm import THRESHOLDS, certainty
+from dynexit.methods.ctm import THRESHOLDS
 
 PROGRESS = jnp.float32(0.0)
 
