@@ -13,7 +13,8 @@ from dynexit.exits.most_certain import certainty
 from dynexit.methods.answers import candidate_levels, predict
 from dynexit.objectives import multi_exit_cross_entropy
 
-THRESHOLDS = (*(j / 20 for j in range(19)), 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9999, 1.0)  # 1.0 is never passed: full depth
+CLOSE = (0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995, 0.9998, 0.9999, 0.99999)
+THRESHOLDS = (*(j / 20 for j in range(19)), *CLOSE, 1.0)  # 1.0 is never passed: full depth
 
 
 def ctm(thresholds: Any = THRESHOLDS) -> Method:

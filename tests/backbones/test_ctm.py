@@ -1,6 +1,7 @@
 """The continuous thought machine against a numpy loop over rows and ticks, its synchronisation against sums, and the engine."""
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import pytest
 import dynexit as dx
 from dynexit.backbones import ctm
 from dynexit.backbones.synchronisation import accumulated, decay_in_range, neuron_pairs, synchronisation
-from dynexit.exits.most_certain import certainty
+from dynexit.exits.most_certain import certainty, most_certain
 from dynexit.exits.stream import is_tied
 
 ROWS, PLACES, CHANNELS, CLASSES, WIDTH, TICKS, ACTION, OUT = 6, 5, 2, 3, 8, 4, 4, 5
@@ -243,3 +244,29 @@ def test_wrong_inputs_are_named():
         model.embed(params, INPUTS[:, :4])
     with pytest.raises(TypeError, match="`inputs` must be floating point, got int32"):
         model.embed(params, INPUTS.astype(np.int32))
+
+
+def test_half_precision_computes_in_half_precision_but_for_the_sums_over_ticks():
+    """beta would stand still at 256 in bfloat16."""
+    model = small(answers=PLACES)
+    params = jax.tree.map(lambda a: jnp.asarray(a, jnp.bfloat16), scattered(model.init(jax.random.key(0))))
+    half = jnp.asarray(INPUTS, jnp.bfloat16)
+    for weights in (params, jax.tree.map(lambda a: a.astype(jnp.float32), params)):
+        state = model.embed(weights, half)
+        sums = {name for name, leaf in state.items() if leaf.dtype == jnp.float32}
+        assert sums == {"action_alpha", "action_beta", "out_alpha", "out_beta"}
+        assert all(leaf.dtype == jnp.bfloat16 for name, leaf in state.items() if name not in sums)
+        outputs = run_of(model, weights, half)
+        assert outputs.dtype == jnp.bfloat16
+        whole = run_of(model, jax.tree.map(lambda a: a.astype(jnp.float32), params), INPUTS)
+        np.testing.assert_allclose(outputs.astype(jnp.float32), whole, atol=0.1 * float(jnp.abs(whole).max()))
+
+
+def test_any_number_of_rows():
+    """As `dx.export` traces it, also where the most certain answer is kept."""
+    inputs = jax.ShapeDtypeStruct((*jax.export.symbolic_shape("b"), PLACES, CHANNELS), jnp.float32)
+    for model in (small(answers=2), small(), most_certain(small(answers=2))):
+        params = jax.eval_shape(model.init, jax.random.key(0))
+        outputs = jax.eval_shape(lambda p, x, m=model: dx.run_all(m.steps(p), m.embed(p, x), TICKS), params, inputs)
+        for leaf in jax.tree.leaves(outputs):
+            assert leaf.shape[:2] == (TICKS, inputs.shape[0]) and leaf.shape[-1] == CLASSES

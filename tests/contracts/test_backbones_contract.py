@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import dynexit as dx
-from dynexit.backbones import block_recurrent, ctm, equilibrium, features, gru_ponder, mlp, para_gru, resnet, vit
+from dynexit.backbones import block_recurrent, equilibrium, features, gru_ponder, mlp, para_gru, resnet, vit
 
 ROWS, CLASSES = 6, 5
 IMAGE = (12, 8, 2)
@@ -21,7 +21,6 @@ BACKBONES = {
     "resnet": (lambda: resnet(IMAGE, CLASSES, stages=((8, 2), (16, 1))), IMAGE),
     "block_recurrent": (lambda: block_recurrent(IMAGE, CLASSES, (2, 1), patch=4, width=16, heads=2), IMAGE),
     "equilibrium": (lambda: equilibrium(IMAGE, CLASSES, patch=2, width=16, steps=3), IMAGE),
-    "ctm": (lambda: ctm(5, 2, CLASSES, width=12, ticks=3, features=8), (5, 2)),
     "para_gru": (lambda: para_gru(9, 2, CLASSES, width=8, depth=2), (9, 2)),
     "gru_ponder": (lambda: gru_ponder(6, CLASSES, width=8, steps=3), (6,)),
 }

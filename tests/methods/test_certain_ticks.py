@@ -129,3 +129,13 @@ def test_refusals():
         assert "`thresholds`" in str(error.value) and text in str(error.value)
     with pytest.raises(ValueError, match="`logits` must have at least 2 classes"):
         ctm().objective(jnp.zeros((2, 3, 1)), jnp.zeros(3, jnp.int32), PROGRESS)
+
+
+def test_of_a_model_that_keeps_its_best_answer_the_ticks_themselves_are_trained():
+    logits = two_class(PROBABILITY)
+    kept = jnp.stack([logits[0], logits[0], logits[1]])
+    for wrapped in ({"logits": kept, "current": logits}, {"logits": logits}):
+        loss, metrics = ctm().objective(wrapped, LABELS, PROGRESS)
+        plain, wanted = ctm().objective(logits, LABELS, PROGRESS)
+        np.testing.assert_array_equal(loss, plain)
+        assert {k: float(v) for k, v in metrics.items()} == {k: float(v) for k, v in wanted.items()}
