@@ -147,12 +147,12 @@ def ctm(
       >>> state["z"].shape, state["history"].shape, state["out_alpha"].shape
       ((4, 16), (4, 16, 8), (4, 32))
 
-    Source: Darlow et al. 2025, arXiv 2505.05522, equations 1 to 7 and the recurrence of its appendix, with the released code's
-    layers and first values: the first z counts in both synchronisations, the query of tick t reads z_1..z_t and the answer
-    z_1..z_{t+1}. Deviations: synapses of one layer (the U-Net of deeper ones is left out); matrices with nothing between them are
-    one (query, keys and values are projected once, keys and values before the first tick; attention has no matrix behind it); no
-    dropout; learned positions; no learned temperature in the neurons' models, which their weights contain; decays beyond 0..15
-    stay as they are and count as the nearer end, where the code moves the parameters back.
+    Source: Darlow et al. 2025, arXiv 2505.05522, with the layers and first values of the released code: the first z counts in both
+    synchronisations, so the query of tick t reads z_1..z_t and the answer z_1..z_{t+1}. Deviations: synapses of one layer (the
+    U-Net of deeper ones is left out); matrices with nothing between them are one (query, keys and values are projected once, keys
+    and values before the first tick; attention has no matrix behind it); no dropout; learned positions; no learned temperature in
+    the neurons' models, which their weights contain; decays beyond 0..15 stay as they are and count as the nearer end, where the
+    code moves the parameters back.
     """
     sizes = dict(places=places, channels=channels, classes=classes, width=width, ticks=ticks, memory=memory, hidden=hidden)
     sizes |= dict(features=features, heads=heads, action=action, out=out) | ({} if answers is None else dict(answers=answers))

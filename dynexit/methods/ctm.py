@@ -45,7 +45,7 @@ def ctm(thresholds: Any = THRESHOLDS) -> Method:
       >>> [float(metrics[name]) for name in ("tick_least", "tick_certain", "accuracy_certain")]
       [2.0, 1.0, 0.0]
 
-    Source: Darlow et al. 2025, arXiv 2505.05522, section on the loss and its released code. Deviation: the authors run all ticks
+    Source: Darlow et al. 2025, arXiv 2505.05522, and the losses of its released code. Deviation: the authors run all ticks
     and read the most certain one; a row that passes a threshold here is the most certain that it has been so far.
     """
     levels = candidate_levels(thresholds, full=1.0, high=1.0)
