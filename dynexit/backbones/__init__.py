@@ -7,6 +7,7 @@ from dynexit._lazy import attach
 if TYPE_CHECKING:
     from dynexit.backbones.adapters import Adapted, from_linen, from_nnx
     from dynexit.backbones.block_recurrent import block_recurrent
+    from dynexit.backbones.ctm import ctm
     from dynexit.backbones.deep_thinking import deep_thinking
     from dynexit.backbones.equilibrium import equilibrium
     from dynexit.backbones.features import features
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Adapted",
     "block_recurrent",
+    "ctm",
     "deep_thinking",
     "equilibrium",
     "features",
@@ -45,6 +47,7 @@ __getattr__, __dir__ = attach(
     {
         "Adapted": "adapters",
         "block_recurrent": "block_recurrent",
+        "ctm": "ctm",
         "deep_thinking": "deep_thinking",
         "equilibrium": "equilibrium",
         "features": "features",

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from dynexit.exits.export import Artifact, export
     from dynexit.exits.fixed_point import FixedPoint, begin_fixed_point, fixed_point, fixed_point_step, implicit, phantom
     from dynexit.exits.mixing import Mixing, anderson, damped
+    from dynexit.exits.most_certain import certainty, most_certain
     from dynexit.exits.newton_scan import Recurrence, affine_scan, newton_scan
     from dynexit.exits.ode import Solver, begin_ode, ode_step
     from dynexit.exits.places import Places, by_place
@@ -44,6 +45,7 @@ __all__ = [
     "begin_fixed_point",
     "begin_ode",
     "by_place",
+    "certainty",
     "criteria",
     "damped",
     "dropped_blocks",
@@ -52,6 +54,7 @@ __all__ = [
     "fixed_point",
     "fixed_point_step",
     "implicit",
+    "most_certain",
     "newton_scan",
     "ode_step",
     "phantom",
@@ -91,6 +94,7 @@ __getattr__, __dir__ = attach(
         "begin_fixed_point": "fixed_point",
         "begin_ode": "ode",
         "by_place": "places",
+        "certainty": "most_certain",
         "criteria": "",
         "damped": "mixing",
         "dropped_blocks": "stochastic",
@@ -99,6 +103,7 @@ __getattr__, __dir__ = attach(
         "fixed_point": "fixed_point",
         "fixed_point_step": "fixed_point",
         "implicit": "fixed_point",
+        "most_certain": "most_certain",
         "newton_scan": "newton_scan",
         "ode_step": "ode",
         "phantom": "fixed_point",

@@ -7,6 +7,7 @@ from dynexit._lazy import attach
 if TYPE_CHECKING:
     from dynexit.methods.act import act
     from dynexit.methods.confidence_exits import confidence_exits
+    from dynexit.methods.ctm import ctm
     from dynexit.methods.deep_thinking import deep_thinking
     from dynexit.methods.equilibrium import equilibrium
     from dynexit.methods.fixed_depth import fixed_depth
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "act",
     "confidence_exits",
+    "ctm",
     "deep_thinking",
     "equilibrium",
     "fixed_depth",
@@ -35,6 +37,7 @@ __getattr__, __dir__ = attach(
     {
         "act": "act",
         "confidence_exits": "confidence_exits",
+        "ctm": "ctm",
         "deep_thinking": "deep_thinking",
         "equilibrium": "equilibrium",
         "fixed_depth": "fixed_depth",
