@@ -21,7 +21,7 @@ class Model:
 
     width: int = 32
     """channels"""
-    steps: int = 300
+    steps: int = 200
     """iterations at most, at test time"""
     recall: bool = True
     """whether every iteration sees the input"""
@@ -93,7 +93,7 @@ class Settings:
         log_every=50,
     )
     calibration: Calibration = Calibration(accept_loss=0.002)
-    evaluation: Evaluation = Evaluation(batch_size=16, repeats=3, timed_rows=96, tune=False)
+    evaluation: Evaluation = Evaluation(batch_size=16, repeats=1, timed_rows=48, tune=False)
     seed: int = 0
     """of weights and of the mazes drawn"""
 
