@@ -55,8 +55,8 @@ def decode(
     lengths: Array | None = None,
     slots: int | None = None,
     warm: bool = False,
-    temperature: Any = 0.0,
     keys: Array | None = None,
+    temperature: Any = 1.0,
     stop: int | None = None,
 ) -> Decoded:
     """Continues prompts with a recurrent-depth decoder, whose criterion is asked after every iteration of every token.
@@ -74,15 +74,16 @@ def decode(
       lengths: int32 `[B]` in 1..P, tokens of each prompt; what is behind them is padding and is never seen. None for all P.
       slots: iterations whose keys and values are kept, in 1..steps; None for all. With 1 the memory is that of a plain decoder.
       warm: begin each token at the state that the one before it ended with, where False begins at 0.
-      temperature: 0 for the likeliest token, above it draws from softmax(logits / temperature), which wants `keys`.
-      keys: `[B]`, one a row; each token's is folded in, so that a row draws the same in any batch.
+      keys: `[B]`, one a row, to draw tokens from softmax(logits / temperature); a row draws the same in any batch. None for the
+        likeliest.
+      temperature: above 0; of no effect without `keys`.
       stop: a token after which a row ends.
 
     Returns:
       `Decoded`.
 
     Raises:
-      TypeError, ValueError: a model of another kind, arguments of wrong shape or range, `temperature` without `keys`.
+      TypeError, ValueError: a model of another kind, arguments of wrong shape or range.
 
     Example:
       >>> import dynexit as dx
@@ -110,14 +111,10 @@ def decode(
         raise ValueError(f"`lengths` must lie in 1..{length}, got {lengths.tolist()}")
     steps = one_depth(model)
     slots = steps if slots is None else min(steps, positive_integer(slots, "slots"))
-    if not isinstance(temperature, Tracer) and not temperature >= 0:
-        raise ValueError(f"`temperature` must be at least 0, got {temperature}")
-    if keys is None and not (isinstance(temperature, (int, float)) and temperature == 0):
-        raise ValueError("`keys` must be given, one a row, to draw tokens at a temperature above 0")
+    if not isinstance(temperature, Tracer) and not temperature > 0:
+        raise ValueError(f"`temperature` must be above 0, got {temperature}; without `keys` the likeliest token is taken")
     if keys is not None and keys.shape != (rows,):
         raise ValueError(f"`keys` must have shape [{rows}], got {list(keys.shape)}")
-    if keys is None:
-        keys = jax.random.split(jax.random.key(0), rows)  # for the shapes; temperature 0 draws nothing
     prompts, lengths = prompts.astype(jnp.int32), lengths.astype(jnp.int32)
     count = positive_integer(count, "count")
     return _decode(network, steps, count, slots, warm, stop, params, prompts, lengths, criterion, keys, jnp.float32(temperature))
@@ -135,7 +132,7 @@ def _decode(
     prompts: Array,
     lengths: Array,
     criterion: Criterion,
-    keys: Array,
+    keys: Array | None,
     temperature: Array,
 ) -> Decoded:
     rows, length = prompts.shape
@@ -177,7 +174,7 @@ def _decode(
     def begin(writing: Writing, of: Array, to: Array, depth: Array, logits: Array) -> tuple[Writing, Array]:
         """The rows `to` write a token, which took `depth` iterations, and begin to think about it."""
         at, made, cache, decoded = writing.position[of], writing.made[of], writing.cache, writing.decoded
-        token, log_p = _chosen(jax.vmap(jax.random.fold_in)(keys[of], made), temperature, logits)
+        token, log_p = _chosen(None if keys is None else jax.vmap(jax.random.fold_in)(keys[of], made), temperature, logits)
         note = lambda a, value: a.at[to, made].set(value, mode="drop")
         decoded = Decoded(
             note(decoded.tokens, token), note(decoded.steps, depth), note(decoded.log_probability, log_p), decoded.turns
@@ -201,11 +198,11 @@ def _decode(
     return ended.state.decoded._replace(turns=ended.turns)
 
 
-def _chosen(keys: Array, temperature: Array, logits: Array) -> tuple[Array, Array]:
-    """Tokens int32 `[B]` of logits `[B, V]`, and ln p of each."""
+def _chosen(keys: Array | None, temperature: Array, logits: Array) -> tuple[Array, Array]:
+    """Tokens int32 `[b]` of logits `[b, V]`, drawn with `keys` or the likeliest, and ln p of each."""
     logits = logits.astype(jnp.float32)
-    drawn = jax.vmap(jax.random.categorical)(keys, logits / jnp.where(temperature > 0, temperature, 1.0))
-    token = jnp.where(temperature > 0, drawn, logits.argmax(-1)).astype(jnp.int32)
+    token = logits.argmax(-1) if keys is None else jax.vmap(jax.random.categorical)(keys, logits / temperature)
+    token = token.astype(jnp.int32)
     return token, jnp.take_along_axis(jax.nn.log_softmax(logits), token[:, None], axis=1)[:, 0]
 
 

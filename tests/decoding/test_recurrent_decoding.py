@@ -158,8 +158,10 @@ def test_sampling_follows_the_distribution():
         (lambda: decode(MODEL, PARAMS, PROMPTS, 0, NEVER), "`count` must be at least 1"),
         (lambda: decode(MODEL, PARAMS, PROMPTS, 2, NEVER, lengths=jnp.array([1, 2])), r"`lengths` must be integers \[3\]"),
         (lambda: decode(MODEL, PARAMS, PROMPTS, 2, NEVER, lengths=jnp.array([1, 6, 2])), r"`lengths` must lie in 1..5, got"),
-        (lambda: decode(MODEL, PARAMS, PROMPTS, 2, NEVER, temperature=1.0), "`keys` must be given"),
-        (lambda: decode(MODEL, PARAMS, PROMPTS, 2, NEVER, temperature=-1.0), "`temperature` must be at least 0"),
+        (
+            lambda: decode(MODEL, PARAMS, PROMPTS, 2, NEVER, temperature=0.0),
+            "`temperature` must be above 0, got 0.0; without `keys`",
+        ),
         (lambda: decode(MODEL, PARAMS, PROMPTS, 2, NEVER, keys=jax.random.split(jax.random.key(0), 2)), r"`keys` must have shape"),
     ],
 )
