@@ -31,6 +31,7 @@ def recurrent_depth(
       ValueError, TypeError: a number below 1, `width` not a multiple of 2 x `heads`.
 
     Example:
+      >>> import jax, jax.numpy as jnp
       >>> model = recurrent_depth(50, width=16, heads=2, steps=4)
       >>> params = model.init(jax.random.key(0))
       >>> model.embed(params, jnp.zeros((3, 7), jnp.int32))["h"].shape
