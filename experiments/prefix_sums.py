@@ -59,9 +59,9 @@ class Method:
     """The objective and the exit."""
 
     most: int = 32
-    """iterations in training"""
+    """iterations in training, where there is no mean"""
     alpha: float = 1.0
-    """weight of the progressive loss; the rest is that of the full run"""
+    """weight of the progressive loss, where there is no mean; the rest is that of the full run"""
     settled: int = 1
     """exits in a row at which the answer must stand still"""
     mean: float | None = None
@@ -72,6 +72,8 @@ class Method:
     def faults(self) -> list[str]:
         """Out-of-range values, one sentence each."""
         found = [f"mean must be above 0, got {self.mean}"] if self.mean is not None and not self.mean > 0 else []
+        if self.mean is not None and self.settled != 1:
+            found.append(f"settled must be 1 where mean is given, got {self.settled}")
         return found + at_least(self, 1, "most", "settled", "truncate") + between(self, 0.0, 1.0, "alpha")
 
 

@@ -35,14 +35,17 @@ class Decoded(NamedTuple):
 
 
 class Writing(NamedTuple):
-    """Where each row stands: in state `s` about token `position` (of prompt and answer), which is read as `e`, `[B, 1, D]`."""
+    """Where each row stands: in state `s` about token `position` (of prompt and answer), which is read as `e`, `[B, 1, D]`.
+
+    `told` is what `Decoded` will hold of each token: itself, its iterations, its ln p.
+    """
 
     position: Array
     made: Array
     e: Array
     s: Array
     cache: Cache
-    decoded: Decoded
+    told: tuple[Array, Array, Array]
 
 
 def decode(
@@ -173,12 +176,10 @@ def _decode(
 
     def begin(writing: Writing, of: Array, to: Array, depth: Array, logits: Array) -> tuple[Writing, Array]:
         """The rows `to` write a token, which took `depth` iterations, and begin to think about it."""
-        at, made, cache, decoded = writing.position[of], writing.made[of], writing.cache, writing.decoded
+        at, made, cache = writing.position[of], writing.made[of], writing.cache
         token, log_p = _chosen(None if keys is None else jax.vmap(jax.random.fold_in)(keys[of], made), temperature, logits)
         note = lambda a, value: a.at[to, made].set(value, mode="drop")
-        decoded = Decoded(
-            note(decoded.tokens, token), note(decoded.steps, depth), note(decoded.log_probability, log_p), decoded.turns
-        )
+        told = jax.tree.map(note, writing.told, (token, depth, log_p))
         depths = cache.depth.at[to, at].set(depth, mode="drop")
         at, made = at + 1, made + 1
         e, kept = network.read(params, token[:, None], at[:, None], functools.partial(one, at), last_seen(cache.prelude, of))
@@ -186,16 +187,16 @@ def _decode(
         put = lambda a, value: a.at[to].set(value, mode="drop")
         s = writing.s if warm else put(writing.s, 0.0)
         over = (made == count) | (token == stop if stop is not None else False)
-        return Writing(put(writing.position, at), put(writing.made, made), put(writing.e, e), s, cache, decoded), over
+        return Writing(put(writing.position, at), put(writing.made, made), put(writing.e, e), s, cache, told), over
 
     cache, s, logits = read_prompts(network, params, prompts, lengths, most, slots, room)
     none = jnp.zeros((rows, count), jnp.int32)
-    decoded = Decoded(none if stop is None else none + stop, none, none.astype(jnp.float32), jnp.int32(0))
-    writing = Writing(lengths - 1, jnp.zeros(rows, jnp.int32), s, s, cache, decoded)
+    told = none if stop is None else none + stop, none, none.astype(jnp.float32)
+    writing = Writing(lengths - 1, jnp.zeros(rows, jnp.int32), s, s, cache, told)
     writing, over = begin(writing, every, every, jnp.full(rows, most), logits)
     touched = jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0), (cache.prelude, cache.coda))
     ended = run_relay(think, ready, writing, most, criterion, over, default_tiling(touched, rows))
-    return ended.state.decoded._replace(turns=ended.turns)
+    return Decoded(*ended.state.told, turns=ended.turns)
 
 
 def _chosen(keys: Array | None, temperature: Array, logits: Array) -> tuple[Array, Array]:

@@ -47,11 +47,11 @@ def run_relay(
     over: Array,
     tiling: Tiling,
 ) -> Relayed:
-    """Iterates all rows, each of which begins anew when it halts, until all are over.
+    """Iterates all rows, each of which begins anew when it halts, until all are over; on one device, not in `jax.shard_map`.
 
     Args:
       step: `step(i, state) -> (state, output)`, one iteration of every row at iterations `i`, int32 `[B]`; leaves of the output are
-        `[B, ...]`, those of the state whatever they like. What it does to rows that are over is for it to bear.
+        `[B, ...]`, those of the state whatever they like. It runs on rows that are over, too, and must bear that.
       finish: `finish(state, output, of, valid, exit_depth) -> (state, over)` for the rows `of` `[b]` that have halted, after
         `exit_depth` `[b]` iterations and with the output `[b, ...]` of the last: takes what they came to and begins their next run;
         `over` `[b]` says which have none. Rows that are not `valid` `[b]` fill a tile up, and nothing of theirs may change.
