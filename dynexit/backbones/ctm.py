@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from dynexit.backbones.parts import Apply, Norm, attend, check_input, initial
 from dynexit.backbones.synchronisation import Pairing, Pairs, accumulated, neuron_pairs, synchronisation
 from dynexit.core.checks import positive_integer
-from dynexit.core.types import Model
+from dynexit.core.types import Array, Model, PyTree
 from dynexit.exits import tied_step
 
 
@@ -85,6 +85,16 @@ class Head(nn.Module):
         s = synchronisation(state, "out").astype(state["z"].dtype)
         logits = nn.Dense((self.answers or 1) * self.classes, dtype=s.dtype, name="logits")(s)
         return logits if self.answers is None else logits.reshape(-1, self.answers, self.classes)
+
+
+def start(first: PyTree, keys: Array, values: Array, looked: Pairs, told: Pairs) -> PyTree:
+    """The state before the first tick; the answer's synchronisation begins with the first z, the query's with nothing."""
+    b, z = keys.shape[0], first["z_embedding"].astype(keys.dtype)
+    repeat = lambda a: jnp.broadcast_to(a[None], (b, *a.shape))
+    state = {"keys": keys, "values": values, "z": repeat(z), "history": repeat(first["history_embedding"].astype(keys.dtype))}
+    nothing = lambda name, pairs: {f"{name}_{part}": jnp.zeros((b, len(pairs[0]))) for part in ("alpha", "beta")}
+    begun = accumulated(nothing("out", told), "out", state["z"], told, jnp.zeros(len(told[0])))
+    return state | nothing("action", looked) | begun
 
 
 def ctm(
@@ -170,15 +180,6 @@ def ctm(
     embedding, tick = Apply(Embed(features, heads), "embed"), Apply(Tick(hidden, looked, told), "tick")
     head = Apply(Head(classes, answers), "head")
 
-    def start(first, keys, values):
-        """The state before the first tick; the answer's synchronisation begins with the first z, the query's with nothing."""
-        b, z = keys.shape[0], first["z_embedding"].astype(keys.dtype)
-        repeat = lambda a: jnp.broadcast_to(a[None], (b, *a.shape))
-        state = {"keys": keys, "values": values, "z": repeat(z), "history": repeat(first["history_embedding"].astype(keys.dtype))}
-        nothing = lambda name, pairs: {f"{name}_{part}": jnp.zeros((b, len(pairs[0]))) for part in ("alpha", "beta")}
-        begun = accumulated(nothing("out", told), "out", state["z"], told, jnp.zeros(len(told[0])))
-        return state | nothing("action", looked) | begun
-
     def init(key):
         keys = jax.random.split(key, 5)
         first = {
@@ -186,7 +187,7 @@ def ctm(
             "history_embedding": uniform(math.sqrt(1 / (width + memory)))(keys[1], (width, memory)),
         }
         seen = jnp.zeros((1, places, heads, features // heads))
-        state = start(first, seen, seen)
+        state = start(first, seen, seen, looked, told)
         return {
             "start": first,
             "embed": initial(embedding.module, keys[2], jnp.zeros((1, places, channels))),
@@ -196,7 +197,8 @@ def ctm(
 
     def embed(params, x):
         check_input(x, (places, channels), "strings")
-        return start(params["start"], *embedding(params, x))
+        keys, values = embedding(params, x)
+        return start(params["start"], keys, values, looked, told)
 
     names = tuple(f"tick{i:03d}" for i in range(ticks))
     return Model(init, embed, lambda params: tied_step(tick, head, params), ticks, names)
