@@ -42,10 +42,11 @@ def recurrent_depth(
     that answers are repeatable, where the release draws it, or begins with the state of the token before ("h" does that).
     """
     sizes = dict(vocabulary=vocabulary, width=width, heads=heads, steps=steps, prelude=prelude, core=core, coda=coda)
-    for name, value in sizes.items():
+    for name, value in (sizes | {"mean_steps": mean_steps}).items():
         positive_integer(value, name)
     if width % (2 * heads):
         raise ValueError(f"`width` must be a multiple of 2 x `heads` = {2 * heads}, got {width}")
     network = Network(vocabulary, width, heads, prelude, core, coda, mean_steps)
     names = tuple(f"step{i:02d}" for i in range(steps))
-    return Model(network.init, network.embed, lambda params: tied_step(network.iterate, network.head, params), steps, names)
+    iterate, head = network.part("iterate"), network.part("head")
+    return Model(network.init, network.embed, lambda params: tied_step(iterate, head, params), steps, names)

@@ -163,6 +163,10 @@ class Network:
         """Logits and how far the state moved, of every place."""
         return {"logits": self.logits(params, self.answer(params, state["h"])[0]), "residual": state["change"]}
 
+    def part(self, name: str) -> "Part":
+        """`iterate` or `head`, for a step."""
+        return Part(self, name)
+
     def _normed(self, params: PyTree, x: Array) -> Any:
         return RMSNorm().apply({"params": params["norm"]}, x)
 
@@ -174,6 +178,17 @@ class Network:
         weights = blocks, past
         xs, kept = run_all(Step(functools.partial(take, weights), apply), x, length(blocks, "blocks"))
         return xs[-1], kept
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A function of a network; those of equal networks are equal, as their bound methods are not, and compile once."""
+
+    network: Network
+    name: str
+
+    def __call__(self, params: PyTree, state: PyTree) -> PyTree:
+        return getattr(self.network, self.name)(params, state)
 
 
 def check_tokens(tokens: Any, name: str) -> None:

@@ -72,7 +72,36 @@ def seen_at(pair: Pair, i: Array, depth: Array) -> Pair:
     return look(pair[0]), look(pair[1])
 
 
-def written(pair: Pair, to: Array, slot: Any, at: Array, kept: Pair) -> Pair:
-    """Keys and values `[blocks, b, 1, heads, d]` of tokens `at` in rows `to`, put in their slot; beyond the end nothing is put."""
-    put = lambda a, new: a.at[:, to, slot, at].set(new[:, :, 0], mode="drop")
-    return put(pair[0], kept[0]), put(pair[1], kept[1])
+class Fresh(NamedTuple):
+    """What each row's last token gave, on its way into the cache.
+
+    It is put there at the beginning of the next turn: XLA does not order a write after a read of the same turn, and copies the
+    whole cache instead.
+
+    Attributes:
+      kept: keys and values `[blocks, B, 1, heads, d]`.
+      slot, at: int32 `[B]`, where they belong; beyond the last token for nowhere.
+    """
+
+    kept: Pair
+    slot: Array
+    at: Array
+
+
+def nothing_fresh(pair: Pair) -> Fresh:
+    """Of a part of the cache, before the first turn."""
+    rows, _, room = pair[0].shape[1:4]
+    return Fresh(jax.tree.map(lambda a: jnp.zeros_like(a[:, :, 0, :1]), pair), jnp.zeros(rows, jnp.int32), jnp.full(rows, room))
+
+
+def held(fresh: Fresh, to: Array, slot: Any, at: Array, kept: Pair) -> Fresh:
+    """With the keys and values `[blocks, b, 1, heads, d]` of tokens `at` `[b]` of the rows `to`; of no row beyond the last."""
+    new = Fresh(kept, jnp.broadcast_to(slot, at.shape), at)
+    put = lambda a, b: a.at[:, to].set(b, mode="drop") if a.ndim > 1 else a.at[to].set(b, mode="drop")
+    return jax.tree.map(put, fresh, new)
+
+
+def written(pair: Pair, fresh: Fresh) -> Pair:
+    """A part of the cache with what is fresh of all rows in its place; a second time changes nothing."""
+    rows = jnp.arange(fresh.at.size)
+    return jax.tree.map(lambda a, new: a.at[:, rows, fresh.slot, fresh.at].set(new[:, :, 0], mode="drop"), pair, fresh.kept)

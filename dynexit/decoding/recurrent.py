@@ -5,13 +5,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
 
 from dynexit.backbones.parts import attend
-from dynexit.backbones.recurrent_network import Network, check_tokens
+from dynexit.backbones.recurrent_network import Network
 from dynexit.core.checks import one_depth, positive_integer
 from dynexit.core.types import Array, Criterion, Model, PyTree
-from dynexit.decoding.cache import Cache, last_seen, read_prompts, seen_at, written
+from dynexit.decoding.cache import Cache, Fresh, held, last_seen, nothing_fresh, read_prompts, seen_at, written
+from dynexit.decoding.checks import checked_prompts, checked_sampling, checked_stop
 from dynexit.exits.fixed_point import relative_residual
 from dynexit.exits.relay import run_relay
 from dynexit.exits.run import first_memory
@@ -25,19 +25,22 @@ class Decoded(NamedTuple):
       tokens: int32 `[B, count]`; after `stop` all are `stop`.
       steps: int32 `[B, count]`, iterations that each took; 0 after `stop`.
       log_probability: float32 `[B, count]`, ln p of each token when it was chosen, at temperature 1; 0 after `stop`.
+      nan_exits: int32 `[B]`, iterations at which what the criterion reads held a NaN; such a token takes all iterations.
       turns: int32 `[]`, iterations that the batch ran after the prompts.
     """
 
     tokens: Array
     steps: Array
     log_probability: Array
+    nan_exits: Array
     turns: Array
 
 
 class Writing(NamedTuple):
     """Where each row stands: in state `s` about token `position` (of prompt and answer), which is read as `e`, `[B, 1, D]`.
 
-    `told` is what `Decoded` will hold of each token: itself, its iterations, its ln p.
+    `fresh` is what the three parts of the cache are to get, by their names; `told` what `Decoded` will hold of each token: itself,
+    its iterations, its ln p.
     """
 
     position: Array
@@ -45,6 +48,7 @@ class Writing(NamedTuple):
     e: Array
     s: Array
     cache: Cache
+    fresh: dict[str, Fresh]
     told: tuple[Array, Array, Array]
 
 
@@ -104,23 +108,14 @@ def decode(
     network = getattr(model.embed, "__self__", None)
     if not isinstance(network, Network):
         raise TypeError("`model` must come from dx.backbones.recurrent_depth")
-    prompts = jnp.asarray(prompts)
-    check_tokens(prompts, "prompts")
-    rows, length = prompts.shape
-    lengths = jnp.full(rows, length, jnp.int32) if lengths is None else jnp.asarray(lengths)
-    if lengths.shape != (rows,) or not jnp.issubdtype(lengths.dtype, jnp.integer):
-        raise ValueError(f"`lengths` must be integers [{rows}], got {lengths.dtype}{list(lengths.shape)}")
-    if not isinstance(lengths, Tracer) and ((lengths < 1) | (lengths > length)).any():
-        raise ValueError(f"`lengths` must lie in 1..{length}, got {lengths.tolist()}")
-    steps = one_depth(model)
+    steps, count = one_depth(model), positive_integer(count, "count")
     slots = steps if slots is None else min(steps, positive_integer(slots, "slots"))
-    if not isinstance(temperature, Tracer) and not temperature > 0:
-        raise ValueError(f"`temperature` must be above 0, got {temperature}; without `keys` the likeliest token is taken")
-    if keys is not None and keys.shape != (rows,):
-        raise ValueError(f"`keys` must have shape [{rows}], got {list(keys.shape)}")
-    prompts, lengths = prompts.astype(jnp.int32), lengths.astype(jnp.int32)
-    count = positive_integer(count, "count")
-    return _decode(network, steps, count, slots, warm, stop, params, prompts, lengths, criterion, keys, jnp.float32(temperature))
+    prompts, lengths = checked_prompts(prompts, lengths, network.vocabulary)
+    stop = checked_stop(stop, network.vocabulary)
+    temperature = checked_sampling(keys, temperature, len(prompts))
+    if not isinstance(criterion, Criterion):
+        raise TypeError(f"`criterion` must be a dx.Criterion, got {type(criterion).__name__}")
+    return _decode(network, steps, count, slots, bool(warm), stop, params, prompts, lengths, criterion, keys, temperature)
 
 
 @functools.partial(jax.jit, static_argnums=range(6))
@@ -148,22 +143,24 @@ def _decode(
         all_keys, all_values = jnp.concatenate([past[0], k], axis=1), jnp.concatenate([past[1], v], axis=1)
         return attend(q, all_keys, all_values, seen), (k, v)
 
+    def holding(writing: Writing, part: str, *new: Any) -> Writing:
+        return writing._replace(fresh=writing.fresh | {part: held(writing.fresh[part], *new)})
+
     def answer(writing: Writing, of: Array, to: Array) -> tuple[Array, Writing]:
         """Logits `[b, V]` of the rows `of`; the coda's keys and values are remembered of those in `to`."""
         at, cache = writing.position[of], writing.cache
         mix = functools.partial(one, at)
         u, kept = network.answer(params, writing.s[of], at[:, None], mix, last_seen(cache.coda, of))
-        cache = cache._replace(coda=written(cache.coda, to, 0, at, kept))
-        return network.logits(params, u[:, 0]), writing._replace(cache=cache)
+        return network.logits(params, u[:, 0]), holding(writing, "coda", to, 0, at, kept)
 
     def think(i: Array, writing: Writing) -> tuple[Writing, PyTree]:
         """One iteration of the core for all rows."""
-        at, cache = writing.position, writing.cache
+        parts = {name: written(getattr(writing.cache, name), fresh) for name, fresh in writing.fresh.items()}
+        at, cache = writing.position, writing.cache._replace(**parts)
         mix, past = functools.partial(one, at), seen_at(cache.core, i, cache.depth)
         s, kept = network.think(params, writing.s, writing.e, at[:, None], mix, past)
-        cache = cache._replace(core=written(cache.core, every, i % slots, at, kept))
         output = {"residual": relative_residual(writing.s, s)}
-        writing = writing._replace(s=s, cache=cache)
+        writing = holding(writing._replace(s=s, cache=cache), "core", every, i % slots, at, kept)
         if not lazily:
             output["logits"], writing = answer(writing, every, every)
         return writing, output
@@ -180,23 +177,24 @@ def _decode(
         token, log_p = _chosen(None if keys is None else jax.vmap(jax.random.fold_in)(keys[of], made), temperature, logits)
         note = lambda a, value: a.at[to, made].set(value, mode="drop")
         told = jax.tree.map(note, writing.told, (token, depth, log_p))
-        depths = cache.depth.at[to, at].set(depth, mode="drop")
+        writing = writing._replace(told=told, cache=cache._replace(depth=cache.depth.at[to, at].set(depth, mode="drop")))
         at, made = at + 1, made + 1
         e, kept = network.read(params, token[:, None], at[:, None], functools.partial(one, at), last_seen(cache.prelude, of))
-        cache = cache._replace(prelude=written(cache.prelude, to, 0, at, kept), depth=depths)
         put = lambda a, value: a.at[to].set(value, mode="drop")
-        s = writing.s if warm else put(writing.s, 0.0)
+        moved = dict(position=put(writing.position, at), made=put(writing.made, made), e=put(writing.e, e))
+        moved |= {} if warm else {"s": put(writing.s, 0.0)}
         over = (made == count) | (token == stop if stop is not None else False)
-        return Writing(put(writing.position, at), put(writing.made, made), put(writing.e, e), s, cache, told), over
+        return holding(writing._replace(**moved), "prelude", to, 0, at, kept), over
 
     cache, s, logits = read_prompts(network, params, prompts, lengths, most, slots, room)
     none = jnp.zeros((rows, count), jnp.int32)
     told = none if stop is None else none + stop, none, none.astype(jnp.float32)
-    writing = Writing(lengths - 1, jnp.zeros(rows, jnp.int32), s, s, cache, told)
+    fresh = {name: nothing_fresh(getattr(cache, name)) for name in ("prelude", "core", "coda")}
+    writing = Writing(lengths - 1, jnp.zeros(rows, jnp.int32), s, s, cache, fresh, told)
     writing, over = begin(writing, every, every, jnp.full(rows, most), logits)
     touched = jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0), (cache.prelude, cache.coda))
     ended = run_relay(think, ready, writing, most, criterion, over, default_tiling(touched, rows))
-    return Decoded(*ended.state.told, turns=ended.turns)
+    return Decoded(*ended.state.told, nan_exits=ended.nan_exits, turns=ended.turns)
 
 
 def _chosen(keys: Array | None, temperature: Array, logits: Array) -> tuple[Array, Array]:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dynexit.core.checks import positive_integer
+from dynexit.core.checks import describe, positive_integer
 from dynexit.core.types import Array, Criterion, PyTree
 from dynexit.exits.rows import read_exit
 from dynexit.exits.run import first_memory
@@ -22,9 +22,16 @@ from dynexit.exits.tiling import Tiling
 
 
 class Relayed(NamedTuple):
-    """What a relay returns: the state, and int32 `[]`, the iterations that all rows ran."""
+    """What a relay returns.
+
+    Attributes:
+      state: as step and finish left it.
+      nan_exits: int32 `[B]`, iterations at which the row's output held a NaN; there it does not halt, unless it is the last.
+      turns: int32 `[]`, iterations that all rows ran.
+    """
 
     state: PyTree
+    nan_exits: Array
     turns: Array
 
 
@@ -35,6 +42,7 @@ class Standing(NamedTuple):
     over: Array
     memory: PyTree
     state: PyTree
+    nan_exits: Array
     turns: Array
 
 
@@ -65,7 +73,8 @@ def run_relay(
       `Relayed`.
 
     Raises:
-      TypeError, ValueError: `depth` below 1, a criterion for another number of exits or of wrong results.
+      TypeError, ValueError: `depth` below 1, `over` not bool `[B]` or of no row, a criterion for another number of exits or of
+        wrong results.
 
     Example:
       >>> import dynexit as dx
@@ -80,6 +89,8 @@ def run_relay(
       Array(6, dtype=int32)
     """
     positive_integer(depth, "depth")
+    if over.ndim != 1 or not over.size or over.dtype != bool:
+        raise ValueError(f"`over` must be bool [B] of at least one row, got {describe(over)}")
     rows = over.size
     tiling = tiling.within(rows)
     plans = jnp.asarray(tiling.counts(rows))
@@ -87,10 +98,10 @@ def run_relay(
     first = first_memory(criterion, rows, jax.eval_shape(step, zero, state)[1], depth)
 
     def turn(standing: Standing) -> Standing:
-        age, over, memory, state, turns = standing
+        age, over, memory, state, nan_exits, turns = standing
         state, output = step(age, state)
-        leaves, memory, _ = read_exit(criterion, age, age == depth - 1, output, memory)
-        leaves = leaves & ~over
+        leaves, memory, nan = read_exit(criterion, age, age == depth - 1, output, memory)
+        leaves, nan_exits = leaves & ~over, nan_exits + (nan & ~over).astype(jnp.int32)
         total, order = leaves.sum(dtype=jnp.int32), jnp.argsort(~leaves, stable=True)
 
         def ready(size: int, carry: Any) -> Any:
@@ -106,8 +117,8 @@ def run_relay(
         for k, size in enumerate(tiling.sizes):
             carry = jax.lax.fori_loop(0, plans[total, k], lambda _, carry, size=size: ready(size, carry), carry)
         _, over, memory, state = carry
-        return Standing(jnp.where(leaves, 0, age + 1), over, memory, state, turns + 1)
+        return Standing(jnp.where(leaves, 0, age + 1), over, memory, state, nan_exits, turns + 1)
 
-    begun = Standing(zero, over, first, state, jnp.int32(0))
+    begun = Standing(zero, over, first, state, zero, jnp.int32(0))
     ended = jax.lax.while_loop(lambda standing: ~standing.over.all(), turn, begun)
-    return Relayed(ended.state, ended.turns)
+    return Relayed(ended.state, ended.nan_exits, ended.turns)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dynexit.core.checks import one_depth, positive_integer
+from dynexit.core.checks import entries, one_depth, positive_integer
 from dynexit.core.labels import share
 from dynexit.core.types import Array, Criterion, Method, Model, PyTree
 from dynexit.exits import criteria
@@ -71,10 +71,12 @@ def recurrent_depth(
         first, second = jax.random.split(key)
         r = jnp.minimum(sampled_steps(first, mean, sigma), one_depth(model))
         step, state = every_iteration(model.steps(params)), model.embed(params, inputs)
+        entries(state, ("h", "input"), "a weight-tied model, such as dx.backbones.recurrent_depth")
         if noise:
             state = {**state, "h": noise * first_state(second, state["h"])}
-        kept = jnp.minimum(r, truncate)
-        _, output = run_truncated(step, state, r - kept, kept, truncate, injected=("input",))
+        most = min(truncate, one_depth(model))
+        kept = jnp.minimum(r, most)
+        _, output = run_truncated(step, state, r - kept, kept, most, injected=("input",))
         losses = multi_exit_cross_entropy(logits_of(output)[None], labels)[0]
         metrics = {"iterations": r, "loss_last": losses.mean(), "accuracy": grade(predict(output), labels).mean()}
         return losses, {name: jnp.float32(value) for name, value in metrics.items()}

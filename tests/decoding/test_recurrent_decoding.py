@@ -1,6 +1,7 @@
 """Writing token by token: against the whole window, against a loop in numpy that remembers every iteration, in any company."""
 
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import pytest
 import dynexit as dx
 from dynexit.backbones import deep_thinking, recurrent_depth
 from dynexit.decoding import decode
-from dynexit.decoding.recurrent import _chosen
+from dynexit.decoding.recurrent import _chosen, _decode
 
 V, D, HEADS, STEPS = 11, 8, 2, 4
 MODEL = recurrent_depth(V, width=D, heads=HEADS, steps=STEPS, core=2)
@@ -143,6 +144,37 @@ def test_a_row_ends_with_its_stop_token_and_the_others_go_on():
         assert found.steps[row].tolist() == free.steps[row, :end].tolist() + [0] * (8 - end)
 
 
+def test_no_turn_copies_the_cache():
+    """One block a part: nothing that is written depends on what is read, and without an order XLA copies what is written over."""
+    model, rows, room = recurrent_depth(V, width=D, heads=HEADS, steps=STEPS), 6, 12
+    params, prompts = jax.eval_shape(model.init, jax.random.key(0)), jax.ShapeDtypeStruct((rows, room - 2), jnp.int32)
+    write = jax.jit(lambda params, prompts: decode(model, params, prompts, 3, EARLY))
+    program = write.lower(params, prompts).compile().as_text()
+    for slots in (1, STEPS):
+        whole = rf"f32\[1,{rows},{slots},{room},{HEADS},{D // HEADS}\]"
+        assert re.search(whole, program) and not re.search(rf"= {whole}\S* copy\(", program)
+
+
+def test_thresholds_and_models_built_again_compile_once_and_settings_may_be_closed_over():
+    again = recurrent_depth(V, width=D, heads=HEADS, steps=STEPS, core=2)
+    size = _decode._cache_size()
+    found = decode(MODEL, PARAMS, PROMPTS, 4, dx.criteria.residual_below(0.25))
+    first = _decode._cache_size()
+    other = decode(again, PARAMS, PROMPTS, 4, dx.criteria.residual_below(0.3), temperature=0.5)
+    assert size <= first == _decode._cache_size() and other.turns <= found.turns
+    lengths, keys = jnp.array([5, 3, 5]), jax.random.split(jax.random.key(3), 3)
+    call = lambda p: decode(MODEL, p, PROMPTS, 4, EARLY, lengths=lengths, keys=keys, temperature=jnp.float32(0.7), stop=np.int32(3))
+    np.testing.assert_array_equal(jax.jit(call)(PARAMS).tokens, call(PARAMS).tokens)
+    traced = jax.jit(lambda n: decode(MODEL, PARAMS, PROMPTS, 4, EARLY, lengths=n))(lengths)
+    np.testing.assert_array_equal(traced.tokens, decode(MODEL, PARAMS, PROMPTS, 4, EARLY, lengths=lengths).tokens)
+
+
+def test_a_nan_is_counted_and_takes_all_iterations():
+    spoilt = PARAMS | {"embed": PARAMS["embed"].at[10].set(jnp.nan)}  # a token that the prompt has
+    found, sound = (decode(MODEL, p, PROMPTS[1:2], 4, EARLY) for p in (spoilt, PARAMS))
+    assert found.nan_exits.tolist() == [3 * STEPS] and (found.steps == STEPS).all() and sound.nan_exits.tolist() == [0]
+
+
 def test_drawing_follows_the_distribution():
     keys, logits = jax.random.split(jax.random.key(1), 4000), jnp.array([0.0, 1.0, -1.0, 3.0])
     tokens, log_p = _chosen(keys, jnp.float32(2.0), jnp.broadcast_to(logits, (4000, 4)))
@@ -163,6 +195,13 @@ def test_drawing_follows_the_distribution():
             lambda: decode(MODEL, PARAMS, PROMPTS, 2, NEVER, temperature=0.0),
             "`temperature` must be above 0, got 0.0; without `keys`",
         ),
+        (lambda: decode(MODEL, PARAMS, PROMPTS.at[0, 0].set(V), 2, NEVER), r"`prompts` must hold tokens in 0..10, got 0..11"),
+        (lambda: decode(MODEL, PARAMS, PROMPTS[:0], 2, NEVER), r"`prompts` must hold at least one row of at least one token"),
+        (lambda: decode(MODEL, PARAMS, PROMPTS, 2, 0.1), "`criterion` must be a dx.Criterion, got float"),
+        (lambda: decode(MODEL, PARAMS, PROMPTS, 2, NEVER, stop=3.0), "`stop` must be one token, an integer that is not traced"),
+        (lambda: decode(MODEL, PARAMS, PROMPTS, 2, NEVER, stop=V), "`stop` must be a token in 0..10, got 11"),
+        (lambda: decode(MODEL, PARAMS, PROMPTS, 2, NEVER, keys=[1, 2, 3]), "`keys` must be an array of jax.random.key, got list"),
+        (lambda: decode(MODEL, PARAMS, PROMPTS, 2, NEVER, temperature=jnp.ones(3)), "`temperature` must be a scalar"),
         (lambda: decode(MODEL, PARAMS, PROMPTS, 2, NEVER, keys=jax.random.split(jax.random.key(0), 2)), r"`keys` must have shape"),
     ],
 )

@@ -48,7 +48,7 @@ RULE = dx.criteria.persistently(2, dx.criteria.gate_above(0.999))  # has a memor
 @pytest.mark.parametrize("sizes", [(5,), (2, 1), (4, 3, 1)])
 def test_every_run_is_what_it_would_be_alone(sizes):
     over = jnp.zeros(ROWS, bool).at[1].set(True)  # row 1 has nothing to do
-    state, turns = run_relay(add, again, begun(), DEPTH, RULE, over, dx.Tiling(sizes, tuple(map(float, sizes))))
+    state, _, turns = run_relay(add, again, begun(), DEPTH, RULE, over, dx.Tiling(sizes, tuple(map(float, sizes))))
     lengths = []
     for row, runs in enumerate([4, 0, 4, 2, 3]):
         depths = [min(DEPTH, int(goal) + 1) for goal in GOALS[row, :runs]]  # two in a row
@@ -59,10 +59,25 @@ def test_every_run_is_what_it_would_be_alone(sizes):
     assert turns == max(lengths)
 
 
+def test_a_nan_runs_to_the_limit_is_counted_and_stays_alone():
+    spoilt = lambda i, state: (
+        lambda s, o: (s, {"gate": jnp.where((jnp.arange(ROWS) == 2) & (s["run"] == 1), jnp.nan, o["gate"])})
+    )(*add(i, state))
+    over, tiling = jnp.zeros(ROWS, bool), dx.Tiling((2, 1), (2.0, 1.0))
+    sound, broken = (run_relay(f, again, begun(), DEPTH, RULE, over, tiling) for f in (add, spoilt))
+    assert sound.nan_exits.tolist() == [0] * ROWS and broken.nan_exits.tolist() == [0, 0, DEPTH, 0, 0]
+    assert broken.state["depths"][2, 1] == DEPTH
+    others = np.arange(ROWS) != 2
+    np.testing.assert_array_equal(broken.state["depths"][others], sound.state["depths"][others])
+
+
 def test_all_over_is_no_turn_and_refusals():
     tiling = dx.Tiling((1,), (1.0,))
     assert run_relay(add, again, begun(), DEPTH, RULE, jnp.ones(ROWS, bool), tiling).turns == 0
     with pytest.raises(ValueError, match="`depth` must be at least 1"):
         run_relay(add, again, begun(), 0, RULE, jnp.zeros(ROWS, bool), tiling)
+    for over in (jnp.zeros(0, bool), jnp.zeros((3, 1), bool), jnp.zeros(ROWS)):
+        with pytest.raises(ValueError, match=r"`over` must be bool \[B\] of at least one row"):
+            run_relay(add, again, begun(), DEPTH, RULE, over, tiling)
     with pytest.raises(ValueError, match="thresholds of shape"):
         run_relay(add, again, begun(), DEPTH, dx.criteria.gate_above(jnp.ones(2)), jnp.zeros(ROWS, bool), tiling)
