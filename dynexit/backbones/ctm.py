@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from dynexit.backbones.parts import Apply, Norm, attend, check_input, initial
-from dynexit.backbones.synchronisation import Pairing, Pairs, accumulated, neuron_pairs, synchronisation
+from dynexit.backbones.synchronisation import Pairing, Pairs, accumulated, decays_in_range, neuron_pairs, synchronisation
 from dynexit.core.checks import positive_integer
 from dynexit.core.types import Array, Model, PyTree
 from dynexit.exits import tied_step
@@ -30,7 +30,7 @@ class Embed(nn.Module):
         where = self.param("position_embedding", nn.initializers.normal(1.0), e.shape[1:])
         e = Norm(name="norm")(e + where.astype(e.dtype)[None])
         both = nn.Dense(2 * self.features, dtype=x.dtype, name="key_value")(e)
-        split = lambda t: t.reshape(*t.shape[:2], self.heads, -1)
+        split = lambda t: t.reshape(*t.shape[:2], self.heads, self.features // self.heads)
         return tuple(map(split, jnp.split(both, 2, axis=-1)))
 
 
@@ -148,7 +148,7 @@ def ctm(
 
     Raises:
       ValueError, TypeError: a number below 1, an unknown `pairing`, `heads` that do not divide `features`, more `self_pairs` than
-        pairs or with "first_last" more neurons than `width`; inputs of another shape or not floating point.
+        pairs, or with "first_last" any of them or more neurons than `width`; inputs of another shape or not floating point.
 
     Example:
       >>> model = ctm(6, 1, 2, width=16, ticks=3, answers=6)
@@ -162,7 +162,7 @@ def ctm(
     U-Net of deeper ones is left out); matrices with nothing between them are one (query, keys and values are projected once, keys
     and values before the first tick; attention has no matrix behind it); no dropout; learned positions; no learned temperature in
     the neurons' models, which their weights contain; decays beyond 0..15 stay as they are and count as the nearer end, where the
-    code moves the parameters back.
+    code moves the parameters back (gradients are reverse mode alone).
     """
     sizes = dict(places=places, channels=channels, classes=classes, width=width, ticks=ticks, memory=memory, hidden=hidden)
     sizes |= dict(features=features, heads=heads, action=action, out=out) | ({} if answers is None else dict(answers=answers))
@@ -172,8 +172,10 @@ def ctm(
         raise ValueError(f"`features` must be a multiple of the {heads} `heads`, got {features}")
     if pairing not in ("random", "first_last"):
         raise ValueError(f"`pairing` must be 'random' or 'first_last', got {pairing!r}")
-    if not 0 <= self_pairs <= min(action, out):
-        raise ValueError(f"`self_pairs` must lie in 0..{min(action, out)}, the fewer of `action` and `out`, got {self_pairs}")
+    if self_pairs and (pairing != "random" or positive_integer(self_pairs, "self_pairs") > min(action, out)):
+        raise ValueError(
+            f"`self_pairs` must lie in 0..{min(action, out)} and goes with random pairs, got {self_pairs} of {pairing!r}"
+        )
     if pairing == "first_last" and max(action, out) > width:
         raise ValueError(f"`action` and `out` must be at most the {width} neurons of `width`, got {action} and {out}")
     looked, told = neuron_pairs(width, action, out, pairing, self_pairs, seed)
@@ -201,4 +203,4 @@ def ctm(
         return start(params["start"], keys, values, looked, told)
 
     names = tuple(f"tick{i:03d}" for i in range(ticks))
-    return Model(init, embed, lambda params: tied_step(tick, head, params), ticks, names)
+    return Model(init, embed, lambda params: tied_step(tick, head, decays_in_range(params)), ticks, names)

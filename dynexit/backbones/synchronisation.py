@@ -34,10 +34,16 @@ def _decay_backward(decay: Array, slope: Array) -> tuple[Array]:
 decay_in_range.defvjp(_decay_forward, _decay_backward)
 
 
+def decays_in_range(params: PyTree) -> PyTree:
+    """Parameters with the decays of a tick in range: once for all ticks, so that it is their summed slope that is judged."""
+    tick = {name: decay_in_range(a) if name.endswith("_decay") else a for name, a in params["tick"].items()}
+    return {**params, "tick": tick}
+
+
 def accumulated(state: PyTree, name: str, z: Array, pairs: Pairs, decay: Array) -> PyTree:
     """alpha = r alpha + z_i z_j and beta = r beta + 1 of one kind of pairs, r = exp(-decay); float32 `[b, pairs]`."""
     left, right = (z[:, np.asarray(side)].astype(jnp.float32) for side in pairs)
-    r = jnp.exp(-decay_in_range(decay.astype(jnp.float32)))[None]
+    r = jnp.exp(-decay.astype(jnp.float32))[None]
     alpha, beta = state[f"{name}_alpha"], state[f"{name}_beta"]
     return {f"{name}_alpha": r * alpha + left * right, f"{name}_beta": r * beta + 1.0}
 

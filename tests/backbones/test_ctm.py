@@ -124,11 +124,11 @@ def test_without_decay_synchronisation_is_the_mean_product_times_the_root_of_the
 
 
 def test_with_the_largest_decay_only_the_last_tick_counts():
-    """e^-15 of what was is left; a decay of 40 counts as 15, one of -1 as 0."""
+    """e^-15 of what was is left."""
     z = jnp.array([[[2.0, 3.0]], [[5.0, 7.0]]])
     state = {"s_alpha": jnp.zeros((1, 3)), "s_beta": jnp.zeros((1, 3))}
     for now in z:
-        state = accumulated(state, "s", now, ((0, 0, 0), (1, 1, 1)), jnp.array([15.0, 40.0, -1.0]))
+        state = accumulated(state, "s", now, ((0, 0, 0), (1, 1, 1)), jnp.array([15.0, 15.0, 0.0]))
     left = 35 + 6 * np.exp(-15)
     np.testing.assert_allclose(state["s_alpha"][0], [left, left, 41], rtol=1e-7)
     np.testing.assert_allclose(state["s_beta"][0], [1 + np.exp(-15), 1 + np.exp(-15), 2], rtol=1e-7)
@@ -141,6 +141,24 @@ def test_a_decay_out_of_range_can_come_back_and_go_no_further():
     found = jax.grad(lambda d: (decay_in_range(d) * slopes).sum())(decay)
     np.testing.assert_array_equal(found, [0.0, -2.0, 2.0, -2.0, 2.0, 2.0, 0.0])
     np.testing.assert_array_equal(decay_in_range(decay), [0, 0, 0, 0, 3, 15, 15])
+
+
+def test_decays_below_zero_get_the_slope_of_all_ticks_where_it_leads_back():
+    """Judged tick by tick another slope would be left: their sum may lead back where single ticks do not."""
+    form = FORMS["an answer a place"]
+    model = small(**form)
+    params = scattered(model.init(jax.random.key(0)))
+    weights = np.random.default_rng(2).standard_normal((TICKS, ROWS, PLACES, CLASSES)).astype(np.float32)
+    value = lambda p: (weights * dx.run_all(model.steps(p), model.embed(p, INPUTS), TICKS)).sum()
+
+    def slope(decay):
+        tick = params["tick"] | {name: jnp.full_like(params["tick"][name], decay) for name in ("action_decay", "out_decay")}
+        found = jax.grad(value)({**params, "tick": tick})["tick"]
+        return np.concatenate([found["action_decay"], found["out_decay"]])
+
+    inside, beyond = slope(0.0), slope(-0.01)
+    assert (inside > 0).any() and (inside < 0).any()
+    np.testing.assert_allclose(beyond, np.minimum(inside, 0.0), rtol=1e-4, atol=1e-5)
 
 
 def test_the_gradient_reaches_every_parameter_and_is_the_loop_s():
@@ -223,7 +241,13 @@ def test_the_engine_takes_it():
         ({"ticks": 1.5}, TypeError, "`ticks` must be a Python integer, got float 1.5"),
         ({"heads": 3}, ValueError, "`features` must be a multiple of the 3 `heads`, got 4"),
         ({"pairing": "dense"}, ValueError, "`pairing` must be 'random' or 'first_last', got 'dense'"),
-        ({"self_pairs": 5}, ValueError, "`self_pairs` must lie in 0..4, the fewer of `action` and `out`, got 5"),
+        ({"self_pairs": 5}, ValueError, "`self_pairs` must lie in 0..4 and goes with random pairs, got 5 of 'random'"),
+        (
+            {"self_pairs": 2, "pairing": "first_last"},
+            ValueError,
+            "`self_pairs` must lie in 0..4 and goes with random pairs, got 2 of 'first_last'",
+        ),
+        ({"self_pairs": 1.5}, TypeError, "`self_pairs` must be a Python integer, got float 1.5"),
         (
             {"pairing": "first_last", "out": 9},
             ValueError,
