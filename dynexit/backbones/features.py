@@ -1,5 +1,7 @@
 """Every block's output under its stable name."""
 
+import dataclasses
+
 import jax
 
 from dynexit.core.types import Array, Model, PyTree, Step
@@ -11,11 +13,11 @@ def _read_state(step: Step) -> Step:
         state, _ = step.apply(weights, i, state)
         return state, state
 
-    return Step(step.select, apply, step.blocks)
+    return dataclasses.replace(step, apply=apply)
 
 
 def features(model: Model, params: PyTree, inputs: Array) -> dict[str, PyTree]:
-    """Runs the whole network and returns the state after every block.
+    """Runs the whole network and returns the state after every block, or after every step where one executes several.
 
     Args:
       model: whose blocks.
@@ -23,7 +25,8 @@ def features(model: Model, params: PyTree, inputs: Array) -> dict[str, PyTree]:
       inputs: `[B, ...]`, as `model.embed` takes them.
 
     Returns:
-      `{name: state}`, leaves `[B, ...]`, in the order of depth; under `jax.jit` what is not used is not computed.
+      `{name: state}`, leaves `[B, ...]`, in the order of depth, each under the name of the last block that it has been through;
+      under `jax.jit` what is not used is not computed.
 
     Example:
       >>> from dynexit.backbones import mlp
@@ -35,9 +38,11 @@ def features(model: Model, params: PyTree, inputs: Array) -> dict[str, PyTree]:
     steps, depths = model.steps(params), model.depth
     if not isinstance(depths, tuple):
         steps, depths = (steps,), (depths,)
-    state, found = model.embed(params, inputs), []
+    state, found, before = model.embed(params, inputs), {}, 0
     for step, depth in zip(steps, depths, strict=True):
         states = run_all(_read_state(step), state, depth)
-        found += [jax.tree.map(lambda a, k=k: a[k], states) for k in range(depth)]
-        state = found[-1]
-    return dict(zip(model.names, found, strict=True))
+        for k in range(depth // step.blocks):
+            state = jax.tree.map(lambda a, k=k: a[k], states)
+            found[model.names[before + (k + 1) * step.blocks - 1]] = state
+        before += depth
+    return found

@@ -14,6 +14,10 @@ from dynexit.core.types import Array, Criterion, Halted, PyTree
 SLACK = 1e-9  # for accuracies that are equal but for float64 rounding
 
 
+class NoPoint(ValueError):
+    """No candidate meets the rule."""
+
+
 class Choice(NamedTuple):
     """An operating point, what it did on the calibration split, and why it was taken.
 
@@ -59,6 +63,7 @@ def choose(
     budget: float | None = None,
     accept_flips: float | None = None,
     grade: Callable[[Any, Any], Any] = exact,
+    full_cost: float | None = None,
 ) -> Choice:
     """The cheapest point that loses at most so much accuracy, or the most accurate that costs at most so much.
 
@@ -75,12 +80,15 @@ def choose(
       accept_loss: fraction of the rows, in 0..1.
       budget: fraction of full depth's FLOPs, in 0..1, 0 excluded.
       accept_flips: fraction of the rows, in 0..1, or None for any.
+      full_cost: FLOPs of full depth, which `budget` is a fraction of; None for the last of `costs`. The plain network costs a
+        little less than one that reads all its exits.
 
     Returns:
       `Choice`.
 
     Raises:
-      ValueError: predictions of the train or test split, NaNs among them, both or neither rule, or no point that meets it.
+      NoPoint: none meets the rule.
+      ValueError: predictions of the train or test split, NaNs among them or among `points`, both or neither rule.
       TypeError: labels that are not integers.
 
     Example:
@@ -100,8 +108,11 @@ def choose(
         both = "neither" if accept_loss is None else "both"
         raise ValueError(f"exactly one of `accept_loss` and `budget` must be given, got {both}; they are two different rules")
     _refuse_nan(predictions.outputs)
+    for path, leaf in jax.tree_util.tree_flatten_with_path(points)[0]:
+        if np.isnan(np.asarray(leaf, np.float64)).any():
+            raise ValueError(f"`points`{jax.tree_util.keystr(path)} must not hold a NaN")
     found = curve(predictions, points, criterion, predict, costs, replay, grade)
-    full = float(np.asarray(costs, np.float64)[-1])
+    full = float(np.asarray(costs, np.float64)[-1] if full_cost is None else full_cost)
     if accept_loss is not None:
         k, accepted = _cheapest(found, accept_loss, 1.0 if accept_flips is None else accept_flips)
     else:
@@ -151,7 +162,7 @@ def _cheapest(found: Curve, accept_loss: float, accept_flips: float) -> tuple[in
             raise ValueError(f"`{name}` must lie in 0..1, a fraction of the rows, got {value}")
     allowed = (found.accuracy >= found.accuracy_full - accept_loss - SLACK) & (found.flips <= accept_flips + SLACK)
     if not allowed.any():
-        raise ValueError(
+        raise NoPoint(
             f"`points` hold none that loses at most {accept_loss:g} of accuracy {found.accuracy_full:.4f}; the best has "
             f"{found.accuracy.max():.4f}. Full depth must be among the candidates"
         )
@@ -166,8 +177,9 @@ def _most_accurate(found: Curve, budget: float | None, full: float) -> tuple[int
         raise ValueError(f"`budget` must lie in 0..1, 0 excluded, a fraction of full depth's FLOPs, got {budget}")
     allowed = found.cost <= budget * full * (1 + SLACK)
     if not allowed.any():
-        raise ValueError(
-            f"`budget` of {budget:g} of full depth's FLOPs cannot be met: the cheapest point costs {found.cost.min() / full:.4g}. "
+        least = np.ceil(1e4 * found.cost.min() / full) / 1e4
+        raise NoPoint(
+            f"`budget` of {budget:g} of full depth's FLOPs cannot be met: the cheapest point costs {least:.4f}. "
             "Ask for at least that, or give the network an earlier exit"
         )
     order = np.lexsort((found.cost, -found.accuracy))

@@ -2,8 +2,11 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+from jax.core import Tracer
 
+from dynexit.core.labels import IGNORED, check_labels
 from dynexit.core.types import Array
 
 HALVINGS = 40  # of the bracket of ln T: beyond float32's resolution
@@ -17,7 +20,7 @@ def fit_temperature(logits: Array, labels: Array, lowest: float = 0.1, highest: 
 
     Args:
       logits: `[E, M, C]`, of a calibration split. Rows with a NaN are left out.
-      labels: integers `[M]`.
+      labels: integers `[M]`; rows with -1 (`dynexit.core.labels.IGNORED`) are left out too.
       lowest, highest: bracket of T, with 1 in it.
 
     Returns:
@@ -25,7 +28,7 @@ def fit_temperature(logits: Array, labels: Array, lowest: float = 0.1, highest: 
 
     Raises:
       TypeError: labels that are not integers.
-      ValueError: shapes that do not fit, or a bracket without 1.
+      ValueError: shapes that do not fit, labels that are no class (where they are not traced), or a bracket without 1.
 
     Example:
       >>> logits = jnp.array([[[2.0, 0.0], [2.0, 0.0], [2.0, 0.0], [2.0, 0.0]]])  # right in 3 of 4: p should be 0.75
@@ -43,15 +46,17 @@ def fit_temperature(logits: Array, labels: Array, lowest: float = 0.1, highest: 
         raise TypeError(f"`labels` must be integers, got {jnp.result_type(labels)}")
     if not 0 < lowest <= 1 <= highest:
         raise ValueError(f"`lowest` and `highest` must hold 0 < lowest <= 1 <= highest, got {lowest} and {highest}")
+    if not isinstance(labels, Tracer):
+        check_labels(np.asarray(labels), jnp.shape(logits)[2], "labels")
     return _fit(jnp.asarray(logits), jnp.asarray(labels), jnp.float32(lowest), jnp.float32(highest))
 
 
 def mean_nll(logits: Array, labels: Array, temperature: Array) -> Array:
-    """Mean negative log-likelihood of one exit, -mean_m ln softmax(z_m / T)[y_m], over the rows without a NaN.
+    """Mean negative log-likelihood of one exit, -mean_m ln softmax(z_m / T)[y_m], over the rows that count and hold no NaN.
 
     Args:
       logits: `[M, C]`.
-      labels: integers `[M]`.
+      labels: integers `[M]`; -1 for a row that does not count.
       temperature: T, `[]`.
 
     Returns:
@@ -61,16 +66,16 @@ def mean_nll(logits: Array, labels: Array, temperature: Array) -> Array:
       >>> print(f"{mean_nll(jnp.zeros((3, 2)), jnp.array([0, 1, 1]), jnp.float32(2.0)):.4f}")  # ln 2
       0.6931
     """
-    z, valid = _clean(logits)
+    z, valid = _clean(logits, labels)
     log_p = jax.nn.log_softmax(z / temperature)
-    return _mean(-jnp.take_along_axis(log_p, labels[:, None], axis=1)[:, 0], valid)
+    return _mean(-_of_label(log_p, labels), valid)
 
 
 @jax.jit
 def _fit(logits: Array, labels: Array, lowest: Array, highest: Array) -> Array:
     def one_exit(logits):  # [M, C]; lax.map and not vmap, to hold one exit's probabilities at a time
-        z, valid = _clean(logits)
-        label = jnp.take_along_axis(z, labels[:, None], axis=1)[:, 0]
+        z, valid = _clean(logits, labels)
+        label = _of_label(z, labels)
 
         def halve(_, bracket):
             low, high = bracket  # of ln T; where the slope in b is positive, b is too large and T too small
@@ -87,11 +92,16 @@ def _fit(logits: Array, labels: Array, lowest: Array, highest: Array) -> Array:
     return lax.map(one_exit, logits)
 
 
-def _clean(logits: Array) -> tuple[Array, Array]:
-    """float32 logits whose largest is 0, with zeros for rows that hold a NaN, and which rows do not."""
-    valid = ~jnp.isnan(logits).any(axis=1)
+def _clean(logits: Array, labels: Array) -> tuple[Array, Array]:
+    """float32 logits whose largest is 0, with zeros for rows that hold a NaN or do not count, and which rows do neither."""
+    valid = ~jnp.isnan(logits).any(axis=1) & (labels != IGNORED)
     z = jnp.where(valid[:, None], logits.astype(jnp.float32), 0.0)
     return z - z.max(axis=1, keepdims=True), valid
+
+
+def _of_label(values: Array, labels: Array) -> Array:
+    """The entry of each row's label, `[M, C]` to `[M]`; of the first class where no label counts."""
+    return jnp.take_along_axis(values, jnp.maximum(labels, 0)[:, None], axis=1)[:, 0]
 
 
 def _mean(values: Array, valid: Array) -> Array:

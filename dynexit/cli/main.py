@@ -75,6 +75,7 @@ def _is_known(error: Exception) -> bool:
         ("dynexit.data.store", ("DataNotPrepared", "DataDamaged")),
         ("dynexit.training.loop", ("NonFiniteLoss",)),
         ("dynexit.training.checkpoints", ("CheckpointError",)),
+        ("dynexit.calibration.choose", ("NoPoint",)),
     )
     kinds = [getattr(sys.modules[m], n) for m, names in known if m in sys.modules for n in names if hasattr(sys.modules[m], n)]
     return isinstance(error, tuple(kinds))

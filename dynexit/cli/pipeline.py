@@ -141,11 +141,10 @@ def _calibrate(run: Run, experiment: Any, params: Any, rule: Calibration) -> tup
     costs = analysis.costs_of(experiment.model, params, analysis.prepared(experiment, inputs))
     points = method.candidates(held_out.outputs, held_out.labels, jnp.asarray(costs.until, jnp.float32))
     accept_loss = rule.accept_loss if rule.budget is None else None
-    # full depth as it is reported reads the last exit alone; a network that reads them all costs a little more
-    budget = None if rule.budget is None else rule.budget * costs.full / costs.until[-1]
     flips = rule.accept_flips if rule.budget is None else None
+    rules = dict(accept_loss=accept_loss, budget=rule.budget, accept_flips=flips)
     choice = choose(
-        held_out, points, method.criterion, method.predict, costs.until, replay, accept_loss, budget, flips, method.grade
+        held_out, points, method.criterion, method.predict, costs.until, replay, **rules, grade=method.grade, full_cost=costs.full
     )
     chosen = {
         "rule": dataclasses.asdict(rule),

@@ -14,6 +14,8 @@ def split(argv: Sequence[str], usage: str, least: int = 1, most: int | None = 1)
     count = next((k for k, word in enumerate(argv) if word.startswith("-")), len(argv))
     words, rest = list(argv[:count]), list(argv[count:])
     asks_help = any(word in ("-h", "--help") for word in rest)
-    if (len(words) < least and not asks_help) or (most is not None and len(words) > most):
+    if most is not None and len(words) > most:
+        raise SettingsError(f"unexpected argument {words[most]!r}; options are written --name value\nusage: {usage}")
+    if len(words) < least and not asks_help:
         raise SettingsError(f"usage: {usage}")
     return words, rest

@@ -47,6 +47,17 @@ def positive_integer(value: Any, name: str) -> int:
     return int(value)
 
 
+def entries(state: PyTree, names: Sequence[str], made_by: str) -> None:
+    """Refuses a state that is not the dict which a function of the library makes.
+
+    Raises:
+      TypeError: entries are missing; the function that makes them is named.
+    """
+    if not isinstance(state, dict) or not set(names) <= set(state):
+        came = f"a dict with {sorted(state)}" if isinstance(state, dict) else f"a {type(state).__name__}"
+        raise TypeError(f"`state` must come from `{made_by}`, a dict with {sorted(names)}; got {came}")
+
+
 class Stage(NamedTuple):
     """One step and how often it runs.
 
@@ -72,8 +83,10 @@ def stages_of(step: Step | Sequence[Step], depth: int | Sequence[int]) -> tuple[
 
     Raises:
       TypeError: something else was handed in.
-      ValueError: depth 0, not a multiple, or unequal numbers of steps and depths.
+      ValueError: depth 0, not a multiple, more than the step has weights for, or unequal numbers of steps and depths.
     """
+    if isinstance(step, Model):
+        raise TypeError("`step` must be a dx.Step, got a dx.Model: hand in `model.steps(params)`")
     several = isinstance(step, (tuple, list))
     if several != isinstance(depth, (tuple, list)):
         raise TypeError(
@@ -92,6 +105,8 @@ def stages_of(step: Step | Sequence[Step], depth: int | Sequence[int]) -> tuple[
         d = positive_integer(d, f"depth{place}")
         if d % s.blocks:
             raise ValueError(f"`depth{place}` is {d}, not a multiple of the {s.blocks} blocks that one step executes")
+        if s.depth is not None and d > s.depth:
+            raise ValueError(f"`depth{place}` is {d}, and `step{place}` is made for {s.depth} blocks at most")
         stages.append(Stage(s, d // s.blocks, first, before))
         first, before = first + d // s.blocks, before + d
     return tuple(stages)

@@ -53,6 +53,34 @@ def share(prediction: Any, labels: Any) -> Any:
     return right / counts.clip(1)
 
 
+def check_labels(labels: Any, classes: int, source: str) -> None:
+    """Refuses labels that are no class: a loss takes one of C for a NaN, and one below 0 for the last classes.
+
+    Args:
+      labels: integers of any shape, on the host; of another type nothing is asked.
+      classes: C; with 0 nothing is asked.
+      source: what they come from, in words.
+
+    Raises:
+      ValueError: one is neither in 0..C-1 nor `IGNORED`.
+
+    Example:
+      >>> import numpy as np
+      >>> check_labels(np.array([0, 3]), 3, "train")
+      Traceback (most recent call last):
+        ...
+      ValueError: labels of `train` must lie in 0..2 (3 classes), or be -1 at places that do not count; got 3
+    """
+    if not classes or getattr(labels, "dtype", None) is None or labels.dtype.kind not in "iu" or not labels.size:
+        return
+    for found in (int(labels.max()), int(labels.min())):
+        if not (0 <= found < classes or found == IGNORED):
+            raise ValueError(
+                f"labels of `{source}` must lie in 0..{classes - 1} ({classes} classes), or be {IGNORED} at places that do not "
+                f"count; got {found}"
+            )
+
+
 def _check(prediction: Any, labels: Any) -> None:
     if prediction.shape != labels.shape:
         raise ValueError(f"`prediction` must have the shape of `labels`, got {prediction.shape} and {labels.shape}")

@@ -5,6 +5,7 @@ An experiment file makes its own `Settings` dataclass out of these and of its ow
 """
 
 import dataclasses
+import typing
 from typing import Literal
 
 
@@ -106,8 +107,13 @@ def between(settings, low: float, high: float, *names: str) -> list[str]:
 
 
 def faults(settings, path: str = "") -> list[str]:
-    """All faults of a tree of settings, each with its dotted path in front."""
-    found = [f"{path}{sentence}" for sentence in getattr(settings, "faults", list)()]
+    """All faults of a tree of settings, each with its dotted path in front: unknown choices, and what is out of range."""
+    found, hints = [], typing.get_type_hints(type(settings))
+    for field in dataclasses.fields(settings):
+        value, allowed = getattr(settings, field.name), typing.get_args(hints[field.name])
+        if typing.get_origin(hints[field.name]) is Literal and value not in allowed:
+            found.append(f"{path}{field.name} must be one of {', '.join(map(str, allowed))}, got {value!r}")
+    found += [f"{path}{sentence}" for sentence in getattr(settings, "faults", list)()]
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
         if dataclasses.is_dataclass(value):

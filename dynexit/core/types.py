@@ -35,11 +35,13 @@ class Step:
       apply: `apply(weights, i, state) -> (state, output)` runs the rows it is given; leaves of state and output are `[b, ...]`.
         Where `run_until` is given a `side`, `apply(weights, i, state, rows, side) -> (state, output, side)`.
       blocks: how many blocks of depth one step executes (exits need not follow every block).
+      depth: blocks that there are weights for, or None for any number; the engine refuses to go deeper.
     """
 
     select: Callable[[Any], PyTree]
     apply: Callable[..., tuple[PyTree, ...]]
     blocks: int = dataclasses.field(default=1, metadata={"static": True})
+    depth: int | None = dataclasses.field(default=None, metadata={"static": True})
 
     def __post_init__(self):
         object.__setattr__(self, "select", _as_partial(self.select))

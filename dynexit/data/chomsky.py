@@ -91,6 +91,7 @@ def chomsky(
       steps int32 `[b]`: l, the tokens that one pass reads one at a time.
 
     Raises:
+      TypeError: `task` is no `Task`.
       ValueError: a range that is empty or begins below 1, `examples` below 1.
 
     Example:
@@ -101,6 +102,8 @@ def chomsky(
     Source: Deletang et al. 2023, arXiv 2207.02098: train on 1..40, test on 41..500, score the mean over test lengths of the
     accuracy per token. Deviations: calibration and padding are ours; what single tasks do otherwise, they say.
     """
+    if not isinstance(task, Task):
+        raise TypeError(f"`task` must be one of `dynexit.data.chomsky.TASKS`, such as TASKS['reverse_string'], got {task!r}")
     ordered("lengths", lengths, 1, None)
     ordered("test_lengths", test_lengths, 1, None)
     splits = generated(

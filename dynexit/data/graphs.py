@@ -95,6 +95,7 @@ def graphs(
       hints int32 `[b, n, n]` (`[b, n, n, n]` for all pairs), if wanted, the last repeated up to n rounds.
 
     Raises:
+      TypeError: `algorithm` is no function.
       ValueError: `nodes` or `test_nodes` below 2, `examples` below 1.
 
     Example:
@@ -107,6 +108,8 @@ def graphs(
     Deviations: nodes have no position (their number is their place in the arrays); paths and grids are ours, as random
     graphs need few rounds; training draws without end where they keep 1,000 graphs.
     """
+    if not callable(algorithm):
+        raise TypeError(f"`algorithm` must be a function of `dynexit.data.graph_algorithms`, got {algorithm!r}")
     test_nodes = nodes if test_nodes is None else test_nodes
     family = erdos_renyi() if family is None else family
     at_least(2, nodes=nodes, test_nodes=test_nodes)

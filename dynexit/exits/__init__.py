@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from dynexit.exits.fixed_point import FixedPoint, begin_fixed_point, fixed_point, fixed_point_step, implicit, phantom
     from dynexit.exits.mixing import Mixing, anderson, damped
     from dynexit.exits.most_certain import certainty, most_certain
-    from dynexit.exits.newton_scan import Recurrence, affine_scan, newton_scan
+    from dynexit.exits.newton_scan import Recurrence, affine_scan, check_elementwise, newton_scan
     from dynexit.exits.ode import Solver, begin_ode, ode_step
     from dynexit.exits.places import Places, by_place
     from dynexit.exits.relay import Relayed, run_relay
@@ -46,6 +46,7 @@ __all__ = [
     "begin_ode",
     "by_place",
     "certainty",
+    "check_elementwise",
     "criteria",
     "damped",
     "dropped_blocks",
@@ -87,6 +88,7 @@ __getattr__, __dir__ = attach(
         "Tiling": "tiling",
         "Tuned": "tune",
         "affine_scan": "newton_scan",
+        "check_elementwise": "newton_scan",
         "anderson": "mixing",
         "averaged": "averaging",
         "averaged_step": "averaging",

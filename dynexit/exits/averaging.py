@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from dynexit.core.checks import shapes
+from dynexit.core.checks import entries, shapes
 from dynexit.core.types import Array, Model, PyTree, Step
 
 UPDATES = ("accumulated", "basic")
@@ -63,7 +63,7 @@ def averaged_step(step: Step, epsilon: float = 0.01, update: str = "accumulated"
     """
     _check(epsilon, update)
     run = _Averaged(update, head)
-    return Step(step.select, Partial(run, step.apply, jnp.float32(1 - epsilon)), step.blocks)
+    return dataclasses.replace(step, apply=Partial(run, step.apply, jnp.float32(1 - epsilon)))
 
 
 def averaging_state(step: Step, state: PyTree) -> PyTree:
@@ -128,6 +128,7 @@ class _Averaged:
     head: Head | None
 
     def __call__(self, apply, most, weights, i, state):
+        entries(state, ("inner", "mean", "spent"), "averaging_state")
         inner, output = apply(weights, i, state["inner"])
         logit, values = _parts(output)
         spent, mean = state["spent"], state["mean"]

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dynexit.core.checks import batch_size, positive_integer
+from dynexit.core.checks import batch_size, describe, entries, positive_integer
 from dynexit.core.types import Array, PyTree, Step
 from dynexit.exits import loops
 from dynexit.exits.mixing import Mixing, damped
@@ -25,7 +25,8 @@ class FixedPoint(NamedTuple):
     Attributes:
       state: z `[B, ...]`, the iterate after the last step; differentiable, by the implicit function theorem.
       steps: int32 `[B]`, evaluations of f for the row, 1..most.
-      residual: float32 `[B]`, ||f(z) - z|| / ||f(z)|| at the last evaluation; a NaN where the row holds one.
+      residual: float32 `[B]`, ||f(z) - z|| / ||f(z)|| at the last evaluation; a NaN where the row holds one, and infinite where
+        the iteration ran away and ||f(z)||, in float32, overflows.
       converged: bool `[B]`, whether the residual is below the tolerance; False for a NaN.
     """
 
@@ -75,11 +76,13 @@ def fixed_point(
       >>> print(f"{value:.3f} {slope:.3f}")  # z* = 2 p x
       6.000 2.000
 
-    Source: Bai et al. 2019, deep equilibrium models; defaults of torchdeq. There the stop is one for the whole batch and absolute,
-    and the iterate of the lowest residual is returned; here each row stops for itself, and the last iterate is returned.
+    Source: Bai et al. 2019, deep equilibrium models; `most`, `tolerance` and Anderson's settings are the defaults of torchdeq,
+    whose backward solve goes on to 1e-6. There the stop is one for the whole batch and absolute, and the iterate of the lowest
+    residual is returned; here each row stops for itself, and the last iterate is returned.
     """
     mixing = damped() if mixing is None else mixing
     most = positive_integer(most, "most")
+    _check_mixing(mixing)
     most_back = most if most_back is None else positive_integer(most_back, "most_back")
     tolerance = _scalar(tolerance)
     tolerance_back = tolerance if tolerance_back is None else tolerance_back
@@ -114,6 +117,7 @@ def implicit(
       2.000
     """
     mixing = damped() if mixing is None else mixing
+    _check_mixing(mixing)
     return _implicit(f, positive_integer(most, "most"), mixing, params, x, z, _scalar(tolerance))
 
 
@@ -164,20 +168,31 @@ def fixed_point_step(f: Map, head: Callable[[PyTree, Array], Array], params: PyT
       Array([10,  1], dtype=int32)
     """
     mixing = damped() if mixing is None else mixing
+    _check_mixing(mixing)
     return tied_step(_Iterate(f, mixing), _Read(head), params)
 
 
 def begin_fixed_point(x: PyTree, z: Array, mixing: Mixing | None = None) -> dict[str, PyTree]:
     """The state of `fixed_point_step` before the first iteration: "input", "z", "residual" `[B]` in z's type, and "memory"."""
     mixing = damped() if mixing is None else mixing
+    _check_mixing(mixing)
     return {"input": x, "z": z, "residual": jnp.full(z.shape[0], jnp.inf, z.dtype), "memory": mixing.begin(z)}
 
 
 def relative_residual(z: Array, value: Array) -> Array:
-    """||f(z) - z|| / ||f(z)|| over all axes but the first, float32 `[b]`, a constant to gradients; 0 where both are 0."""
+    """||f(z) - z|| / ||f(z)|| over all axes but the first, float32 `[b]`, a constant to gradients.
+
+    0 where both are 0, and infinite where ||f(z)|| overflows: an iterate that runs away has not converged.
+    """
     z, value = (lax.stop_gradient(a).astype(jnp.float32).reshape(a.shape[0], -1) for a in (z, value))
     moved, size = jnp.linalg.norm(value - z, axis=-1), jnp.linalg.norm(value, axis=-1)
-    return jnp.where((moved == 0) & (size == 0), 0.0, moved / size)
+    ratio = jnp.where(jnp.isinf(size), jnp.inf, moved / size)
+    return jnp.where((moved == 0) & (size == 0), 0.0, ratio)
+
+
+def _check_mixing(mixing: Mixing) -> None:
+    if not isinstance(mixing, Mixing):
+        raise TypeError(f"`mixing` must be made by `damped()` or `anderson()`, got {mixing!r}")
 
 
 def _scalar(tolerance: Any) -> Array:
@@ -193,6 +208,10 @@ class _Iterate:
     mixing: Mixing
 
     def __call__(self, params, state):
+        entries(state, ("input", "memory", "residual", "z"), "begin_fixed_point")
+        alike = lambda tree: jax.tree.map(describe, tree)
+        if alike(state["memory"]) != alike(jax.eval_shape(self.mixing.begin, state["z"])):
+            raise ValueError("`state` was made by `begin_fixed_point` with another `mixing` than the step's; give both the same")
         value = self.f(params, state["input"], state["z"])
         z, memory = self.mixing.mix(state["z"], value, state["memory"])
         residual = relative_residual(state["z"], value).astype(z.dtype)

@@ -1,5 +1,7 @@
 """Certainty of an answer, and models that answer what they were most certain of so far."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
@@ -33,7 +35,8 @@ def most_certain(model: Model) -> Model:
     """A model that answers at each exit what it said at the exit, so far, where it was most certain; the first of equals.
 
     logits_n = current_m with m = argmax_{i<=n} c(current_i). A row that leaves where its certainty first passes a threshold answers
-    as it would have anyway; one that never passes it gives its best answer in the place of its last.
+    as it would have anyway; one that never passes it gives its best answer in the place of its last. A NaN is never the best, but
+    where there was nothing else.
 
     Args:
       model: one step (no stages) that gives logits `[b, ..., C]`, or a dict with "logits" alone read.
@@ -66,11 +69,11 @@ def most_certain(model: Model) -> Model:
         _, output = jax.eval_shape(lambda s: step.apply(step.select(i), i, s), shapes(state))
         logits = read_logits(output, None)
         best = jnp.full(logits.shape[:1], -1.0, jnp.float32)  # below any certainty
-        return {"inner": state, "logits": jnp.zeros(logits.shape, logits.dtype), "certainty": best}
+        return {"inner": state, "logits": jnp.full(logits.shape, jnp.nan, logits.dtype), "certainty": best}
 
     def steps(params: PyTree) -> Step:
         step = model.steps(params)
-        return Step(step.select, Partial(_keep, step.apply), step.blocks)
+        return dataclasses.replace(step, apply=Partial(_keep, step.apply))
 
     return Model(model.init, embed, steps, model.depth, model.names)
 

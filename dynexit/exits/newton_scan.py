@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from dynexit.core.checks import batch_size, positive_integer
@@ -20,7 +21,7 @@ class Recurrence(NamedTuple):
     """All states of a recurrence, and row by row whether they are to be trusted.
 
     Attributes:
-      states: h_1..h_L `[B, L, D]`; differentiable, exactly so where converged.
+      states: h_1..h_L `[B, L, D]`; differentiable, exactly so where converged and f is element-wise.
       iterations: int32 `[B]`, Newton corrections made for the row, 0..most.
       residual: float32 `[B]`, max |f(h_{t-1}, x_t) - h_t|; a NaN where the row holds one.
       converged: bool `[B]`, whether the residual is at most the tolerance; False for a NaN.
@@ -41,8 +42,8 @@ def newton_scan(f: Cell, params: PyTree, x: PyTree, h: Array, most: int = 8, tol
 
     Args:
       f: `f(params, h [b, D], x [b, ...]) -> h [b, D]` on any number of rows, element-wise in h: entry d of the result depends on
-        entry d of h alone, so that one tangent of ones is the whole Jacobian. The same function each time, with no traced array
-        in its closure.
+        entry d of h alone, so that one tangent of ones is the whole Jacobian; `check_elementwise` tests it. Where it is not so,
+        states may well converge, and their gradients are wrong. The same function each time, with no traced array in its closure.
       params: any tree, shared by rows and times.
       x: leaves `[B, L, ...]`.
       h: h_0, floating point `[B, D]`.
@@ -79,6 +80,33 @@ def newton_scan(f: Cell, params: PyTree, x: PyTree, h: Array, most: int = 8, tol
     still = lax.stop_gradient((params, x, h))
     found = _solve(f, *still, most, tolerance, rows, length)
     return found._replace(states=_attached(f, params, x, h, found.states))
+
+
+def check_elementwise(f: Cell, params: PyTree, x: PyTree, h: Array) -> None:
+    """Refuses a cell in which an entry of the state depends on another entry of the state before, |df_d / dh_e| > 0 for e != d.
+
+    Args:
+      f: as in `newton_scan`.
+      params: any tree.
+      x: of one time, leaves `[B, ...]`.
+      h: `[B, D]`; the derivative is taken there, so hand in one that is not special (zeros are).
+
+    Raises:
+      ValueError: two entries are coupled; the pair of the largest derivative is named.
+
+    Example:
+      >>> check_elementwise(lambda p, h, x: jnp.tanh(p * h + x), 0.5, jnp.ones((2, 3)), jnp.ones((2, 3)))
+      >>> check_elementwise(lambda p, h, x: jnp.tanh(h @ p + x), jnp.ones((3, 3)), jnp.ones((2, 3)), jnp.ones((2, 3)))
+      Traceback (most recent call last):
+        ...
+      ValueError: `f` must be element-wise in h, but entry 0 of its result changes with entry 1 of h
+    """
+    one_row = lambda h, x: f(params, h[None], jax.tree.map(lambda a: a[None], x))[0]
+    slopes = np.abs(np.asarray(jax.vmap(jax.jacfwd(one_row))(h, x))).max(axis=0)  # [D, D]
+    np.fill_diagonal(slopes, 0.0)
+    if slopes.any():
+        d, e = np.unravel_index(slopes.argmax(), slopes.shape)
+        raise ValueError(f"`f` must be element-wise in h, but entry {d} of its result changes with entry {e} of h")
 
 
 def affine_scan(slopes: Array, shifts: Array, reverse: bool = False) -> Array:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dynexit.core.checks import batch_size
+from dynexit.core.checks import batch_size, entries
 from dynexit.core.types import Array, PyTree, Step
 from dynexit.exits.steps import tied_step
 
@@ -124,6 +124,7 @@ class _Advance:
     solver: Solver
 
     def __call__(self, params: PyTree, state: PyTree) -> PyTree:
+        entries(state, ("controller", "input", "jump", "next", "scheme", "t", "y"), "begin_ode")
         term, scheme, controller = self.solver.parts(self.field, params)
         end = jnp.float32(self.solver.t1)
         near = jnp.float32(self.solver.t1 - 100 * np.spacing(np.float32(self.solver.t1)))

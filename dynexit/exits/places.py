@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
+from dynexit.core.checks import describe
 from dynexit.core.types import Array, Criterion, PyTree, Step
-from dynexit.exits.combinators import start
+from dynexit.exits.run import first_memory
 
 
 class Places(NamedTuple):
@@ -47,7 +48,9 @@ def by_place(step: Step, state: PyTree, criterion: Criterion, moving: Sequence[s
       {"output": the answers, "gate": 1 where all places have left, "steps": int32 `[b, L]`}.
 
     Raises:
-      ValueError: `moving` names an entry that the state does not have.
+      TypeError: a state that is no dict, a criterion that is none.
+      ValueError: `moving` names an entry that the state does not have; outputs without an axis of places. From the run: a depth of
+        more exits than the criterion has thresholds for.
 
     Example:
       >>> import dynexit as dx
@@ -61,16 +64,26 @@ def by_place(step: Step, state: PyTree, criterion: Criterion, moving: Sequence[s
     Source: Geiping et al. 2025, per-token exits; as in their decoding, tokens that go on attend to the last states of those
     that have left.
     """
+    moving = (moving,) if isinstance(moving, str) else tuple(moving)
+    if not isinstance(state, dict):
+        raise TypeError(f"`state` must be a dict, got {type(state).__name__}")
     if missing := sorted(set(moving) - set(state)):
         raise ValueError(f"`moving` names {missing}, which the state does not have")
     shapes = jax.eval_shape(lambda s, h: s.apply(s.select(jnp.int32(0)), jnp.int32(0), h)[1], step, state)
-    rows, places = jax.tree.leaves(shapes)[0].shape[:2]
+    axes = {s.shape[:2] for s in jax.tree.leaves(shapes)}
+    if len(axes) != 1 or len(first_two := axes.pop()) != 2:
+        raise ValueError(
+            f"`step` must give outputs of shape [b, L, ...], one place axis for all, got {jax.tree.map(describe, shapes)}"
+        )
+    rows, places = first_two
     apart = lambda a: a.reshape(rows, places, *a.shape[1:])
     flat = jax.tree.map(lambda s: jax.ShapeDtypeStruct((rows * places, *s.shape[2:]), s.dtype), shapes)
-    memory = jax.tree.map(lambda a: apart(jnp.asarray(a)), start(criterion, rows * places, flat))
+    memory = jax.tree.map(apart, first_memory(criterion, rows * places, flat))
     output = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     first = Places(state, output, memory, jnp.ones((rows, places), bool), jnp.zeros((rows, places), jnp.int32))
-    return Step(step.select, Partial(_ByPlace(tuple(moving)), step, criterion)), first
+    exits = None if criterion.exits is None else criterion.exits * step.blocks
+    depth = min((d for d in (step.depth, exits) if d is not None), default=None)
+    return Step(step.select, Partial(_ByPlace(moving), step, criterion), step.blocks, depth), first
 
 
 @dataclasses.dataclass(frozen=True)

@@ -172,16 +172,19 @@ def walk(stages: tuple[Stage, ...], state: PyTree, side: PyTree = None) -> tuple
     return tuple(spaces), outputs[0]
 
 
-def first_memory(criterion: Criterion, batch: int, output: PyTree, exits: int) -> PyTree:
-    """The criterion's memory before the first exit, checked.
+def first_memory(criterion: Criterion, batch: int, output: PyTree, exits: int | None = None) -> PyTree:
+    """The criterion's memory before the first exit, checked; with None the number of exits is not.
 
     Raises:
+      TypeError: it is no criterion.
       ValueError: the thresholds are for another number of exits, or the memory for another batch size.
     """
-    if criterion.exits not in (None, exits):
+    if not isinstance(criterion, Criterion):
+        raise TypeError(f"`criterion` must be a dx.Criterion, got {type(criterion).__name__}")
+    if exits is not None and criterion.exits not in (None, exits):
         raise ValueError(
-            f"`criterion` has thresholds of shape [{criterion.exits - 1}], but the run has {exits} exits and wants [{exits - 1}]: "
-            "the last exit takes everyone"
+            f"`criterion` has thresholds of shape [{criterion.exits - 1}], or temperatures of [{criterion.exits}], but the run has "
+            f"{exits} exits and wants [{exits - 1}] and [{exits}]: the last exit takes everyone"
         )
     memory = start(criterion, batch, output)
     for path, leaf in jax.tree_util.tree_flatten_with_path(memory)[0]:

@@ -57,7 +57,7 @@ def divergence_below(threshold: Any, temperature: Any = 1.0, read: Read = None) 
     """Leaves when the distribution has settled, KL(p_{i-1} || p_i) < threshold; never at the first exit.
 
     Args:
-      threshold: nats, scalar or `[E-1]`; Huginn's released value is 5e-4.
+      threshold: nats, scalar or `[E-1]`; 1e-3 in Huginn's released code, 5e-4 in its paper.
       temperature, read: as in `max_probability_above`.
 
     Returns:
@@ -214,7 +214,7 @@ class _Change:
         hidden = read_key(output, "hidden", self.read).astype(jnp.float32)
         new, old = hidden.reshape(hidden.shape[0], -1), memory.reshape(memory.shape[0], -1)
         moved, size = jnp.linalg.norm(new - old, axis=-1), jnp.linalg.norm(new, axis=-1)
-        return (moved < at(threshold, i) * size) & (i > 0), hidden
+        return (moved < at(threshold, i) * size) & jnp.isfinite(size) & (i > 0), hidden  # a state that runs away has not settled
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,7 @@ import jax
 from jax import lax
 from jax.tree_util import Partial
 
+from dynexit.core.checks import positive_integer
 from dynexit.core.stacking import length, take
 from dynexit.core.types import PyTree, Step
 
@@ -87,8 +88,11 @@ def stacked_step(block: Block, head: Block, params: PyTree, blocks: int = 1) -> 
       params: leaves `[N, ...]`.
       blocks: blocks per step; the exit is read after each `blocks`-th block, with that block's weights.
 
+    Returns:
+      A `Step` for depths of up to N.
+
     Raises:
-      ValueError: leading axes differ, or `blocks` does not divide N.
+      TypeError, ValueError: leading axes differ, or `blocks` is no integer or does not divide N.
 
     Example:
       >>> import jax.numpy as jnp, dynexit as dx
@@ -97,12 +101,12 @@ def stacked_step(block: Block, head: Block, params: PyTree, blocks: int = 1) -> 
       Array([1., 2., 3.], dtype=float32)
     """
     n = length(params, "params")
-    if blocks < 1 or n % blocks:
-        raise ValueError(f"`blocks` must be at least 1 and divide the {n} blocks of `params`, got {blocks}")
+    if n % positive_integer(blocks, "blocks"):
+        raise ValueError(f"`blocks` must divide the {n} blocks of `params`, got {blocks}")
     if blocks == 1:
-        return Step(Partial(take, params), Partial(Run(block, head)))
+        return Step(Partial(take, params), Partial(Run(block, head)), depth=n)
     grouped = jax.tree.map(lambda a: a.reshape(n // blocks, blocks, *a.shape[1:]), params)
-    return Step(Partial(take, grouped), Partial(_RunSeveral(block, head)), blocks)
+    return Step(Partial(take, grouped), Partial(_RunSeveral(block, head)), blocks, n)
 
 
 def switched_step(block: Block, head: Block, params: Sequence[PyTree]) -> Step:
@@ -112,13 +116,16 @@ def switched_step(block: Block, head: Block, params: Sequence[PyTree]) -> Step:
       block, head: as in `stacked_step`.
       params: N trees; their shapes may differ as long as the state's do not.
 
+    Returns:
+      A `Step` for depths of up to N.
+
     Raises:
       ValueError: `params` is empty.
     """
     params = list(params)
     if not params:
         raise ValueError("`params` must hold at least one block, got none")
-    return Step(_nothing, Partial(_RunSwitched(block, head), params))
+    return Step(_nothing, Partial(_RunSwitched(block, head), params), depth=len(params))
 
 
 def tied_step(block: Block, head: Block, params: PyTree, blocks: int = 1) -> Step:
@@ -130,7 +137,7 @@ def tied_step(block: Block, head: Block, params: PyTree, blocks: int = 1) -> Ste
       blocks: iterations per step; the exit is read after each `blocks`-th.
 
     Raises:
-      ValueError: `blocks` is below 1.
+      TypeError, ValueError: `blocks` is no integer or below 1.
 
     Example:
       >>> import jax.numpy as jnp, dynexit as dx
@@ -138,10 +145,9 @@ def tied_step(block: Block, head: Block, params: PyTree, blocks: int = 1) -> Ste
       >>> dx.run_all(step, jnp.ones(1), depth=6)[:, 0].tolist()
       [8.0, 64.0]
     """
-    if blocks < 1:
-        raise ValueError(f"`blocks` must be at least 1, got {blocks}")
     once = Run(block, head)
-    return Step(Partial(_whole, params), Partial(once if blocks == 1 else _RunAgain(once, blocks)), blocks)
+    again = once if positive_integer(blocks, "blocks") == 1 else _RunAgain(once, blocks)
+    return Step(Partial(_whole, params), Partial(again), blocks)
 
 
 def every_iteration(step: Step) -> Step:

@@ -51,7 +51,9 @@ def dropped_blocks(step: Step, kept: Array, scale: Array) -> Step:
       scale: `[N]`.
 
     Raises:
-      ValueError: a step that is not of those, several blocks a step.
+      TypeError: `kept` is not bool.
+      ValueError: a step that is not of those, several blocks a step; `kept` or `scale` of another shape, or of another N than the
+        step's.
 
     Example:
       >>> import dynexit as dx
@@ -68,7 +70,15 @@ def dropped_blocks(step: Step, kept: Array, scale: Array) -> Step:
             "`step` must come from `stacked_step` or `tied_step`, with one block a step, and not be rematerialised "
             "(`training.remat` False), so that a block can be left out and its exit still be read"
         )
-    return Step(Partial(_selected, step.select, kept, scale), Partial(_RunKept(run)))
+    kept, scale = jnp.asarray(kept), jnp.asarray(scale)
+    if kept.dtype != bool:
+        raise TypeError(f"`kept` must be bool, one draw a block, got {kept.dtype}")
+    blocks = step.depth or len(kept)
+    if kept.ndim not in (1, 2) or len(kept) != blocks or scale.shape != (blocks,):
+        raise ValueError(
+            f"`kept` must have shape [N] or [N, B] and `scale` [N], N = {blocks}, got {list(kept.shape)} and {list(scale.shape)}"
+        )
+    return Step(Partial(_selected, step.select, kept, scale), Partial(_RunKept(run)), depth=blocks)
 
 
 def _selected(select: Any, kept: Array, scale: Array, i: Any) -> tuple[PyTree, Array, Array]:

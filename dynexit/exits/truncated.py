@@ -6,9 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.core import Tracer
 
 from dynexit.core.checks import positive_integer
-from dynexit.core.types import PyTree, Step
+from dynexit.core.types import Array, PyTree, Step
 from dynexit.exits import loops
 
 
@@ -37,7 +38,8 @@ def run_truncated(
       The state after `free + steps` steps and the last exit's output, leaves `[B, ...]`; no other exit is read.
 
     Raises:
-      TypeError, ValueError: `most` is no integer or below 1; `injected` names an entry that the state does not have.
+      TypeError, ValueError: `most` is no integer or below 1; `free` or `steps`, where not traced, are no integers or out of
+        range; `injected` names an entry that the state does not have.
 
     Example:
       >>> import dynexit as dx
@@ -52,7 +54,7 @@ def run_truncated(
     most = positive_integer(most, "most")
     if missing := sorted(set(injected) - set(state if isinstance(state, dict) else ())):
         raise ValueError(f"`injected` names {missing}, which the state does not have")
-    free, steps = jnp.asarray(free, jnp.int32), jnp.asarray(steps, jnp.int32)
+    free, steps = _count(free, "free", 0, None), _count(steps, "steps", 1, most)
     frozen, still = lax.stop_gradient((step, state))
 
     def forward(step: Step, i: Any, state: PyTree) -> PyTree:
@@ -69,3 +71,12 @@ def run_truncated(
     state = lax.scan(one, state, jnp.arange(most - 1, dtype=jnp.int32))[0]
     i = free + steps - 1
     return step.apply(step.select(i), i, state)
+
+
+def _count(value: Any, name: str, low: int, high: int | None) -> Array:
+    """int32 `[]`; tracers are not looked into."""
+    if not jnp.issubdtype(jnp.result_type(value), jnp.integer):
+        raise TypeError(f"`{name}` must be an integer, got {value!r}")
+    if not isinstance(value, Tracer) and not (low <= int(value) and (high is None or int(value) <= high)):
+        raise ValueError(f"`{name}` must be at least {low}{'' if high is None else f' and at most {high}'}, got {int(value)}")
+    return jnp.asarray(value, jnp.int32)

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from dynexit.calibration import fit_temperature, threshold_candidates
-from dynexit.calibration.candidates import RATIOS
+from dynexit.calibration.candidates import RATIOS, geometric_fractions
+from dynexit.core.checks import positive_integer
 from dynexit.core.types import Array, Criterion, Method, PyTree
 from dynexit.exits import criteria, scores
 from dynexit.methods.answers import accuracy, logits_of, predict
@@ -29,7 +30,8 @@ def confidence_exits(
     max_c softmax(z_e / T_e)_c > t_e. The candidates are MSDNet's geometric family, thresholds shared by all exits, and full depth.
 
     Args:
-      weights: `[E]`, or a function of `progress` that gives them (`lambda p: weights.sdn(costs, p)`), or None for 1 / E each.
+      weights: `[E]`, or a function of `progress` that gives them (`lambda p: weights.sdn(costs / costs[-1], p)`), or None for 1 / E
+        each.
       label_smoothing: in 0..1.
       distill: weight of the distillation from the last exit, at least 0.
       distill_temperature: T in training, above 0.
@@ -41,7 +43,8 @@ def confidence_exits(
       Metrics: accuracy_exit_first, accuracy_exit_last, loss_exit_first, loss_exit_last; with distillation also distillation.
 
     Raises:
-      ValueError: `distill` negative or `distill_temperature` not above 0; from the objective, weights of a wrong shape.
+      TypeError, ValueError: `distill` negative, `distill_temperature` or one of `ratios` not above 0, `shared` below 1; from the
+        objective, weights of a wrong shape.
 
     Example:
       >>> method = confidence_exits()
@@ -56,6 +59,8 @@ def confidence_exits(
         raise ValueError(f"`distill` must be at least 0, got {distill}")
     if not distill_temperature > 0:
         raise ValueError(f"`distill_temperature` must be above 0, got {distill_temperature}")
+    geometric_fractions(ratios, 1)  # refuses wrong ratios here and not after training
+    positive_integer(shared, "shared")
 
     def objective(outputs: PyTree, labels: Array, progress: Array) -> tuple[Array, dict[str, Array]]:
         logits = logits_of(outputs)

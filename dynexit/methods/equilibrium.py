@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from dynexit.core.checks import entries, positive_integer
 from dynexit.core.types import Array, Criterion, Method, Model, PyTree, Step
 from dynexit.exits import criteria, implicit, phantom, run_until
 from dynexit.methods.answers import accuracy, candidate_levels, logits_of, predict
@@ -45,7 +46,8 @@ def equilibrium(
       of the last evaluation; converged, the fraction of rows; loss_labels, accuracy, and jacobian where it is penalised.
 
     Raises:
-      ValueError: `tolerance`, `jacobian` or `unrolled` negative, `damping` not in 0..1, `thresholds` negative or without 0.
+      TypeError, ValueError: `tolerance`, `jacobian` or `unrolled` negative, the last no integer, `damping` not in 0..1,
+        `thresholds` negative or without 0.
 
     Example:
       >>> float(equilibrium().candidates(None, None, None)["threshold"][0])
@@ -57,6 +59,8 @@ def equilibrium(
     for name, value in dict(tolerance=tolerance, jacobian=jacobian, unrolled=unrolled).items():
         if not value >= 0:
             raise ValueError(f"`{name}` must be at least 0, got {value}")
+    if unrolled:
+        positive_integer(unrolled, "unrolled")
     if not 0 <= damping < 1:
         raise ValueError(f"`damping` must be at least 0 and below 1, got {damping}")
     levels = candidate_levels(thresholds, full=0.0)
@@ -67,6 +71,7 @@ def equilibrium(
         if not isinstance(model.depth, int):
             raise ValueError(f"`model` must be one weight-tied step, got {len(model.depth)} stages")
         step, state = model.steps(params), model.embed(params, inputs)
+        entries(state, ("z",), "a fixed point's model, such as dx.backbones.equilibrium")
         rule = criteria.residual_below(tolerance)
         still, at_first = lax.stop_gradient((step, state))
         halted = run_until(still, at_first, model.depth, rule, "masked")

@@ -59,6 +59,8 @@ def pondernet(
     prior(1, prior_rate)  # refuses a wrong rate here and not in the first training step
 
     def objective(outputs: PyTree, labels: Array, progress: Array) -> tuple[Array, dict[str, Array]]:
+        if not isinstance(outputs, dict) or not {"logits", "halt_logit"} <= set(outputs):
+            raise ValueError("`outputs` must have the entries 'logits' and 'halt_logit': pondernet wants a model that halts")
         logits, halt_logits = outputs["logits"], outputs["halt_logit"]
         steps = len(logits)
         losses = multi_exit_cross_entropy(logits, labels, label_smoothing)

@@ -1,5 +1,6 @@
 """Segments: a recursive network learns at every segment to answer and to say whether its answer is right, and stops where it is."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -7,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dynexit.core.checks import one_depth, positive_integer
+from dynexit.core.checks import entries, one_depth, positive_integer
 from dynexit.core.labels import exact
 from dynexit.core.types import Array, Criterion, Method, Model, PyTree, Step
 from dynexit.exits import criteria, run_all
@@ -138,9 +139,10 @@ def detached(step: Step) -> Step:
     """The step without a gradient to the step before, but through the state's entry "input"."""
 
     def apply(weights: PyTree, i: Any, state: PyTree) -> tuple[PyTree, ...]:
+        entries(state, ("input",), "a model whose state holds the input, such as dx.backbones.recursive")
         return step.apply(weights, i, {**jax.lax.stop_gradient(state), "input": state["input"]})
 
-    return Step(step.select, apply, step.blocks)
+    return dataclasses.replace(step, apply=apply)
 
 
 def live_segments(sure: Array, least: Array) -> Array:

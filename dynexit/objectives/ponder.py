@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from dynexit.core.checks import positive_integer
 from dynexit.core.types import Array
@@ -189,7 +190,7 @@ def ponder_loss(
       `PonderLoss`, nothing averaged over the batch.
 
     Raises:
-      ValueError: shapes that do not fit, `beta` negative.
+      ValueError: shapes that do not fit, `beta` negative, a prior (where it is not traced) that does not sum to 1.
 
     Example:
       >>> losses = jnp.array([[1.0], [0.5], [0.0]])
@@ -204,6 +205,8 @@ def ponder_loss(
         raise ValueError(f"`losses` must have the shape of `halt_logits` [N, B], got {losses.shape} and {halt_logits.shape}")
     if not beta >= 0:
         raise ValueError(f"`beta` must be at least 0, got {beta}")
+    if not isinstance(log_prior, Tracer) and not abs(total := float(np.exp(np.asarray(log_prior, np.float64)).sum()) - 1) < 1e-3:
+        raise ValueError(f"`log_prior` must be the logarithm of probabilities that sum to 1, got a sum of {total + 1:.4g}")
     log_p = log_halting(halt_logits)
     p = jnp.exp(log_p)
     expected = (p * losses.astype(p.dtype)).sum(axis=0)

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from dynexit.core.checks import positive_integer
 from dynexit.core.types import Array
@@ -134,7 +135,8 @@ def sdn(relative_costs: Any, progress: Any) -> Array:
       float32 `[E]`; the sum grows during training.
 
     Raises:
-      ValueError: `relative_costs` is empty or not one-dimensional.
+      ValueError: `relative_costs` is empty, not one-dimensional or, where it is not traced, not in 0..1: FLOPs are divided by the
+        last exit's first.
 
     Example:
       >>> [round(w, 3) for w in sdn([0.15, 0.5, 1.0], 0.5).tolist()]
@@ -142,6 +144,10 @@ def sdn(relative_costs: Any, progress: Any) -> Array:
 
     Source: Kaya et al. 2019, Shallow-Deep Networks (SDN), with epoch / epochs as `progress`.
     """
+    if not isinstance(relative_costs, Tracer):
+        told = np.asarray(relative_costs)
+        if not ((told >= 0) & (told <= 1)).all():
+            raise ValueError(f"`relative_costs` must lie in 0..1, fractions of the last exit's, got {told.tolist()}")
     costs = jnp.asarray(relative_costs, jnp.float32)
     if costs.ndim != 1 or costs.size == 0:
         raise ValueError(f"`relative_costs` must have shape [E] with at least one exit, got shape {costs.shape}")

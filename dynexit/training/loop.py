@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from dynexit.core.settings import Training
+from dynexit.core.labels import check_labels
+from dynexit.core.settings import Training, faults
 from dynexit.core.types import Array, Experiment, PyTree
 from dynexit.training.checkpoints import Saver, restore, set_aside_after
 from dynexit.training.collapse import CollapseWatch
@@ -76,15 +77,19 @@ def fit(
       NonFiniteLoss: names the step.
       CheckpointError: a checkpoint could not be written (disk full), or all are damaged.
       FileExistsError: the folder has checkpoints and `resume` is False.
-      ValueError: the batch cannot be split over the devices; the folder's checkpoint is of another model, seed or longer run.
+      ValueError: settings out of range, labels that are no class; the batch cannot be split over the devices; the folder's
+        checkpoint is of another model, seed or longer run.
     """
+    if wrong := faults(settings):
+        raise ValueError("`settings`: " + "; ".join(wrong))
     folder, mesh = Path(folder).absolute(), data_mesh()
     train_step = make_train_step(experiment, settings, mesh)
     state, first = _begin(create_state(experiment, settings, seed, mesh), settings, folder, seed, resume)
 
     def draw(step: int) -> dict:
-        batch = put_batch(experiment.train.batch(seed, step, settings.batch_size), mesh)
-        return {**batch, "step": put(np.asarray(step, np.int32), replicated(mesh))}
+        drawn = experiment.train.batch(seed, step, settings.batch_size)
+        check_labels(drawn["labels"], len(experiment.classes), "experiment.train")
+        return {**put_batch(drawn, mesh), "step": put(np.asarray(step, np.int32), replicated(mesh))}
 
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopRequest(catch=jax.process_count() == 1))

@@ -1,5 +1,6 @@
 """One training step, compiled: augment, prepare, embed, every exit, objective, gradient, update."""
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -55,9 +56,8 @@ def make_loss(experiment: Experiment, settings: Training) -> Callable[..., tuple
 
 def _rematerialised(step: Step | tuple[Step, ...]) -> Step | tuple[Step, ...]:
     """The step with its inner values recomputed in the backward pass: only the state between blocks is kept."""
-    if isinstance(step, tuple):
-        return tuple(Step(s.select, jax.checkpoint(s.apply, prevent_cse=False), s.blocks) for s in step)
-    return Step(step.select, jax.checkpoint(step.apply, prevent_cse=False), step.blocks)
+    one = lambda step: dataclasses.replace(step, apply=jax.checkpoint(step.apply, prevent_cse=False))
+    return tuple(map(one, step)) if isinstance(step, tuple) else one(step)
 
 
 def make_train_step(experiment: Experiment, settings: Training, mesh: Mesh, rules: Rules = ()) -> TrainStep:

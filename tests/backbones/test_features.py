@@ -36,6 +36,16 @@ def test_features_are_the_states_at_which_rows_leave(name):
         jax.tree.map(close, found[model.names[depth - 1]], state)
 
 
+def test_states_are_named_by_the_last_block_of_their_step():
+    every = dx.backbones.deep_thinking(1, 1, 2, width=4, steps=4, every=2)
+    each = dx.backbones.deep_thinking(1, 1, 2, width=4, steps=4)
+    params, x = every.init(jax.random.key(0)), jax.random.normal(jax.random.key(1), (ROWS, 8, 1))
+    found, all_four = features(every, params, x), features(each, params, x)
+    assert list(found) == ["step001", "step003"]
+    for name in found:
+        np.testing.assert_allclose(found[name]["h"], all_four[name]["h"], rtol=1e-5, atol=1e-6)
+
+
 def test_states_of_stages_keep_their_shapes():
     model, shape = MODELS["resnet"]
     found = jax.eval_shape(lambda key: features(model, model.init(key), jnp.ones((ROWS, *shape))), jax.random.key(0))

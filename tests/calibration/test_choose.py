@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dynexit.calibration import Predictions, choose, curve, fit_temperature, refuse_same_split, threshold_candidates
+from dynexit.calibration.choose import NoPoint
 from dynexit.core.types import Halted
 from dynexit.exits import criteria, replay
 
@@ -183,6 +184,21 @@ def test_refusals(change, how, kind, text):
     with pytest.raises(kind) as error:
         pick(KNOWN._replace(**change), FULL, **how)
     assert text in str(error.value)
+
+
+def test_points_with_a_nan_are_refused():
+    with pytest.raises(ValueError, match=r"`points`\['threshold'\] must not hold a NaN"):
+        pick(KNOWN, {"threshold": jnp.full((1, E - 1), jnp.nan)}, accept_loss=0.1)
+
+
+def test_a_budget_is_a_fraction_of_the_full_cost_that_was_named_and_what_is_asked_for_is_enough():
+    points = {"threshold": jnp.array([[0.0] * (E - 1), [jnp.inf] * (E - 1)])}
+    full = 0.9 * COSTS[-1]
+    with pytest.raises(NoPoint, match=r"`budget` of 0.01 of full depth's FLOPs cannot be met") as error:
+        pick(KNOWN, points, budget=0.01, full_cost=full)
+    least = float(str(error.value).split("costs ")[1].split(". Ask")[0])
+    assert least == pytest.approx(COSTS[0] / full, abs=1e-4)
+    assert pick(KNOWN, points, budget=least, full_cost=full).index == 0
 
 
 def test_refuses_candidates_without_full_depth_that_lose_too_much():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dynexit.calibration import fit_temperature, mean_nll
+from dynexit.core.labels import IGNORED
 
 M, C = 4000, 5
 TRUE = 1.5 * jax.random.normal(jax.random.key(0), (M, C))
@@ -47,6 +48,13 @@ def test_rows_with_nan_are_left_out_and_excluded_classes_allowed():
     np.testing.assert_allclose(found, 2.0, rtol=0.1)
 
 
+def test_rows_without_a_label_are_left_out():
+    some = jnp.where(jnp.arange(len(LABELS)) < 100, IGNORED, LABELS)
+    np.testing.assert_allclose(
+        fit_temperature(3 * TRUE[None], some), fit_temperature(3 * TRUE[None, 100:], LABELS[100:]), rtol=1e-4
+    )
+
+
 def test_compiles_once():
     fit = jax.jit(fit_temperature)
     a, b = fit(TRUE[None], LABELS), fit(2 * TRUE[None], LABELS)
@@ -64,6 +72,7 @@ def test_mean_nll_is_the_loop():
         (lambda: fit_temperature(TRUE, LABELS), ValueError, "`logits` must have shape [E, M, C]"),
         (lambda: fit_temperature(TRUE[None], LABELS[:5]), ValueError, "`labels` must have shape [M] = [4000], got (5,)"),
         (lambda: fit_temperature(TRUE[None], TRUE[:, 0]), TypeError, "`labels` must be integers, got float32"),
+        (lambda: fit_temperature(TRUE[None], LABELS + C), ValueError, "labels of `labels` must lie in 0.."),
         (lambda: fit_temperature(TRUE[None], LABELS, 2.0, 4.0), ValueError, "0 < lowest <= 1 <= highest, got 2.0 and 4.0"),
     ],
 )

@@ -98,6 +98,9 @@ def test_another_rule_is_kept_and_a_changed_file_is_said_aloud(run, template, tm
     assert calibrated["calibration"]["rule"] == {"accept_loss": None, "budget": 0.7, "accept_flips": None}
     assert calibrated["calibration"]["flops_ratio"] <= 0.7 and "at most" in (run / "report.md").read_text()
     assert "WARNING" not in capsys.readouterr().err
+    assert main(["calibrate", str(run), "--budget", "0.01"]) == 1
+    assert "`budget` of 0.01 of full depth's FLOPs cannot be met: the cheapest point costs 0." in capsys.readouterr().err
+    assert report(run)["calibration"] == calibrated["calibration"]
     changed = tmp_path / "mine.py"
     changed.write_text(template.read_text() + "# changed\n")
     assert main(["evaluate", str(run), "--experiment", str(changed)]) == 0

@@ -132,6 +132,7 @@ def test_a_damaged_record_is_refused(tmp_path, file, content, sentence):
     [
         (["evaluate"], 2, "usage: dynexit evaluate RUN"),
         (["evaluate", "nowhere"], 2, "nowhere is not a run folder"),
+        (["train", "mine.py", "extra"], 2, "unexpected argument 'extra'; options are written --name value"),
         (["calibrate", "nowhere"], 2, "exactly one of --accept-loss and --budget is wanted"),
         (["calibrate", "nowhere", "--budget", "0.5", "--accept-flips", "0.1"], 2, "--accept-flips goes with --accept-loss"),
         (

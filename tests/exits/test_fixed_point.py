@@ -205,6 +205,17 @@ def test_a_nan_row_spoils_no_gradient_of_others():
     assert bool(jnp.isnan(slope(x)[1]).all())
 
 
+def test_what_runs_away_has_not_converged():
+    """||f(z)|| overflows one step before ||f(z) - z||: their quotient is 0 there."""
+    away, z = (lambda p, x, z: 1.5 * z + x), jnp.ones((2, 16))
+    found = fixed_point(away, (), z, z, 300)
+    assert not found.converged.any() and not (found.residual < 1.0).any()
+    step, state = fixed_point_step(away, lambda p, z: z, ()), begin_fixed_point(z, z)
+    assert dx.run_until(step, state, 300, dx.criteria.residual_below(1e-3)).exit_depth.tolist() == [300, 300]
+    told = dx.criteria.change_below(1e-3, read=lambda output: output["logits"])
+    assert dx.run_until(step, state, 300, told).exit_depth.tolist() == [300, 300]
+
+
 def test_a_tolerance_is_no_recompilation():
     traces = []
 
@@ -228,6 +239,11 @@ def test_a_tolerance_is_no_recompilation():
         (lambda: fixed_point(turning, TURN, X, Z, tolerance=[1.0]), ValueError, "`tolerance` must be a scalar, got shape (1,)"),
         (lambda: fixed_point(turning, TURN, X, Z[:3]), ValueError, "x and z"),
         (lambda: phantom(halving, (), jnp.ones(1), jnp.ones(1), 0), ValueError, "`steps` must be at least 1, got 0"),
+        (
+            lambda: fixed_point(turning, TURN, X, Z, mixing=anderson),
+            TypeError,
+            "`mixing` must be made by `damped()` or `anderson()`",
+        ),
         (lambda: damped(1.0), ValueError, "`damping` must be at least 0 and below 1, got 1.0"),
         (lambda: anderson(0), ValueError, "`memory` must be at least 1, got 0"),
         (lambda: anderson(2, ridge=0.0), ValueError, "`ridge` must be above 0"),

@@ -9,7 +9,7 @@ import pytest
 from jax import lax
 
 from dynexit.exits import newton_scan as solve
-from dynexit.exits.newton_scan import affine_scan
+from dynexit.exits.newton_scan import affine_scan, check_elementwise
 
 B, L, D = 3, 48, 5
 
@@ -155,6 +155,17 @@ def test_affine_scan_is_its_loop(reverse):
     for t in reversed(range(9)) if reverse else range(9):
         y = wanted[:, t] = np.asarray(slopes[:, t]) * y + np.asarray(shifts[:, t])
     np.testing.assert_allclose(affine_scan(slopes, shifts, reverse), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_a_cell_that_mixes_channels_converges_and_is_told_apart():
+    """Its states are right and its gradient is not: what `check_elementwise` is for."""
+    w = jax.random.normal(jax.random.key(5), (D, D)) / D
+    mixing = lambda p, h, u: jnp.tanh(h @ p + u)
+    x, h = jax.random.normal(jax.random.key(6), (B, 12, D)), jnp.zeros((B, D))
+    assert solve(mixing, w, x, h, 12, 1e-4).converged.all()
+    with pytest.raises(ValueError, match=r"`f` must be element-wise in h, but entry . of its result changes with entry . of h"):
+        check_elementwise(mixing, w, x[:, 0], jnp.ones((B, D)))
+    check_elementwise(lambda p, h, u: jnp.tanh(h * p[:1] + u), w, x[:, 0], jnp.ones((B, D)))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Bad input to the engine: each message names the argument, what came and what was wanted."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import oracle
@@ -38,7 +40,7 @@ def plain(apply):
         (
             dict(criterion=dx.criteria.max_probability_above(jnp.full(6, 0.5))),
             ValueError,
-            r"`criterion` has thresholds of shape \[6\], but the run has 6 exits and wants \[5\]: the last exit takes everyone",
+            r"`criterion` has thresholds of shape \[6\], or temperatures of \[7\], but the run has 6 exits and wants \[5\]",
         ),
         (dict(criterion=dx.criteria.at_depth(jnp.ones(7, jnp.int32))), ValueError, "for a batch of 13 rows"),
         (
@@ -91,8 +93,11 @@ def test_stages_are_refused_by_place():
         dx.run_until(problem.step, problem.state, [2, 1, 3], leave)
     with pytest.raises(ValueError, match=r"`depth\[1\]` must be at least 1, got 0"):
         dx.run_until(problem.step, problem.state, [2, 0, 3, 1], leave)
-    with pytest.raises(ValueError, match=r"`step\[1\].apply` changed state\['x'\]"):
+    with pytest.raises(ValueError, match=r"`depth\[1\]` is 2, and `step\[1\]` is made for 1 blocks at most"):
         dx.run_until(problem.step, problem.state, [2, 2, 3, 1], leave)
+    endless = [dataclasses.replace(step, depth=None) for step in problem.step]
+    with pytest.raises(ValueError, match=r"`step\[1\].apply` changed state\['x'\]"):
+        dx.run_until(endless, problem.state, [2, 2, 3, 1], leave)
     wider = dx.tied_step(lambda p, h: h, lambda p, h: {**oracle.head(p, h), "gate": h["bias"]}, {"out": jnp.ones((6, 5))})
     with pytest.raises(ValueError, match=r"`step\[1\]` gives output\['gate'\] as float32\[13, 6\], `step\[0\]` as float32\[13\]"):
         dx.run_all([problem.step[0], wider], problem.state, [2, 1])
@@ -100,8 +105,12 @@ def test_stages_are_refused_by_place():
 
 def test_blocks_a_step_must_divide():
     params = oracle.parameters(jax.random.key(0), 6)
-    with pytest.raises(ValueError, match="`blocks` must be at least 1 and divide the 6 blocks of `params`, got 4"):
+    with pytest.raises(ValueError, match="`blocks` must divide the 6 blocks of `params`, got 4"):
         dx.stacked_step(oracle.block, oracle.head, params, blocks=4)
+    with pytest.raises(TypeError, match=r"`blocks` must be a Python integer, got float 2.0"):
+        dx.stacked_step(oracle.block, oracle.head, params, blocks=2.0)
+    with pytest.raises(TypeError, match=r"`blocks` must be a Python integer, got float 1.5"):
+        dx.tied_step(oracle.block, oracle.head, params, blocks=1.5)
     step = dx.stacked_step(oracle.block, oracle.head, params, blocks=2)
     with pytest.raises(ValueError, match="`depth` is 5, not a multiple of the 2 blocks that one step executes"):
         run(step=step, depth=5)
@@ -109,10 +118,27 @@ def test_blocks_a_step_must_divide():
         dx.switched_step(oracle.block, oracle.head, [])
 
 
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_no_run_goes_deeper_than_there_are_weights(blocks):
+    params = oracle.parameters(jax.random.key(0), 4)
+    stacked = dx.stacked_step(oracle.block, oracle.head, params, blocks=blocks)
+    switched = dx.switched_step(oracle.block, oracle.head, dx.core.stacking.unstack(params))
+    for step in (stacked, switched):
+        for go in (lambda s: run(step=s, depth=6), lambda s: dx.run_all(s, oracle.staged().state, 6)):
+            with pytest.raises(ValueError, match="`depth` is 6, and `step` is made for 4 blocks at most"):
+                go(step)
+    assert run(step=stacked, depth=4).exit_depth.max() <= 4
+
+
+def test_a_model_is_no_step():
+    with pytest.raises(TypeError, match=r"`step` must be a dx.Step, got a dx.Model: hand in `model.steps"):
+        dx.run_all(dx.backbones.mlp((4,), 2, width=8, depth=2), jnp.ones((3, 4)), 2)
+
+
 def test_replay_refuses_nothing_to_replay():
     with pytest.raises(ValueError, match="`outputs` must have at least one exit"):
         dx.replay(LEAVE, jnp.zeros((0, 3, 4)))
     with pytest.raises(ValueError, match=r"is an empty batch"):
         dx.replay(LEAVE, jnp.zeros((2, 0, 4)))
-    with pytest.raises(ValueError, match=r"thresholds of shape \[5\], but the run has 3 exits and wants \[2\]"):
+    with pytest.raises(ValueError, match=r"thresholds of shape \[5\], or temperatures of \[6\], but the run has 3 exits"):
         dx.replay(dx.criteria.max_probability_above(jnp.full(5, 0.5)), jnp.zeros((3, 2, 4)))

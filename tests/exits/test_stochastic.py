@@ -112,9 +112,16 @@ def test_a_block_that_changes_the_shape_is_kept():
             lambda: dropped_blocks(dx.stacked_step(block, lambda p, h: h, PARAMS, blocks=2), jnp.ones(3, bool), jnp.ones(3)),
             "one block a step",
         ),
+        (
+            lambda: dropped_blocks(step(), jnp.ones(2, bool), jnp.ones(2)),
+            "`kept` must have shape [N] or [N, B] and `scale` [N], N = ",
+        ),
+        (lambda: dropped_blocks(step(), jnp.ones(N, bool), 1.0), "and `scale` [N], N = "),
     ],
 )
 def test_refusals(call, text):
+    with pytest.raises(TypeError, match="`kept` must be bool, one draw a block, got float32"):
+        dropped_blocks(step(), jnp.full(N, 0.5), jnp.ones(N))
     with pytest.raises(ValueError) as error:
         call()
     assert text in str(error.value)

@@ -100,3 +100,11 @@ def test_refusals():
         run_truncated(step(PARAMS), {"input": X, "h": H}, 0, 1, 1, injected=("e",))
     with pytest.raises(ValueError, match="`most` must be at least 1"):
         run_truncated(step(PARAMS), {"input": X, "h": H}, 0, 1, 0)
+    for free, steps, text in (
+        (0, 5, "`steps` must be at least 1 and at most 2, got 5"),
+        (-3, 1, "`free` must be at least 0, got -3"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            run_truncated(step(PARAMS), {"input": X, "h": H}, free, steps, 2)
+    with pytest.raises(TypeError, match=r"`steps` must be an integer, got 1.9"):
+        run_truncated(step(PARAMS), {"input": X, "h": H}, 0, 1.9, 2)

@@ -171,6 +171,10 @@ def test_entropy_of_a_collapsed_and_of_a_uniform_distribution():
         (lambda: geometric_last(3, 1.0), "`rate` must lie between 0 and 1, both excluded, got 1.0"),
         (lambda: kl_prior_posterior(jnp.zeros((3, 1)), jnp.zeros(2)), "`log_prior` must have shape [N] for `log_p` [N, B]"),
         (lambda: ponder_loss(jnp.zeros((3, 1)), GOLDEN, jnp.zeros(4), 0.1), "`losses` must have the shape of `halt_logits`"),
+        (
+            lambda: ponder_loss(GOLDEN, GOLDEN, jnp.full(4, 0.25), 0.1),
+            "`log_prior` must be the logarithm of probabilities that sum to 1",
+        ),
         (lambda: ponder_loss(GOLDEN, GOLDEN, jnp.zeros(4), -1.0), "`beta` must be at least 0, got -1.0"),
     ],
 )

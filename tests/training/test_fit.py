@@ -192,6 +192,17 @@ def test_refusals(toy, tmp_path):
         train(toy, tmp_path, steps=2)
     with pytest.raises(ValueError, match=r"`batch_size` must be divisible by the 4 devices of the mesh, got 10; the nearest is 8"):
         train(toy, tmp_path, batch_size=10)
+    for wrong, text in (
+        ({"optimizer": "adma"}, "`settings`: optimizer must be one of adamw, sgd, got 'adma'"),
+        ({"log_every": 0, "steps": -3}, "`settings`: steps must be at least 1, got -3; log_every must be at least 1, got 0"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            train(toy, tmp_path / "wrong", **wrong)
+    shifted = lambda seed, step, size: {**(drawn := toy.batch(seed, step, size)), "labels": drawn["labels"] + 1}
+    experiment = toy.build()
+    experiment = experiment._replace(train=experiment.train._replace(batch=shifted))
+    with pytest.raises(ValueError, match=r"labels of `experiment.train` must lie in 0..2 \(3 classes\)"):
+        train(toy, tmp_path / "wrong", experiment=experiment)
 
 
 def test_it_runs_outside_the_main_thread_where_signals_cannot_be_caught(toy, tmp_path):
