@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from dynexit._lazy import attach
 
 if TYPE_CHECKING:
-    from dynexit.analysis import plots
+    from dynexit.analysis import pictures, plots
     from dynexit.analysis.costs import RowCosts, costs_of
     from dynexit.analysis.evaluation import Evaluated, evaluate
     from dynexit.analysis.latency import Timing, measure
@@ -24,6 +24,7 @@ __all__ = [
     "measure",
     "phases",
     "phases_by_cut",
+    "pictures",
     "plots",
     "predict",
     "prepared",
@@ -41,6 +42,7 @@ __getattr__, __dir__ = attach(
         "evaluate": "evaluation",
         "Timing": "latency",
         "measure": "latency",
+        "pictures": "",
         "plots": "",
         "predict": "predictions",
         "prepared": "predictions",

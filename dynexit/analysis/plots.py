@@ -1,19 +1,17 @@
-"""Pictures of a run, and of several runs side by side. matplotlib is loaded when the first is drawn."""
+"""Curves of a run, and of several runs side by side. matplotlib is loaded when the first is drawn."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from dynexit.analysis.curves import upper_envelope
-from dynexit.core.labels import IGNORED
 
 INK, SOFT, DYNAMIC, FULL = "#22313f", "#9fb3c8", "#d1495b", "#00798c"
 RUNS = ("#00798c", "#d1495b", "#edae49", "#66a182", "#2e4057", "#8d6a9f")
 
 
-def _figure(columns: int = 1, width: float = 5.6, height: float = 4.0):
+def figure_of(columns: int = 1, width: float = 5.6, height: float = 4.0):
     """A figure without a window and its row of axes."""
     import matplotlib
 
@@ -29,7 +27,7 @@ def _figure(columns: int = 1, width: float = 5.6, height: float = 4.0):
     return figure, axes[0]
 
 
-def _save(figure, path: Path) -> Path:
+def save(figure, path: Path) -> Path:
     from matplotlib import pyplot
 
     figure.savefig(path, dpi=150)
@@ -53,7 +51,7 @@ def accuracy_against_compute(content: dict, path: Path) -> Path:
       content: what `report.report` returned.
       path: the PNG to write.
     """
-    figure, (left, right) = _figure(2)
+    figure, (left, right) = figure_of(2)
     percent = lambda values: 100 * np.asarray(values, np.float64)
     curve, timed = content["curve"], content["timed_points"]
     per_exit = np.asarray(content["accuracy_per_exit"])
@@ -122,7 +120,7 @@ def accuracy_against_compute(content: dict, path: Path) -> Path:
         _accuracy_axis(ax, [*curve["accuracy"], content["accuracy_full"], content["accuracy_dynamic"]])
         ax.legend(fontsize=8, frameon=False, loc="lower right")
     figure.suptitle(f"{content['name']}: accuracy against compute", color=INK, fontsize=12)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def depth_histogram(content: dict, path: Path) -> Path:
@@ -132,7 +130,7 @@ def depth_histogram(content: dict, path: Path) -> Path:
       content: what `report.report` returned.
       path: the PNG to write.
     """
-    figure, (ax,) = _figure(1, width=6.4)
+    figure, (ax,) = figure_of(1, width=6.4)
     share = 100 * np.asarray(content["rows_per_exit"]) / content["examples"]
     depths = np.asarray(content["depth_of_exit"])
     gap = np.diff(depths, prepend=0).min()
@@ -150,84 +148,7 @@ def depth_histogram(content: dict, path: Path) -> Path:
     ax.grid(False, axis="x")
     ax.legend(frameon=False, fontsize=9)
     ax.set_title(f"{content['name']}: depth taken", color=INK, fontsize=12)
-    return _save(figure, path)
-
-
-def examples_by_depth(
-    inputs: Any, labels: np.ndarray, classes: np.ndarray, exit: np.ndarray, content: dict, path: Path, columns: int = 8
-) -> Path | None:
-    """Test inputs that left early and late: images as pictures, short sequences as rows of colour; wrong answers in red.
-
-    Args:
-      inputs: `[M, H, W]`, `[M, H, W, 1 or 3]` or `[M, n]`.
-      labels, classes: `[M]` or `[M, ...]`, the truth and the answer.
-      exit: `[M]`, the exit taken.
-      content: what `report.report` returned.
-      path: the PNG to write.
-      columns: examples per exit.
-
-    Returns:
-      The path, or None where inputs are neither pictures nor short sequences.
-    """
-    pictures = _as_pictures(inputs)
-    if pictures is None:
-        return None
-    taken = [k for k in range(len(content["depth_of_exit"])) if (exit == k).any()]
-    if len(taken) > 6:
-        taken = [taken[round(i)] for i in np.linspace(0, len(taken) - 1, 6)]
-    from matplotlib import pyplot
-
-    pyplot.close(_figure()[0])  # sets the backend
-    sequence = pictures.shape[1] == 1
-    columns = 6 if sequence else columns
-    size = (1.6 * columns + 1.4, 0.45 * len(taken) + 0.6) if sequence else (0.95 * columns + 1.4, 1.15 * len(taken) + 0.6)
-    figure, axes = pyplot.subplots(len(taken), columns, figsize=size, squeeze=False, layout="constrained")
-    for ax in axes.ravel():
-        ax.set_xticks([])
-        ax.set_yticks([])
-        ax.spines[:].set_visible(False)
-    look = {"aspect": "auto", "cmap": "coolwarm", "vmin": 0, "vmax": 1} if sequence else {"cmap": "gray_r"}
-    for row, k in zip(axes, taken, strict=True):
-        chosen = np.flatnonzero(exit == k)
-        chosen = np.sort(np.random.default_rng(0).permutation(chosen)[:columns])
-        row[0].set_ylabel(
-            f"depth {content['depth_of_exit'][k]}\n{(exit == k).mean():.0%} of rows",
-            rotation=0,
-            ha="right",
-            va="center",
-            fontsize=9,
-            color=INK,
-        )
-        for ax, m in zip(row, chosen, strict=False):
-            ax.imshow(pictures[m], interpolation="nearest", **look)
-            title, right = _answered(classes[m], labels[m], content["classes"])
-            ax.set_title(title, fontsize=7, color=INK if right else DYNAMIC, pad=2)
-    figure.suptitle(f"{content['name']}: easy inputs leave early, hard ones late (wrong answers in red)", color=INK, fontsize=11)
-    return _save(figure, path)
-
-
-def _answered(answer: np.ndarray, label: np.ndarray, names: Sequence[str]) -> tuple[str, bool]:
-    """What stands above an example, and whether its answer is right; many places are counted and not named."""
-    wrong = int(((answer != label) & (label != IGNORED)).sum())
-    if label.ndim:
-        return (f"{wrong} of {int((label != IGNORED).sum())} wrong" if wrong else "right"), not wrong
-    said, true = names[int(answer)], names[int(label)]
-    return (f"{said}, is {true}" if wrong else said), not wrong
-
-
-def _as_pictures(inputs: Any) -> np.ndarray | None:
-    """`[M, H, W]` or `[M, H, W, 3]` in 0..1, or None."""
-    if not isinstance(inputs, np.ndarray):
-        return None
-    x = inputs.astype(np.float32)
-    if x.ndim in (3, 4) and x.shape[-1] == 1:
-        x = x[..., 0]
-    if x.ndim == 2 and x.shape[1] <= 256:
-        x = x[:, None, :]
-    if not (x.ndim == 3 or (x.ndim == 4 and x.shape[-1] == 3)):
-        return None
-    low, high = x.min(), x.max()
-    return (x - low) / max(high - low, 1e-6)
+    return save(figure, path)
 
 
 def compare_runs(contents: Sequence[dict], names: Sequence[str], path: Path) -> Path:
@@ -238,7 +159,7 @@ def compare_runs(contents: Sequence[dict], names: Sequence[str], path: Path) -> 
       names: what the legend calls them.
       path: the file to write; its ending gives the format.
     """
-    figure, (left, right) = _figure(2)
+    figure, (left, right) = figure_of(2)
     for content, name, colour in zip(contents, names, [RUNS[k % len(RUNS)] for k in range(len(contents))], strict=True):
         curve, timed = content["curve"], content["timed_points"]
         flops, accuracy = 100 * np.asarray(curve["flops_ratio"]), 100 * np.asarray(curve["accuracy"])
@@ -279,14 +200,14 @@ def compare_runs(contents: Sequence[dict], names: Sequence[str], path: Path) -> 
         _accuracy_axis(ax, [a for c in contents for a in (*c["curve"]["accuracy"], c["accuracy_full"], c["accuracy_dynamic"])])
     left.legend(fontsize=8, frameon=False, loc="lower right")
     figure.suptitle("Accuracy against compute; stars are the operating points, diamonds full depth", color=INK, fontsize=12)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def efficiency_by_depth(records: Sequence[dict], path: Path) -> Path:
     """Efficiency of every program against mean depth, one panel for each network and batch of `dynexit bench`."""
     keys = ("block", "width", "depth", "dtype", "batch", "distribution")
     panels = list(dict.fromkeys(tuple(r[k] for k in keys) for r in records))
-    figure, axes = _figure(len(panels), width=4.0)
+    figure, axes = figure_of(len(panels), width=4.0)
     for ax, panel in zip(axes, panels, strict=True):
         shown = [r for r in records if tuple(r[k] for k in keys) == panel and "efficiency" in r]
         for color, name in zip(RUNS * 2, dict.fromkeys(r["program"] for r in shown), strict=False):
@@ -299,4 +220,4 @@ def efficiency_by_depth(records: Sequence[dict], path: Path) -> Path:
         ax.set_ylim(0, None)
     axes[0].set_ylabel("efficiency (ideal / measured)")
     axes[-1].legend(frameon=False, fontsize=8)
-    return _save(figure, Path(path))
+    return save(figure, Path(path))

@@ -112,7 +112,7 @@ def finish(run: Run, experiment: Any, params: Any, step: int, rule: Calibration)
     analysis.plots.accuracy_against_compute(content, run.folder / "accuracy.png")
     analysis.plots.depth_histogram(content, run.folder / "depth.png")
     inputs, labels = experiment.test.examples()["inputs"], evaluated.predictions.labels
-    drawn = analysis.plots.examples_by_depth(
+    drawn = analysis.pictures.examples_by_depth(
         inputs, labels, evaluated.classes, evaluated.exit, content, run.folder / "examples.png"
     )
     if drawn is not None:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dynexit.analysis import plots
+from dynexit.analysis import pictures, plots
 from dynexit.analysis.costs import costs_of
 from dynexit.analysis.evaluation import evaluate, programs
 from dynexit.analysis.latency import Timing
@@ -142,14 +142,14 @@ def test_a_timing_holds_its_spread(measured):
 def test_pictures_are_drawn_of_images_and_of_short_sequences(content, measured, tmp_path, shape):
     inputs = np.random.default_rng(0).random(shape)
     labels = measured.predictions.labels
-    path = plots.examples_by_depth(inputs, labels, measured.classes, measured.exit, content, tmp_path / "x.png")
+    path = pictures.examples_by_depth(inputs, labels, measured.classes, measured.exit, content, tmp_path / "x.png")
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
 def test_other_inputs_are_not_drawn(content, measured, tmp_path):
     labels = measured.predictions.labels
     for inputs in (np.zeros((43, 1000)), {"tokens": np.zeros((43, 3))}):
-        assert plots.examples_by_depth(inputs, labels, measured.classes, measured.exit, content, tmp_path / "x.png") is None
+        assert pictures.examples_by_depth(inputs, labels, measured.classes, measured.exit, content, tmp_path / "x.png") is None
     assert not (tmp_path / "x.png").exists()
 
 
