@@ -94,6 +94,11 @@ class Settings:
     seed: int = 0
     """of weights and of the strings drawn"""
 
+    def faults(self) -> list[str]:
+        """Settings that clash."""
+        short = self.model.kind == "thinking" and self.model.steps < self.method.most
+        return [f"model.steps must be at least method.most, got {self.model.steps} and {self.method.most}"] if short else []
+
 
 SMOKE = Settings(
     model=Model(kind="thinking", width=8, steps=8),

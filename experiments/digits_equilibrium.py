@@ -80,7 +80,7 @@ def build(settings: Settings):
     mixing = dx.exits.anderson(m.anderson) if m.anderson else None
     return dx.Experiment(
         model=dx.backbones.equilibrium((8, 8, 1), 10, patch=m.patch, width=m.width, steps=m.steps, mixing=mixing),
-        method=dx.methods.equilibrium(method.tolerance, unrolled=method.unrolled, jacobian=method.jacobian),
+        method=dx.methods.equilibrium(method.tolerance, unrolled=method.unrolled, jacobian=method.jacobian, mixing=mixing),
         train=train,
         calibration=calibration,
         test=test,

@@ -98,6 +98,11 @@ class Settings:
     seed: int = 0
     """of weights and of the strings drawn"""
 
+    def faults(self) -> list[str]:
+        """Settings that clash."""
+        short = self.method.mean is None and self.model.steps < self.method.most
+        return [f"model.steps must be at least method.most, got {self.model.steps} and {self.method.most}"] if short else []
+
 
 SMOKE = Settings(
     model=Model(width=8, steps=8, every=2),

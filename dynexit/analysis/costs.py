@@ -32,9 +32,14 @@ class RowCosts(NamedTuple):
         return self.embed + np.cumsum(self.blocks + self.heads)
 
     @property
+    def alone(self) -> np.ndarray:
+        """float64 `[E]`: of a network that all rows leave at each exit, whose head is the only one that is read."""
+        return self.embed + np.cumsum(self.blocks) + self.heads
+
+    @property
     def full(self) -> float:
         """Of a row at full depth without early exits: embedding, all blocks, the last head alone."""
-        return float(self.embed + self.blocks.sum() + self.heads[-1])
+        return float(self.alone[-1])
 
 
 def costs_of(model: Model, params: PyTree, inputs: PyTree) -> RowCosts:

@@ -15,6 +15,7 @@ from dynexit.analysis.predictions import predict, prepared
 from dynexit.calibration.choose import Choice
 from dynexit.calibration.curve import Curve, Predictions, curve
 from dynexit.core.labels import exact
+from dynexit.core.settings import Evaluation
 from dynexit.core.types import Experiment, PyTree
 from dynexit.exits.replay import replay
 from dynexit.exits.stream import is_tied
@@ -27,7 +28,8 @@ class Timings(NamedTuple):
     """Seconds for the timed rows of the test split, all in one interleaved run.
 
     Attributes:
-      rows: rows timed: the split or its first batches, its last batch filled up with the first rows.
+      rows: rows timed: the split, or as many of it as were asked for in whole batches, evenly spread; a last batch is filled up
+        with the first of them.
       full_program: name of the quickest full-depth program; "full" or "full tiled T".
       full, compacted, masked: seconds.
       streamed: seconds of `run_stream` with all rows as one queue, where the weights are tied; else None.
@@ -176,7 +178,8 @@ def evaluate(
     if _row_shapes(inputs) != _row_shapes(experiment.calibration.examples()["inputs"]):
         costs = costs_of(experiment.model, params, jax.tree.map(lambda a: jnp.asarray(a[:FEW]), inputs))
     batches = latency.in_batches(inputs, evaluation.batch_size)
-    timed_batches = batches[: -(-evaluation.timed_rows // evaluation.batch_size)] if evaluation.timed_rows else batches
+    chosen = timed_rows(len(jax.tree.leaves(inputs)[0]), evaluation)
+    timed_batches = latency.in_batches(jax.tree.map(lambda a: a[chosen], inputs), evaluation.batch_size)
     exit_classes = np.asarray(jax.jit(jax.vmap(experiment.method.predict))(predictions.outputs))
     drawn = curve(
         predictions, points, experiment.method.criterion, experiment.method.predict, costs.until, replay, experiment.method.grade
@@ -196,7 +199,8 @@ def evaluate(
     ran = jax.tree.map(lambda *a: np.concatenate([np.atleast_1d(x) for x in a]), *[calls.dynamic(point, x) for x in batches])
     taken = np.searchsorted(costs.depths, ran.exit_depth)
     occupancy = float((taken + 1).sum() / ran.rows_executed.sum())
-    timings = _time(calls, point, timed_batches, evaluation, costs, taken[: len(timed_batches) * evaluation.batch_size], occupancy)
+    timed_exits = np.resize(taken[chosen], len(timed_batches) * evaluation.batch_size)  # the last batch is filled up from the front
+    timings = _time(calls, point, timed_batches, evaluation, costs, timed_exits, occupancy)
     say("test split: timing points along the curve")
     timed = _time_points(calls, points, drawn, timed_batches, evaluation, timings.full_program)
 
@@ -209,6 +213,19 @@ def evaluate(
     live, method = (answered, taken, nans, agreement), experiment.method
     needed = experiment.test.examples().get("steps")
     return Evaluated(predictions, costs, exit_classes, *live, timings, drawn, timed, tuned, method.grade, needed)
+
+
+def timed_rows(rows: int, evaluation: Evaluation) -> np.ndarray:
+    """Which rows of the split are timed: all, or whole batches of them evenly spread, for a split may be in order of difficulty.
+
+    Example:
+      >>> timed_rows(10, Evaluation(batch_size=2, timed_rows=3)).tolist()
+      [0, 2, 5, 7]
+    """
+    if evaluation.timed_rows is None:
+        return np.arange(rows)
+    wanted = min(rows, -(-evaluation.timed_rows // evaluation.batch_size) * evaluation.batch_size)
+    return np.arange(wanted) * rows // wanted
 
 
 def _row_shapes(inputs: PyTree) -> list[tuple[int, ...]]:

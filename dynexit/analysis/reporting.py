@@ -53,7 +53,7 @@ def report(evaluated: Evaluated, point: Any, about: dict) -> dict:
         "rows_per_exit": depth_histogram(e.exit, len(accuracy)).tolist(),
         "live_equals_replay": e.agreement,
         "nan_exits": e.nan_exits,
-        **_best_fixed(accuracy, c.until, float(c.until[e.exit].mean()), c.depths),
+        **_best_fixed(accuracy, c.alone, float(c.until[e.exit].mean()), c.depths),
         "depth_follows_steps": None if e.steps is None else rank_correlation(e.exit, e.steps),
         "operating_point": jax.tree.map(lambda a: np.asarray(a).tolist(), point),
         "curve": {
@@ -72,9 +72,9 @@ def report(evaluated: Evaluated, point: Any, about: dict) -> dict:
     }
 
 
-def _best_fixed(accuracy: np.ndarray, until: np.ndarray, cost: float, depths: np.ndarray) -> dict:
-    """The best depth at which all rows could stop for no more FLOPs; chosen on the test split, in its favour."""
-    affordable = np.flatnonzero(until <= cost * (1 + 1e-9))
+def _best_fixed(accuracy: np.ndarray, alone: np.ndarray, cost: float, depths: np.ndarray) -> dict:
+    """The best depth at which all rows could stop for no more FLOPs, inner exits unread; picked on the test split."""
+    affordable = np.flatnonzero(alone <= cost * (1 + 1e-9))
     if not affordable.size:
         return {"accuracy_fixed": None, "depth_fixed": None}
     best = affordable[np.argmax(accuracy[affordable])]

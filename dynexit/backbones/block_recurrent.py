@@ -136,6 +136,7 @@ def block_recurrent(
         return tokens
 
     def steps(params: PyTree) -> Step:
-        return Step(Partial(_Select(phase), {"blocks": params["blocks"], "heads": params["heads"]}), Partial(_Apply(block, head)))
+        select = Partial(_Select(phase), {"blocks": params["blocks"], "heads": params["heads"]})
+        return Step(select, Partial(_Apply(block, head)), depth=depth)
 
     return Model(init, begin, steps, depth, block_names(depth))

@@ -21,7 +21,7 @@ Draw = Callable[[np.random.Generator, int], dict]
 _TRAIN, _TRAIN_EXAMPLES, _CALIBRATION, _TEST = 1, 2, 3, 4
 
 
-def generated(draw: Draw, examples: int, test_draw: Draw | None = None) -> Splits:
+def generated(draw: Draw, examples: int, test_draw: Draw | None = None, calibration_draw: Draw | None = None) -> Splits:
     """The splits of a task that a function draws: training without end, calibration and test fixed once and for all.
 
     train.batch(seed, step, size) = draw(Philox(key=(seed, step)), size): nothing before it need be drawn, so a run
@@ -30,7 +30,8 @@ def generated(draw: Draw, examples: int, test_draw: Draw | None = None) -> Split
     Args:
       draw: `draw(random, size) -> batch`, a function of the numpy generator that it is given and of nothing else.
       examples: size of `calibration` and of `test`, and of `train.examples()`.
-      test_draw: draws the test split, for extrapolation; by default `draw`.
+      test_draw, calibration_draw: draw the test and the calibration split, for extrapolation or to keep them apart from the
+        training; by default `draw`.
 
     Returns:
       Three sources; `train.size` is None. Batches hold every leaf of what is drawn, "steps" too, which training does not read.
@@ -58,7 +59,7 @@ def generated(draw: Draw, examples: int, test_draw: Draw | None = None) -> Split
 
     return Splits(
         Source("train", batch, fixed.examples, None),
-        _fixed("calibration", _CALIBRATION, draw, examples),
+        _fixed("calibration", _CALIBRATION, draw if calibration_draw is None else calibration_draw, examples),
         _fixed("test", _TEST, draw if test_draw is None else test_draw, examples),
     )
 

@@ -1,6 +1,7 @@
 """Sudoku of 4x4 or 9x9 places: fill in the digits. The fewer are given, the more rounds of elimination it takes."""
 
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -19,7 +20,8 @@ def sudoku(
     A complete grid is drawn and its digits are taken away one by one, in random order, each where the puzzle that is left can
     still be solved by naked singles, until k are left, k ~ U{low..high}; where they never are, grid and order are drawn again.
     A naked single is an empty place for which row, column and box leave one digit. What fills all places by such steps alone
-    has no second solution.
+    has no second solution. Of 4x4 there are few enough puzzles that training would draw those of the test, so each belongs to one
+    split, by a digest of its digits: six eighths to training, one to calibration and one to the test.
 
     Args:
       box: side of a box, 2 or 3; n = box^2 digits, grids of n x n places.
@@ -52,8 +54,11 @@ def sudoku(
     for name, pair in (("clues", clues), ("test_clues", test_clues)):
         ordered(name, pair, FEWEST[box], box**4, "all places, ")
     at_least(1, examples=examples)
-    test_draw = functools.partial(_draw, box=box, clues=test_clues)
-    return generated(functools.partial(_draw, box=box, clues=clues), examples, test_draw=test_draw)
+    train, calibration, test = (
+        functools.partial(_draw, box=box, clues=pair, eighths=eighths)
+        for pair, eighths in ((clues, range(2, 8)), (clues, (1,)), (test_clues, (0,)))
+    )
+    return generated(train, examples, test, calibration)
 
 
 def solved(puzzles: np.ndarray, box: int) -> tuple[np.ndarray, np.ndarray]:
@@ -83,7 +88,18 @@ def solved(puzzles: np.ndarray, box: int) -> tuple[np.ndarray, np.ndarray]:
         rounds += found
 
 
-def _draw(random: np.random.Generator, size: int, box: int, clues: tuple[int, int]) -> dict:
+def eighth(puzzles: np.ndarray) -> np.ndarray:
+    """Which eighth of all puzzles of 4x4 each is of, int `[b]` in 0..7: a multiplicative hash of its digits.
+
+    Example:
+      >>> eighth(np.zeros((1, 16), np.int8)).tolist()
+      [0]
+    """
+    number = (puzzles.astype(np.uint64) * np.uint64(5) ** np.arange(16, dtype=np.uint64)).sum(axis=1, dtype=np.uint64)
+    return (number * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(61)).astype(np.int64)
+
+
+def _draw(random: np.random.Generator, size: int, box: int, clues: tuple[int, int], eighths: Sequence[int]) -> dict:
     labels = np.zeros((size, box**4), np.int8)
     inputs = np.zeros_like(labels)
     wanted = random.integers(clues[0], clues[1] + 1, size=size)
@@ -92,6 +108,8 @@ def _draw(random: np.random.Generator, size: int, box: int, clues: tuple[int, in
         grids = _grids(random, len(todo), box)
         puzzles = _dug(random, grids, wanted[todo], box)
         done = (puzzles > 0).sum(axis=1) == wanted[todo]
+        if box == 2:
+            done &= np.isin(eighth(puzzles), list(eighths))
         inputs[todo[done]], labels[todo[done]] = puzzles[done], grids[done]
         todo = todo[~done]
     return {"inputs": inputs, "labels": labels.astype(np.int32) - 1, "steps": solved(inputs, box)[1]}

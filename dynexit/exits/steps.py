@@ -51,6 +51,16 @@ class _RunAgain:
 
 
 @dataclasses.dataclass(frozen=True)
+class _Remat:
+    """A block whose inner values are computed anew in the backward pass."""
+
+    block: Block
+
+    def __call__(self, weights, state):
+        return jax.checkpoint(self.block, prevent_cse=False)(weights, state)
+
+
+@dataclasses.dataclass(frozen=True)
 class _RunSwitched:
     """The i-th of several branches; each closes over its own weights, so none is copied."""
 
@@ -148,6 +158,23 @@ def tied_step(block: Block, head: Block, params: PyTree, blocks: int = 1) -> Ste
     once = Run(block, head)
     again = once if positive_integer(blocks, "blocks") == 1 else _RunAgain(once, blocks)
     return Step(Partial(_whole, params), Partial(again), blocks)
+
+
+def rematerialised(step: Step) -> Step:
+    """The same step with its inner values computed anew in the backward pass: only the state between blocks is kept.
+
+    Example:
+      >>> import jax.numpy as jnp, dynexit as dx
+      >>> step = dx.tied_step(lambda p, h: jnp.sin(h * p), lambda p, h: h, jnp.float32(2.0), blocks=3)
+      >>> again = rematerialised(step)
+      >>> jax.tree.map(jnp.array_equal, dx.run_all(again, jnp.ones(1), 6), dx.run_all(step, jnp.ones(1), 6))
+      Array(True, dtype=bool)
+    """
+    again = step.apply.func if isinstance(step.apply, Partial) else None
+    if isinstance(again, _RunAgain):  # as it is known to `every_iteration`
+        once = Run(_Remat(again.once.block), again.once.head)
+        return dataclasses.replace(step, apply=Partial(_RunAgain(once, again.times)))
+    return dataclasses.replace(step, apply=jax.checkpoint(step.apply, prevent_cse=False))
 
 
 def every_iteration(step: Step) -> Step:

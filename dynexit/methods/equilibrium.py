@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from dynexit.core.checks import entries, positive_integer
+from dynexit.core.checks import describe, entries, positive_integer
 from dynexit.core.types import Array, Criterion, Method, Model, PyTree, Step
-from dynexit.exits import criteria, implicit, phantom, run_until
+from dynexit.exits import Mixing, criteria, damped, implicit, phantom, run_until
 from dynexit.methods.answers import accuracy, candidate_levels, logits_of, predict
 from dynexit.objectives import multi_exit_cross_entropy
 
@@ -24,6 +24,7 @@ def equilibrium(
     jacobian: float = 0.0,
     label_smoothing: float = 0.0,
     thresholds: Any = THRESHOLDS,
+    mixing: Mixing | None = None,
 ) -> Method:
     """The loss at the fixed point, with the gradient of the implicit function theorem or of a few last steps.
 
@@ -35,10 +36,11 @@ def equilibrium(
       tolerance: of the forward solve in training.
       tolerance_back: of the adjoint solve, of as many iterations at most; None for `tolerance`.
       unrolled: 0 for the implicit gradient; k for the gradient of the last k steps alone ("phantom"), cheaper and biased.
-      damping: of the phantom's steps.
+      damping: of the phantom's steps before the last, which is f itself; so it wants `unrolled` above 1.
       jacobian: weight of the penalty that keeps the iteration convergent; published values 0.1 to 1.
       label_smoothing: in 0..1.
       thresholds: candidates for t, `[K]`, at least 0; 0 is full depth and must be among them.
+      mixing: of the adjoint solve, and the model's own: where the plain iteration runs away, its adjoint does too.
 
     Returns:
       `Method`. The model is weight-tied, its state has the entry "z" and its outputs "logits" `[E, B, C]` and "residual" `[E, B]`
@@ -47,7 +49,8 @@ def equilibrium(
 
     Raises:
       TypeError, ValueError: `tolerance`, `jacobian` or `unrolled` negative, the last no integer, `damping` not in 0..1,
-        `thresholds` negative or without 0.
+        `thresholds` negative or without 0; `damping` or `tolerance_back` where they would be of no effect; from the loss, a model
+        with another `mixing`.
 
     Example:
       >>> float(equilibrium().candidates(None, None, None)["threshold"][0])
@@ -61,8 +64,10 @@ def equilibrium(
             raise ValueError(f"`{name}` must be at least 0, got {value}")
     if unrolled:
         positive_integer(unrolled, "unrolled")
-    if not 0 <= damping < 1:
-        raise ValueError(f"`damping` must be at least 0 and below 1, got {damping}")
+    if not 0 <= damping < 1 or (damping and unrolled < 2):
+        raise ValueError(f"`damping` must be at least 0 and below 1, and 0 with `unrolled` below 2, got {damping} with {unrolled}")
+    if tolerance_back is not None and (unrolled or not tolerance_back >= 0):
+        raise ValueError(f"`tolerance_back` must be at least 0, and None with `unrolled`, got {tolerance_back} with {unrolled}")
     levels = candidate_levels(thresholds, full=0.0)
 
     def loss(
@@ -72,12 +77,13 @@ def equilibrium(
             raise ValueError(f"`model` must be one weight-tied step, got {len(model.depth)} stages")
         step, state = model.steps(params), model.embed(params, inputs)
         entries(state, ("z",), "a fixed point's model, such as dx.backbones.equilibrium")
+        check_mixing(state, mixing)
         rule = criteria.residual_below(tolerance)
         still, at_first = lax.stop_gradient((step, state))
         halted = run_until(still, at_first, model.depth, rule, "masked")
         z, back = halted.state["z"], tolerance if tolerance_back is None else tolerance_back
         if unrolled == 0:
-            z = implicit(one_step, step, state, z, model.depth, back)
+            z = implicit(one_step, step, state, z, model.depth, back, mixing)
         elif unrolled > 1:
             z = phantom(one_step, step, state, z, unrolled - 1, damping)
         output = step.apply(step.select(jnp.int32(0)), jnp.int32(0), {**state, "z": z})[1]
@@ -102,6 +108,18 @@ def equilibrium(
         return {"threshold": jnp.asarray(levels)}
 
     return Method(None, criterion, candidates, predict, loss)
+
+
+def check_mixing(state: PyTree, mixing: Mixing | None) -> None:
+    """Refuses a state whose memory is not that of `mixing`.
+
+    Raises:
+      ValueError: the model was made with another one.
+    """
+    of = lambda tree: jax.tree.map(describe, tree)
+    wanted = of(jax.eval_shape((mixing or damped()).begin, state["z"]))
+    if of(state.get("memory", ())) != wanted:
+        raise ValueError("`mixing` must be the one that the model was made with: the adjoint is solved by it too")
 
 
 def one_step(step: Step, state: PyTree, z: Array) -> Array:

@@ -67,6 +67,8 @@ def raptor(
     def loss(
         model: Model, params: PyTree, inputs: PyTree, wanted: Array, key: Array, progress: Array
     ) -> tuple[Array, dict[str, Array]]:
+        if model.depth != len(first):
+            raise ValueError(f"`model` must have the {len(first)} layers that `counts` sums to, got a depth of {model.depth}")
         given = [teacher.embed(teacher_params, inputs), *features(teacher, teacher_params, inputs).values()]
         states, step = lax.stop_gradient(jnp.stack(given)), model.steps(params)
         forced, alone = one_step_errors(step, states), rollout(step, states, first & (progress < joint))

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from dynexit.core.checks import entries, one_depth
 from dynexit.core.labels import exact
 from dynexit.core.types import Array, Carried, Model, PyTree
 from dynexit.methods.answers import predict
@@ -29,8 +30,13 @@ def segment_slots(most: int, explore: float, halting_weight: float, answer: Call
     """
 
     def begin(model: Model, params: PyTree, inputs: PyTree, labels: Array) -> PyTree:
-        rows = jnp.ones(labels.shape[0], jnp.int32)
-        slots = {"inputs": inputs, "labels": labels, "state": model.embed(params, inputs), "taken": rows, "least": rows}
+        if one_depth(model) < most:
+            raise ValueError(f"`model` has {model.depth} segments, fewer than the {most} of training (`most`)")
+        if model.steps(params).depth is not None:
+            raise ValueError("`model` must be weight-tied: slots are at segments of their own")
+        rows, state = jnp.ones(labels.shape[0], jnp.int32), model.embed(params, inputs)
+        entries(state, ("input",), "a model whose state holds the input, such as dx.backbones.recursive")
+        slots = {"inputs": inputs, "labels": labels, "state": state, "taken": rows, "least": rows}
         return {**slots, "halted": rows > 0}
 
     def loss(

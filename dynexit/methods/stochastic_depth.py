@@ -1,11 +1,14 @@
 """Stochastic depth: a method trained with blocks left out at random, so that layers become alike and depth can be varied."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from dynexit.core.types import Array, Method, Model, PyTree
+from dynexit.core.checks import describe
+from dynexit.core.types import Array, Method, Model, PyTree, Step
 from dynexit.exits import run_all
 from dynexit.exits.stochastic import dropped_blocks, survival
 
@@ -57,7 +60,8 @@ def stochastic_depth(method: Method, last: float = 0.5, by: By = "batch") -> Met
         steps, depths = model.steps(params), model.depth
         staged = isinstance(depths, tuple)
         steps, depths = (steps, depths) if staged else ((steps,), (depths,))
-        chance = survival(sum(depths), last)
+        always = np.concatenate(changing(steps, depths, jax.eval_shape(model.embed, params, inputs)))
+        chance = jnp.where(always, 1.0, survival(sum(depths), last))
         kept = jax.random.bernoulli(key, chance if by == "batch" else jnp.tile(chance[:, None], len(labels)))
         parts, begun = [], 0
         for step, depth in zip(steps, depths, strict=True):
@@ -69,3 +73,14 @@ def stochastic_depth(method: Method, last: float = 0.5, by: By = "batch") -> Met
         return losses, {**metrics, "kept_blocks": kept.mean(dtype=jnp.float32)}
 
     return method._replace(objective=None, loss=loss)
+
+
+def changing(steps: Sequence[Step], depths: Sequence[int], state: PyTree) -> list[np.ndarray]:
+    """For each stage bool `[N]`, which blocks change the shape of the state, and so cannot be left out."""
+    found = []
+    for step, depth in zip(steps, depths, strict=True):
+        new = jax.eval_shape(lambda s, step=step: step.apply(step.select(jnp.int32(0)), jnp.int32(0), s)[0], state)
+        alike = jax.tree.map(describe, new) == jax.tree.map(describe, state)
+        found.append(np.full(depth, not alike))
+        state = new
+    return found

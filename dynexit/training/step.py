@@ -1,6 +1,5 @@
 """One training step, compiled: augment, prepare, embed, every exit, objective, gradient, update."""
 
-import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -11,6 +10,7 @@ from jax.sharding import Mesh
 from dynexit.core.settings import Training
 from dynexit.core.types import Array, Experiment, PyTree, Step
 from dynexit.exits.run import run_all
+from dynexit.exits.steps import rematerialised
 from dynexit.training.optimizer import learning_rate, make_optimizer
 from dynexit.training.sharding import Rules, check_batch_size, replicated, shardings
 from dynexit.training.state import TrainState, cast, state_shapes
@@ -55,9 +55,7 @@ def make_loss(experiment: Experiment, settings: Training) -> Callable[..., tuple
 
 
 def _rematerialised(step: Step | tuple[Step, ...]) -> Step | tuple[Step, ...]:
-    """The step with its inner values recomputed in the backward pass: only the state between blocks is kept."""
-    one = lambda step: dataclasses.replace(step, apply=jax.checkpoint(step.apply, prevent_cse=False))
-    return tuple(map(one, step)) if isinstance(step, tuple) else one(step)
+    return tuple(map(rematerialised, step)) if isinstance(step, tuple) else rematerialised(step)
 
 
 def make_train_step(experiment: Experiment, settings: Training, mesh: Mesh, rules: Rules = ()) -> TrainStep:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dynexit.data.sudoku import all_grids, solved, sudoku
+from dynexit.data.sudoku import all_grids, eighth, solved, sudoku
 
 
 def conflict(grid, place, digit, box):
@@ -59,6 +59,16 @@ def test_puzzles_have_one_solution_and_it_is_the_label(box, clues, rows):
             assert solutions(puzzle, box) == [[digit + 1 for digit in label]]
             assert rounds(puzzle, box) == ([digit + 1 for digit in label], steps)
             assert clues[0] <= sum(digit > 0 for digit in puzzle) <= clues[1]
+
+
+def test_small_puzzles_belong_to_one_split_and_splits_to_no_kind_of_puzzle():
+    train, calibration, test = sudoku(clues=(4, 6), examples=400)
+    drawn = np.concatenate([train.batch(0, step, 256)["inputs"] for step in range(12)])
+    sets = [{row.tobytes() for row in rows} for rows in (drawn, calibration.examples()["inputs"], test.examples()["inputs"])]
+    assert not (sets[0] & sets[1] or sets[0] & sets[2] or sets[1] & sets[2])
+    every = np.array([np.frombuffer(row, np.int8) for row in set.union(*sets)])
+    share = np.bincount(eighth(every[(every > 0).sum(axis=1) == 6]), minlength=8)
+    assert share[2:].min() > 0.7 * share[2:].mean()  # training's six eighths, drawn alike
 
 
 def test_what_naked_singles_cannot_solve_is_left_as_it_is():

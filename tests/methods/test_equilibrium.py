@@ -8,7 +8,7 @@ import pytest
 import dynexit as dx
 from dynexit.backbones import equilibrium as cell
 from dynexit.calibration import Predictions, curve
-from dynexit.exits import anderson
+from dynexit.exits import anderson, begin_fixed_point, fixed_point_step
 from dynexit.methods import equilibrium
 from dynexit.methods.equilibrium import one_step, steepness
 from dynexit.objectives import multi_exit_cross_entropy
@@ -58,7 +58,7 @@ WHOLE = jax.jit(jax.value_and_grad(lambda p: unrolled_loss(p, 45, 45)))(PARAMS)
 @pytest.mark.parametrize("mixing", [None, anderson(4)], ids=["plain", "anderson"])
 def test_the_implicit_gradient_is_that_of_the_whole_run(mixing):
     model = cell((4, 4, 1), 3, patch=2, width=6, steps=N, mixing=mixing)
-    loss, found = jax.jit(jax.value_and_grad(loss_of(equilibrium(1e-5), model)))(PARAMS)
+    loss, found = jax.jit(jax.value_and_grad(loss_of(equilibrium(1e-5, mixing=mixing), model)))(PARAMS)
     assert float(loss) == pytest.approx(float(WHOLE[0]), abs=1e-4)
     assert_near(found, WHOLE[1], 5e-3)
 
@@ -69,6 +69,27 @@ def test_the_phantom_gradient_is_that_of_the_last_steps():
         assert_near(found[k], jax.jit(jax.grad(lambda p, k=k: unrolled_loss(p, 45, k - 1)))(PARAMS), 5e-3)
     errors = [distance(found[k], WHOLE[1]) for k in (1, 4)]
     assert errors[0] > 0.02 and errors[1] < errors[0] / 3
+
+
+def test_the_adjoint_is_mixed_as_the_model_is():
+    """f has the slope -1.3: the plain iteration runs away, and so does the adjoint's."""
+    f = lambda p, x, z: -1.3 * z + p["a"] * x
+    head = lambda p, z: jnp.stack([z[:, 0], -z[:, 0]], axis=-1)
+    mixing = anderson(5)
+    model = dx.Model(
+        lambda key: None,
+        lambda p, x: begin_fixed_point(x, jnp.zeros_like(x), mixing),
+        lambda p: fixed_point_step(f, head, p, mixing),
+        20,
+        ("z",) * 20,
+    )
+    x, labels = jnp.array([[0.4], [1.1]]), jnp.array([1, 1], jnp.int32)
+    run = lambda a, method: method.loss(model, {"a": a}, x, labels, KEY, PROGRESS)[0].mean()
+    wanted = jax.grad(lambda a: multi_exit_cross_entropy(head(None, a * x / 2.3)[None], labels)[0].mean())(jnp.float32(0.7))
+    found = jax.grad(run)(jnp.float32(0.7), equilibrium(1e-5, mixing=mixing))
+    np.testing.assert_allclose(found, wanted, rtol=1e-3)
+    with pytest.raises(ValueError, match="`mixing` must be the one that the model was made with"):
+        run(jnp.float32(0.7), equilibrium(1e-5))
 
 
 def test_metrics_are_those_of_a_loop():
@@ -122,7 +143,10 @@ def test_candidates_go_from_few_steps_to_full_depth():
         ({"tolerance": -1.0}, "`tolerance` must be at least 0, got -1.0"),
         ({"jacobian": -0.1}, "`jacobian` must be at least 0, got -0.1"),
         ({"unrolled": -1}, "`unrolled` must be at least 0, got -1"),
-        ({"damping": 1.0}, "`damping` must be at least 0 and below 1, got 1.0"),
+        ({"damping": 1.0}, "`damping` must be at least 0 and below 1, and 0 with `unrolled` below 2, got 1.0"),
+        ({"damping": 0.5, "unrolled": 1}, "and 0 with `unrolled` below 2, got 0.5 with 1"),
+        ({"tolerance_back": -5.0}, "`tolerance_back` must be at least 0, and None with `unrolled`, got -5.0 with 0"),
+        ({"tolerance_back": 1e-3, "unrolled": 2}, "and None with `unrolled`, got 0.001 with 2"),
         ({"thresholds": [0.1]}, "hold 0 (full depth)"),
     ],
 )

@@ -7,6 +7,7 @@ import pytest
 
 import dynexit as dx
 from dynexit.backbones import deep_thinking as network
+from dynexit.exits.steps import rematerialised
 from dynexit.methods.deep_thinking import deep_thinking, progress_drawn
 
 MODEL = network(1, 1, 2, width=6, steps=9, blocks=1)
@@ -93,3 +94,11 @@ def test_a_row_leaves_once_no_place_moves_for_two_iterations():
 def test_refusals(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+def test_blocks_computed_anew_in_the_backward_pass_change_nothing_where_exits_lie_apart():
+    model = network(1, 1, 2, width=6, steps=9, blocks=1, every=3)
+    again = model._replace(steps=lambda params: rematerialised(model.steps(params)))
+    run = lambda model, p: deep_thinking(6).loss(model, p, X, LABELS, jax.random.key(1), jnp.float32(0.0))[0].mean()
+    slopes = [jax.grad(lambda p, model=model: run(model, p))(PARAMS) for model in (model, again)]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *slopes)

@@ -204,3 +204,12 @@ def test_refusals(arguments, text):
 def test_refusals_of_the_student(counts, text):
     with pytest.raises(ValueError, match=text):
         block_recurrent(IMAGE, 3, counts, teacher=TAUGHT, **SIZES)
+
+
+def test_a_student_of_another_depth_is_refused_and_none_runs_beyond_its_layers():
+    short = block_recurrent(IMAGE, 3, (2, 2), **SIZES)
+    params = short.init(jax.random.key(0))
+    with pytest.raises(ValueError, match="`model` must have the 5 layers that `counts` sums to, got a depth of 4"):
+        raptor(TEACHER, TAUGHT, COUNTS).loss(short, params, INPUTS, LABELS, jax.random.key(0), jnp.float32(0.0))
+    with pytest.raises(ValueError, match="`depth` is 8, and `step` is made for 5 blocks at most"):
+        dx.run_all(STUDENT.steps(PARAMS), STUDENT.embed(PARAMS, INPUTS), 8)

@@ -122,3 +122,12 @@ def test_a_train_step_carries_the_slots(precision):
             assert float(metrics["refilled"]) == 1.0
     assert state.carry is not None and int(state.carry["taken"].max()) > 1
     assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
+
+
+def test_models_that_cannot_fill_slots_are_refused():
+    short = dx.backbones.recursive(L, V, C, width=8, segments=2, inner=1, cycles=2, layers=1)
+    with pytest.raises(ValueError, match="`model` has 2 segments, fewer than the 4 of training"):
+        METHOD.carried.begin(short, PARAMS, *batch(0))
+    stacked = dx.backbones.mlp((4,), C, width=8, depth=S)
+    with pytest.raises(ValueError, match="`model` must be weight-tied"):
+        METHOD.carried.begin(stacked, stacked.init(jax.random.key(0)), jnp.ones((B, 4)), jnp.zeros(B, jnp.int32))

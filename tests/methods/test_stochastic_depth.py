@@ -1,13 +1,17 @@
 """Stochastic depth around another method: its loss on a network with blocks left out, its inference untouched."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import dynexit as dx
+from dynexit.backbones import features
 from dynexit.exits import dropped_blocks, survival
 from dynexit.methods import confidence_exits, fixed_depth, recurrent_depth, stochastic_depth
+from dynexit.methods.stochastic_depth import changing
 
 B, N, C = 16, 6, 3
 MODEL = dx.backbones.mlp((4,), C, width=8, depth=N)
@@ -29,6 +33,18 @@ def test_the_loss_is_the_method_s_on_the_blocks_that_were_kept(by, inner):
     np.testing.assert_allclose(losses, wanted, rtol=1e-4)
     assert metrics.keys() == told.keys() | {"kept_blocks"}
     np.testing.assert_allclose(metrics["kept_blocks"], kept.mean(), rtol=1e-6)
+
+
+def test_blocks_that_change_the_shape_are_always_kept_and_counted_as_such():
+    model = dx.backbones.resnet((6, 6, 1), 2, stages=((8, 1), (8, 1), (16, 2)))
+    params, x = model.init(jax.random.key(0)), jnp.ones((4, 6, 6, 1))
+    always = changing(model.steps(params), model.depth, jax.eval_shape(model.embed, params, x))
+    states = [model.embed(params, x), *features(model, params, x).values()]
+    told = [a.shape != b.shape for a, b in itertools.pairwise(states)]
+    assert np.concatenate(always).tolist() == told and any(told) and not all(told)
+    method = stochastic_depth(fixed_depth(), 1e-6)
+    shares = {float(method.loss(model, params, x, LABELS[:4] % 2, jax.random.key(k), PROGRESS)[1]["kept_blocks"]) for k in range(4)}
+    assert min(shares) >= sum(told) / 4 - 1e-6
 
 
 def test_with_last_one_it_is_the_method_itself():
