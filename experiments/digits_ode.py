@@ -4,7 +4,8 @@
 
 Steps of diffrax's Tsit5, whose length each row chooses for itself by the solver's error estimate: depth is a tolerance.
 Hardware: half of two busy CPU cores, 2 minutes. Expect: with seed 0 94.0% after all 16 steps, 93.8% at the operating point, there
-3.7 steps on average and 2.3 times faster. 450 test digits: one more or less is 0.2 points.
+3.7 steps on average and 2.3 times faster than 16. All rows have arrived after 4 to 6 steps, 4.02 on average, and what full depth
+does then is idle: most of the gain is stopping on arrival, leaving before it saves a tenth. 450 test digits: one is 0.2 points.
 """
 
 import dataclasses

@@ -28,6 +28,7 @@ def figure_of(columns: int = 1, width: float = 5.6, height: float = 4.0):
 
 
 def save(figure, path: Path) -> Path:
+    """Writes the figure to `path`, closes it and returns the path."""
     from matplotlib import pyplot
 
     figure.savefig(path, dpi=150)

@@ -95,7 +95,7 @@ def graphs(
       hints int32 `[b, n, n]` (`[b, n, n, n]` for all pairs), if wanted, the last repeated up to n rounds.
 
     Raises:
-      TypeError: `algorithm` is no function.
+      TypeError: `algorithm` is none.
       ValueError: `nodes` or `test_nodes` below 2, `examples` below 1.
 
     Example:
@@ -108,8 +108,8 @@ def graphs(
     Deviations: nodes have no position (their number is their place in the arrays); paths and grids are ours, as random
     graphs need few rounds; training draws without end where they keep 1,000 graphs.
     """
-    if not callable(algorithm):
-        raise TypeError(f"`algorithm` must be a function of `dynexit.data.graph_algorithms`, got {algorithm!r}")
+    if not isinstance(algorithm, Algorithm):
+        raise TypeError(f"`algorithm` must be one of `dynexit.data.graph_algorithms`, such as `breadth_first`, got {algorithm!r}")
     test_nodes = nodes if test_nodes is None else test_nodes
     family = erdos_renyi() if family is None else family
     at_least(2, nodes=nodes, test_nodes=test_nodes)

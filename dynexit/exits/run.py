@@ -183,8 +183,8 @@ def first_memory(criterion: Criterion, batch: int, output: PyTree, exits: int | 
         raise TypeError(f"`criterion` must be a dx.Criterion, got {type(criterion).__name__}")
     if exits is not None and criterion.exits not in (None, exits):
         raise ValueError(
-            f"`criterion` has thresholds of shape [{criterion.exits - 1}], or temperatures of [{criterion.exits}], but the run has "
-            f"{exits} exits and wants [{exits - 1}] and [{exits}]: the last exit takes everyone"
+            f"`criterion` has thresholds of shape [{criterion.exits - 1}], but the run has {exits} exits and wants [{exits - 1}] "
+            f"(or temperatures of [{criterion.exits}], where [{exits}] are wanted): the last exit takes everyone"
         )
     memory = start(criterion, batch, output)
     for path, leaf in jax.tree_util.tree_flatten_with_path(memory)[0]:

@@ -40,7 +40,7 @@ def plain(apply):
         (
             dict(criterion=dx.criteria.max_probability_above(jnp.full(6, 0.5))),
             ValueError,
-            r"`criterion` has thresholds of shape \[6\], or temperatures of \[7\], but the run has 6 exits and wants \[5\]",
+            r"has thresholds of shape \[6\], but the run has 6 exits and wants \[5\] \(or temperatures of \[7\], where \[6\]",
         ),
         (dict(criterion=dx.criteria.at_depth(jnp.ones(7, jnp.int32))), ValueError, "for a batch of 13 rows"),
         (
@@ -140,5 +140,5 @@ def test_replay_refuses_nothing_to_replay():
         dx.replay(LEAVE, jnp.zeros((0, 3, 4)))
     with pytest.raises(ValueError, match=r"is an empty batch"):
         dx.replay(LEAVE, jnp.zeros((2, 0, 4)))
-    with pytest.raises(ValueError, match=r"thresholds of shape \[5\], or temperatures of \[6\], but the run has 3 exits"):
+    with pytest.raises(ValueError, match=r"thresholds of shape \[5\], but the run has 3 exits and wants \[2\]"):
         dx.replay(dx.criteria.max_probability_above(jnp.full(5, 0.5)), jnp.zeros((3, 2, 4)))
