@@ -65,7 +65,7 @@ class Settings:
 SMOKE = Settings(
     model=Model(patch=4, width=8, steps=4),
     training=Training(steps=10, batch_size=32, checkpoint_every=10),
-    evaluation=Evaluation(batch_size=8, repeats=1, tune=False),
+    evaluation=Evaluation(batch_size=8, repeats=1, timed_rows=16, tune=False),
 )
 
 

@@ -49,7 +49,7 @@ class Settings:
 SMOKE = Settings(
     model=Model(width=8, depth=2, corrections=3),
     training=Training(steps=10, batch_size=16, checkpoint_every=10),
-    evaluation=Evaluation(batch_size=8, repeats=1, tune=False),
+    evaluation=Evaluation(batch_size=8, repeats=1, timed_rows=16, tune=False),
 )
 
 

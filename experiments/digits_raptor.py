@@ -61,7 +61,7 @@ class Settings:
 SMOKE = Settings(
     model=Model(teacher=""),
     training=Training(steps=10, batch_size=32, checkpoint_every=10, remat=False),
-    evaluation=Evaluation(batch_size=8, repeats=1, tune=False),
+    evaluation=Evaluation(batch_size=8, repeats=1, timed_rows=16, tune=False),
 )
 
 

@@ -64,7 +64,7 @@ class Settings:
 SMOKE = Settings(
     model=Model(width=8, depth=3),
     training=Training(remat=False, steps=10, batch_size=16, checkpoint_every=10),
-    evaluation=Evaluation(batch_size=8, repeats=1, tune=False),
+    evaluation=Evaluation(batch_size=8, repeats=1, timed_rows=16, tune=False),
 )
 
 

@@ -62,7 +62,7 @@ SMOKE = Settings(
     model=Model(channels=(4, 8), blocks=(1, 1)),
     data=Data(limit=200),
     training=Training(steps=30, batch_size=32, checkpoint_every=30),
-    evaluation=Evaluation(batch_size=8, repeats=1, tune=False),
+    evaluation=Evaluation(batch_size=8, repeats=1, timed_rows=16, tune=False),
 )
 
 

@@ -67,7 +67,7 @@ SMOKE = Settings(
     model=Model(patch=14, width=16, depth=3, heads=2),
     data=Data(limit=200),
     training=Training(steps=30, batch_size=32, checkpoint_every=30),
-    evaluation=Evaluation(batch_size=8, repeats=1, tune=False),
+    evaluation=Evaluation(batch_size=8, repeats=1, timed_rows=16, tune=False),
 )
 
 

@@ -162,11 +162,11 @@ def test_thresholds_and_models_built_again_compile_once_and_settings_may_be_clos
     first = _decode._cache_size()
     other = decode(again, PARAMS, PROMPTS, 4, dx.criteria.residual_below(0.3), temperature=0.5)
     assert size <= first == _decode._cache_size() and other.turns <= found.turns
-    lengths, keys = jnp.array([5, 3, 5]), jax.random.split(jax.random.key(3), 3)
-    call = lambda p: decode(MODEL, p, PROMPTS, 4, EARLY, lengths=lengths, keys=keys, temperature=jnp.float32(0.7), stop=np.int32(3))
-    np.testing.assert_array_equal(jax.jit(call)(PARAMS).tokens, call(PARAMS).tokens)
-    traced = jax.jit(lambda n: decode(MODEL, PARAMS, PROMPTS, 4, EARLY, lengths=n))(lengths)
-    np.testing.assert_array_equal(traced.tokens, decode(MODEL, PARAMS, PROMPTS, 4, EARLY, lengths=lengths).tokens)
+    lengths, settings = jnp.array([5, 3, 5]), dict(keys=jax.random.split(jax.random.key(3), 3), stop=np.int32(3))
+    call = lambda p, n, t: decode(MODEL, p, PROMPTS, 4, EARLY, lengths=n, temperature=t, **settings)
+    wanted = call(PARAMS, lengths, 0.7)
+    np.testing.assert_array_equal(jax.jit(call)(PARAMS, lengths, jnp.float32(0.7)).tokens, wanted.tokens)
+    jax.eval_shape(lambda p: call(p, lengths, jnp.float32(0.7)), PARAMS)
 
 
 def test_a_nan_is_counted_and_takes_all_iterations():
