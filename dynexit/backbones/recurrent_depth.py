@@ -1,6 +1,6 @@
 """Recurrent depth (Huginn): a prelude reads the tokens, one core is iterated on a latent state, a coda reads the state."""
 
-from dynexit.backbones.recurrent_network import Network
+from dynexit.backbones.recurrent_network import Network, Part
 from dynexit.core.checks import positive_integer
 from dynexit.core.types import Model
 from dynexit.exits import tied_step
@@ -48,5 +48,5 @@ def recurrent_depth(
         raise ValueError(f"`width` must be a multiple of 2 x `heads` = {2 * heads}, got {width}")
     network = Network(vocabulary, width, heads, prelude, core, coda, mean_steps)
     names = tuple(f"step{i:02d}" for i in range(steps))
-    iterate, head = network.part("iterate"), network.part("head")
+    iterate, head = Part(network, "iterate"), Part(network, "head")
     return Model(network.init, network.embed, lambda params: tied_step(iterate, head, params), steps, names)

@@ -163,10 +163,6 @@ class Network:
         """Logits and how far the state moved, of every place."""
         return {"logits": self.logits(params, self.answer(params, state["h"])[0]), "residual": state["change"]}
 
-    def part(self, name: str) -> "Part":
-        """`iterate` or `head`, for a step."""
-        return Part(self, name)
-
     def _normed(self, params: PyTree, x: Array) -> Any:
         return RMSNorm().apply({"params": params["norm"]}, x)
 
@@ -182,7 +178,7 @@ class Network:
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """A function of a network; those of equal networks are equal, as their bound methods are not, and compile once."""
+    """`iterate` or `head` of a network; those of equal networks are equal, as bound methods are not, and compile once."""
 
     network: Network
     name: str

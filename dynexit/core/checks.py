@@ -21,6 +21,11 @@ def describe(leaf: Any) -> str:
     return f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}"
 
 
+def described(tree: PyTree) -> PyTree:
+    """`describe` of every leaf; equal where structure, types and shapes are."""
+    return jax.tree.map(describe, tree)
+
+
 def batch_size(state: PyTree, name: str = "state") -> int:
     """The number of rows that all leaves share.
 
@@ -55,7 +60,7 @@ def entries(state: PyTree, names: Sequence[str], made_by: str) -> None:
     """
     if not isinstance(state, dict) or not set(names) <= set(state):
         came = f"a dict with {sorted(state)}" if isinstance(state, dict) else f"a {type(state).__name__}"
-        raise TypeError(f"`state` must come from `{made_by}`, a dict with {sorted(names)}; got {came}")
+        raise TypeError(f"`state` must come from {made_by}, a dict with {sorted(names)}; got {came}")
 
 
 class Stage(NamedTuple):
@@ -160,8 +165,9 @@ def _traced(stage: Stage, state: PyTree, rows: int, name: str, side: PyTree) -> 
         )
     same = jax.tree.structure(result[2]) == jax.tree.structure(side)
     if not same or [describe(a) for a in jax.tree.leaves(side)] != [describe(a) for a in jax.tree.leaves(result[2])]:
-        say = lambda tree: jax.tree.map(describe, tree)
-        raise ValueError(f"`{name}.apply` changed the side from {say(side)} to {say(result[2])}; it must keep its shapes and types")
+        raise ValueError(
+            f"`{name}.apply` changed the side from {described(side)} to {described(result[2])}; it must keep its shapes and types"
+        )
     return result[:2]
 
 

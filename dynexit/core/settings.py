@@ -86,7 +86,7 @@ class Evaluation:
     repeats: int = 7
     """interleaved timings of each program; the median is reported"""
     timed_rows: int | None = None
-    """rows of the test split that are timed, in whole batches; None: all. Answers always come from the whole split"""
+    """rows of the test split that are timed, in whole batches evenly spread; None: all. Answers are always of the whole split"""
     tune: bool = True
     """measure what tiles cost and choose their sizes before timing (`dx.tune`)"""
 

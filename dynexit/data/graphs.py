@@ -95,7 +95,7 @@ def graphs(
       hints int32 `[b, n, n]` (`[b, n, n, n]` for all pairs), if wanted, the last repeated up to n rounds.
 
     Raises:
-      TypeError: `algorithm` is none.
+      TypeError: `algorithm` is not one of `graph_algorithms`.
       ValueError: `nodes` or `test_nodes` below 2, `examples` below 1.
 
     Example:

@@ -128,7 +128,7 @@ class _Averaged:
     head: Head | None
 
     def __call__(self, apply, most, weights, i, state):
-        entries(state, ("inner", "mean", "spent"), "averaging_state")
+        entries(state, ("inner", "mean", "spent"), "`averaging_state`")
         inner, output = apply(weights, i, state["inner"])
         logit, values = _parts(output)
         spent, mean = state["spent"], state["mean"]

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dynexit.core.checks import batch_size, describe, entries, positive_integer
+from dynexit.core.checks import batch_size, described, entries, positive_integer
 from dynexit.core.types import Array, PyTree, Step
 from dynexit.exits import loops
 from dynexit.exits.mixing import Mixing, damped
@@ -80,9 +80,7 @@ def fixed_point(
     whose backward solve goes on to 1e-6. There the stop is one for the whole batch and absolute, and the iterate of the lowest
     residual is returned; here each row stops for itself, and the last iterate is returned.
     """
-    mixing = damped() if mixing is None else mixing
-    most = positive_integer(most, "most")
-    _check_mixing(mixing)
+    mixing, most = _chosen(mixing), positive_integer(most, "most")
     most_back = most if most_back is None else positive_integer(most_back, "most_back")
     tolerance = _scalar(tolerance)
     tolerance_back = tolerance if tolerance_back is None else tolerance_back
@@ -116,9 +114,7 @@ def implicit(
       >>> print(f"{jax.grad(g)(jnp.float32(3.0)):.3f}")
       2.000
     """
-    mixing = damped() if mixing is None else mixing
-    _check_mixing(mixing)
-    return _implicit(f, positive_integer(most, "most"), mixing, params, x, z, _scalar(tolerance))
+    return _implicit(f, positive_integer(most, "most"), _chosen(mixing), params, x, z, _scalar(tolerance))
 
 
 def phantom(f: Map, params: PyTree, x: PyTree, z: Array, steps: int = 1, damping: float = 0.0) -> Array:
@@ -167,16 +163,13 @@ def fixed_point_step(f: Map, head: Callable[[PyTree, Array], Array], params: PyT
       >>> dx.run_until(step, state, 40, dx.criteria.residual_below(1e-3)).exit_depth
       Array([10,  1], dtype=int32)
     """
-    mixing = damped() if mixing is None else mixing
-    _check_mixing(mixing)
-    return tied_step(_Iterate(f, mixing), _Read(head), params)
+    return tied_step(_Iterate(f, _chosen(mixing)), _Read(head), params)
 
 
 def begin_fixed_point(x: PyTree, z: Array, mixing: Mixing | None = None) -> dict[str, PyTree]:
     """The state of `fixed_point_step` before the first iteration: "input", "z", "residual" `[B]` in z's type, and "memory"."""
-    mixing = damped() if mixing is None else mixing
-    _check_mixing(mixing)
-    return {"input": x, "z": z, "residual": jnp.full(z.shape[0], jnp.inf, z.dtype), "memory": mixing.begin(z)}
+    residual = jnp.full(z.shape[0], jnp.inf, z.dtype)
+    return {"input": x, "z": z, "residual": residual, "memory": _chosen(mixing).begin(z)}
 
 
 def relative_residual(z: Array, value: Array) -> Array:
@@ -190,9 +183,21 @@ def relative_residual(z: Array, value: Array) -> Array:
     return jnp.where((moved == 0) & (size == 0), 0.0, ratio)
 
 
-def _check_mixing(mixing: Mixing) -> None:
-    if not isinstance(mixing, Mixing):
+def check_mixing(state: PyTree, mixing: Mixing | None) -> None:
+    """Refuses a state of `begin_fixed_point` whose memory is not that of `mixing`.
+
+    Raises:
+      ValueError: it was begun with another one.
+    """
+    if described(state["memory"]) != described(jax.eval_shape(_chosen(mixing).begin, state["z"])):
+        raise ValueError("`mixing` must be the one that `begin_fixed_point` was given for this state; give both the same")
+
+
+def _chosen(mixing: Mixing | None) -> Mixing:
+    """The plain iteration for None; refuses what is no mixing."""
+    if not isinstance(mixing, Mixing | None):
         raise TypeError(f"`mixing` must be made by `damped()` or `anderson()`, got {mixing!r}")
+    return mixing or damped()
 
 
 def _scalar(tolerance: Any) -> Array:
@@ -208,10 +213,8 @@ class _Iterate:
     mixing: Mixing
 
     def __call__(self, params, state):
-        entries(state, ("input", "memory", "residual", "z"), "begin_fixed_point")
-        alike = lambda tree: jax.tree.map(describe, tree)
-        if alike(state["memory"]) != alike(jax.eval_shape(self.mixing.begin, state["z"])):
-            raise ValueError("`state` was made by `begin_fixed_point` with another `mixing` than the step's; give both the same")
+        entries(state, ("input", "memory", "residual", "z"), "`begin_fixed_point`")
+        check_mixing(state, self.mixing)
         value = self.f(params, state["input"], state["z"])
         z, memory = self.mixing.mix(state["z"], value, state["memory"])
         residual = relative_residual(state["z"], value).astype(z.dtype)

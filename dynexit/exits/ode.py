@@ -124,7 +124,7 @@ class _Advance:
     solver: Solver
 
     def __call__(self, params: PyTree, state: PyTree) -> PyTree:
-        entries(state, ("controller", "input", "jump", "next", "scheme", "t", "y"), "begin_ode")
+        entries(state, ("controller", "input", "jump", "next", "scheme", "t", "y"), "`begin_ode`")
         term, scheme, controller = self.solver.parts(self.field, params)
         end = jnp.float32(self.solver.t1)
         near = jnp.float32(self.solver.t1 - 100 * np.spacing(np.float32(self.solver.t1)))

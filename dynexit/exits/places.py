@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from dynexit.core.checks import describe
+from dynexit.core.checks import described
 from dynexit.core.types import Array, Criterion, PyTree, Step
 from dynexit.exits.run import first_memory
 
@@ -72,9 +72,7 @@ def by_place(step: Step, state: PyTree, criterion: Criterion, moving: Sequence[s
     shapes = jax.eval_shape(lambda s, h: s.apply(s.select(jnp.int32(0)), jnp.int32(0), h)[1], step, state)
     axes = {s.shape[:2] for s in jax.tree.leaves(shapes)}
     if len(axes) != 1 or len(first_two := axes.pop()) != 2:
-        raise ValueError(
-            f"`step` must give outputs of shape [b, L, ...], one place axis for all, got {jax.tree.map(describe, shapes)}"
-        )
+        raise ValueError(f"`step` must give outputs of shape [b, L, ...], one place axis for all, got {described(shapes)}")
     rows, places = first_two
     apart = lambda a: a.reshape(rows, places, *a.shape[1:])
     flat = jax.tree.map(lambda s: jax.ShapeDtypeStruct((rows * places, *s.shape[2:]), s.dtype), shapes)

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from dynexit.core.checks import describe, entries, positive_integer
+from dynexit.core.checks import entries, positive_integer
 from dynexit.core.types import Array, Criterion, Method, Model, PyTree, Step
-from dynexit.exits import Mixing, criteria, damped, implicit, phantom, run_until
+from dynexit.exits import Mixing, criteria, implicit, phantom, run_until
+from dynexit.exits.fixed_point import check_mixing
 from dynexit.methods.answers import accuracy, candidate_levels, logits_of, predict
 from dynexit.objectives import multi_exit_cross_entropy
 
@@ -59,15 +60,7 @@ def equilibrium(
     Source: Bai et al. 2019; Bai et al. 2021 for the penalty; Geng et al. 2021 for the phantom gradient. Deviations: rows stop for
     themselves, and the exit of a row is a calibrated threshold; the loss reads f(z*), one step on, as torchdeq's does.
     """
-    for name, value in dict(tolerance=tolerance, jacobian=jacobian, unrolled=unrolled).items():
-        if not value >= 0:
-            raise ValueError(f"`{name}` must be at least 0, got {value}")
-    if unrolled:
-        positive_integer(unrolled, "unrolled")
-    if not 0 <= damping < 1 or (damping and unrolled < 2):
-        raise ValueError(f"`damping` must be at least 0 and below 1, and 0 with `unrolled` below 2, got {damping} with {unrolled}")
-    if tolerance_back is not None and (unrolled or not tolerance_back >= 0):
-        raise ValueError(f"`tolerance_back` must be at least 0, and None with `unrolled`, got {tolerance_back} with {unrolled}")
+    refuse(tolerance, tolerance_back, unrolled, damping, jacobian)
     levels = candidate_levels(thresholds, full=0.0)
 
     def loss(
@@ -77,7 +70,8 @@ def equilibrium(
             raise ValueError(f"`model` must be one weight-tied step, got {len(model.depth)} stages")
         step, state = model.steps(params), model.embed(params, inputs)
         entries(state, ("z",), "a fixed point's model, such as dx.backbones.equilibrium")
-        check_mixing(state, mixing)
+        if "memory" in state:
+            check_mixing(state, mixing)
         rule = criteria.residual_below(tolerance)
         still, at_first = lax.stop_gradient((step, state))
         halted = run_until(still, at_first, model.depth, rule, "masked")
@@ -110,16 +104,21 @@ def equilibrium(
     return Method(None, criterion, candidates, predict, loss)
 
 
-def check_mixing(state: PyTree, mixing: Mixing | None) -> None:
-    """Refuses a state whose memory is not that of `mixing`.
+def refuse(tolerance: float, tolerance_back: float | None, unrolled: int, damping: float, jacobian: float) -> None:
+    """Refuses settings of `equilibrium` that are out of range or would be of no effect.
 
     Raises:
-      ValueError: the model was made with another one.
+      TypeError, ValueError: naming the setting.
     """
-    of = lambda tree: jax.tree.map(describe, tree)
-    wanted = of(jax.eval_shape((mixing or damped()).begin, state["z"]))
-    if of(state.get("memory", ())) != wanted:
-        raise ValueError("`mixing` must be the one that the model was made with: the adjoint is solved by it too")
+    for name, value in dict(tolerance=tolerance, jacobian=jacobian, unrolled=unrolled).items():
+        if not value >= 0:
+            raise ValueError(f"`{name}` must be at least 0, got {value}")
+    if unrolled:
+        positive_integer(unrolled, "unrolled")
+    if not 0 <= damping < 1 or (damping and unrolled < 2):
+        raise ValueError(f"`damping` must be at least 0 and below 1, and 0 with `unrolled` below 2, got {damping} with {unrolled}")
+    if tolerance_back is not None and (unrolled or not tolerance_back >= 0):
+        raise ValueError(f"`tolerance_back` must be at least 0, and None with `unrolled`, got {tolerance_back} with {unrolled}")
 
 
 def one_step(step: Step, state: PyTree, z: Array) -> Array:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dynexit.core.checks import describe
+from dynexit.core.checks import described
 from dynexit.core.types import Array, Method, Model, PyTree, Step
 from dynexit.exits import run_all
 from dynexit.exits.stochastic import dropped_blocks, survival
@@ -80,7 +80,7 @@ def changing(steps: Sequence[Step], depths: Sequence[int], state: PyTree) -> lis
     found = []
     for step, depth in zip(steps, depths, strict=True):
         new = jax.eval_shape(lambda s, step=step: step.apply(step.select(jnp.int32(0)), jnp.int32(0), s)[0], state)
-        alike = jax.tree.map(describe, new) == jax.tree.map(describe, state)
+        alike = described(new) == described(state)
         found.append(np.full(depth, not alike))
         state = new
     return found

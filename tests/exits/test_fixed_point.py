@@ -53,7 +53,7 @@ def test_rows_do_not_know_their_mates():
     for b in (0, 2, 5):
         alone = fixed_point(turning, TURN, jax.tree.map(lambda a, b=b: a[b : b + 1], X), Z[:1], 60, 1e-4)
         assert alone.steps[0] == together.steps[b]
-        np.testing.assert_allclose(alone.state[0], together.state[b], atol=1e-6)
+        np.testing.assert_allclose(alone.state[0], together.state[b], rtol=1e-5, atol=1e-5)  # of 7, rounding times 1 / (1 - 0.93)
     assert not together.converged[5] and together.steps[5] == 60 and bool(together.converged[:4].all())
 
 

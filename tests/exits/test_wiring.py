@@ -33,7 +33,7 @@ def test_the_function_that_makes_the_state_is_named(step, state, text):
 
 @pytest.mark.parametrize("of_step, of_state", [(anderson(), None), (None, anderson()), (anderson(3), anderson(4))])
 def test_a_state_remembers_for_one_way_of_mixing(of_step, of_state):
-    with pytest.raises(ValueError, match="made by `begin_fixed_point` with another `mixing`"):
+    with pytest.raises(ValueError, match="`mixing` must be the one that `begin_fixed_point` was given for this state"):
         dx.run_all(fixed_point_step(HALVING, READ, (), of_step), begin_fixed_point(Z, Z, of_state), 2)
 
 

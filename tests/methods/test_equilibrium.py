@@ -88,7 +88,7 @@ def test_the_adjoint_is_mixed_as_the_model_is():
     wanted = jax.grad(lambda a: multi_exit_cross_entropy(head(None, a * x / 2.3)[None], labels)[0].mean())(jnp.float32(0.7))
     found = jax.grad(run)(jnp.float32(0.7), equilibrium(1e-5, mixing=mixing))
     np.testing.assert_allclose(found, wanted, rtol=1e-3)
-    with pytest.raises(ValueError, match="`mixing` must be the one that the model was made with"):
+    with pytest.raises(ValueError, match="`mixing` must be the one that `begin_fixed_point` was given for this state"):
         run(jnp.float32(0.7), equilibrium(1e-5))
 
 
