@@ -11,6 +11,7 @@ searched for, 61, 58 and 60 of 100 are, and depth follows its length.
 """
 
 import dataclasses
+from typing import Literal
 
 import dynexit as dx
 from dynexit.core.settings import Calibration, Evaluation, Training, at_least, between
@@ -70,7 +71,9 @@ class Method:
     alpha: float = 1.0
     """weight of the progressive loss; the rest is that of the full run"""
     settled: int = 1
-    """exits in a row at which the answer must stand still"""
+    """exits in a row at which the answer, or the state, must stand still"""
+    rule: Literal["divergence", "latent"] = "divergence"
+    """when a row leaves: by the divergence of consecutive answers, or latent, by how far the state still moves"""
 
     def faults(self) -> list[str]:
         """Out-of-range values, one sentence each."""

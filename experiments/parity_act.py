@@ -9,6 +9,7 @@ in training 7.5, 6.2 and 3.8 steps after 5, 10 and 15 thousand updates. With tau
 """
 
 import dataclasses
+from typing import Literal
 
 import dynexit as dx
 from dynexit.core.settings import Calibration, Evaluation, Training, at_least
@@ -26,15 +27,12 @@ class Model:
     """where the halting logit begins: 1 is two steps, -1 four"""
     epsilon: float = 0.01
     """a row has halted once its probabilities sum to more than 1 - epsilon"""
-    update: str = "accumulated"
+    update: Literal["accumulated", "basic"] = "accumulated"
     """accumulated, Graves' weighted sum, or basic, the update of the released Universal Transformer"""
 
     def faults(self) -> list[str]:
         """Out-of-range values, one sentence each."""
         found = [] if 0 < self.epsilon < 1 else [f"epsilon must lie between 0 and 1, got {self.epsilon}"]
-        found += (
-            [] if self.update in ("accumulated", "basic") else [f"update must be one of accumulated, basic, got {self.update!r}"]
-        )
         return found + at_least(self, 1, "width", "steps")
 
 

@@ -9,6 +9,7 @@ nats a character after 1, 2, 3 iterations and no better after 16; 65.5% of the c
 """
 
 import dataclasses
+from typing import Literal
 
 import dynexit as dx
 from dynexit.core.settings import Calibration, Evaluation, Training, at_least
@@ -59,6 +60,8 @@ class Method:
     """of the rate; one more iteration on average"""
     truncate: int = 4
     """iterations that carry gradients"""
+    rule: Literal["latent", "divergence"] = "latent"
+    """when a window leaves: latent, by how far its state still moves, or by the divergence of consecutive predictions"""
 
     def faults(self) -> list[str]:
         """Out-of-range values, one sentence each."""
@@ -115,7 +118,7 @@ def build(settings: Settings):
             coda=model.coda,
             mean_steps=round(method.mean) + 1,
         ),
-        method=dx.methods.recurrent_depth(method.mean, method.truncate),
+        method=dx.methods.recurrent_depth(method.mean, method.truncate, rule=method.rule),
         train=train,
         calibration=calibration,
         test=test,

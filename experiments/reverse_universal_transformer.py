@@ -9,6 +9,7 @@ every row after 2 steps of 6; 7% of the rows are right after step 1.
 """
 
 import dataclasses
+from typing import Literal
 
 import dynexit as dx
 from dynexit.core.settings import Calibration, Evaluation, Training, at_least
@@ -26,9 +27,9 @@ class Model:
     """width of the transition"""
     steps: int = 6
     """steps at most"""
-    halting: str = "accumulated"
+    halting: Literal["accumulated", "basic"] = "accumulated"
     """accumulated, Graves' weighted sum, or basic, the update of the released Universal Transformer"""
-    per: str = "position"
+    per: Literal["position", "example"] = "position"
     """who halts: position or example"""
     epsilon: float = 0.01
     """halted once the probabilities sum to more than 1 - epsilon"""
@@ -40,10 +41,6 @@ class Model:
     def faults(self) -> list[str]:
         """Out-of-range values, one sentence each."""
         found = [] if 0 < self.epsilon < 1 else [f"epsilon must lie between 0 and 1, got {self.epsilon}"]
-        found += (
-            [] if self.halting in ("accumulated", "basic") else [f"halting must be one of accumulated, basic, got {self.halting!r}"]
-        )
-        found += [] if self.per in ("position", "example") else [f"per must be one of position, example, got {self.per!r}"]
         if self.width % 2 or self.width % max(self.heads, 1):
             found.append(f"width must be even and a multiple of heads ({self.heads}), got {self.width}")
         return found + at_least(self, 1, "width", "heads", "hidden", "steps")

@@ -8,7 +8,8 @@ import numpy as np
 
 from dynexit.core.checks import stages_of
 from dynexit.core.cost import cost_of
-from dynexit.core.types import Model, PyTree
+from dynexit.core.types import Criterion, Model, PyTree
+from dynexit.exits.late import parted
 
 
 class RowCosts(NamedTuple):
@@ -19,22 +20,24 @@ class RowCosts(NamedTuple):
       blocks: float64 `[E]`, of the blocks between the exit before and this one.
       heads: float64 `[E]`, of reading this exit.
       depths: int64 `[E]`, blocks executed by a row that leaves here.
+      late: of what is read once, where the row leaves (`dx.exits.read_late`).
     """
 
     embed: float
     blocks: np.ndarray
     heads: np.ndarray
     depths: np.ndarray
+    late: float = 0.0
 
     @property
     def until(self) -> np.ndarray:
         """float64 `[E]`: of a row that leaves at each exit, embedding and every exit head on the way included."""
-        return self.embed + np.cumsum(self.blocks + self.heads)
+        return self.embed + np.cumsum(self.blocks + self.heads) + self.late
 
     @property
     def alone(self) -> np.ndarray:
         """float64 `[E]`: of a network that all rows leave at each exit, whose head is the only one that is read."""
-        return self.embed + np.cumsum(self.blocks) + self.heads
+        return self.embed + np.cumsum(self.blocks) + self.heads + self.late
 
     @property
     def full(self) -> float:
@@ -42,19 +45,24 @@ class RowCosts(NamedTuple):
         return float(self.alone[-1])
 
 
-def costs_of(model: Model, params: PyTree, inputs: PyTree) -> RowCosts:
+def costs_of(model: Model, params: PyTree, inputs: PyTree, criterion: Criterion | None = None) -> RowCosts:
     """Counts from the lowered programs, nothing is run.
 
     Args:
       model: the backbone.
       params: its parameters.
       inputs: a batch as `embed` takes it, leaves `[B, ...]`; its size is divided out.
+      criterion: when rows leave; what it does not read may be read late. None for one that reads all of every exit.
     """
     rows = len(jax.tree.leaves(inputs)[0])
     embed = cost_of(model.embed, params, inputs).flops / rows
     state = jax.eval_shape(model.embed, params, inputs)
+    network, late = model.steps(params), 0.0
+    if criterion is not None:
+        network, read = parted(network, model.depth, state, criterion)
+        late = cost_of(read, state).flops / rows if read is not None else 0.0
     blocks, heads, depths = [], [], []
-    for step, steps, _, before in stages_of(model.steps(params), model.depth):
+    for step, steps, _, before in stages_of(network, model.depth):
         run = lambda state, step=step: step.apply(step.select(jnp.int32(0)), jnp.int32(0), state)
         whole = cost_of(run, state).flops / rows
         block = cost_of(lambda state, run=run: run(state)[0], state).flops / rows
@@ -62,4 +70,4 @@ def costs_of(model: Model, params: PyTree, inputs: PyTree) -> RowCosts:
         heads += [whole - block] * steps
         depths += [before + step.blocks * (k + 1) for k in range(steps)]
         state = jax.eval_shape(run, state)[0]
-    return RowCosts(embed, np.array(blocks), np.array(heads), np.array(depths))
+    return RowCosts(embed, np.array(blocks), np.array(heads), np.array(depths), late)

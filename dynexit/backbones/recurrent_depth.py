@@ -3,7 +3,7 @@
 from dynexit.backbones.recurrent_network import Network, Part
 from dynexit.core.checks import positive_integer
 from dynexit.core.types import Model
-from dynexit.exits import tied_step
+from dynexit.exits import read_late, tied_step
 
 
 def recurrent_depth(
@@ -48,5 +48,6 @@ def recurrent_depth(
         raise ValueError(f"`width` must be a multiple of 2 x `heads` = {2 * heads}, got {width}")
     network = Network(vocabulary, width, heads, prelude, core, coda, mean_steps)
     names = tuple(f"step{i:02d}" for i in range(steps))
-    iterate, head = Part(network, "iterate"), Part(network, "head")
-    return Model(network.init, network.embed, lambda params: tied_step(iterate, head, params), steps, names)
+    iterate, residual, head = (Part(network, name) for name in ("iterate", "residual", "head"))
+    step = lambda params: read_late(tied_step(iterate, residual, params), head, params)
+    return Model(network.init, network.embed, step, steps, names)

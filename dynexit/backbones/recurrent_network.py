@@ -159,9 +159,13 @@ class Network:
         h, _ = self.think(params, state["h"], state["input"])
         return {"input": state["input"], "h": h, "change": jax.vmap(relative_residual)(state["h"], h)}
 
+    def residual(self, params: PyTree, state: PyTree) -> PyTree:
+        """How far the state moved, of every place."""
+        return {"residual": state["change"]}
+
     def head(self, params: PyTree, state: PyTree) -> PyTree:
-        """Logits and how far the state moved, of every place."""
-        return {"logits": self.logits(params, self.answer(params, state["h"])[0]), "residual": state["change"]}
+        """Logits of every place."""
+        return {"logits": self.logits(params, self.answer(params, state["h"])[0])}
 
     def _normed(self, params: PyTree, x: Array) -> Any:
         return RMSNorm().apply({"params": params["norm"]}, x)
@@ -178,7 +182,7 @@ class Network:
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """`iterate` or `head` of a network; those of equal networks are equal, as bound methods are not, and compile once."""
+    """A method of a network as a function; those of equal networks are equal, as bound methods are not, and compile once."""
 
     network: Network
     name: str

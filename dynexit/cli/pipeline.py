@@ -138,8 +138,10 @@ def _calibrate(run: Run, experiment: Any, params: Any, rule: Calibration) -> tup
     method, batch_size = experiment.method, run.settings.evaluation.batch_size
     held_out = analysis.predict(experiment, params, experiment.calibration, batch_size)
     inputs = jax.tree.map(lambda a: jnp.asarray(a[:8]), experiment.calibration.examples()["inputs"])
-    costs = analysis.costs_of(experiment.model, params, analysis.prepared(experiment, inputs))
+    inputs = analysis.prepared(experiment, inputs)
+    costs = analysis.costs_of(experiment.model, params, inputs)
     points = method.candidates(held_out.outputs, held_out.labels, jnp.asarray(costs.until, jnp.float32))
+    costs = analysis.costs_of(experiment.model, params, inputs, method.criterion(jax.tree.map(lambda a: a[0], points)))
     accept_loss = rule.accept_loss if rule.budget is None else None
     flips = rule.accept_flips if rule.budget is None else None
     rules = dict(accept_loss=accept_loss, budget=rule.budget, accept_flips=flips)

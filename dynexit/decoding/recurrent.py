@@ -13,8 +13,8 @@ from dynexit.core.types import Array, Criterion, Model, PyTree
 from dynexit.decoding.cache import Cache, Fresh, held, last_seen, nothing_fresh, read_prompts, seen_at, written
 from dynexit.decoding.checks import checked_prompts, checked_sampling, checked_stop
 from dynexit.exits.fixed_point import relative_residual
+from dynexit.exits.late import enough
 from dynexit.exits.relay import run_relay
-from dynexit.exits.run import first_memory
 from dynexit.exits.tiling import default_tiling
 
 
@@ -135,7 +135,7 @@ def _decode(
 ) -> Decoded:
     rows, length = prompts.shape
     every, room = jnp.arange(rows), length + count - 1
-    lazily = not _reads_logits(criterion, rows, most)
+    lazily = enough(criterion, {"residual": jax.ShapeDtypeStruct((rows,), jnp.float32)}, rows, most)
 
     def one(at: Array, past: PyTree, q: Array, k: Array, v: Array) -> tuple[Array, PyTree]:
         """The token at `at` looks at what is remembered of those before, and at itself; its own key and value are kept."""
@@ -203,14 +203,3 @@ def _chosen(keys: Array | None, temperature: Array, logits: Array) -> tuple[Arra
     token = logits.argmax(-1) if keys is None else jax.vmap(jax.random.categorical)(keys, logits / temperature)
     token = token.astype(jnp.int32)
     return token, jnp.take_along_axis(jax.nn.log_softmax(logits), token[:, None], axis=1)[:, 0]
-
-
-def _reads_logits(criterion: Criterion, rows: int, depth: int) -> bool:
-    """Whether the criterion reads more than the residual; traced, not run."""
-    residual = jax.ShapeDtypeStruct((rows,), jnp.float32)
-    try:
-        memory = first_memory(criterion, rows, {"residual": residual}, depth)
-        jax.eval_shape(criterion.update, jax.ShapeDtypeStruct((rows,), jnp.int32), {"residual": residual}, memory)
-    except (KeyError, ValueError):
-        return True
-    return False

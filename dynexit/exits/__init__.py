@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from dynexit.exits.chunks import stream_chunks
     from dynexit.exits.export import Artifact, export
     from dynexit.exits.fixed_point import FixedPoint, begin_fixed_point, fixed_point, fixed_point_step, implicit, phantom
+    from dynexit.exits.late import read_late
     from dynexit.exits.mixing import Mixing, anderson, damped
     from dynexit.exits.most_certain import certainty, most_certain
     from dynexit.exits.newton_scan import Recurrence, affine_scan, check_elementwise, newton_scan
@@ -59,6 +60,7 @@ __all__ = [
     "newton_scan",
     "ode_step",
     "phantom",
+    "read_late",
     "replay",
     "run_all",
     "run_bounded",
@@ -109,6 +111,7 @@ __getattr__, __dir__ = attach(
         "newton_scan": "newton_scan",
         "ode_step": "ode",
         "phantom": "fixed_point",
+        "read_late": "late",
         "replay": "replay",
         "run_all": "run",
         "run_bounded": "bounded",

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 from dynexit.core.checks import Stage, batch_size, stages_of
 from dynexit.core.types import Criterion, Halted, PyTree, Step
 from dynexit.exits import loops
+from dynexit.exits.memory import first_memory
 from dynexit.exits.retraced import run_retraced
 from dynexit.exits.rows import Job, Rows, advance, advance_alone, begin, exit_depth, forget_departed, last_exit
-from dynexit.exits.run import checked_tile, first_memory, freeze, walk
+from dynexit.exits.run import checked_tile, freeze, walk
 from dynexit.exits.tiling import Tiling
 
 BRANCHES = 4  # of the tree of checkpoints

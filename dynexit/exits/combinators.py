@@ -9,20 +9,7 @@ from jax.core import Tracer
 from jax.tree_util import Partial
 
 from dynexit.core.types import Array, Criterion, PyTree
-
-
-def start(criterion: Criterion, batch: int, output: PyTree) -> PyTree:
-    """A criterion's memory before the first exit.
-
-    Args:
-      criterion: any.
-      batch: rows.
-      output: shapes of one exit's output, leaves `[batch, ...]`; handed on where `criterion.templated`.
-
-    Returns:
-      The memory, leaves `[batch, ...]`.
-    """
-    return criterion.init(batch, output) if criterion.templated else criterion.init(batch)
+from dynexit.exits.memory import start
 
 
 def any_of(*criteria: Criterion) -> Criterion:

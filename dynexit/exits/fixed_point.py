@@ -12,6 +12,7 @@ from jax import lax
 from dynexit.core.checks import batch_size, described, entries, positive_integer
 from dynexit.core.types import Array, PyTree, Step
 from dynexit.exits import loops
+from dynexit.exits.late import read_late
 from dynexit.exits.mixing import Mixing, damped
 from dynexit.exits.reading import beside, leaf
 from dynexit.exits.steps import tied_step
@@ -154,7 +155,7 @@ def fixed_point_step(f: Map, head: Callable[[PyTree, Array], Array], params: PyT
       mixing: as in `fixed_point`.
 
     Returns:
-      A tied `Step` for states made by `begin_fixed_point`, with the outputs `{"logits", "residual" [b]}`.
+      A tied `Step` for states made by `begin_fixed_point`, with the outputs "residual" `[b]` and, read late, "logits".
 
     Example:
       >>> import dynexit as dx
@@ -163,7 +164,7 @@ def fixed_point_step(f: Map, head: Callable[[PyTree, Array], Array], params: PyT
       >>> dx.run_until(step, state, 40, dx.criteria.residual_below(1e-3)).exit_depth
       Array([10,  1], dtype=int32)
     """
-    return tied_step(_Iterate(f, _chosen(mixing)), _Read(head), params)
+    return read_late(tied_step(_Iterate(f, _chosen(mixing)), _residual, params), _Read(head), params)
 
 
 def begin_fixed_point(x: PyTree, z: Array, mixing: Mixing | None = None) -> dict[str, PyTree]:
@@ -226,7 +227,11 @@ class _Read:
     head: Callable[[PyTree, Array], Array]
 
     def __call__(self, params, state):
-        return {"logits": self.head(params, state["z"]), "residual": state["residual"]}
+        return {"logits": self.head(params, state["z"])}
+
+
+def _residual(params: PyTree, state: PyTree) -> PyTree:
+    return {"residual": state["residual"]}
 
 
 def _solve(g: Callable[[Array], Array], z: Array, most: int, tolerance: Array, mixing: Mixing, rows: int) -> FixedPoint:

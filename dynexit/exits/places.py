@@ -10,7 +10,7 @@ from jax.tree_util import Partial
 
 from dynexit.core.checks import described
 from dynexit.core.types import Array, Criterion, PyTree, Step
-from dynexit.exits.run import first_memory
+from dynexit.exits.memory import first_memory
 
 
 class Places(NamedTuple):

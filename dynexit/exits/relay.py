@@ -16,8 +16,8 @@ import jax.numpy as jnp
 
 from dynexit.core.checks import describe, positive_integer
 from dynexit.core.types import Array, Criterion, PyTree
+from dynexit.exits.memory import first_memory
 from dynexit.exits.rows import read_exit
-from dynexit.exits.run import first_memory
 from dynexit.exits.tiling import Tiling
 
 

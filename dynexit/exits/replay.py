@@ -7,8 +7,8 @@ from jax import lax
 from dynexit.core.checks import batch_size, shapes
 from dynexit.core.stacking import length
 from dynexit.core.types import Criterion, Halted, PyTree
+from dynexit.exits.memory import first_memory
 from dynexit.exits.rows import read_exit, where_rows
-from dynexit.exits.run import first_memory
 
 
 def replay(criterion: Criterion, outputs: PyTree) -> Halted:

@@ -10,9 +10,10 @@ from jax import lax
 
 from dynexit.core.checks import Stage, batch_size, check_outputs_agree, check_step, positive_integer, shapes, stages_of
 from dynexit.core.types import Criterion, Halted, PyTree, Step
-from dynexit.exits.combinators import start
 from dynexit.exits.compacted import run_compacted
+from dynexit.exits.late import parted
 from dynexit.exits.masked import run_masked
+from dynexit.exits.memory import first_memory
 from dynexit.exits.per_row import run_per_row
 from dynexit.exits.rows import Job, begin, exit_depth, last_exit
 from dynexit.exits.tiling import Tiling, default_tiling
@@ -102,7 +103,8 @@ def run_until(
         entries of its own rows alone.
 
     Returns:
-      `Halted`; `state` is None without `keep_state`, `side` as the last step left it.
+      `Halted`; `state` is None without `keep_state`, `side` as the last step left it. Entries that `read_late` put beside the
+      step's are read at the end, if the criterion goes without them.
 
     Raises:
       TypeError, ValueError: a faulty step or criterion, thresholds for another number of exits, an empty batch, depth 0, an
@@ -125,6 +127,7 @@ def run_until(
 
 @functools.partial(jax.jit, static_argnames=("depth", "schedule", "tile", "keep_state"))
 def _run_until(step, state, depth, criterion, schedule, tile, keep_state, side) -> Halted:
+    step, read = parted(step, depth, state, criterion, side)
     stages = stages_of(step, depth)
     spaces, output = walk(stages, state, side)
     batch = batch_size(state)
@@ -137,10 +140,11 @@ def _run_until(step, state, depth, criterion, schedule, tile, keep_state, side) 
     else:
         if not isinstance(tile, tuple):
             tile = tuple(default_tiling(space, batch, tile) for space in (state, *spaces[:-1]))
-        rows, states = run_compacted(stages, job, rows, spaces, tile, keep_state)
+        rows, states = run_compacted(stages, job, rows, spaces, tile, keep_state or read is not None)
+    output = rows.output if read is None else {**rows.output, **read(states[0])}
     final = None if not keep_state else states if isinstance(step, tuple) else states[0]
     depths = exit_depth(stages, rows.exit)
-    return Halted(rows.output, rows.exit, depths, final, rows.memory, rows.nan_exits, rows.executed, rows.side)
+    return Halted(output, rows.exit, depths, final, rows.memory, rows.nan_exits, rows.executed, rows.side)
 
 
 def checked_tile(tile: Any, stages: int) -> Any:
@@ -170,30 +174,6 @@ def walk(stages: tuple[Stage, ...], state: PyTree, side: PyTree = None) -> tuple
         outputs.append(output)
     check_outputs_agree(outputs)
     return tuple(spaces), outputs[0]
-
-
-def first_memory(criterion: Criterion, batch: int, output: PyTree, exits: int | None = None) -> PyTree:
-    """The criterion's memory before the first exit, checked; with None the number of exits is not.
-
-    Raises:
-      TypeError: it is no criterion.
-      ValueError: the thresholds are for another number of exits, or the memory for another batch size.
-    """
-    if not isinstance(criterion, Criterion):
-        raise TypeError(f"`criterion` must be a dx.Criterion, got {type(criterion).__name__}")
-    if exits is not None and criterion.exits not in (None, exits):
-        raise ValueError(
-            f"`criterion` has thresholds of shape [{criterion.exits - 1}], but the run has {exits} exits and wants [{exits - 1}] "
-            f"(or temperatures of [{criterion.exits}], where [{exits}] are wanted): the last exit takes everyone"
-        )
-    memory = start(criterion, batch, output)
-    for path, leaf in jax.tree_util.tree_flatten_with_path(memory)[0]:
-        if jnp.ndim(leaf) == 0 or jnp.shape(leaf)[0] != batch:
-            raise ValueError(
-                f"`criterion` has memory{jax.tree_util.keystr(path)} of shape {list(jnp.shape(leaf))} for a batch of {batch} rows; "
-                f"its leading axis must be {batch} (is the criterion meant for another batch size?)"
-            )
-    return jax.tree.map(jnp.asarray, memory)
 
 
 def _scan(stage: Stage, state: PyTree, steps: int, read: bool = True) -> tuple[PyTree, PyTree]:

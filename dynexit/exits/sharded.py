@@ -27,8 +27,9 @@ from jax.sharding import PartitionSpec as P
 from dynexit.core.checks import Stage, batch_size, stages_of
 from dynexit.core.types import Array, Criterion, Halted, PyTree, Step
 from dynexit.exits.compacted import Course, Live, order_by_group, run_loop, set_out
+from dynexit.exits.memory import first_memory
 from dynexit.exits.rows import Job, begin, exit_depth, last_exit
-from dynexit.exits.run import checked_tile, first_memory, run_until, walk
+from dynexit.exits.run import checked_tile, run_until, walk
 from dynexit.exits.tiling import Tiling, default_tiling
 
 

@@ -10,6 +10,7 @@ from jax.tree_util import Partial
 from dynexit.core.checks import positive_integer
 from dynexit.core.stacking import length, take
 from dynexit.core.types import PyTree, Step
+from dynexit.exits.late import late_parts, read_late
 
 Block = Callable[[PyTree, PyTree], PyTree]
 
@@ -170,6 +171,8 @@ def rematerialised(step: Step) -> Step:
       >>> jax.tree.map(jnp.array_equal, dx.run_all(again, jnp.ones(1), 6), dx.run_all(step, jnp.ones(1), 6))
       Array(True, dtype=bool)
     """
+    if parts := late_parts(step):
+        return read_late(rematerialised(parts[0]), parts[1])
     again = step.apply.func if isinstance(step.apply, Partial) else None
     if isinstance(again, _RunAgain):  # as it is known to `every_iteration`
         once = Run(_Remat(again.once.block), again.once.head)
@@ -194,6 +197,8 @@ def every_iteration(step: Step) -> Step:
     """
     if step.blocks == 1:
         return step
+    if parts := late_parts(step):
+        return read_late(every_iteration(parts[0]), parts[1])
     again = step.apply.func if isinstance(step.apply, Partial) else None
     if not isinstance(again, _RunAgain):
         raise ValueError(f"`step` must be a tied one (`tied_step`) or of 1 block, got another of {step.blocks} blocks")

@@ -13,7 +13,8 @@ import numpy as np
 from dynexit.core.checks import batch_size, check_step, positive_integer, shapes, stages_of
 from dynexit.core.types import Array, Criterion, Halted, PyTree, Step
 from dynexit.exits.cohorts import run_cohorts
-from dynexit.exits.run import first_memory
+from dynexit.exits.late import parted
+from dynexit.exits.memory import first_memory
 from dynexit.exits.slots import run_slots
 from dynexit.exits.tiling import default_tiling
 
@@ -69,6 +70,7 @@ def checked_slots(step: Step, depth: int, criterion: Criterion, slots: int | Non
 @functools.partial(jax.jit, static_argnames=("depth", "slots"))
 def stream(step: Step, queue: PyTree, rows: Array, depth: int, criterion: Criterion, slots: int | None) -> Halted:
     """`run_stream`, its arguments checked, for the first `rows` (int32 `[]`, traced) of the queue; other results are arbitrary."""
+    step, read = parted(step, depth, queue, criterion)
     (stage,) = stages_of(step, depth)
     count = batch_size(queue, "queue")
     tiling = default_tiling(queue, count, slots)
@@ -76,7 +78,8 @@ def stream(step: Step, queue: PyTree, rows: Array, depth: int, criterion: Criter
     _, output = check_step(stage._replace(steps=max(2, stage.steps)), shapes(queue))
     memory = first_memory(criterion, count, output, stage.steps)
     run = run_slots if is_tied(step, queue) else run_cohorts
-    return run(stage, queue, rows, criterion, memory, output, slots, tiling)
+    halted = run(stage, queue, rows, criterion, memory, output, slots, tiling)
+    return halted if read is None else halted._replace(output={**halted.output, **read(halted.state)})
 
 
 def is_tied(step: Step, state: PyTree) -> bool:

@@ -24,6 +24,7 @@ import numpy as np
 from dynexit.core.checks import Stage, batch_size, stages_of
 from dynexit.core.types import Criterion, PyTree, Step
 from dynexit.exits import tune_cache
+from dynexit.exits.late import parted, read_throughout
 from dynexit.exits.run import run_until, walk
 from dynexit.exits.tiling import Tiling, choose_sizes
 
@@ -64,6 +65,7 @@ def tune(
     repeats: int = 3,
     cache: str | os.PathLike | None = None,
     costs: Sequence[dict[int, float]] | None = None,
+    criterion: Criterion | None = None,
 ) -> Tuned:
     """Measures a step on this device and chooses the schedule and the tiles that should be quickest.
 
@@ -77,6 +79,8 @@ def tune(
         many cores and the same jax, are not measured again; others are measured and added. A file that cannot be read is written
         over, with a warning.
       costs: `Tuned.costs` of an earlier call on the same step and batch; nothing is measured then.
+      criterion: that of the runs to come: what it does not read and `read_late` leaves for the end is not measured. None for one
+        that reads all of every exit.
 
     Returns:
       `Tuned`; hand `schedule` and `tile` to `run_until`.
@@ -92,6 +96,7 @@ def tune(
       >>> [sorted(costs) for costs in tuned.costs]
       [[1, 6]]
     """
+    step = read_throughout(step if criterion is None else parted(step, depth, state, criterion)[0])
     stages, batch = stages_of(step, depth), batch_size(state)
     spaces, _ = walk(stages, state)
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((step, state))):

@@ -1,0 +1,200 @@
+"""Entries that are read late: the same results as when everything is read at every exit, and none of the work on the way."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.extend.core import jaxprs_in_params
+
+import dynexit as dx
+from dynexit.analysis.costs import costs_of
+from dynexit.core.cost import cost_of
+from dynexit.exits import criteria, every_iteration, most_certain, read_late
+from dynexit.exits.late import late_parts, read_throughout
+from dynexit.exits.steps import rematerialised
+
+B, D, C, N = 7, 5, 37, 6  # of C entries there is but one kind
+KEYS = jax.random.split(jax.random.key(0), 4)
+STATE = {
+    "h": jnp.arange(1.0, B + 1)[:, None] * jax.random.normal(KEYS[0], (B, D)),
+    "residual": jnp.zeros(B),
+}
+HEAD = jax.random.normal(KEYS[1], (D, C))
+ONE = 0.7 * jnp.eye(D) + 0.05 * jax.random.normal(KEYS[2], (D, D))
+MANY = ONE[None] + 0.05 * jax.random.normal(KEYS[3], (N, D, D))
+
+
+def block(p, state):
+    h = state["h"] @ p
+    return {"h": h, "residual": jnp.abs(h - state["h"]).sum(1)}
+
+
+def residual(p, state):
+    return {"residual": state["residual"]}
+
+
+def logits(head, state):
+    return {"logits": state["h"] @ head}
+
+
+STEPS = {
+    "tied": read_late(dx.tied_step(block, residual, ONE), logits, HEAD),
+    "stacked": read_late(dx.stacked_step(block, residual, MANY), logits, HEAD),
+    "switched": read_late(dx.switched_step(block, residual, list(MANY)), logits, HEAD),
+}
+BY_STATE = criteria.residual_below(2.5)
+RUNS = {
+    "compacted": lambda step, rule: dx.run_until(step, STATE, N, rule, "compacted", tile=2),
+    "masked": lambda step, rule: dx.run_until(step, STATE, N, rule, "masked"),
+    "per_row": lambda step, rule: dx.run_until(step, STATE, N, rule, "per_row"),
+    "stream": lambda step, rule: dx.run_stream(step, STATE, N, rule, slots=3),
+}
+
+
+def close(found, wanted):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, wanted)
+
+
+def inside_loops(program, *arguments):
+    """Whether an array with C columns is made within a loop of the program."""
+
+    def search(jaxpr, looping):
+        for equation in jaxpr.eqns:
+            if looping and any(getattr(v.aval, "shape", ())[-1:] == (C,) for v in equation.outvars):
+                return True
+            inner = looping or equation.primitive.name in ("while", "scan")
+            if any(search(j, inner) for j in jaxprs_in_params(equation.params)):
+                return True
+        return False
+
+    return search(jax.make_jaxpr(program)(*arguments).jaxpr, False)
+
+
+@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize("kind", STEPS)
+def test_late_is_what_the_last_exit_would_have_read(kind, run):
+    found, wanted = (RUNS[run](step, BY_STATE) for step in (STEPS[kind], read_throughout(STEPS[kind])))
+    assert len(set(wanted.exit_depth.tolist())) > 2 and set(found.output) == {"logits", "residual"}
+    close(found, wanted)
+    every = dx.run_all(STEPS[kind], STATE, N)
+    close(found.output, jax.tree.map(lambda a: a[wanted.exit, jnp.arange(B)], every))
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_the_work_on_the_way_is_left_out_where_the_criterion_goes_without(run):
+    made = lambda rule: inside_loops(lambda state: RUNS[run](STEPS["tied"], rule), STATE)
+    both = lambda rule: criteria.any_of(BY_STATE, rule)
+    assert not any(map(made, (BY_STATE, criteria.at_depth(3), both(criteria.at_depth(5)), criteria.persistently(2, BY_STATE))))
+    assert all(map(made, (criteria.max_probability_above(0.9), criteria.divergence_below(0.1), both(criteria.patience(2)))))
+
+
+def test_a_rule_on_the_answer_finds_it_at_every_exit():
+    rule = criteria.max_probability_above(jnp.float32(0.6))
+    found = RUNS["compacted"](STEPS["tied"], rule)
+    wanted = dx.replay(rule, dx.run_all(STEPS["tied"], STATE, N))
+    assert found.exit.tolist() == wanted.exit.tolist() and len(set(found.exit.tolist())) > 1
+    close(found.output, wanted.output)
+
+
+def test_the_state_is_kept_for_those_who_want_it_alone():
+    kept, dropped = (dx.run_until(STEPS["tied"], STATE, N, BY_STATE, tile=2, keep_state=keep) for keep in (True, False))
+    assert dropped.state is None
+    close(dropped.output, kept.output)
+    close(kept.output["logits"], kept.state["h"] @ HEAD)
+
+
+def test_chunks_of_a_queue():
+    chunks = [jax.tree.map(lambda a, r=r: a[r], STATE) for r in (slice(0, 4), slice(4, B))]
+    found = [h.output for h in dx.stream_chunks(STEPS["tied"], chunks, N, BY_STATE, slots=2)]
+    close(jax.tree.map(lambda *a: jnp.concatenate(a), *found), RUNS["stream"](STEPS["tied"], BY_STATE).output)
+
+
+def test_thresholds_do_not_recompile():
+    traces = []
+
+    @jax.jit
+    def run(step, rule):
+        traces.append(None)
+        return dx.run_until(step, STATE, N, rule).exit_depth
+
+    depths = [run(STEPS["tied"], criteria.residual_below(t)).tolist() for t in (0.5, 2.5)]
+    assert len(traces) == 1 and depths[0] != depths[1]
+
+
+def test_steps_made_of_it_keep_the_entries():
+    several = read_late(dx.tied_step(block, residual, ONE, blocks=2), logits, HEAD)
+    for made in (every_iteration(several), rematerialised(STEPS["tied"])):
+        assert late_parts(made)
+        close(dx.run_all(made, STATE, N), dx.run_all(STEPS["tied"], STATE, N))
+    close(dx.run_all(rematerialised(several), STATE, N), jax.tree.map(lambda a: a[1::2], dx.run_all(STEPS["tied"], STATE, N)))
+    model = dx.Model(lambda key: {}, lambda p, x: x, lambda p: STEPS["tied"], N, tuple("abcdef"))
+    certain = most_certain(model)
+    outputs = dx.run_all(certain.steps({}), certain.embed({}, STATE), N)
+    assert (jnp.diff(jax.nn.softmax(outputs["logits"]).max(-1), axis=0) > -1e-6).all(), "whole outputs were compared"
+
+
+def test_a_side_goes_through():
+    def apply(weights, i, state, rows, side):
+        state = block(weights, state)
+        return state, residual(weights, state), side.at[rows].add(1)
+
+    step = read_late(dx.Step(lambda i: ONE, apply), logits, HEAD)
+    halted = dx.run_until(step, STATE, N, BY_STATE, tile=2, side=jnp.zeros(B, jnp.int32))
+    assert halted.side.tolist() == halted.exit_depth.tolist()
+    close(halted.output["logits"], halted.state["h"] @ HEAD)
+
+
+def test_a_nan_that_is_read_is_counted():
+    ill = {**STATE, "h": STATE["h"].at[2].set(jnp.nan)}
+    halted = dx.run_until(STEPS["tied"], ill, N, BY_STATE, tile=2)
+    well = RUNS["compacted"](STEPS["tied"], BY_STATE)
+    assert halted.nan_exits.tolist() == [0, 0, N, 0, 0, 0, 0] and int(halted.exit_depth[2]) == N
+    others = np.array([0, 1, 3, 4, 5, 6])
+    close(jax.tree.map(lambda a: a[others], halted.output), jax.tree.map(lambda a: a[others], well.output))
+
+
+def test_gradients_are_those_of_everything_read():
+    weight = jax.random.normal(jax.random.key(5), (N, B, C))
+
+    def loss(one, head, late):
+        step = dx.tied_step(block, lambda p, s: residual(p, s) | logits(head, s), one)
+        step = read_late(dx.tied_step(block, residual, one), logits, head) if late else step
+        outputs = dx.run_all(step, STATE, N)
+        return (outputs["logits"] * weight).sum() + outputs["residual"].sum()
+
+    close(*(jax.grad(functools.partial(loss, late=late), argnums=(0, 1))(ONE, HEAD) for late in (True, False)))
+
+
+def test_costs_and_tuning_know_the_rule():
+    model = dx.Model(lambda key: {}, lambda p, x: x, lambda p: STEPS["tied"], N, tuple("abcdef"))
+    whole, late = costs_of(model, {}, STATE), costs_of(model, {}, STATE, BY_STATE)
+    head = cost_of(logits, HEAD, STATE).flops / B
+    assert whole.late == 0 and late.late == head > 0
+    np.testing.assert_allclose(whole.until - late.until, head * np.arange(N), atol=1e-3)
+    np.testing.assert_allclose(whole.alone, late.alone)
+    assert (costs_of(model, {}, STATE, criteria.patience(1)).until == whole.until).all()
+    wide = read_late(dx.tied_step(block, residual, ONE), logits, jax.random.normal(KEYS[0], (D, 200_000)))
+    seconds = [sum(dx.tune(wide, STATE, N, sizes=(B,), criterion=rule).costs[0].values()) for rule in (None, BY_STATE)]
+    assert seconds[0] > 3 * seconds[1]
+
+
+@pytest.mark.parametrize(
+    "step, read, error, text",
+    [
+        (dx.tied_step(block, lambda p, s: s["residual"], ONE), logits, TypeError, "two dicts together"),
+        (dx.tied_step(block, residual, ONE), lambda p, s: s["h"], TypeError, "two dicts together"),
+        (dx.tied_step(block, residual, ONE), lambda p, s: residual(p, s), ValueError, r"got \['residual'\] again"),
+    ],
+)
+def test_refusals(step, read, error, text):
+    with pytest.raises(error, match=text):
+        dx.run_all(read_late(step, read, HEAD), STATE, N)
+
+
+def test_a_faulty_criterion_is_told_of_the_whole_output():
+    with pytest.raises(ValueError, match=r"has the keys \['logits', 'residual'\]"):
+        RUNS["compacted"](STEPS["tied"], criteria.gate_above(0.5))
+    with pytest.raises(ValueError, match="thresholds of shape"):
+        RUNS["compacted"](STEPS["tied"], criteria.residual_below([0.1, 0.2]))
