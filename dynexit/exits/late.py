@@ -13,8 +13,9 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from dynexit.core.checks import Stage, batch_size, check_step
-from dynexit.core.types import Criterion, PyTree, Step
+from dynexit.core.types import Array, Criterion, PyTree, Step
 from dynexit.exits.memory import first_memory
+from dynexit.exits.rows import has_nan
 
 
 def read_late(step: Step, read: Callable[..., dict], *weights: PyTree) -> Step:
@@ -22,7 +23,7 @@ def read_late(step: Step, read: Callable[..., dict], *weights: PyTree) -> Step:
 
     `run_all`, `run_full` and whatever else asks for every exit find the entries of both. `run_until` and `run_stream` trace the
     criterion: if it does with what the step itself gives, they read the others once of each row, from the state with which it left.
-    Outputs, exits and depths are the same either way; `Halted.nan_exits` counts what was read.
+    Outputs, exits and depths are the same either way. A NaN among late entries holds no row back, and is counted once.
 
     Args:
       step: one whose outputs are a dict, of what criteria may go by.
@@ -65,6 +66,14 @@ def parted(step: Any, depth: Any, state: PyTree, criterion: Criterion, side: PyT
     exits = depth // step.blocks
     _, output = check_step(Stage(parts[0], exits, 0, 0), state, side=side)
     return parts if enough(criterion, output, batch_size(state), exits) else (step, None)
+
+
+def completed(read: Callable | None, output: PyTree, nan_exits: Array, state: PyTree) -> tuple[PyTree, Array]:
+    """`Halted.output` and `Halted.nan_exits` of a run, with what `read` finds in the states that rows left with."""
+    if read is None:
+        return output, nan_exits
+    later = read(state)
+    return {**output, **later}, nan_exits + has_nan(later).astype(jnp.int32)
 
 
 def read_throughout(step: Any) -> Any:

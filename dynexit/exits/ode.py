@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dynexit.core.checks import batch_size, entries
+from dynexit.core.checks import batch_size, described, entries
 from dynexit.core.types import Array, PyTree, Step
+from dynexit.exits.late import read_late
 from dynexit.exits.steps import tied_step
 
 Field = Callable[[PyTree, Array, Array, PyTree], Array]
@@ -96,12 +97,13 @@ def ode_step(field: Field, head: Callable[[PyTree, Array], Array], params: PyTre
       solver: see `Solver`.
 
     Returns:
-      A tied `Step` for states made by `begin_ode`; outputs `{"logits", "gate" [b]}`, the gate being t / t1. Rejected steps count as
-      depth too. A row whose error is a NaN gets nowhere: it shortens its step until the depth is used up, and its gate stays
-      below 1.
+      A tied `Step` for states made by `begin_ode`; outputs "gate" `[b]`, which is t / t1, and, read late, "logits". Rejected steps
+      count as depth too. A row whose error is a NaN gets nowhere: it shortens its step until the depth is used up, and its gate
+      stays below 1.
 
     Raises:
       ImportError: diffrax is not installed.
+      TypeError, ValueError: when the step runs, a state of another function, or of `begin_ode` with a solver of another kind.
 
     Example:
       >>> import dynexit as dx
@@ -115,7 +117,7 @@ def ode_step(field: Field, head: Callable[[PyTree, Array], Array], params: PyTre
     `diffeqsolve` takes the same steps (without a `dt0` it begins with 0.01 too: release 0.7.2 does not get to its estimate).
     Gradients, by `run_all`, are those of the steps taken.
     """
-    return tied_step(_Advance(field, solver), _Read(head, solver), params)
+    return read_late(tied_step(_Advance(field, solver), _Arrived(solver), params), _Read(head), params)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +127,9 @@ class _Advance:
 
     def __call__(self, params: PyTree, state: PyTree) -> PyTree:
         entries(state, ("controller", "input", "jump", "next", "scheme", "t", "y"), "`begin_ode`")
+        begun = jax.eval_shape(lambda x, y: begin_ode(self.field, params, x, y, self.solver), state["input"], state["y"])
+        if described(begun) != described(state):
+            raise ValueError("`solver` must be the one that `begin_ode` was given for this state; give both the same")
         term, scheme, controller = self.solver.parts(self.field, params)
         end = jnp.float32(self.solver.t1)
         near = jnp.float32(self.solver.t1 - 100 * np.spacing(np.float32(self.solver.t1)))
@@ -148,12 +153,19 @@ class _Advance:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Read:
-    head: Callable[[PyTree, Array], Array]
+class _Arrived:
     solver: Solver
 
     def __call__(self, params: PyTree, state: PyTree) -> PyTree:
-        return {"logits": self.head(params, state["y"]), "gate": state["t"] / self.solver.t1}
+        return {"gate": state["t"] / self.solver.t1}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Read:
+    head: Callable[[PyTree, Array], Array]
+
+    def __call__(self, params: PyTree, state: PyTree) -> PyTree:
+        return {"logits": self.head(params, state["y"])}
 
 
 def _diffrax() -> Any:

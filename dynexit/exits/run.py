@@ -11,7 +11,7 @@ from jax import lax
 from dynexit.core.checks import Stage, batch_size, check_outputs_agree, check_step, positive_integer, shapes, stages_of
 from dynexit.core.types import Criterion, Halted, PyTree, Step
 from dynexit.exits.compacted import run_compacted
-from dynexit.exits.late import parted
+from dynexit.exits.late import completed, parted
 from dynexit.exits.masked import run_masked
 from dynexit.exits.memory import first_memory
 from dynexit.exits.per_row import run_per_row
@@ -141,10 +141,11 @@ def _run_until(step, state, depth, criterion, schedule, tile, keep_state, side) 
         if not isinstance(tile, tuple):
             tile = tuple(default_tiling(space, batch, tile) for space in (state, *spaces[:-1]))
         rows, states = run_compacted(stages, job, rows, spaces, tile, keep_state or read is not None)
-    output = rows.output if read is None else {**rows.output, **read(states[0])}
-    final = None if not keep_state else states if isinstance(step, tuple) else states[0]
+    left_with = states if isinstance(step, tuple) or not states else states[0]
+    output, nan_exits = completed(read, rows.output, rows.nan_exits, left_with)
+    final = left_with if keep_state else None
     depths = exit_depth(stages, rows.exit)
-    return Halted(output, rows.exit, depths, final, rows.memory, rows.nan_exits, rows.executed, rows.side)
+    return Halted(output, rows.exit, depths, final, rows.memory, nan_exits, rows.executed, rows.side)
 
 
 def checked_tile(tile: Any, stages: int) -> Any:

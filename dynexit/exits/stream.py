@@ -13,7 +13,7 @@ import numpy as np
 from dynexit.core.checks import batch_size, check_step, positive_integer, shapes, stages_of
 from dynexit.core.types import Array, Criterion, Halted, PyTree, Step
 from dynexit.exits.cohorts import run_cohorts
-from dynexit.exits.late import parted
+from dynexit.exits.late import completed, parted
 from dynexit.exits.memory import first_memory
 from dynexit.exits.slots import run_slots
 from dynexit.exits.tiling import default_tiling
@@ -79,7 +79,8 @@ def stream(step: Step, queue: PyTree, rows: Array, depth: int, criterion: Criter
     memory = first_memory(criterion, count, output, stage.steps)
     run = run_slots if is_tied(step, queue) else run_cohorts
     halted = run(stage, queue, rows, criterion, memory, output, slots, tiling)
-    return halted if read is None else halted._replace(output={**halted.output, **read(halted.state)})
+    output, nan_exits = completed(read, halted.output, halted.nan_exits, halted.state)
+    return halted._replace(output=output, nan_exits=nan_exits)
 
 
 def is_tied(step: Step, state: PyTree) -> bool:

@@ -150,9 +150,19 @@ def test_a_nan_that_is_read_is_counted():
     ill = {**STATE, "h": STATE["h"].at[2].set(jnp.nan)}
     halted = dx.run_until(STEPS["tied"], ill, N, BY_STATE, tile=2)
     well = RUNS["compacted"](STEPS["tied"], BY_STATE)
-    assert halted.nan_exits.tolist() == [0, 0, N, 0, 0, 0, 0] and int(halted.exit_depth[2]) == N
+    assert halted.nan_exits.tolist() == [0, 0, N + 1, 0, 0, 0, 0] and int(halted.exit_depth[2]) == N
     others = np.array([0, 1, 3, 4, 5, 6])
     close(jax.tree.map(lambda a: a[others], halted.output), jax.tree.map(lambda a: a[others], well.output))
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_a_nan_among_late_entries_is_counted_once(run):
+    spoilt = read_late(dx.tied_step(block, residual, ONE), lambda w, s: {"logits": jnp.sqrt(s["h"][:, :1] - w)}, STATE["h"].min())
+    halted = RUNS[run](spoilt, BY_STATE)
+    assert halted.exit_depth.tolist() == RUNS[run](STEPS["tied"], BY_STATE).exit_depth.tolist()
+    assert halted.nan_exits.tolist() == jnp.isnan(halted.output["logits"][:, 0]).astype(int).tolist()
+    worse = read_late(dx.tied_step(block, residual, ONE), lambda w, s: {"logits": jnp.log(s["h"][:, :1] - w)}, 1e9)
+    assert RUNS[run](worse, BY_STATE).nan_exits.tolist() == [1] * B
 
 
 def test_gradients_are_those_of_everything_read():
