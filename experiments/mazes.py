@@ -11,7 +11,6 @@ searched for, 61, 58 and 60 of 100 are, and depth follows its length.
 """
 
 import dataclasses
-from typing import Literal
 
 import dynexit as dx
 from dynexit.core.settings import Calibration, Evaluation, Training, at_least, between
@@ -71,9 +70,7 @@ class Method:
     alpha: float = 1.0
     """weight of the progressive loss; the rest is that of the full run"""
     settled: int = 1
-    """exits in a row at which the answer, or the state, must stand still"""
-    rule: Literal["divergence", "latent"] = "divergence"
-    """when a row leaves: by the divergence of consecutive answers, or latent, by how far the state still moves"""
+    """exits in a row at which the answer must stand still"""
 
     def faults(self) -> list[str]:
         """Out-of-range values, one sentence each."""
@@ -97,7 +94,7 @@ class Settings:
         log_every=50,
     )
     calibration: Calibration = Calibration(accept_loss=0.002)
-    evaluation: Evaluation = Evaluation(batch_size=16, repeats=1, timed_rows=48, tune=False)
+    evaluation: Evaluation = Evaluation(batch_size=16, repeats=3, timed_rows=48, tune=False)
     seed: int = 0
     """of weights and of the mazes drawn"""
 

@@ -59,7 +59,7 @@ def costs_of(model: Model, params: PyTree, inputs: PyTree, criterion: Criterion 
     state = jax.eval_shape(model.embed, params, inputs)
     network, late = model.steps(params), 0.0
     if criterion is not None:
-        network, read = parted(network, model.depth, state, criterion)
+        network, _, read = parted(network, model.depth, state, criterion)
         late = cost_of(read, state).flops / rows if read is not None else 0.0
     blocks, heads, depths = [], [], []
     for step, steps, _, before in stages_of(network, model.depth):

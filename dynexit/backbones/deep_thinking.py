@@ -7,9 +7,8 @@ import jax.numpy as jnp
 from dynexit.backbones.convolution import convolve
 from dynexit.backbones.parts import Apply, Norm, check_input, initial
 from dynexit.core.checks import positive_integer
-from dynexit.core.types import Array, Model, PyTree
-from dynexit.exits import read_late, tied_step
-from dynexit.exits.fixed_point import relative_residual
+from dynexit.core.types import Array, Model
+from dynexit.exits import tied_step
 
 
 class Convolution(nn.Module):
@@ -42,10 +41,7 @@ class Project(nn.Module):
 
 
 class Think(nn.Module):
-    """One iteration: the input beside the state, then residual blocks.
-
-    The state is `{"input": [b, ...], "h": [b, ..., D], "change": [b]}`; the last says how far the place that moved most has moved.
-    """
+    """One iteration: the input beside the state, then two residual blocks; `{"input": [b, ...], "h": [b, ..., D]}`."""
 
     width: int
     recall: bool
@@ -57,7 +53,6 @@ class Think(nn.Module):
     def __call__(self, state):
         h, x = state["h"], state["input"]
         open = open_places(x, self.walls)
-        before = h
         if self.recall:
             h = Convolution(self.width, name="recall")(jnp.concatenate([h, x], axis=-1), open)
             h = nn.relu(h) if h.ndim == 3 else h
@@ -65,19 +60,7 @@ class Think(nn.Module):
             inner = nn.relu(Convolution(self.width, name=f"in{k}")(h, open))
             h = nn.relu(h + Convolution(self.width, name=f"out{k}")(inner, open))
         h = Norm(name="norm")(h) if self.norm else h
-        h = h if open is None else jnp.where(open[..., None], h, 0)
-        return {"input": x, "h": h, "change": moved(before, h)}
-
-
-def moved(before: Array, after: Array) -> Array:
-    """||h_{i+1} - h_i|| / ||h_{i+1}|| at the place where it is largest, float32 `[b]`, a constant to gradients."""
-    places = (a.reshape(-1, a.shape[-1]) for a in (before, after))
-    return relative_residual(*places).reshape(before.shape[0], -1).max(1)
-
-
-def residual(params: PyTree, state: PyTree) -> dict[str, Array]:
-    """What exits may go by without an answer."""
-    return {"residual": state["change"]}
+        return {"input": x, "h": h if open is None else jnp.where(open[..., None], h, 0)}
 
 
 class Head(nn.Module):
@@ -92,7 +75,7 @@ class Head(nn.Module):
         h, open = state["h"], open_places(state["input"], self.walls)
         for k, width in enumerate(self.widths):
             h = nn.relu(Convolution(width, name=f"conv{k}")(h, open))
-        return {"logits": Convolution(self.classes, name="logits")(h)}
+        return Convolution(self.classes, name="logits")(h)
 
 
 def deep_thinking(
@@ -120,16 +103,15 @@ def deep_thinking(
       steps: N, the most iterations.
       recall: whether every iteration sees the input again; without it long runs forget the question.
       blocks: residual blocks of two convolutions an iteration.
-      every: iterations from one exit to the next, a divisor of `steps`. On strings the head costs about a third of an iteration,
-        on images a tenth; an exit rule that goes by the residual reads it once.
+      every: iterations from one exit to the next, a divisor of `steps`; the head costs about a third of an iteration on strings,
+        a tenth on images.
       norm: whether every iteration ends with a norm over the channels of each place, which keeps long runs bounded.
       walls: whether places whose input is 0 in all channels hold no state and pass nothing on. The edge of an image is then a
         wall like any other; without it a small image tells every place how far from the edge it is, and larger ones do not.
 
     Returns:
-      A weight-tied `Model`: inputs `[B, L, channels]` or `[B, H, W, channels]` of any size, outputs "logits" `[E, B, L, C]` or
-      `[E, B, H, W, C]`, E = steps / every, read late (`dx.exits.read_late`), and "residual" `[E, B]`, how far the last iteration
-      has moved the state at the place where it moved most. State: "input", which no step changes, "h" and "change".
+      A weight-tied `Model`: inputs `[B, L, channels]` or `[B, H, W, channels]` of any size, outputs logits `[E, B, L, C]` or
+      `[E, B, H, W, C]`, E = steps / every. State: "input", which no step changes, and "h".
 
     Raises:
       ValueError, TypeError: a number below 1, `places` neither 1 nor 2, `every` no divisor of `steps`.
@@ -140,7 +122,7 @@ def deep_thinking(
       >>> model.embed(params, jnp.zeros((4, 16, 1)))["h"].shape
       (4, 16, 8)
 
-    Source: Bansal et al. 2022, arXiv 2202.05826, "DT-recall", with its head (images: width / 4, which is 32 there, and 8; strings:
+    Source: Bansal et al. 2022, arXiv 2202.05826, "DT-recall", with its head (mazes: width / 4, which is 32 there, and 8; strings:
     width, width / 2) and activations. Deviations: the norm is ours, and the widths, made for two cores.
     """
     for name, value in dict(channels=channels, classes=classes, width=width, steps=steps, blocks=blocks, every=every).items():
@@ -157,7 +139,7 @@ def deep_thinking(
     def init(key):
         keys = jax.random.split(key, 3)
         x, h = jnp.zeros((*like, channels)), jnp.zeros((*like, width))
-        state = {"input": x, "h": h, "change": jnp.ones(1)}
+        state = {"input": x, "h": h}
         return {
             "embed": initial(project, keys[0], x),
             "block": initial(think.module, keys[1], state),
@@ -166,8 +148,7 @@ def deep_thinking(
 
     def embed(params, x):
         check_input(x, (*jnp.shape(x)[1:-1], channels)[-places - 1 :], "strings" if places == 1 else "images")
-        h = project.apply({"params": params["embed"]}, x)
-        return {"input": x, "h": h, "change": jnp.ones(x.shape[0])}
+        return {"input": x, "h": project.apply({"params": params["embed"]}, x)}
 
     names = tuple(f"step{i:03d}" for i in range(steps))
-    return Model(init, embed, lambda params: read_late(tied_step(think, residual, params, every), head, params), steps, names)
+    return Model(init, embed, lambda params: tied_step(think, head, params, every), steps, names)

@@ -81,7 +81,8 @@ class Halted(NamedTuple):
       state: leaves `[B, ...]` as the row left it; for a sequence of stages a tuple with one entry a
         stage; None where it was not kept.
       memory: the criterion's memory, leaves `[B, ...]`.
-      nan_exits: int32 `[B]`, exits at which the row's output held a NaN; a NaN means "do not leave".
+      nan_exits: int32 `[B]`, exits at which the row's output held a NaN; a NaN means "do not leave". One among entries that are
+        read late (`dx.exits.read_late`) counts once and holds no row back.
       rows_executed: int32 `[]`, rows x steps that really ran, padding included.
       side: what the steps made of `run_until`'s `side`; None without one.
     """

@@ -13,7 +13,7 @@ from dynexit.core.types import Array, Criterion, Model, PyTree
 from dynexit.decoding.cache import Cache, Fresh, held, last_seen, nothing_fresh, read_prompts, seen_at, written
 from dynexit.decoding.checks import checked_prompts, checked_sampling, checked_stop
 from dynexit.exits.fixed_point import relative_residual
-from dynexit.exits.late import enough
+from dynexit.exits.late import goes_without, lacking
 from dynexit.exits.relay import run_relay
 from dynexit.exits.tiling import default_tiling
 
@@ -135,7 +135,10 @@ def _decode(
 ) -> Decoded:
     rows, length = prompts.shape
     every, room = jnp.arange(rows), length + count - 1
-    lazily = enough(criterion, {"residual": jax.ShapeDtypeStruct((rows,), jnp.float32)}, rows, most)
+    shaped = jax.ShapeDtypeStruct
+    residual, logits = shaped((rows,), jnp.float32), shaped((rows, network.vocabulary), params["embed"].dtype)
+    lazily = goes_without(criterion, {"residual": residual}, {"logits": logits}, rows, most, jnp.zeros(rows, jnp.int32))
+    criterion = lacking(criterion, {"logits": logits}) if lazily else criterion
 
     def one(at: Array, past: PyTree, q: Array, k: Array, v: Array) -> tuple[Array, PyTree]:
         """The token at `at` looks at what is remembered of those before, and at itself; its own key and value are kept."""

@@ -36,8 +36,8 @@ def run_bounded(
     which every row entered every step (N states), and runs each step once more on the way back.
 
     Args:
-      step, state, depth, criterion: as in `run_until`. For "compacted", arrays that are differentiated must be leaves of the step,
-        as `stacked_step`, `switched_step` and `tied_step` make them, or come by its `select`.
+      step, state, depth, criterion: as in `run_until`; nothing is read late. For "compacted", arrays that are differentiated
+        must be leaves of the step, as `stacked_step`, `switched_step` and `tied_step` make them, or come by its `select`.
       schedule: "masked" or "compacted"; their values and gradients are equal.
       tile: as in `run_until`, for "compacted" alone.
 

@@ -95,7 +95,8 @@ def run_until(
         at a time, "auto" takes "masked" for one row and "compacted" otherwise.
       tile: rows of the compacted schedule's largest tile; or a `Tiling`, or one per stage (`dx.tune` measures them); None for
         sizes that suit most CPUs.
-      keep_state: whether the state with which a row left is kept; False saves a second buffer of the state and the writing of it.
+      keep_state: whether the state with which a row left is kept; False saves a second buffer of the state and the writing of it,
+        where nothing is read late.
       side: what the steps read and write by row and what is not to be moved with the rows (a KV cache): arrays of any shape, passed
         on as they are. With it every step is `apply(weights, i, state, rows, side) -> (state, output, side)`, where rows is
         int32 `[b]`, which rows of the batch these are, and B for one that only fills a tile: `side.at[rows].set(...)` then writes
@@ -127,14 +128,16 @@ def run_until(
 
 @functools.partial(jax.jit, static_argnames=("depth", "schedule", "tile", "keep_state"))
 def _run_until(step, state, depth, criterion, schedule, tile, keep_state, side) -> Halted:
-    step, read = parted(step, depth, state, criterion, side)
+    step, criterion, read = parted(step, depth, state, criterion, side)
     stages = stages_of(step, depth)
     spaces, output = walk(stages, state, side)
     batch = batch_size(state)
     job = Job(criterion, last_exit(stages), batch)
     rows = begin(state, output, first_memory(criterion, batch, output, job.last + 1), batch, side)
+    together = default_tiling(state, batch).sizes[0]
     if schedule == "masked" or (schedule == "auto" and batch == 1):
         rows, states = run_masked(stages, job, rows, spaces)
+        together = batch
     elif schedule == "per_row":
         rows, states = run_per_row(stages, job, rows, spaces)
     else:
@@ -142,7 +145,7 @@ def _run_until(step, state, depth, criterion, schedule, tile, keep_state, side) 
             tile = tuple(default_tiling(space, batch, tile) for space in (state, *spaces[:-1]))
         rows, states = run_compacted(stages, job, rows, spaces, tile, keep_state or read is not None)
     left_with = states if isinstance(step, tuple) or not states else states[0]
-    output, nan_exits = completed(read, rows.output, rows.nan_exits, left_with)
+    output, nan_exits = completed(read, together, rows.output, rows.nan_exits, left_with)
     final = left_with if keep_state else None
     depths = exit_depth(stages, rows.exit)
     return Halted(output, rows.exit, depths, final, rows.memory, nan_exits, rows.executed, rows.side)

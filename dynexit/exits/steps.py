@@ -79,6 +79,10 @@ class _RunSwitched:
         return lax.switch(i, [branch(p) for p in params], state)
 
 
+def _read_again(read, state):
+    return jax.checkpoint(read, prevent_cse=False)(state)
+
+
 def _whole(params, i):
     return params
 
@@ -172,7 +176,7 @@ def rematerialised(step: Step) -> Step:
       Array(True, dtype=bool)
     """
     if parts := late_parts(step):
-        return read_late(rematerialised(parts[0]), parts[1])
+        return read_late(rematerialised(parts[0]), _read_again, parts[1])
     again = step.apply.func if isinstance(step.apply, Partial) else None
     if isinstance(again, _RunAgain):  # as it is known to `every_iteration`
         once = Run(_Remat(again.once.block), again.once.head)

@@ -10,6 +10,7 @@ from jax.tree_util import Partial
 from dynexit.core.checks import positive_integer
 from dynexit.core.types import Array, PyTree, Step
 from dynexit.exits import loops
+from dynexit.exits.late import late_parts, read_late
 from dynexit.exits.steps import Run
 
 
@@ -64,6 +65,8 @@ def dropped_blocks(step: Step, kept: Array, scale: Array) -> Step:
 
     Source: Huang et al. 2016, arXiv 1603.09382.
     """
+    if parts := late_parts(step):
+        return read_late(dropped_blocks(parts[0], kept, scale), parts[1])
     run = step.apply.func if isinstance(step.apply, Partial) else None
     if not isinstance(run, Run):
         raise ValueError(

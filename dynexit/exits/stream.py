@@ -70,16 +70,20 @@ def checked_slots(step: Step, depth: int, criterion: Criterion, slots: int | Non
 @functools.partial(jax.jit, static_argnames=("depth", "slots"))
 def stream(step: Step, queue: PyTree, rows: Array, depth: int, criterion: Criterion, slots: int | None) -> Halted:
     """`run_stream`, its arguments checked, for the first `rows` (int32 `[]`, traced) of the queue; other results are arbitrary."""
-    step, read = parted(step, depth, queue, criterion)
     (stage,) = stages_of(step, depth)
     count = batch_size(queue, "queue")
     tiling = default_tiling(queue, count, slots)
     slots = tiling.sizes[0]
     _, output = check_step(stage._replace(steps=max(2, stage.steps)), shapes(queue))
+    tied = is_tied(step, queue)
+    step, criterion, read = parted(step, depth, queue, criterion, i=jnp.zeros(count, jnp.int32) if tied else 0)
+    if read is not None:
+        stage = stage._replace(step=step)
+        _, output = check_step(stage, shapes(queue))
     memory = first_memory(criterion, count, output, stage.steps)
-    run = run_slots if is_tied(step, queue) else run_cohorts
+    run = run_slots if tied else run_cohorts
     halted = run(stage, queue, rows, criterion, memory, output, slots, tiling)
-    output, nan_exits = completed(read, halted.output, halted.nan_exits, halted.state)
+    output, nan_exits = completed(read, slots, halted.output, halted.nan_exits, halted.state)
     return halted._replace(output=output, nan_exits=nan_exits)
 
 

@@ -1,16 +1,13 @@
-"""What methods share: logits out of an output, the answer, how many rows are right, candidates for a threshold, rules to choose."""
+"""What methods share: logits out of an output, the answer, how many rows are right, candidates for a threshold."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from dynexit.core.labels import exact
-from dynexit.core.types import Array, Criterion, PyTree
-from dynexit.exits import criteria
-
-SETTLED = {"divergence": criteria.divergence_below, "latent": criteria.residual_below}
+from dynexit.core.types import Array, PyTree
 
 
 def logits_of(output: PyTree) -> Array:
@@ -26,20 +23,6 @@ def predict(output: PyTree) -> Array:
 def accuracy(output: PyTree, labels: Array) -> Array:
     """Fraction of the rows that one exit answers rightly at all places that count, float32 `[]`."""
     return exact(predict(output), labels).mean(dtype=jnp.float32)
-
-
-def settling_rule(rule: str) -> Callable[[Array], Criterion]:
-    """When an iterated network is done, as `rule(threshold) -> Criterion`.
-
-    "divergence" is the KL between consecutive answers, which are read at every exit; "latent" is how far the state still moves, and
-    cheaper: answers that are read late (`dx.exits.read_late`) are read once.
-
-    Raises:
-      ValueError: another name.
-    """
-    if rule not in SETTLED:
-        raise ValueError(f"`rule` must be {' or '.join(map(repr, SETTLED))}, got {rule!r}")
-    return SETTLED[rule]
 
 
 def candidate_levels(values: Any, full: float, high: float = np.inf, name: str = "thresholds") -> np.ndarray:

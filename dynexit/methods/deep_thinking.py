@@ -11,7 +11,7 @@ from dynexit.core.types import Array, Criterion, Method, Model, PyTree
 from dynexit.exits import criteria
 from dynexit.exits.steps import every_iteration
 from dynexit.exits.truncated import run_truncated
-from dynexit.methods.answers import accuracy, candidate_levels, logits_of, predict, settling_rule
+from dynexit.methods.answers import accuracy, candidate_levels, logits_of, predict
 from dynexit.objectives import multi_exit_cross_entropy
 
 THRESHOLDS = (0.0, *(10.0**e for e in np.arange(-6.0, -0.9, 0.25)))  # 0 is never passed: full depth
@@ -22,30 +22,28 @@ def deep_thinking(
     alpha: float = 1.0,
     thresholds: Any = THRESHOLDS,
     settled: int = 2,
-    rule: str = "divergence",
 ) -> Method:
     """The progressive loss of DT-recall, and an exit where the answer has stopped moving.
 
     Training: n ~ U{0..m-1} iterations without gradients, then k ~ U{1..m-n} with them, L_prog = CE after n + k; beside it
     L_m = CE after m iterations from the start; L = (1 - alpha) L_m + alpha L_prog. One (n, k) a step, for all rows. Where exits
     are several iterations apart n and k still count iterations: a network seen at every fourth alone learns to swing in between.
-    Inference: leave once KL(p_{i-1} || p_i) < t at every place, or ||h_i - h_{i-1}|| / ||h_i|| < t, for `settled` exits in a row.
+    Inference: leave once KL(p_{i-1} || p_i) < t at every place, for `settled` exits in a row.
 
     Args:
       most: m, iterations in training; the model may have more, for tests on larger problems.
       alpha: in 0..1; 1 is the cheapest, for L_m is not computed.
-      thresholds: candidates for t, in nats or relative, `[K]`, at least 0; 0 is full depth and must be among them.
+      thresholds: candidates for t in nats, `[K]`, at least 0; 0 is full depth and must be among them.
       settled: exits in a row.
-      rule: "divergence" of the answers, or "latent", of the state, which reads the answer once.
 
     Returns:
-      `Method`. The model is weight-tied, its state has the entries "input" and "h" (`dx.backbones.deep_thinking`), its outputs are
-      logits `[E, B, ..., C]` or a dict of them and, for the latent rule, "residual" `[E, B]`; a point is `{"threshold": []}`.
-      Metrics: iterations (n + k), loss_progressive, accuracy after them, and with alpha below 1 loss_full and accuracy_full.
+      `Method`. The model is weight-tied, its state has the entries "input" and "h" (`dx.backbones.deep_thinking`), its outputs
+      are logits `[E, B, ..., C]`; a point is `{"threshold": []}`. Metrics: iterations (n + k), loss_progressive, accuracy
+      after them, and with alpha below 1 loss_full and accuracy_full.
 
     Raises:
-      TypeError, ValueError: `most` or `settled` below 1, `alpha` outside 0..1, `thresholds` negative or without 0, an unknown
-        `rule`; from the loss, a model of fewer than `most` iterations.
+      TypeError, ValueError: `most` or `settled` below 1, `alpha` outside 0..1, `thresholds` negative or without 0; from the loss, a
+        model of fewer than `most` iterations.
 
     Source: Bansal et al. 2022, arXiv 2202.05826, algorithm 1. The exit is ours: theirs runs a fixed number of iterations or takes
     the most confident of all.
@@ -54,7 +52,7 @@ def deep_thinking(
     positive_integer(settled, "settled")
     if not 0 <= alpha <= 1:
         raise ValueError(f"`alpha` must lie in 0..1, got {alpha}")
-    levels, leaves_by = candidate_levels(thresholds, full=0.0), settling_rule(rule)
+    levels = candidate_levels(thresholds, full=0.0)
 
     def loss(
         model: Model, params: PyTree, inputs: PyTree, labels: Array, key: Array, progress: Array
@@ -77,7 +75,7 @@ def deep_thinking(
         return losses, {name: jnp.float32(value) for name, value in metrics.items()}
 
     def criterion(point: PyTree) -> Criterion:
-        return criteria.persistently(settled, leaves_by(point["threshold"]))
+        return criteria.persistently(settled, criteria.divergence_below(point["threshold"]))
 
     def candidates(outputs: PyTree, labels: Array, costs: Array) -> PyTree:
         return {"threshold": jnp.asarray(levels)}

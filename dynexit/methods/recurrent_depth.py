@@ -11,12 +11,14 @@ import numpy as np
 from dynexit.core.checks import entries, one_depth, positive_integer
 from dynexit.core.labels import share
 from dynexit.core.types import Array, Criterion, Method, Model, PyTree
+from dynexit.exits import criteria
 from dynexit.exits.steps import every_iteration
 from dynexit.exits.truncated import run_truncated
-from dynexit.methods.answers import candidate_levels, logits_of, predict, settling_rule
+from dynexit.methods.answers import candidate_levels, logits_of, predict
 from dynexit.objectives import multi_exit_cross_entropy
 
 THRESHOLDS = (0.0, *(10.0**e for e in np.arange(-6.0, 0.1, 0.25)))  # 0 is never passed: full depth
+RULES = {"divergence": criteria.divergence_below, "latent": criteria.residual_below}
 
 
 def recurrent_depth(
@@ -59,7 +61,8 @@ def recurrent_depth(
     for name, value, low in (("mean", mean, 1e-9), ("sigma", sigma, 0.0), ("noise", noise, 0.0)):
         if not value >= low:
             raise ValueError(f"`{name}` must be {'above' if low else 'at least'} 0, got {value}")
-    leaves_by = settling_rule(rule)
+    if rule not in RULES:
+        raise ValueError(f"`rule` must be {' or '.join(map(repr, RULES))}, got {rule!r}")
     levels = candidate_levels(thresholds, full=0.0)
 
     def loss(
@@ -79,7 +82,7 @@ def recurrent_depth(
         return losses, {name: jnp.float32(value) for name, value in metrics.items()}
 
     def criterion(point: PyTree) -> Criterion:
-        return leaves_by(point["threshold"])
+        return RULES[rule](point["threshold"])
 
     def candidates(outputs: PyTree, labels: Array, costs: Array) -> PyTree:
         return {"threshold": jnp.asarray(levels)}

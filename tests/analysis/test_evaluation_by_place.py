@@ -56,7 +56,7 @@ def test_answers_of_all_rows_and_timings_of_some(measured):
     model, rule = experiment.model, experiment.method.criterion(choice.point)
     alone = [dx.run_until(model.steps(params), model.embed(params, x[r : r + 1]), STEPS, rule) for r in range(ROWS)]
     assert e.exit.tolist() == [int(a.exit[0]) for a in alone] and len(set(e.exit.tolist())) > 1
-    np.testing.assert_array_equal(e.classes, [a.output["logits"][0].argmax(-1) for a in alone])
+    np.testing.assert_array_equal(e.classes, [a.output[0].argmax(-1) for a in alone])
 
 
 def test_the_stream_is_timed_and_accuracy_is_the_grade(measured):

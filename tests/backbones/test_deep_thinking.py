@@ -11,7 +11,7 @@ from dynexit.core.checks import one_depth
 
 
 def run(model, params, x):
-    return dx.run_all(model.steps(params), model.embed(params, x), model.depth)["logits"]
+    return dx.run_all(model.steps(params), model.embed(params, x), model.depth)
 
 
 @pytest.mark.parametrize("places,shape", [(1, (3, 10, 2)), (2, (3, 5, 4, 2))])
@@ -50,7 +50,7 @@ def test_without_recall_only_the_first_state_knows_the_input():
         state = model.embed(params, x)
         blinded = {**state, "input": jnp.zeros_like(x)}
         step = model.steps(params)
-        a, b = (dx.run_all(step, s, 2)["logits"] for s in (state, blinded))
+        a, b = (dx.run_all(step, s, 2) for s in (state, blinded))
         assert (np.abs(a - b).max() > 1e-6) == sees
 
 
@@ -73,7 +73,7 @@ def test_with_walls_the_edge_is_a_wall_like_any_other():
         model = deep_thinking(2, 3, 2, width=8, steps=4, blocks=1, walls=walls)
         params = jax.tree.map(lambda a: a + 0.1, model.init(jax.random.key(0)))
         (alone, a), (_, b) = (dx.run_full(model.steps(params), model.embed(params, i), 4) for i in (x, amid))
-        same = np.allclose(a["logits"][open], b["logits"][inside][open], rtol=1e-4, atol=1e-5)
+        same = np.allclose(a[open], b[inside][open], rtol=1e-4, atol=1e-5)
         assert same == walls
         assert bool((jnp.where(open[..., None], 0, alone["h"]) == 0).all()) == walls
 

@@ -11,7 +11,7 @@ from jax.extend.core import jaxprs_in_params
 import dynexit as dx
 from dynexit.analysis.costs import costs_of
 from dynexit.core.cost import cost_of
-from dynexit.exits import criteria, every_iteration, most_certain, read_late
+from dynexit.exits import criteria, dropped_blocks, every_iteration, most_certain, read_late
 from dynexit.exits.late import late_parts, read_throughout
 from dynexit.exits.steps import rematerialised
 
@@ -58,13 +58,13 @@ def close(found, wanted):
 
 
 def inside_loops(program, *arguments):
-    """Whether an array with C columns is made within a loop of the program."""
+    """Whether a product with C columns is made within the loop over depth, a `while`; reading at the end is a `scan` over tiles."""
 
     def search(jaxpr, looping):
         for equation in jaxpr.eqns:
-            if looping and any(getattr(v.aval, "shape", ())[-1:] == (C,) for v in equation.outvars):
+            if looping and equation.primitive.name == "dot_general" and equation.outvars[0].aval.shape[-1:] == (C,):
                 return True
-            inner = looping or equation.primitive.name in ("while", "scan")
+            inner = looping or equation.primitive.name == "while"
             if any(search(j, inner) for j in jaxprs_in_params(equation.params)):
                 return True
         return False
@@ -135,6 +135,16 @@ def test_steps_made_of_it_keep_the_entries():
     assert (jnp.diff(jax.nn.softmax(outputs["logits"]).max(-1), axis=0) > -1e-6).all(), "whole outputs were compared"
 
 
+@pytest.mark.parametrize("rebalance", [(), (2,)])
+def test_many_devices(rebalance):
+    state = jax.tree.map(lambda a: jnp.concatenate([a, a[:1]]), STATE)
+    mesh = jax.make_mesh((2,), ("data",))
+    found = dx.run_sharded(STEPS["tied"], state, N, BY_STATE, mesh, rebalance=rebalance, tile=2)
+    wanted = dx.run_until(STEPS["tied"], state, N, BY_STATE)
+    close(found.output, wanted.output)
+    assert found.exit_depth.tolist() == wanted.exit_depth.tolist()
+
+
 def test_a_side_goes_through():
     def apply(weights, i, state, rows, side):
         state = block(weights, state)
@@ -190,17 +200,101 @@ def test_costs_and_tuning_know_the_rule():
     assert seconds[0] > 3 * seconds[1]
 
 
+@pytest.mark.parametrize("run", ["all", *RUNS])
 @pytest.mark.parametrize(
     "step, read, error, text",
     [
         (dx.tied_step(block, lambda p, s: s["residual"], ONE), logits, TypeError, "two dicts together"),
         (dx.tied_step(block, residual, ONE), lambda p, s: s["h"], TypeError, "two dicts together"),
         (dx.tied_step(block, residual, ONE), lambda p, s: residual(p, s), ValueError, r"got \['residual'\] again"),
+        (dx.tied_step(block, residual, ONE), lambda p, s: {"a": s["h"][:1]}, ValueError, r"output\['a'\] of shape \[1, 5\]"),
     ],
 )
-def test_refusals(step, read, error, text):
+def test_refusals(step, read, error, text, run):
     with pytest.raises(error, match=text):
-        dx.run_all(read_late(step, read, HEAD), STATE, N)
+        step = read_late(step, read, HEAD)
+        RUNS[run](step, BY_STATE) if run in RUNS else dx.run_all(step, STATE, N)
+
+
+def test_what_is_late_already_is_refused_and_so_is_a_rule_that_is_none():
+    with pytest.raises(ValueError, match="`step` has late entries already"):
+        read_late(STEPS["tied"], lambda p, s: {"more": s["h"]}, HEAD)
+    with pytest.raises(TypeError, match="or None, got str"):
+        dx.tune(STEPS["tied"], STATE, N, criterion="latent")
+
+
+@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize(
+    "score",
+    [
+        lambda o: o.get("logits", o["residual"][:, None]).max(1) > 5,
+        lambda o: jax.tree.leaves(o)[0].reshape(o["residual"].shape[0], -1).max(1) > 5,
+        lambda o: (o["residual"] < 2.5) & ("logits" in o),
+        lambda o: next(v for k, v in o.items() if k == "logits").min(1) > -9,
+    ],
+    ids=["if it is there", "the first leaf", "is it there", "looked for"],
+)
+def test_a_criterion_sees_the_keys_that_it_sees_in_a_replay(score, run):
+    rule = dx.Criterion(lambda batch: (), lambda i, output, memory: (score(output), memory))
+    wanted = dx.replay(rule, dx.run_all(STEPS["tied"], STATE, N))
+    found = RUNS[run](STEPS["tied"], rule)
+    assert found.exit_depth.tolist() == wanted.exit_depth.tolist() and len(set(found.exit_depth.tolist())) > 1
+    close(found.output, wanted.output)
+
+
+def test_a_rule_may_count_on_the_exits_of_rows_in_a_stream():
+    rule = dx.Criterion(lambda batch: (), lambda i, o, memory: ((i[:, None] > 2).all(1) | (o["residual"] < 2.5), memory))
+    halted = RUNS["stream"](STEPS["tied"], rule)
+    assert halted.exit_depth.tolist() == jnp.minimum(RUNS["stream"](STEPS["tied"], BY_STATE).exit_depth, 4).tolist()
+    assert not inside_loops(lambda state: RUNS["stream"](STEPS["tied"], rule), STATE)
+
+
+def test_an_output_of_late_entries_alone_is_read_at_every_exit():
+    step = read_late(dx.tied_step(block, lambda p, s: {}, ONE), logits, HEAD)
+    halted = RUNS["compacted"](step, criteria.max_probability_above(0.6))
+    assert halted.exit.tolist() == RUNS["compacted"](STEPS["tied"], criteria.max_probability_above(0.6)).exit.tolist()
+
+
+def test_blocks_are_dropped_beneath_late_entries():
+    kept, ones = jnp.array([True, False, True, True, False, True]), jnp.ones(N)
+    dropped, plain = (dropped_blocks(s, kept, ones) for s in (STEPS["stacked"], dx.stacked_step(block, residual, MANY)))
+    assert late_parts(dropped)
+    found = dx.run_all(dropped, STATE, N)
+    close(found["residual"], dx.run_all(plain, STATE, N)["residual"])
+    close(found["logits"][-1], dx.run_full(dropped, STATE, N)[0]["h"] @ HEAD)
+
+
+def test_leaves_and_programs_are_the_same_from_call_to_call():
+    make = {"again": lambda s: s, "every": every_iteration, "remat": rematerialised}
+    several = lambda one: read_late(dx.tied_step(block, residual, one, blocks=2), logits, HEAD)
+    for name, f in make.items():
+        first, second = f(several(ONE)), f(several(2 * ONE))
+        assert jax.tree.structure(first) == jax.tree.structure(second), name
+        assert sorted(a.shape for a in jax.tree.leaves(first)) == [(D, D), (D, C)], name
+
+
+def test_rematerialised_heads_keep_no_inner_values():
+    wide = jax.random.normal(KEYS[0], (D, 4000))
+
+    def temporaries(make):
+        step = lambda w: make(read_late(dx.tied_step(block, residual, ONE), lambda w, s: {"a": jnp.tanh(s["h"] @ w).sum(1)}, w))
+        loss = lambda w: dx.run_all(step(w), STATE, N)["a"].sum()
+        return jax.jit(jax.grad(loss)).lower(wide).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporaries(rematerialised) < 0.6 * temporaries(lambda step: step)
+
+
+def test_late_entries_are_read_a_tile_at_a_time():
+    many = jax.tree.map(lambda a: jnp.tile(a, (30,) + (1,) * (a.ndim - 1)), STATE)
+    widest = []
+
+    def read(w, state):
+        widest.append(state["h"].shape[0])
+        return logits(w, state)
+
+    halted = dx.run_stream(read_late(dx.tied_step(block, residual, ONE), read, HEAD), many, N, BY_STATE, slots=8)
+    assert set(widest[-2:]) == {8, 210 % 8}
+    close(halted.output["logits"], halted.state["h"] @ HEAD)
 
 
 def test_a_faulty_criterion_is_told_of_the_whole_output():
