@@ -4,10 +4,11 @@
 
 Which places lie on the way from the start to the end? A recurrent convolutional network sees the maze anew at every iteration and
 is trained to make progress from wherever it stands. Large mazes take more iterations; a row leaves once its answer is settled.
-Hardware: two CPU cores, 12 minutes of training and 7 to measure. Expect: with seeds 0, 1 and 2 94, 92 and 100 of 100 mazes of size
-33 right at the operating point, after 95, 111 and 81 of 200 iterations on average; the best fixed depth of no more FLOPs 84, 93
-and 83 (in the paper, where networks are four times as wide, 97% of size 59). With `--data.loops 0.3`, where the way must be
-searched for, 61, 58 and 60 of 100 are, and depth follows its length.
+Hardware: two CPU cores, 4 to 12 minutes of training and 2 to 7 to measure. Expect: with seeds 0, 1 and 2 99, 96 and 94 of 100
+mazes of size 33 right at the operating point, after 89, 80 and 99 of 200 iterations on average; the best fixed depth of no more
+FLOPs 77, 75 and 76 (in the paper, where networks are four times as wide, 97% of size 59). Another machine gives other networks.
+With `--data.loops 0.3 --model.steps 100`, where the way must be searched for, 59, 65 and 61 of 100 are, and depth follows its
+length.
 """
 
 import dataclasses

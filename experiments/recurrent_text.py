@@ -3,9 +3,9 @@
     dynexit train experiments/recurrent_text.py
 
 Characters of Python's own standard library. The number of iterations is drawn anew for every step, 1 + 4 on average, and gradients
-reach the last 4; at test time the network may run for longer, and a window leaves once no character's prediction moves.
-Hardware: one thread of a busy machine, 13 minutes. Expect: with seed 0 and Python 3.11's library a loss of 1.345, 1.302, 1.298
-nats a character after 1, 2, 3 iterations and no better after 16; 65.5% of the characters right.
+reach the last 4; at test time the network may run for longer, and a window leaves once no character's state moves much.
+Hardware: two CPU cores, 6 minutes. Expect: with seeds 0, 1 and 2 and the library of Python 3.11.7 63.1% of the characters right,
+after 2 of 16 iterations, 4.6 times as quick as after 16. Another release of Python has another text.
 """
 
 import dataclasses

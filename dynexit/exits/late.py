@@ -34,7 +34,7 @@ def read_late(step: Step, read: Callable[..., dict], *weights: PyTree) -> Step:
 
     Returns:
       A `Step` like the one given. Outputs, exits and depths do not depend on when entries are read, but that a NaN among those that
-      are read late holds no row back; it is counted once.
+      are read late holds no row back; it counts as that one exit's.
 
     Raises:
       TypeError, ValueError: the step has late entries; when it runs, outputs that are no dicts, or an entry of both.
@@ -112,7 +112,7 @@ def completed(read: Read | None, tile: Any, output: PyTree, nan_exits: Array, st
     if read is None:
         return output, nan_exits
     later = _in_tiles(read, state, tile)
-    return {**output, **later}, nan_exits + has_nan(later).astype(jnp.int32)
+    return {**output, **later}, nan_exits + (has_nan(later) & ~has_nan(output)).astype(jnp.int32)
 
 
 def read_throughout(step: Any) -> Any:
