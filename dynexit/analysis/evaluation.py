@@ -186,16 +186,14 @@ def evaluate(
         predictions, points, experiment.method.criterion, experiment.method.predict, costs.until, replay, experiment.method.grade
     )
 
-    tuned, state = None, jax.jit(experiment.model.embed)(params, batches[0])
+    tuned, step, state = None, experiment.model.steps(params), jax.jit(experiment.model.embed)(params, batches[0])
     if evaluation.tune:
         say("tuning: what tiles of every size cost on this device")
         left_at = np.rint(choice.exit_fraction * choice.rows).astype(int)
         exits = np.repeat(np.arange(len(left_at)), left_at)
-        step, criterion = experiment.model.steps(params), experiment.method.criterion(point)
-        tuned = tune(step, state, experiment.model.depth, exits, criterion=criterion)
+        tuned = tune(step, state, experiment.model.depth, exits, criterion=experiment.method.criterion(point))
         say(f"tuned: {tuned}")
     say(f"test split: timing full and dynamic depth side by side, {evaluation.repeats} times")
-    step = experiment.model.steps(params)
     tied = not isinstance(step, tuple) and is_tied(step, state)
     calls = programs(experiment, params, evaluation.batch_size, tuned, tied)
     ran = jax.tree.map(lambda *a: np.concatenate([np.atleast_1d(x) for x in a]), *[calls.dynamic(point, x) for x in batches])

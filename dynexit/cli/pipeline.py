@@ -132,6 +132,7 @@ def _calibrate(run: Run, experiment: Any, params: Any, rule: Calibration) -> tup
 
     from dynexit import analysis
     from dynexit.calibration.choose import choose
+    from dynexit.exits.late import late_parts
     from dynexit.exits.replay import replay
 
     say("calibration split: every exit, and an operating point")
@@ -141,7 +142,8 @@ def _calibrate(run: Run, experiment: Any, params: Any, rule: Calibration) -> tup
     inputs = analysis.prepared(experiment, inputs)
     costs = analysis.costs_of(experiment.model, params, inputs)
     points = method.candidates(held_out.outputs, held_out.labels, jnp.asarray(costs.until, jnp.float32))
-    costs = analysis.costs_of(experiment.model, params, inputs, method.criterion(jax.tree.map(lambda a: a[0], points)))
+    if late_parts(experiment.model.steps(params)):  # what a rule reads is not known before there are points
+        costs = analysis.costs_of(experiment.model, params, inputs, method.criterion(jax.tree.map(lambda a: a[0], points)))
     accept_loss = rule.accept_loss if rule.budget is None else None
     flips = rule.accept_flips if rule.budget is None else None
     rules = dict(accept_loss=accept_loss, budget=rule.budget, accept_flips=flips)

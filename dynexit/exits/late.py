@@ -17,6 +17,7 @@ from dynexit.core.checks import Stage, batch_size, check_step, shapes
 from dynexit.core.types import Array, Criterion, PyTree, Step
 from dynexit.exits.memory import first_memory, start
 from dynexit.exits.rows import has_nan
+from dynexit.exits.tiling import default_tiling
 
 Read = Callable[[PyTree], dict]
 
@@ -107,11 +108,14 @@ def lacking(criterion: Criterion, late: dict) -> Criterion:
     return Criterion(init, update, criterion.exits, templated=True)
 
 
-def completed(read: Read | None, tile: Any, output: PyTree, nan_exits: Array, state: PyTree) -> tuple[PyTree, Array]:
-    """`Halted.output` and `Halted.nan_exits` with what `read` finds, `tile` rows at a time, in the states that rows left with."""
+def completed(read: Read | None, output: PyTree, nan_exits: Array, state: PyTree, tile: int | None = None) -> tuple[PyTree, Array]:
+    """`Halted.output` and `Halted.nan_exits` with what `read` finds in the states that rows left with, `tile` rows at a time.
+
+    None for as many as `run_until` takes by default.
+    """
     if read is None:
         return output, nan_exits
-    later = _in_tiles(read, state, tile)
+    later = _in_tiles(read, state, tile or default_tiling(state, batch_size(state)).sizes[0])
     return {**output, **later}, nan_exits + (has_nan(later) & ~has_nan(output)).astype(jnp.int32)
 
 
@@ -122,7 +126,7 @@ def read_throughout(step: Any) -> Any:
     return step if late_parts(step) is None else dataclasses.replace(step, apply=Partial(_opaque, step.apply))
 
 
-def _in_tiles(read: Read, state: PyTree, tile: Any) -> dict:
+def _in_tiles(read: Read, state: PyTree, tile: int) -> dict:
     """`read` of all rows, whose results alone are held all at once."""
     rows = batch_size(state)
     if not isinstance(rows, int) or rows <= tile:  # a symbolic number of rows cannot be cut

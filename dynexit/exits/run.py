@@ -134,10 +134,8 @@ def _run_until(step, state, depth, criterion, schedule, tile, keep_state, side) 
     batch = batch_size(state)
     job = Job(criterion, last_exit(stages), batch)
     rows = begin(state, output, first_memory(criterion, batch, output, job.last + 1), batch, side)
-    together = default_tiling(state, batch).sizes[0]
     if schedule == "masked" or (schedule == "auto" and batch == 1):
         rows, states = run_masked(stages, job, rows, spaces)
-        together = batch
     elif schedule == "per_row":
         rows, states = run_per_row(stages, job, rows, spaces)
     else:
@@ -145,7 +143,7 @@ def _run_until(step, state, depth, criterion, schedule, tile, keep_state, side) 
             tile = tuple(default_tiling(space, batch, tile) for space in (state, *spaces[:-1]))
         rows, states = run_compacted(stages, job, rows, spaces, tile, keep_state or read is not None)
     left_with = states if isinstance(step, tuple) or not states else states[0]
-    output, nan_exits = completed(read, together, rows.output, rows.nan_exits, left_with)
+    output, nan_exits = completed(read, rows.output, rows.nan_exits, left_with)
     final = left_with if keep_state else None
     depths = exit_depth(stages, rows.exit)
     return Halted(output, rows.exit, depths, final, rows.memory, nan_exits, rows.executed, rows.side)

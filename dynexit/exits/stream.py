@@ -83,7 +83,7 @@ def stream(step: Step, queue: PyTree, rows: Array, depth: int, criterion: Criter
     memory = first_memory(criterion, count, output, stage.steps)
     run = run_slots if tied else run_cohorts
     halted = run(stage, queue, rows, criterion, memory, output, slots, tiling)
-    output, nan_exits = completed(read, slots, halted.output, halted.nan_exits, halted.state)
+    output, nan_exits = completed(read, halted.output, halted.nan_exits, halted.state, slots)
     return halted._replace(output=output, nan_exits=nan_exits)
 
 

@@ -96,11 +96,11 @@ def tune(
       >>> [sorted(costs) for costs in tuned.costs]
       [[1, 6]]
     """
-    stages, batch = stages_of(step, depth), batch_size(state)
+    stages_of(step, depth)  # refuses what `parted` could not take apart
     if not isinstance(criterion, Criterion | None):
         raise TypeError(f"`criterion` must be a dx.Criterion or None, got {type(criterion).__name__}")
     step = read_throughout(step if criterion is None else parted(step, depth, state, criterion)[0])
-    stages = stages_of(step, depth)
+    stages, batch = stages_of(step, depth), batch_size(state)
     spaces, _ = walk(stages, state)
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((step, state))):
         raise TypeError("`step` and `state` must be concrete arrays: `tune` measures time, so call it outside of jax.jit")

@@ -104,6 +104,7 @@ def test_the_missing_token_is_anywhere_in_a_string_written_twice(length):
     half, places = length // 2, []
     for tokens, (target,) in zip(inputs, targets, strict=True):
         assert tokens.count(2) == 1 and tokens[2 * half :] == [3] * (length % 2)
+        assert tokens.count(1) % 2 == target, "every bit comes twice: what is left tells the parity"
         places.append(tokens.index(2))
         tokens[places[-1]] = target
         assert tokens[:half] == tokens[half : 2 * half] and set(tokens[:half]) <= {0, 1}

@@ -166,7 +166,10 @@ def test_a_thousand_calls_leave_nothing_behind(name):
     assert (arrays_after, traced_after) == (arrays, traced)
     if bytes_ is None:
         pytest.skip("no /proc: the resident size is unknown")
-    assert bytes_after - bytes_ < 24 * 2**20  # 24 KiB a call, for allocators keep some when busy; a call's program is far more
+    limit, grown = 8 * 2**20, bytes_after - bytes_  # 8 KiB a call; the outputs of one are 0.6 KiB, its program far more
+    if grown >= limit:  # on a busy machine the allocator keeps some, once; a leak grows again
+        grown = calls(1000)[-1] - bytes_after
+    assert grown < limit
 
 
 def resident():
