@@ -1,5 +1,6 @@
 """Seconds of several programs, side by side in one run, and the programs that stand beside each other here."""
 
+import dataclasses
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -7,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax import lax
+from jax.tree_util import Partial
 
 from dynexit.core.checks import one_depth
 from dynexit.core.types import Array, Method, Model, PyTree
@@ -53,17 +55,13 @@ def measure(programs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str
     return {name: Timing(float(np.median(s)), min(s), max(s)) for name, s in seconds.items()}
 
 
-def full_depth(model: Model, method: Method, params: PyTree, inputs: PyTree) -> Array:
-    """Classes `[B, ...]` at full depth: embedding, all blocks by `lax.scan`, the last exit head and no other."""
-    _, output = run_full(model.steps(params), model.embed(params, inputs), model.depth)
-    return method.predict(output)
+def full_depth(model: Model, method: Method, params: PyTree, inputs: PyTree, tile: int | None = None) -> Array:
+    """Classes `[B, ...]` at full depth: embedding, all blocks by `lax.scan`, the last exit head and no other.
 
-
-def full_depth_tiled(model: Model, method: Method, params: PyTree, inputs: PyTree, tile: int) -> Array:
-    """`full_depth`, `tile` rows at a time: often quicker than the batch at once (caches), so it belongs in the ideal."""
-    tiles = jax.tree.map(lambda a: a.reshape(-1, tile, *a.shape[1:]), inputs)
-    classes = lax.map(lambda x: full_depth(model, method, params, x), tiles)
-    return classes.reshape(-1, *classes.shape[2:])
+    With `tile` so many rows at a time: often quicker than the batch at once (caches), so it belongs in the ideal.
+    """
+    run = lambda x: run_full(model.steps(params), model.embed(params, x), model.depth)[1]
+    return _in_tiles(lambda x: method.predict(run(x)), inputs, tile)
 
 
 class Ran(NamedTuple):
@@ -87,8 +85,30 @@ def dynamic_depth(
 def streamed_depth(model: Model, method: Method, params: PyTree, point: PyTree, inputs: PyTree) -> Ran:
     """`dynamic_depth` with all rows as one queue, through `run_stream`; the weights are tied."""
     state, criterion = model.embed(params, inputs), method.criterion(point)
-    halted = run_stream(model.steps(params), state, one_depth(model), criterion)
+    halted = run_stream(model.steps(params), state, one_depth(model), criterion, keep_state=False)
     return Ran(method.predict(halted.output), halted.exit_depth, halted.nan_exits, halted.rows_executed)
+
+
+def depth_together(
+    model: Model, method: Method, params: PyTree, point: PyTree, inputs: PyTree, exit: Array, tile: int | None = None
+) -> Array:
+    """Classes `[B, ...]` if all rows leave at `exit`, int32 `[]`: every exit until there is read and the rule asked, in vain."""
+    rule = method.criterion(point)
+    together = dataclasses.replace(rule, update=Partial(_asked_in_vain, rule.update, exit))
+    run = lambda x: run_until(model.steps(params), model.embed(params, x), model.depth, together, "masked", keep_state=False)
+    return _in_tiles(lambda x: method.predict(run(x).output), inputs, tile)
+
+
+def _asked_in_vain(update: Callable, exit: Array, i: Array, output: PyTree, memory: PyTree) -> tuple[Array, PyTree]:
+    halt, memory = update(i, output, memory)
+    return (i >= exit) | (halt & (i < 0)), memory  # never below 0, which no compiler knows
+
+
+def _in_tiles(run: Callable[[PyTree], Array], inputs: PyTree, tile: int | None) -> Array:
+    if tile is None:
+        return run(inputs)
+    classes = lax.map(run, jax.tree.map(lambda a: a.reshape(-1, tile, *a.shape[1:]), inputs))
+    return classes.reshape(-1, *classes.shape[2:])
 
 
 def in_batches(inputs: PyTree, batch_size: int) -> list[PyTree]:

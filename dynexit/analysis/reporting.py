@@ -34,6 +34,7 @@ def report(evaluated: Evaluated, point: Any, about: dict) -> dict:
         "efficiency": t.efficiency,
         "efficiency_masked": t.efficiency_masked,
         "efficiency_streamed": t.efficiency_streamed,
+        "efficiency_ceiling": t.ceiling,
         "flops_ratio": float(c.until[e.exit].mean() / c.full),
         "flops_ratio_blocks": t.block_ratio,
         "occupancy": t.occupancy,
@@ -106,8 +107,8 @@ def summary(content: dict) -> list[tuple[str, str, str]]:
 
 
 def _others(r: dict) -> str:
-    streamed = r["efficiency_streamed"]
-    return f"masked: {r['efficiency_masked']:.2f}" + ("" if streamed is None else f", streamed: {streamed:.2f}")
+    others = ("masked", "streamed", "ceiling")
+    return ", ".join(f"{name}: {r[f'efficiency_{name}']:.2f}" for name in others if r[f"efficiency_{name}"] is not None)
 
 
 def _flops(count: float) -> str:
@@ -142,7 +143,8 @@ def markdown(content: dict) -> str:
         f"({s['masked'][0]:.4f}-{s['masked'][1]:.4f}).",
         f"- Full depth is the quickest of {', '.join(r['full_programs'])}, and reads the last exit alone. Ideal time is its "
         f"time x {r['flops_ratio_blocks']:.3f}, the fraction of block FLOPs needed: {r['seconds_ideal']:.4f} s. The "
-        f"compacted schedule was {r['occupancy']:.1%} occupied.",
+        f"compacted schedule was {r['occupancy']:.1%} occupied. The ceiling is the efficiency of all rows leaving together at "
+        "about the mean depth: what reading exits and asking the rule leave to any schedule.",
         f"- Schedule and tiles, chosen with the exits of the calibration split: {r['tuned']}.",
         *_fixed(r),
         *_follows(r),

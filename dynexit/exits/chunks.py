@@ -12,7 +12,7 @@ from dynexit.exits.stream import checked_slots, stream
 
 
 def stream_chunks(
-    step: Step, chunks: Iterable[PyTree], depth: int, criterion: Criterion, slots: int | None = None
+    step: Step, chunks: Iterable[PyTree], depth: int, criterion: Criterion, slots: int | None = None, keep_state: bool = True
 ) -> Iterator[Halted]:
     """`run_stream` for every chunk of a queue, one chunk ahead; two chunks and their results are on the device at most.
 
@@ -20,8 +20,8 @@ def stream_chunks(
     only where drawing a chunk and using a result takes longer than running one.
 
     Args:
-      step, depth, criterion, slots: as in `run_stream`. A criterion that remembers something of every row (`at_depth`) begins each
-        chunk anew, with as many rows as the first chunk has.
+      step, depth, criterion, slots, keep_state: as in `run_stream`. A criterion that remembers something of every row (`at_depth`)
+        begins each chunk anew, with as many rows as the first chunk has.
       chunks: host arrays, leaves `[m, ...]`; m is the same for all, or less than in the first: nothing is compiled anew and no
         missing row is run. A chunk is copied when it is drawn, so its arrays may be used again for the next.
 
@@ -43,16 +43,19 @@ def stream_chunks(
     slots = checked_slots(step, depth, criterion, slots)
     if not isinstance(chunks, Iterable) or isinstance(chunks, (dict, np.ndarray, jax.Array)):
         raise TypeError(f"`chunks` must be an iterable of chunks, each with leaves [m, ...], got {type(chunks).__name__}")
-    return _results(step, chunks, depth, criterion, slots)
+    return _results(step, chunks, depth, criterion, slots, keep_state)
 
 
-def _results(step: Step, chunks: Iterable[PyTree], depth: int, criterion: Criterion, slots: int | None) -> Iterator[Halted]:
+def _results(
+    step: Step, chunks: Iterable[PyTree], depth: int, criterion: Criterion, slots: int | None, keep_state: bool
+) -> Iterator[Halted]:
     running, first = None, None
     for k, chunk in enumerate(chunks):
         rows = batch_size(chunk, f"chunks[{k}]")
         first = shapes(chunk) if first is None else first
         _check_like(first, chunk, f"chunks[{k}]")
-        ahead = stream(step, jax.device_put(_padded(chunk, batch_size(first))), np.int32(rows), depth, criterion, slots), rows
+        queue = jax.device_put(_padded(chunk, batch_size(first)))
+        ahead = stream(step, queue, np.int32(rows), depth, criterion, slots, keep_state), rows
         if running is not None:
             yield _fetched(*running)
         running = ahead

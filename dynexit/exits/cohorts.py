@@ -46,7 +46,15 @@ class Flow(NamedTuple):
 
 
 def run_cohorts(
-    stage: Stage, queue: PyTree, rows: Array, criterion: Criterion, memory: PyTree, output: PyTree, slots: int, tiling: Tiling
+    stage: Stage,
+    queue: PyTree,
+    rows: Array,
+    criterion: Criterion,
+    memory: PyTree,
+    output: PyTree,
+    slots: int,
+    tiling: Tiling,
+    keep_state: bool,
 ) -> Halted:
     """Runs a queue through one stage, whose steps may have weights of their own and keep the state's shape.
 
@@ -57,7 +65,8 @@ def run_cohorts(
       criterion: when a row leaves; asked with a scalar `i`.
       memory: its memory before the first exit, leaves `[M, ...]`.
       output: shapes of an exit's output.
-      tiling: the largest size is T, the others are for cohorts that do not fill a tile.
+      slots, tiling: the largest size T and all sizes; the others are for cohorts that do not fill a tile.
+      keep_state: whether the states with which rows left are wanted.
     """
     count, tile = jax.tree.leaves(queue)[0].shape[0], slots
     plans = jnp.asarray(tiling.counts(tile))
@@ -68,7 +77,7 @@ def run_cohorts(
     roomy = lambda tree: empty(count + tile - 1, tree)
     flow = Flow(
         empty(places, source),
-        Gone(roomy(queue), roomy(output), roomy(memory), filled, filled, filled),
+        Gone(roomy(queue) if keep_state else None, roomy(output), roomy(memory), filled, filled, filled),
         jnp.zeros(stage.steps + 1, jnp.int32).at[0].set(rows),
         jnp.int32(0),
         jnp.int32(0),
@@ -122,7 +131,7 @@ def _run(stage, i, weights, criterion, tiles: Live, taken: Array, size: int, car
     occupied = begin + jnp.arange(size, dtype=jnp.int32) < taken
     parting = part(leaves, occupied)
     after = Live(state, memory, rows.row, rows.nan_exits + nan.astype(jnp.int32))
-    departed = Gone(state, output, memory, after.row, after.nan_exits, jnp.full(size, i))
+    departed = Gone(None if flow.gone.state is None else state, output, memory, after.row, after.nan_exits, jnp.full(size, i))
     return begin + size, Flow(
         write_rows(flow.waiting, after, parting.stay, _begin(i + 1, tiles.row.shape[0]) + flow.counts[i + 1]),
         write_rows(flow.gone, departed, parting.leave, flow.left),

@@ -19,7 +19,9 @@ from dynexit.exits.slots import run_slots
 from dynexit.exits.tiling import default_tiling
 
 
-def run_stream(step: Step, queue: PyTree, depth: int, criterion: Criterion, slots: int | None = None) -> Halted:
+def run_stream(
+    step: Step, queue: PyTree, depth: int, criterion: Criterion, slots: int | None = None, keep_state: bool = True
+) -> Halted:
     """Runs a queue of rows, `slots` at a time; a row that halts makes room for the next.
 
     The step is tied where neither its weights nor what it computes depend on `i`; that is found out while tracing. A tied step runs
@@ -32,9 +34,11 @@ def run_stream(step: Step, queue: PyTree, depth: int, criterion: Criterion, slot
       depth: blocks at most.
       criterion: when a row leaves.
       slots: rows that run together, S; None for the largest tile that `run_until` would take. More than M are cut to M.
+      keep_state: as in `run_until`.
 
     Returns:
-      `Halted` in the order of the queue, leaves `[M, ...]`; `rows_executed` counts the rows of all tiles that ran.
+      `Halted` in the order of the queue, leaves `[M, ...]`; `state` is None without `keep_state`. `rows_executed` counts the rows
+      of all tiles that ran.
 
     Raises:
       TypeError, ValueError: a sequence of stages, a faulty step or criterion, an empty queue, depth 0, slots below 1.
@@ -47,7 +51,7 @@ def run_stream(step: Step, queue: PyTree, depth: int, criterion: Criterion, slot
       Array([4, 1, 2], dtype=int32)
     """
     slots = checked_slots(step, depth, criterion, slots)
-    return stream(step, queue, np.int32(batch_size(queue, "queue")), depth, criterion, slots)
+    return stream(step, queue, np.int32(batch_size(queue, "queue")), depth, criterion, slots, keep_state)
 
 
 def checked_slots(step: Step, depth: int, criterion: Criterion, slots: int | None) -> int | None:
@@ -67,8 +71,8 @@ def checked_slots(step: Step, depth: int, criterion: Criterion, slots: int | Non
     return None if slots is None else positive_integer(slots, "slots")
 
 
-@functools.partial(jax.jit, static_argnames=("depth", "slots"))
-def stream(step: Step, queue: PyTree, rows: Array, depth: int, criterion: Criterion, slots: int | None) -> Halted:
+@functools.partial(jax.jit, static_argnames=("depth", "slots", "keep_state"))
+def stream(step: Step, queue: PyTree, rows: Array, depth: int, criterion: Criterion, slots: int | None, keep_state: bool) -> Halted:
     """`run_stream`, its arguments checked, for the first `rows` (int32 `[]`, traced) of the queue; other results are arbitrary."""
     (stage,) = stages_of(step, depth)
     count = batch_size(queue, "queue")
@@ -82,9 +86,9 @@ def stream(step: Step, queue: PyTree, rows: Array, depth: int, criterion: Criter
         _, output = check_step(stage, shapes(queue))
     memory = first_memory(criterion, count, output, stage.steps)
     run = run_slots if tied else run_cohorts
-    halted = run(stage, queue, rows, criterion, memory, output, slots, tiling)
+    halted = run(stage, queue, rows, criterion, memory, output, slots, tiling, keep_state or read is not None)
     output, nan_exits = completed(read, halted.output, halted.nan_exits, halted.state, slots)
-    return halted._replace(output=output, nan_exits=nan_exits)
+    return halted._replace(output=output, nan_exits=nan_exits, state=halted.state if keep_state else None)
 
 
 def is_tied(step: Step, state: PyTree) -> bool:

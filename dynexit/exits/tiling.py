@@ -22,7 +22,7 @@ from dynexit.core.types import Array
 
 ROW_OVERHEAD = 2**15  # bytes of state: starting a tile costs about as much as computing rows of this much state (two CPU cores)
 TILE_BYTES = 2**20  # of state in the largest tile: beyond, rows leave the cache and do not get cheaper
-TILE_ROWS = 128  # at most, in the largest tile
+TILE_ROWS = 256  # at most, in the largest tile
 WORTHWHILE = 0.8  # tiles of 2 and 4 rows are compiled where they cost at most so much of one of twice the rows
 REPEATS = 4  # largest tiles; beyond, plans repeat where the batch size is symbolic
 

@@ -7,9 +7,10 @@ import pytest
 
 from dynexit.analysis import pictures, plots
 from dynexit.analysis.costs import costs_of
-from dynexit.analysis.evaluation import evaluate, programs
+from dynexit.analysis.evaluation import evaluate
 from dynexit.analysis.latency import Timing
 from dynexit.analysis.reporting import markdown, report, summary
+from dynexit.analysis.timings import programs
 from dynexit.calibration.choose import Choice
 from dynexit.core.settings import Evaluation
 
@@ -71,6 +72,9 @@ def test_ideal_time_follows_the_blocks_that_the_timed_rows_needed(measured):
     np.testing.assert_allclose(t.efficiency, t.ideal / t.compacted.median)
     np.testing.assert_allclose(t.efficiency_masked, t.ideal / t.masked.median)
     assert (timed + 1).sum() / (48 * 5) < t.occupancy <= 1
+    until = np.cumsum(blocks) / blocks.sum()
+    np.testing.assert_allclose(t.together_ratio, min(until, key=lambda share: abs(share - needed)))
+    np.testing.assert_allclose(t.ceiling, t.full.median * t.together_ratio / t.together.median)
 
 
 def test_tuned_tiles_change_no_answer(staged, point, measured):
@@ -135,7 +139,7 @@ def test_the_table_says_points_lost_and_units(content):
 
 
 def test_a_timing_holds_its_spread(measured):
-    assert all(isinstance(t, Timing) and t.low <= t.median <= t.high for t in measured.timings[2:5])
+    assert all(isinstance(t, Timing) and t.low <= t.median <= t.high for t in (*measured.timings[3:6], measured.timings.together))
 
 
 @pytest.mark.parametrize("shape", [(43, 8, 8), (43, 8, 8, 1), (43, 8, 8, 3), (43, 12)])

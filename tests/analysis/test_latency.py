@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import dynexit as dx
 from dynexit.analysis import latency
 from dynexit.analysis.predictions import prepared
 
@@ -36,8 +37,28 @@ def test_full_depth_is_the_last_exit_in_tiles_or_not(experiment, params, tile):
 
     last = np.argmax(run_all(model.steps(params), state, model.depth)[-1], axis=-1)
     np.testing.assert_array_equal(latency.full_depth(model, method, params, x), last)
-    np.testing.assert_array_equal(latency.full_depth_tiled(model, method, params, x, tile), last)
+    np.testing.assert_array_equal(latency.full_depth(model, method, params, x, tile), last)
     assert 1 < len(set(last.tolist()))
+
+
+@pytest.mark.parametrize("tile", [None, 8])
+def test_all_rows_leave_together_and_every_exit_until_there_asks_the_rule(experiment, params, tile):
+    model, asked = experiment.model, []
+
+    def update(i, output, memory):
+        jax.debug.callback(lambda i: asked.append(int(i)), i)
+        return output[:, 0] < jnp.inf, memory  # would have all rows leave at once
+
+    eager = experiment.method._replace(criterion=lambda point: dx.Criterion(lambda batch: (), update))
+    x = prepared(experiment, jnp.asarray(experiment.test.examples()["inputs"][:16]))
+    every = np.argmax(dx.run_all(model.steps(params), model.embed(params, x), model.depth), axis=-1)
+    for exit in range(len(every)):
+        asked.clear()
+        classes = latency.depth_together(model, eager, params, None, x, jnp.int32(exit), tile)
+        jax.effects_barrier()
+        np.testing.assert_array_equal(classes, every[exit])
+        assert sorted(asked) == sorted(list(range(exit + 1)) * (1 if tile is None else 2))
+    assert not np.array_equal(every[0], every[-1])
 
 
 def test_the_full_program_reads_no_early_exit(experiment, params):

@@ -110,7 +110,7 @@ PROGRAMS = {
     "compacted": lambda p, c: _run_until.lower(p.step, p.state, p.depth, c, "compacted", 4, True, None),
     "masked": lambda p, c: _run_until.lower(p.step, p.state, p.depth, c, "masked", None, True, None),
     "per_row": lambda p, c: _run_until.lower(p.step, p.state, p.depth, c, "per_row", None, True, None),
-    "stream": lambda p, c: stream.lower(p.step, p.state, np.int32(13), p.depth, c, 4),
+    "stream": lambda p, c: stream.lower(p.step, p.state, np.int32(13), p.depth, c, 4, True),
     "gradient, masked": lambda p, c: bounded("masked").lower(p.step, p.state, p.depth, c),
     "gradient, compacted": lambda p, c: bounded("compacted").lower(p.step, p.state, p.depth, c),
 }

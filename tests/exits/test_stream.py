@@ -50,6 +50,32 @@ def test_random_depths_all_at_once_and_nobody_early(make):
         oracle.assert_equal(halted, oracle.run_rows(problem, criterion), tolerance=1e-4)
 
 
+@pytest.mark.parametrize("make", [oracle.tied, oracle.homogeneous], ids=["tied", "untied"])
+def test_states_are_kept_or_not(make):
+    problem, criterion = make(rows=11, blocks=6), oracle.leave_at(np.arange(11) % 6 + 1)
+    kept, dropped = (dx.run_stream(problem.step, problem.state, 6, criterion, slots=3, keep_state=keep) for keep in (True, False))
+    assert dropped.state is None and jax.tree.structure(kept.state) == jax.tree.structure(problem.state)
+    jax.tree.map(np.testing.assert_array_equal, kept._replace(state=None), dropped)
+
+
+def test_rows_stay_in_their_slots_while_the_queue_lasts():
+    """Slot by slot, the rows that every iteration finds: one that leaves is followed by the next of the queue, in its slot."""
+    found = []
+    apply = lambda w, i, h: (jax.debug.callback(lambda h: found.append(h.astype(int).tolist()), h, ordered=False), (h, h))[1]
+    depths = [3, 1, 2, 1, 1, 4, 1, 2, 3, 1]
+    step = dx.Step(lambda i: (), apply)
+    dx.run_stream(step, jnp.arange(10.0), 5, oracle.leave_at(depths), slots=4)
+    jax.effects_barrier()
+    slots, queue, left, expected = [0, 1, 2, 3], list(range(4, 10)), dict(enumerate(depths)), []
+    while None not in slots:
+        expected.append(list(slots))
+        for place, row in enumerate(slots):
+            left[row] -= 1
+            if left[row] == 0:
+                slots[place] = queue.pop(0) if queue else None
+    assert found[: len(expected)] == expected and len(expected) > 2
+
+
 def test_steps_of_several_blocks_and_a_single_step():
     for blocks, each in ((6, 2), (2, 2)):
         flat = oracle.homogeneous(rows=13, blocks=blocks, seed=3)
@@ -137,7 +163,7 @@ def test_tiles_are_full_whatever_the_depths(slots):
 @pytest.mark.parametrize("make", [oracle.tied, oracle.homogeneous], ids=["tied", "untied"])
 def test_no_buffer_is_copied_while_the_stream_runs(make):
     problem = make(rows=123, blocks=5)
-    program = stream.lower(problem.step, problem.state, np.int32(123), 5, oracle.leave_at(np.full(123, 2)), 8).compile()
+    program = stream.lower(problem.step, problem.state, np.int32(123), 5, oracle.leave_at(np.full(123, 2)), 8, True).compile()
     buffers = (123, 123 + 7, 4 * 15 + 8)  # the queue, the departed, the cohorts
     copies = [n for n in buffers if re.search(rf"= f32\[{n},4,6\]\S* copy\(", program.as_text())]
     assert re.search(r"= f32\[123,4,6\]", program.as_text()) and copies == []

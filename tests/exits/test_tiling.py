@@ -44,7 +44,7 @@ def test_a_batch_that_the_sizes_do_not_make_up_gets_single_rows(sizes):
 
 def test_the_default_follows_the_size_of_a_row():
     sizes = lambda width, batch, tile=None: default_tiling(jax.ShapeDtypeStruct((batch, width), jnp.float32), batch, tile).sizes
-    assert sizes(100, 512)[0] == 128
+    assert sizes(100, 512)[0] == 256
     assert sizes(100_000, 512)[0] == 8
     assert sizes(10_000_000, 512)[0] == 8
     assert sizes(100, 3) == (3, 1), "two rows cost nearly as much as three"
