@@ -104,7 +104,7 @@ def evaluate(
     timed_exits = np.resize(taken[chosen], len(timed_batches) * evaluation.batch_size)  # the last batch is filled up from the front
     timings = time_all(calls, point, timed_batches, evaluation, costs, timed_exits, occupancy)
     say("test split: timing points along the curve")
-    timed = time_points(calls, points, drawn, timed_batches, evaluation, timings.tile)
+    timed = time_points(calls, points, drawn, timed_batches, evaluation, costs, timings.tile)
 
     rows = len(predictions.labels)
     answered, taken = ran.classes[:rows], taken[:rows]

@@ -22,7 +22,7 @@ def report(evaluated: Evaluated, point: Any, about: dict) -> dict:
       Accuracies are fractions, seconds are for one pass over `rows_timed` rows, FLOPs are per row.
     """
     e, t, c = evaluated, evaluated.timings, evaluated.costs
-    accuracy = per_exit_accuracy(e.exit_classes, e.predictions.labels, e.grade)
+    accuracy, along = per_exit_accuracy(e.exit_classes, e.predictions.labels, e.grade), e.timed.efficiency_streamed
     return {
         "accuracy_full": float(accuracy[-1]),
         "accuracy_dynamic": float(e.grade(e.classes, e.predictions.labels).mean()),
@@ -68,6 +68,8 @@ def report(evaluated: Evaluated, point: Any, about: dict) -> dict:
             "seconds_per_row": e.timed.seconds.tolist(),
             "seconds_per_row_full": e.timed.full,
             "speedup": e.timed.speedup.tolist(),
+            "flops_ratio_blocks": e.timed.block_ratio.tolist(),
+            "efficiency_streamed": None if along is None else along.tolist(),
         },
         **about,
     }
@@ -146,6 +148,7 @@ def markdown(content: dict) -> str:
         f"compacted schedule was {r['occupancy']:.1%} occupied. The ceiling is the efficiency of all rows leaving together at "
         "about the mean depth: what reading exits and asking the rule leave to any schedule.",
         f"- Schedule and tiles, chosen with the exits of the calibration split: {r['tuned']}.",
+        *_streamed(r["timed_points"]),
         *_fixed(r),
         *_follows(r),
         f"- Live answers and exits equal the replay of stored outputs for {r['live_equals_replay']:.2%} of the rows; "
@@ -166,6 +169,14 @@ def markdown(content: dict) -> str:
         f"{title}\n{trained}\n## Result\n\n{main}\n" + "\n".join(notes) + f"\n\n## Exits\n\n{exits}\n"
         f"Operating point:\n\n{point}\n\n## Plots\n\n{plots}\n## How to reproduce\n\n{again}\n"
     )
+
+
+def _streamed(points: dict) -> list[str]:
+    found = points["efficiency_streamed"]
+    if found is None:
+        return []
+    listed = ", ".join(f"{e:.2f} at {share:.0%}" for e, share in zip(found, points["flops_ratio_blocks"], strict=True))
+    return [f"- Throughput of the stream along the curve: efficiency {listed} of the block FLOPs."]
 
 
 def _fixed(r: dict) -> list[str]:

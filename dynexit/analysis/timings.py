@@ -90,12 +90,21 @@ class TimedPoints(NamedTuple):
       speedup: float64 `[P]`, seconds of full depth / seconds at the point.
       seconds: float64 `[P]`, per row.
       full: seconds per row of full depth.
+      streamed: float64 `[P]`, seconds per row of `run_stream`, where the weights are tied; else None.
+      block_ratio: float64 `[P]`, FLOPs of the blocks that the timed rows needed, as a fraction of all blocks.
     """
 
     index: np.ndarray
     speedup: np.ndarray
     seconds: np.ndarray
     full: float
+    streamed: np.ndarray | None
+    block_ratio: np.ndarray
+
+    @property
+    def efficiency_streamed(self) -> np.ndarray | None:
+        """float64 `[P]`: 1 where the stream's throughput follows the mean depth."""
+        return None if self.streamed is None else self.full * self.block_ratio / self.streamed
 
 
 class Programs(NamedTuple):
@@ -167,16 +176,24 @@ def time_all(calls: Programs, point, batches, evaluation, costs: RowCosts, exits
     return Timings(len(exits), best, tile, timing["full"], *dynamic, *together, contenders, ratio, occupancy)
 
 
-def time_points(calls: Programs, points, drawn: Curve, batches, evaluation, tile: int | None) -> TimedPoints:
+def time_points(calls: Programs, points, drawn: Curve, batches, evaluation, costs: RowCosts, tile: int | None) -> TimedPoints:
     """Some of the curve's points on the first batches, beside full depth in tiles of `tile` rows."""
     index = spread(drawn.cost, 8)
     few = batches[:FEW]
-    rows = sum(len(jax.tree.leaves(x)[0]) for x in few)
+    queue = jax.tree.map(lambda *a: jnp.concatenate(a), *few)
+    rows = len(jax.tree.leaves(queue)[0])
+    until = np.cumsum(costs.blocks) / costs.blocks.sum()
     every: dict[str, Callable[[], Any]] = {"full": lambda: [calls.full[tile](x) for x in few]}
+    ratios = []
     for k in index:
         one = jax.tree.map(lambda a, k=k: a[k], points)
         every[str(k)] = lambda one=one: [calls.dynamic(one, x) for x in few]
+        depths = np.concatenate([ran.exit_depth for ran in every[str(k)]()])
+        ratios.append(until[np.searchsorted(costs.depths, depths)].mean())
+        if calls.streamed is not None:
+            every[f"{k} streamed"] = lambda one=one, stream=calls.streamed: stream(one, queue)
     timing = latency.measure(every, max(1, evaluation.repeats // 2))
     seconds = np.array([timing[str(k)].median for k in index])
+    streamed = None if calls.streamed is None else np.array([timing[f"{k} streamed"].median for k in index]) / rows
     full = timing["full"].median
-    return TimedPoints(index, full / seconds, seconds / rows, full / rows)
+    return TimedPoints(index, full / seconds, seconds / rows, full / rows, streamed, np.array(ratios))

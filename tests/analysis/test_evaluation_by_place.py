@@ -16,7 +16,7 @@ from dynexit.core.settings import Evaluation
 from dynexit.data.arrays import from_leaves
 from dynexit.data.prefix_sums import prefix_sums
 
-ROWS, STEPS = 10, 6
+ROWS, STEPS, THRESHOLDS = 10, 6, jnp.array([0.0, 1e-5, 3e-4, 1e-2])
 ABOUT = {"name": "bits", "classes": ["even", "odd"], "batch_size": 4}
 
 
@@ -37,7 +37,7 @@ def measured():
     params = jax.tree.map(lambda a: 0.5 * a, model.init(jax.random.key(1)))
     held_out = predict(experiment, params, experiment.calibration, 4)
     costs = costs_of(model, params, jnp.asarray(splits[1].examples()["inputs"]))
-    points = {"threshold": jnp.array([0.0, 1e-5, 3e-4, 1e-2])}
+    points = {"threshold": THRESHOLDS}
     choice = choose(held_out, points, method.criterion, method.predict, costs.until, dx.replay, budget=0.9, grade=method.grade)
     settings = Evaluation(4, repeats=1, timed_rows=5, tune=False)
     return experiment, params, costs, choice, evaluate(experiment, params, costs, choice, points, settings, lambda line: None)
@@ -80,4 +80,17 @@ def test_the_stream_is_timed_and_accuracy_is_the_grade(measured):
         "plots": [],
     }
     chosen = {"chosen_by": "a budget", "accuracy": 0.5, "flops_ratio": 0.9, "accuracy_full": 0.5}
-    assert "Spearman's correlation" in markdown({**content, **more, "calibration": chosen, "commit": None})
+    text = markdown({**content, **more, "calibration": chosen, "commit": None})
+    assert "Spearman's correlation" in text and "Throughput of the stream along the curve: efficiency " in text
+
+
+def test_the_stream_is_timed_along_the_curve(measured):
+    experiment, params, _, choice, e = measured
+    x, model = jnp.asarray(experiment.test.examples()["inputs"])[np.arange(8) * ROWS // 8], experiment.model
+    for k, ratio in zip(e.timed.index, e.timed.block_ratio, strict=True):
+        rule = experiment.method.criterion({"threshold": THRESHOLDS[k]})
+        depths = dx.run_until(model.steps(params), model.embed(params, x), STEPS, rule).exit_depth
+        np.testing.assert_allclose(ratio, depths.mean() / STEPS, rtol=1e-6)
+    assert len(set(e.timed.block_ratio)) > 1
+    told = report(e, choice.point, ABOUT)["timed_points"]
+    np.testing.assert_allclose(told["efficiency_streamed"], e.timed.full * e.timed.block_ratio / e.timed.streamed)
