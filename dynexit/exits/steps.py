@@ -76,6 +76,8 @@ class _RunSwitched:
 
             return run
 
+        if len(params) == 1:  # tied to itself: in a stream `i` is then one of each row
+            return branch(params[0])(state)
         return lax.switch(i, [branch(p) for p in params], state)
 
 

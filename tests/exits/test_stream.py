@@ -97,6 +97,15 @@ def test_weights_that_select_hides_are_found(slots):
     oracle.assert_equal(halted, oracle.run_rows(problem, criterion), tolerance=1e-4)
 
 
+def test_one_switched_block():
+    problem = oracle.homogeneous(rows=7, blocks=1)
+    params = oracle.parameters(jax.random.split(jax.random.key(0), 2)[0], 1)
+    step = dx.switched_step(oracle.block, oracle.head, [jax.tree.map(lambda a: a[0], params)])
+    criterion = oracle.leave_at(np.ones(7, int))
+    halted = dx.run_stream(step, problem.state, 1, criterion, slots=3)
+    oracle.assert_equal(halted, oracle.run_rows(problem, criterion), tolerance=1e-4)
+
+
 def test_a_step_with_tied_weights_that_reads_i_is_not_tied():
     step = dx.Step(lambda i: (), lambda w, i, h: (h + 1.0 + i.astype(jnp.float32), h))
     assert not is_tied(step, jnp.zeros(5))
