@@ -26,8 +26,7 @@ class Timings(NamedTuple):
     Attributes:
       rows: rows timed: the split, or as many of it as were asked for in whole batches, evenly spread; a last batch is filled up
         with the first of them.
-      full_program: name of the quickest full-depth program; "full" or "full tiled T".
-      tile: rows of its tiles; None for the whole batch.
+      tile: rows of the quickest full-depth program's tiles; None for the whole batch.
       full, compacted, masked: seconds.
       streamed: seconds of `run_stream` with all rows as one queue, where the weights are tied; else None.
       together: seconds if all rows left together at about the mean depth: exits are read and the rule is asked as ever, and no
@@ -39,7 +38,6 @@ class Timings(NamedTuple):
     """
 
     rows: int
-    full_program: str
     tile: int | None
     full: Timing
     compacted: Timing
@@ -50,6 +48,11 @@ class Timings(NamedTuple):
     contenders: dict[str, Timing]
     block_ratio: float
     occupancy: float
+
+    @property
+    def full_program(self) -> str:
+        """Name of the quickest full-depth program among the contenders."""
+        return named(self.tile)
 
     @property
     def ideal(self) -> float:
@@ -120,6 +123,11 @@ class Programs(NamedTuple):
     together: Callable[[PyTree, PyTree, int, int | None], jax.Array]
 
 
+def named(tile: int | None) -> str:
+    """What the full-depth program in tiles of so many rows is called: "full" or "full tiled T"."""
+    return "full" if tile is None else f"full tiled {tile}"
+
+
 def programs(experiment: Experiment, params: PyTree, batch_size: int, tuned: Tuned | None = None, tied: bool = False) -> Programs:
     """What is compared: full depth whole and in tiles; dynamic depth as tuned, masked, streamed (if tied) and all rows together."""
     model, method = experiment.model, experiment.method
@@ -155,10 +163,9 @@ def timed_rows(rows: int, evaluation: Evaluation) -> np.ndarray:
 def time_all(calls: Programs, point, batches, evaluation, costs: RowCosts, exits: np.ndarray, occupancy: float) -> Timings:
     """Full depth and the schedules on all timed batches, whose rows leave at `exits`."""
     few = batches[:FEW]
-    names = {"full" if tile is None else f"full tiled {tile}": tile for tile in calls.full}
-    contenders = latency.measure({n: lambda t=t: [calls.full[t](x) for x in few] for n, t in names.items()}, repeats=3)
-    best = min(contenders, key=lambda name: contenders[name].median)
-    tile, until = names[best], np.cumsum(costs.blocks) / costs.blocks.sum()
+    contenders = latency.measure({named(t): lambda t=t: [calls.full[t](x) for x in few] for t in calls.full}, repeats=3)
+    tile = min(calls.full, key=lambda t: contenders[named(t)].median)
+    until = np.cumsum(costs.blocks) / costs.blocks.sum()
     ratio = float(np.mean(until[exits]))
     near = int(np.argmin(np.abs(until - ratio)))
     compared: dict[str, Callable[[], Any]] = {
@@ -173,7 +180,7 @@ def time_all(calls: Programs, point, batches, evaluation, costs: RowCosts, exits
     timing = latency.measure(compared, evaluation.repeats)
     dynamic = timing["compacted"], timing["masked"], timing.get("streamed")
     together = timing["together"], float(until[near])
-    return Timings(len(exits), best, tile, timing["full"], *dynamic, *together, contenders, ratio, occupancy)
+    return Timings(len(exits), tile, timing["full"], *dynamic, *together, contenders, ratio, occupancy)
 
 
 def time_points(calls: Programs, points, drawn: Curve, batches, evaluation, costs: RowCosts, tile: int | None) -> TimedPoints:
@@ -184,16 +191,21 @@ def time_points(calls: Programs, points, drawn: Curve, batches, evaluation, cost
     rows = len(jax.tree.leaves(queue)[0])
     until = np.cumsum(costs.blocks) / costs.blocks.sum()
     every: dict[str, Callable[[], Any]] = {"full": lambda: [calls.full[tile](x) for x in few]}
-    ratios = []
+    ran: dict[int, list[Ran]] = {}
+
+    def dynamic(k: int, point: PyTree) -> list[Ran]:
+        ran[k] = [calls.dynamic(point, x) for x in few]
+        return ran[k]
+
     for k in index:
         one = jax.tree.map(lambda a, k=k: a[k], points)
-        every[str(k)] = lambda one=one: [calls.dynamic(one, x) for x in few]
-        depths = np.concatenate([ran.exit_depth for ran in every[str(k)]()])
-        ratios.append(until[np.searchsorted(costs.depths, depths)].mean())
+        every[str(k)] = functools.partial(dynamic, k, one)
         if calls.streamed is not None:
             every[f"{k} streamed"] = lambda one=one, stream=calls.streamed: stream(one, queue)
     timing = latency.measure(every, max(1, evaluation.repeats // 2))
     seconds = np.array([timing[str(k)].median for k in index])
     streamed = None if calls.streamed is None else np.array([timing[f"{k} streamed"].median for k in index]) / rows
     full = timing["full"].median
-    return TimedPoints(index, full / seconds, seconds / rows, full / rows, streamed, np.array(ratios))
+    left = [np.searchsorted(costs.depths, np.concatenate([r.exit_depth for r in ran[k]])) for k in index]
+    ratio = np.array([until[exits].mean() for exits in left])
+    return TimedPoints(index, full / seconds, seconds / rows, full / rows, streamed, ratio)

@@ -173,7 +173,7 @@ def test_tiles_are_full_whatever_the_depths(slots):
 def test_no_buffer_is_copied_while_the_stream_runs(make):
     problem = make(rows=123, blocks=5)
     program = stream.lower(problem.step, problem.state, np.int32(123), 5, oracle.leave_at(np.full(123, 2)), 8, True).compile()
-    buffers = (123, 123 + 7, 4 * 15 + 8)  # the queue, the departed, the cohorts
+    buffers = (123, 123 + 7, 123 + 8, 4 * 15 + 8)  # the queue, the departed of untied and of tied steps, the cohorts
     copies = [n for n in buffers if re.search(rf"= f32\[{n},4,6\]\S* copy\(", program.as_text())]
     assert re.search(r"= f32\[123,4,6\]", program.as_text()) and copies == []
 
