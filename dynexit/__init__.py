@@ -1,6 +1,7 @@
 """dynexit: networks that choose their own depth, with the saved compute saved in seconds.
 
-`import dynexit as dx` loads nothing; each name below loads its module when first used. The primitives need jax alone.
+`import dynexit as dx` loads nothing; each name below loads its module when first used. The
+primitives need jax alone.
 """
 
 from typing import TYPE_CHECKING
@@ -8,102 +9,50 @@ from typing import TYPE_CHECKING
 from dynexit._lazy import attach
 
 if TYPE_CHECKING:
-    from dynexit import analysis, backbones, calibration, cli, data, decoding, exits, methods, objectives, training
-    from dynexit.core.checks import check_row_independence
-    from dynexit.core.stacking import stack, take, unstack
-    from dynexit.core.types import Criterion, Experiment, Halted, Method, Model, Source, Step
-    from dynexit.exits import criteria
-    from dynexit.exits.bounded import run_bounded
-    from dynexit.exits.chunks import stream_chunks
-    from dynexit.exits.export import Artifact, export
-    from dynexit.exits.replay import replay
-    from dynexit.exits.run import run_all, run_full, run_until
-    from dynexit.exits.sharded import run_sharded
-    from dynexit.exits.steps import stacked_step, switched_step, tied_step
-    from dynexit.exits.stream import run_stream
-    from dynexit.exits.tiling import Tiling
-    from dynexit.exits.tune import Tuned, tune
+    from dynexit import bench as bench
+    from dynexit import calibration as calibration
+    from dynexit import cli as cli
+    from dynexit import criteria as criteria
+    from dynexit import data as data
+    from dynexit import decoding as decoding
+    from dynexit import engine as engine
+    from dynexit import evaluation as evaluation
+    from dynexit import layers as layers
+    from dynexit import methods as methods
+    from dynexit import models as models
+    from dynexit import objectives as objectives
+    from dynexit import runs as runs
+    from dynexit import solvers as solvers
+    from dynexit import training as training
+    from dynexit import transforms as transforms
+    from dynexit.core.checks import check_row_independence as check_row_independence
+    from dynexit.core.stacking import stack as stack
+    from dynexit.core.stacking import take as take
+    from dynexit.core.stacking import unstack as unstack
+    from dynexit.core.types import Criterion as Criterion
+    from dynexit.core.types import Experiment as Experiment
+    from dynexit.core.types import Halted as Halted
+    from dynexit.core.types import Method as Method
+    from dynexit.core.types import Model as Model
+    from dynexit.core.types import Source as Source
+    from dynexit.core.types import Step as Step
+    from dynexit.engine.executors.sharded import run_sharded as run_sharded
+    from dynexit.engine.executors.tiling import Tiling as Tiling
+    from dynexit.engine.export import Artifact as Artifact
+    from dynexit.engine.export import export as export
+    from dynexit.engine.gradients.bounded import run_bounded as run_bounded
+    from dynexit.engine.replay import replay as replay
+    from dynexit.engine.run import run_all as run_all
+    from dynexit.engine.run import run_full as run_full
+    from dynexit.engine.run import run_until as run_until
+    from dynexit.engine.steps import stacked_step as stacked_step
+    from dynexit.engine.steps import switched_step as switched_step
+    from dynexit.engine.steps import tied_step as tied_step
+    from dynexit.engine.streaming.chunks import stream_chunks as stream_chunks
+    from dynexit.engine.streaming.stream import run_stream as run_stream
+    from dynexit.engine.tuning.tune import Tuned as Tuned
+    from dynexit.engine.tuning.tune import tune as tune
 
-__version__ = "0.1.0"
-_NAMES = {
-    "Artifact": "exits.export",
-    "Criterion": "core.types",
-    "Experiment": "core.types",
-    "Halted": "core.types",
-    "Method": "core.types",
-    "Model": "core.types",
-    "Source": "core.types",
-    "Step": "core.types",
-    "Tiling": "exits.tiling",
-    "Tuned": "exits.tune",
-    "analysis": "",
-    "backbones": "",
-    "calibration": "",
-    "cli": "",
-    "check_row_independence": "core.checks",
-    "criteria": "exits",
-    "data": "",
-    "decoding": "",
-    "exits": "",
-    "export": "exits.export",
-    "methods": "",
-    "objectives": "",
-    "replay": "exits.replay",
-    "run_all": "exits.run",
-    "run_bounded": "exits.bounded",
-    "run_full": "exits.run",
-    "run_sharded": "exits.sharded",
-    "run_stream": "exits.stream",
-    "run_until": "exits.run",
-    "stack": "core.stacking",
-    "stacked_step": "exits.steps",
-    "stream_chunks": "exits.chunks",
-    "switched_step": "exits.steps",
-    "take": "core.stacking",
-    "tied_step": "exits.steps",
-    "training": "",
-    "tune": "exits.tune",
-    "unstack": "core.stacking",
-}
-__all__ = [
-    "Artifact",
-    "Criterion",
-    "Experiment",
-    "Halted",
-    "Method",
-    "Model",
-    "Source",
-    "Step",
-    "Tiling",
-    "Tuned",
-    "__version__",
-    "analysis",
-    "backbones",
-    "calibration",
-    "check_row_independence",
-    "cli",
-    "criteria",
-    "data",
-    "decoding",
-    "exits",
-    "export",
-    "methods",
-    "objectives",
-    "replay",
-    "run_all",
-    "run_bounded",
-    "run_full",
-    "run_sharded",
-    "run_stream",
-    "run_until",
-    "stack",
-    "stacked_step",
-    "stream_chunks",
-    "switched_step",
-    "take",
-    "tied_step",
-    "training",
-    "tune",
-    "unstack",
-]
-__getattr__, __dir__ = attach(__name__, _NAMES)
+__version__ = "0.2.0"
+
+__getattr__, __dir__ = attach(__name__)

@@ -1,12 +1,14 @@
-"""The Chomsky suite: which networks carry what they learned on short strings to long ones, and what depth by the row adds.
+"""The Chomsky suite: which networks carry what they learned on short strings to long ones, and what
+depth by the row adds.
 
     dynexit train experiments/chomsky.py --data.task parity_check --model.kind lstm
 
-Trained on strings of 1 to 20 tokens, tested on 21 to 60; chance is 50% or 20%. Three plain networks (`elman`, `lstm`,
-`transformer`) and three that iterate: `universal` (adaptive computation time), `thinking` (deep thinking, a recurrent
-convolution) and `recurrent` (recurrent depth, a decoder). Accuracy is the share of the answer's tokens that are right.
-Hardware: two CPU cores, 1 to 3 minutes each. Expect: the table in docs/benchmarks.md; recurrent layers learn parity for any
-length; what iterates over the whole string does not in so few updates.
+Trained on strings of 1 to 20 tokens, tested on 21 to 60; chance is 50% or 20%. Three plain networks
+(`elman`, `lstm`, `transformer`) and three that iterate: `universal` (adaptive computation time),
+`thinking` (deep thinking, a recurrent convolution) and `recurrent` (recurrent depth, a decoder).
+Accuracy is the share of the answer's tokens that are right.
+Hardware: two CPU cores, 1 to 3 minutes each. Expect: the table in docs/benchmarks.md; recurrent
+layers learn parity for any length; what iterates over the whole string does not in so few updates.
 """
 
 import dataclasses
@@ -27,13 +29,23 @@ class Model:
     width: int = 64
     """channels"""
     steps: int = 64
-    """iterations at most, at test time, of `thinking`; a quarter of it of `recurrent` and an eighth of `universal`"""
+    """iterations at most, at test time, of `thinking`; a quarter of it of `recurrent` and an eighth
+    of `universal`
+    """
 
     def faults(self) -> list[str]:
         """Out-of-range values, one sentence each."""
-        found = [] if self.kind in KINDS else [f"kind must be one of {', '.join(KINDS)}, got {self.kind!r}"]
+        found = (
+            []
+            if self.kind in KINDS
+            else [f"kind must be one of {', '.join(KINDS)}, got {self.kind!r}"]
+        )
         found += at_least(self, 8, "width", "steps")
-        return found or [f"{name} must be a multiple of 8, got {n}" for name, n in vars(self).items() if name != "kind" and n % 8]
+        return found or [
+            f"{name} must be a multiple of 8, got {n}"
+            for name, n in vars(self).items()
+            if name != "kind" and n % 8
+        ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +53,7 @@ class Data:
     """The task."""
 
     task: str = "parity_check"
-    """one of the fifteen of dynexit.data.chomsky.TASKS"""
+    """one of the fifteen of dynexit.data.tasks.chomsky.TASKS"""
     length: int = 20
     """tokens at most in training and calibration"""
     test_length: int = 60
@@ -51,10 +63,18 @@ class Data:
 
     def faults(self) -> list[str]:
         """Out-of-range values, one sentence each."""
-        from dynexit.data.chomsky import TASKS
+        from dynexit.data.tasks.chomsky import TASKS
 
-        found = [] if self.task in TASKS else [f"task must be one of {', '.join(TASKS)}, got {self.task!r}"]
-        found += [] if self.test_length > self.length else [f"test_length must exceed length {self.length}, got {self.test_length}"]
+        found = (
+            []
+            if self.task in TASKS
+            else [f"task must be one of {', '.join(TASKS)}, got {self.task!r}"]
+        )
+        found += (
+            []
+            if self.test_length > self.length
+            else [f"test_length must exceed length {self.length}, got {self.test_length}"]
+        )
         return found + at_least(self, 1, "length", "examples")
 
 
@@ -97,7 +117,13 @@ class Settings:
     def faults(self) -> list[str]:
         """Settings that clash."""
         short = self.model.kind == "thinking" and self.model.steps < self.method.most
-        return [f"model.steps must be at least method.most, got {self.model.steps} and {self.method.most}"] if short else []
+        return (
+            [
+                f"model.steps must be at least method.most, got {self.model.steps} and {self.method.most}"
+            ]
+            if short
+            else []
+        )
 
 
 SMOKE = Settings(
@@ -114,12 +140,16 @@ def build(settings: Settings):
     import jax
 
     from dynexit.core.labels import share
-    from dynexit.data.chomsky import TASKS, chomsky
+    from dynexit.data.tasks.chomsky import TASKS, chomsky
 
     m, d = settings.model, settings.data
     task = TASKS[d.task]
-    train, calibration, test = chomsky(task, (1, d.length), (d.length + 1, d.test_length), d.examples)
-    model, method = network(settings, task.vocabulary + 2, task.classes)  # the empty token and the padding are tokens too
+    train, calibration, test = chomsky(
+        task, (1, d.length), (d.length + 1, d.test_length), d.examples
+    )
+    model, method = network(
+        settings, task.vocabulary + 2, task.classes
+    )  # the empty token and the padding are tokens too
     one_hot = lambda tokens: jax.nn.one_hot(tokens, task.vocabulary + 2)
     return dx.Experiment(
         model=model,
@@ -129,24 +159,34 @@ def build(settings: Settings):
         test=test,
         augment=None,
         prepare=one_hot if m.kind == "thinking" else None,
-        classes=tuple(map(str, range(task.classes if m.kind not in DECODERS else task.vocabulary + 2))),
+        classes=tuple(
+            map(str, range(task.classes if m.kind not in DECODERS else task.vocabulary + 2))
+        ),
     )
 
 
 def network(settings: Settings, vocabulary: int, classes: int) -> tuple:
     """The network of its kind and the method that trains it."""
-    m, method, zoo = settings.model, settings.method, dx.backbones
+    m, method, zoo = settings.model, settings.method, dx.models
     mean = method.most / 4
     attention = dict(width=m.width, heads=4)
     if m.kind == "transformer":  # a decoder of four blocks, each run once
-        return zoo.recurrent_depth(vocabulary, **attention, steps=1, core=2, mean_steps=1), dx.methods.fixed_depth()
+        return zoo.recurrent_depth(
+            vocabulary, **attention, steps=1, core=2, mean_steps=1
+        ), dx.methods.fixed_depth()
     if m.kind == "universal":
-        universal = zoo.universal_transformer(vocabulary, classes, **attention, steps=m.steps // 8, halt_bias=-1.0)
+        universal = zoo.universal_transformer(
+            vocabulary, classes, **attention, steps=m.steps // 8, halt_bias=-1.0
+        )
         return universal, dx.methods.act(method.tau)
     if m.kind == "thinking":
-        thinking = zoo.deep_thinking(1, vocabulary, classes, width=m.width // 2, steps=m.steps, every=4)
+        thinking = zoo.deep_thinking(
+            1, vocabulary, classes, width=m.width // 2, steps=m.steps, every=4
+        )
         return thinking, dx.methods.deep_thinking(method.most, settled=1)
     if m.kind == "recurrent":
-        recurrent = zoo.recurrent_depth(vocabulary, **attention, steps=m.steps // 4, mean_steps=round(mean) + 1)
+        recurrent = zoo.recurrent_depth(
+            vocabulary, **attention, steps=m.steps // 4, mean_steps=round(mean) + 1
+        )
         return recurrent, dx.methods.recurrent_depth(mean, truncate=4)
     return zoo.rnn(vocabulary, classes, width=m.width, cell=m.kind), dx.methods.fixed_depth()

@@ -1,11 +1,14 @@
-"""A deep equilibrium network on scikit-learn's digits: one convolutional cell, iterated until it settles.
+"""A deep equilibrium network on scikit-learn's digits: one convolutional cell, iterated until it
+settles.
 
     dynexit train experiments/digits_equilibrium.py
 
-Hardware: two CPU cores; 2 minutes of training on half of a busy one, and minutes more to compile and time it. Expect: with seed 0
-97.3% after all 16 iterations, 98.0% at the operating point, there 5.7 iterations on average and 36% of the operations, 2.3 times
-faster than all iterations. Accuracy is largest after 5 iterations and 0.7 points lower after 16: in training rows stop after 9,
-at a residual below 0.01, and no later iterate was ever asked for an answer. 450 test digits: one more or less is 0.2 points.
+Hardware: two CPU cores; 2 minutes of training on half of a busy one, and minutes more to compile
+and time it. Expect: with seed 0 97.3% after all 16 iterations, 98.0% at the operating point, there
+5.7 iterations on average and 36% of the operations, 2.3 times faster than all iterations. Accuracy
+is largest after 5 iterations and 0.7 points lower after 16: in training rows stop after 9, at a
+residual below 0.01, and no later iterate was ever asked for an answer. 450 test digits: one more or
+less is 0.2 points.
 """
 
 import dataclasses
@@ -30,7 +33,11 @@ class Model:
     def faults(self) -> list[str]:
         """Out-of-range values, one sentence each."""
         found = at_least(self, 1, "patch", "width", "steps") + at_least(self, 0, "anderson")
-        return found + ([f"patch must divide an image side of 8, got {self.patch}"] if not found and 8 % self.patch else [])
+        return found + (
+            [f"patch must divide an image side of 8, got {self.patch}"]
+            if not found and 8 % self.patch
+            else []
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +62,9 @@ class Settings:
 
     model: Model = Model()
     method: Method = Method()
-    training: Training = Training(steps=250, batch_size=64, learning_rate=3e-3, checkpoint_every=125)
+    training: Training = Training(
+        steps=250, batch_size=64, learning_rate=3e-3, checkpoint_every=125
+    )
     calibration: Calibration = Calibration(accept_loss=0.0, accept_flips=0.003)
     evaluation: Evaluation = Evaluation(batch_size=128)
     seed: int = 0
@@ -76,11 +85,15 @@ def build(settings: Settings):
     from dynexit.data.augment import random_crop, to_float
 
     m, method = settings.model, settings.method
-    train, calibration, test = dx.data.digits.digits()
-    mixing = dx.exits.anderson(m.anderson) if m.anderson else None
+    train, calibration, test = dx.data.digits()
+    mixing = dx.solvers.anderson(m.anderson) if m.anderson else None
     return dx.Experiment(
-        model=dx.backbones.equilibrium((8, 8, 1), 10, patch=m.patch, width=m.width, steps=m.steps, mixing=mixing),
-        method=dx.methods.equilibrium(method.tolerance, unrolled=method.unrolled, jacobian=method.jacobian, mixing=mixing),
+        model=dx.models.equilibrium(
+            (8, 8, 1), 10, patch=m.patch, width=m.width, steps=m.steps, mixing=mixing
+        ),
+        method=dx.methods.equilibrium(
+            method.tolerance, unrolled=method.unrolled, jacobian=method.jacobian, mixing=mixing
+        ),
         train=train,
         calibration=calibration,
         test=test,

@@ -1,12 +1,15 @@
-"""ParaRNN on scikit-learn's digits, read pixel by pixel: a recurrence over time solved in parallel, with an exit after every block.
+"""ParaRNN on scikit-learn's digits, read pixel by pixel: a recurrence over time solved in parallel,
+with an exit after every block.
 
     dynexit train experiments/digits_pararnn.py
 
-A scan is a sequence of 64 pixels. In each block a gated recurrence runs over them, solved by Newton's method with parallel scans
-in place of a loop over time; a row leaves after the block at which the network is sure of the digit.
-Hardware: two busy CPU cores, 3 minutes of training. Expect: with seed 0 34.9, 70.2, 87.6 and 88.9% after the four blocks (a pixel
-at a time is a hard way to read), and 88.7% at the operating point, after 3.15 blocks on average. The FLOPs count one of
-Newton's corrections a block: how many are made is known when they have been.
+A scan is a sequence of 64 pixels. In each block a gated recurrence runs over them, solved by
+Newton's method with parallel scans in place of a loop over time; a row leaves after the block at
+which the network is sure of the digit.
+Hardware: two busy CPU cores, 3 minutes of training. Expect: with seed 0 34.9, 70.2, 87.6 and 88.9%
+after the four blocks (a pixel at a time is a hard way to read), and 88.7% at the operating point,
+after 3.15 blocks on average. The FLOPs count one of Newton's corrections a block: how many are made
+is known when they have been.
 """
 
 import dataclasses
@@ -31,7 +34,9 @@ class Model:
     def faults(self) -> list[str]:
         """Out-of-range values, one sentence each."""
         found = at_least(self, 1, "width", "depth", "corrections")
-        return found + ([] if self.tolerance > 0 else [f"tolerance must be above 0, got {self.tolerance}"])
+        return found + (
+            [] if self.tolerance > 0 else [f"tolerance must be above 0, got {self.tolerance}"]
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +44,9 @@ class Settings:
     """All settings of a run."""
 
     model: Model = Model()
-    training: Training = Training(steps=600, batch_size=64, learning_rate=4e-3, checkpoint_every=200)
+    training: Training = Training(
+        steps=600, batch_size=64, learning_rate=4e-3, checkpoint_every=200
+    )
     calibration: Calibration = Calibration(accept_loss=0.005)
     evaluation: Evaluation = Evaluation(batch_size=128)
     seed: int = 0
@@ -60,10 +67,12 @@ def build(settings: Settings):
     from dynexit.data.augment import random_crop, to_float
 
     m = settings.model
-    train, calibration, test = dx.data.digits.digits()
+    train, calibration, test = dx.data.digits()
     scaled = functools.partial(to_float, maximum=16.0, mean=0.305, std=0.376)
     return dx.Experiment(
-        model=dx.backbones.para_gru(64, 1, 10, width=m.width, depth=m.depth, most=m.corrections, tolerance=m.tolerance),
+        model=dx.models.para_gru(
+            64, 1, 10, width=m.width, depth=m.depth, most=m.corrections, tolerance=m.tolerance
+        ),
         method=dx.methods.confidence_exits(),
         train=train,
         calibration=calibration,

@@ -1,12 +1,15 @@
-"""Raptor on scikit-learn's digits: the blocks of a trained vision transformer replaced by a few that recur.
+"""Raptor on scikit-learn's digits: the blocks of a trained vision transformer replaced by a few
+that recur.
 
     dynexit train experiments/digits_vit.py --model.depth 8 --training.steps 300 --run runs/teacher
     dynexit train experiments/digits_raptor.py --model.teacher runs/teacher
 
-The teacher's layers are cut into phases by the similarity of their states; one block is distilled for each, told at which depth it
-is applied, and an image leaves where a layer no longer changes its state.
-Hardware: half of two busy CPU cores, 5 minutes and as much for the teacher. Expect: with seed 0 two blocks in place of eight, as
-right as the teacher (98.4%) after all eight layers, and 98.2% at the operating point, after 7.0 layers on average. Labels teach
+The teacher's layers are cut into phases by the similarity of their states; one block is distilled
+for each, told at which depth it is applied, and an image leaves where a layer no longer changes its
+state.
+Hardware: half of two busy CPU cores, 5 minutes and as much for the teacher. Expect: with seed 0 two
+blocks in place of eight, as right as the teacher (98.4%) after all eight layers, and 98.2% at the
+operating point, after 7.0 layers on average. Labels teach
 the exit heads too: leaving everyone after five layers is as good (98.2%).
 """
 
@@ -21,7 +24,9 @@ class Model:
     """The student."""
 
     teacher: str = "runs/teacher"
-    """run folder of a trained experiments/digits_vit.py; empty: a small network that nobody trained, to try the code"""
+    """run folder of a trained experiments/digits_vit.py; empty: a small network that nobody
+    trained, to try the code
+    """
     phases: int = 2
     """blocks that recur"""
 
@@ -51,7 +56,9 @@ class Settings:
 
     model: Model = Model()
     method: Method = Method()
-    training: Training = Training(steps=200, batch_size=64, learning_rate=2e-3, checkpoint_every=100, remat=False)
+    training: Training = Training(
+        steps=200, batch_size=64, learning_rate=2e-3, checkpoint_every=100, remat=False
+    )
     calibration: Calibration = Calibration(accept_loss=0.0, accept_flips=0.003)
     evaluation: Evaluation = Evaluation(batch_size=128)
     seed: int = 0
@@ -71,11 +78,15 @@ def build(settings: Settings):
 
     taught, params, sizes = opened(settings.model.teacher) if settings.model.teacher else drawn()
     images = taught.prepare(taught.train.examples()["inputs"][:256])
-    states = jax.jit(lambda params, images: dx.backbones.features(taught.model, params, images))(params, images)
-    counts = dx.analysis.phases(dx.analysis.similarity(states), settings.model.phases).counts
+    states = jax.jit(lambda params, images: dx.models.features(taught.model, params, images))(
+        params, images
+    )
+    counts = dx.evaluation.phases(dx.evaluation.similarity(states), settings.model.phases).counts
     return taught._replace(
-        model=dx.backbones.block_recurrent((8, 8, 1), 10, counts, **sizes, teacher=params),
-        method=dx.methods.raptor(taught.model, params, counts, settings.method.forcing, labels=settings.method.labels),
+        model=dx.models.block_recurrent((8, 8, 1), 10, counts, **sizes, teacher=params),
+        method=dx.methods.raptor(
+            taught.model, params, counts, settings.method.forcing, labels=settings.method.labels
+        ),
     )
 
 
@@ -86,8 +97,12 @@ def opened(folder: str) -> tuple:
     if not Path(folder).is_dir():
         words = f"dynexit train experiments/digits_vit.py --model.depth 8 --training.steps 300 --run {folder}"
         raise ValueError(f"model.teacher is {folder}, which is not there; train it with `{words}`")
-    run = dx.cli.trained(folder)
-    return run.experiment, run.params, {name: getattr(run.settings.model, name) for name in ("patch", "stride", "width", "heads")}
+    run = dx.runs.trained(folder)
+    return (
+        run.experiment,
+        run.params,
+        {name: getattr(run.settings.model, name) for name in ("patch", "stride", "width", "heads")},
+    )
 
 
 def drawn() -> tuple:
@@ -99,10 +114,17 @@ def drawn() -> tuple:
     from dynexit.data.augment import to_float
 
     sizes = dict(patch=4, stride=4, width=8, heads=2)
-    model = dx.backbones.vit((8, 8, 1), 10, depth=4, **sizes)
-    train, calibration, test = dx.data.digits.digits()
+    model = dx.models.vit((8, 8, 1), 10, depth=4, **sizes)
+    train, calibration, test = dx.data.digits()
     prepare = functools.partial(to_float, maximum=16.0, mean=0.305, std=0.376)
     made = dx.Experiment(
-        model, dx.methods.confidence_exits(), train, calibration, test, augment=None, prepare=prepare, classes=tuple("0123456789")
+        model,
+        dx.methods.confidence_exits(),
+        train,
+        calibration,
+        test,
+        augment=None,
+        prepare=prepare,
+        classes=tuple("0123456789"),
     )
     return made, jax.jit(model.init)(jax.random.key(0)), sizes

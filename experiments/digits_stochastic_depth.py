@@ -1,12 +1,15 @@
-"""Stochastic depth on scikit-learn's digits: a vision transformer of twelve blocks, trained with blocks left out at random.
+"""Stochastic depth on scikit-learn's digits: a vision transformer of twelve blocks, trained with
+blocks left out at random.
 
     dynexit train experiments/digits_stochastic_depth.py
 
-Each block is left out of whole updates, the later the more often, and is then not computed; a network that got along without a
-block in training can be left early. `--method.last 1` is the same network trained whole.
-Hardware: two busy CPU cores, 70 seconds of training. Expect: with seed 0 98.2% at full depth and 97.3% at the operating point,
-after 1.34 of 12 blocks on average; trained whole 99.1% and 98.7% after 1.32. So few digits and updates want no regulariser, and
-little time is gained at this size (docs/benchmarks.md).
+Each block is left out of whole updates, the later the more often, and is then not computed; a
+network that got along without a block in training can be left early. `--method.last 1` is the same
+network trained whole.
+Hardware: two busy CPU cores, 70 seconds of training. Expect: with seed 0 98.2% at full depth and
+97.3% at the operating point, after 1.34 of 12 blocks on average; trained whole 99.1% and 98.7%
+after 1.32. So few digits and updates want no regulariser, and little time is gained at this size
+(docs/benchmarks.md).
 """
 
 import dataclasses
@@ -27,7 +30,9 @@ class Model:
     def faults(self) -> list[str]:
         """Out-of-range values, one sentence each."""
         found = at_least(self, 4, "width") + at_least(self, 1, "depth")
-        return found or ([f"width must be a multiple of 4, got {self.width}"] if self.width % 4 else [])
+        return found or (
+            [f"width must be a multiple of 4, got {self.width}"] if self.width % 4 else []
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +46,9 @@ class Method:
 
     def faults(self) -> list[str]:
         """Out-of-range values, one sentence each."""
-        return [] if 0 < self.last <= 1 else [f"last must be above 0 and at most 1, got {self.last}"]
+        return (
+            [] if 0 < self.last <= 1 else [f"last must be above 0 and at most 1, got {self.last}"]
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +57,9 @@ class Settings:
 
     model: Model = Model()
     method: Method = Method()
-    training: Training = Training(steps=600, batch_size=64, learning_rate=2e-3, remat=False, checkpoint_every=200)
+    training: Training = Training(
+        steps=600, batch_size=64, learning_rate=2e-3, remat=False, checkpoint_every=200
+    )
     calibration: Calibration = Calibration(accept_loss=0.005)
     evaluation: Evaluation = Evaluation(batch_size=128)
     seed: int = 0
@@ -58,7 +67,11 @@ class Settings:
 
     def faults(self) -> list[str]:
         """Out-of-range values, one sentence each."""
-        return ["training.remat must be False: a block that is left out must not be recomputed"] if self.training.remat else []
+        return (
+            ["training.remat must be False: a block that is left out must not be recomputed"]
+            if self.training.remat
+            else []
+        )
 
 
 SMOKE = Settings(
@@ -75,10 +88,14 @@ def build(settings: Settings):
     from dynexit.data.augment import random_crop, to_float
 
     m, method = settings.model, settings.method
-    train, calibration, test = dx.data.digits.digits()
+    train, calibration, test = dx.data.digits()
     return dx.Experiment(
-        model=dx.backbones.vit((8, 8, 1), 10, patch=4, stride=2, width=m.width, depth=m.depth, heads=4),
-        method=dx.methods.stochastic_depth(dx.methods.confidence_exits(), method.last, "row" if method.by_row else "batch"),
+        model=dx.models.vit(
+            (8, 8, 1), 10, patch=4, stride=2, width=m.width, depth=m.depth, heads=4
+        ),
+        method=dx.methods.stochastic_depth(
+            dx.methods.confidence_exits(), method.last, "row" if method.by_row else "batch"
+        ),
         train=train,
         calibration=calibration,
         test=test,

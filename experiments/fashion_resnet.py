@@ -3,8 +3,9 @@
     dynexit data prepare fashion_mnist
     dynexit train experiments/fashion_resnet.py
 
-Hardware: two CPU cores; 17 minutes of one core's time a seed. Expect: 91.6% at full depth, mean
-of seeds 0, 1 and 2; with `dynexit calibrate RUN --budget 0.5` the same accuracy at half the FLOPs, about twice as fast.
+Hardware: two CPU cores; 17 minutes of one core's time a seed. Expect: 91.6% at full depth, mean of
+seeds 0, 1 and 2; with `dynexit calibrate RUN --budget 0.5` the same accuracy at half the FLOPs,
+about twice as fast.
 """
 
 import dataclasses
@@ -24,10 +25,20 @@ class Model:
 
     def faults(self) -> list[str]:
         """Out-of-range values and clashes, one sentence each."""
-        found = [f"{n} must be at least 1 each, got {v}" for n, v in vars(self).items() if not v or min(v) < 1]
+        found = [
+            f"{n} must be at least 1 each, got {v}"
+            for n, v in vars(self).items()
+            if not v or min(v) < 1
+        ]
         if len(self.channels) != len(self.blocks):
-            found.append(f"channels and blocks must name as many stages, got {len(self.channels)} and {len(self.blocks)}")
-        found += [f"channels must be below 8 or multiples of 8, got {c}" for c in self.channels if c > 8 and c % 8]
+            found.append(
+                f"channels and blocks must name as many stages, got {len(self.channels)} and {len(self.blocks)}"
+            )
+        found += [
+            f"channels must be below 8 or multiples of 8, got {c}"
+            for c in self.channels
+            if c > 8 and c % 8
+        ]
         return found
 
 
@@ -42,7 +53,9 @@ class Data:
 
     def faults(self) -> list[str]:
         """Out-of-range values, one sentence each."""
-        return at_least(self, 0, "shift") + (at_least(self, 1, "limit") if self.limit is not None else [])
+        return at_least(self, 0, "shift") + (
+            at_least(self, 1, "limit") if self.limit is not None else []
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +64,9 @@ class Settings:
 
     model: Model = Model()
     data: Data = Data()
-    training: Training = Training(steps=2000, batch_size=128, learning_rate=2e-3, remat=False, checkpoint_every=500)
+    training: Training = Training(
+        steps=2000, batch_size=128, learning_rate=2e-3, remat=False, checkpoint_every=500
+    )
     calibration: Calibration = Calibration(accept_loss=0.002)
     evaluation: Evaluation = Evaluation(batch_size=128, repeats=3)
     seed: int = 0
@@ -71,12 +86,14 @@ def build(settings: Settings):
     import functools
 
     from dynexit.data.augment import chain, random_crop, random_flip, to_float
-    from dynexit.data.fashion_mnist import FASHION_MNIST_CLASSES, fashion_mnist
+    from dynexit.data.vision.fashion_mnist import FASHION_MNIST_CLASSES, fashion_mnist
 
     m = settings.model
     train, calibration, test = (first(source, settings.data.limit) for source in fashion_mnist())
     return dx.Experiment(
-        model=dx.backbones.resnet((28, 28, 1), 10, stages=tuple(zip(m.channels, m.blocks, strict=True))),
+        model=dx.models.resnet(
+            (28, 28, 1), 10, stages=tuple(zip(m.channels, m.blocks, strict=True))
+        ),
         method=dx.methods.confidence_exits(weights=dx.objectives.weights.linear(sum(m.blocks))),
         train=train,
         calibration=calibration,
@@ -90,4 +107,8 @@ def build(settings: Settings):
 def first(source, count: int | None):
     """The first `count` examples of a split, or all of it."""
     whole = source.examples()
-    return source if count is None else dx.data.from_arrays(source.split, whole["inputs"][:count], whole["labels"][:count])
+    return (
+        source
+        if count is None
+        else dx.data.from_arrays(source.split, whole["inputs"][:count], whole["labels"][:count])
+    )

@@ -4,7 +4,8 @@
     dynexit train experiments/fashion_vit.py
 
 Hardware: two CPU cores; 37 minutes of one core's time. Expect: with seed 0 87.5% at full depth;
-with `dynexit calibrate RUN --budget 0.5`, 87.5% at a mean depth of 1.8 of 6 blocks, about 3 times faster.
+with `dynexit calibrate RUN --budget 0.5`, 87.5% at a mean depth of 1.8 of 6 blocks, about 3 times
+faster.
 """
 
 import dataclasses
@@ -47,7 +48,9 @@ class Data:
 
     def faults(self) -> list[str]:
         """Out-of-range values, one sentence each."""
-        return at_least(self, 0, "shift") + (at_least(self, 1, "limit") if self.limit is not None else [])
+        return at_least(self, 0, "shift") + (
+            at_least(self, 1, "limit") if self.limit is not None else []
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +59,9 @@ class Settings:
 
     model: Model = Model()
     data: Data = Data()
-    training: Training = Training(steps=2200, batch_size=128, learning_rate=1e-3, checkpoint_every=550)
+    training: Training = Training(
+        steps=2200, batch_size=128, learning_rate=1e-3, checkpoint_every=550
+    )
     calibration: Calibration = Calibration(accept_loss=0.002)
     evaluation: Evaluation = Evaluation(batch_size=128, repeats=3)
     seed: int = 0
@@ -76,12 +81,14 @@ def build(settings: Settings):
     import functools
 
     from dynexit.data.augment import chain, random_crop, random_flip, to_float
-    from dynexit.data.fashion_mnist import FASHION_MNIST_CLASSES, fashion_mnist
+    from dynexit.data.vision.fashion_mnist import FASHION_MNIST_CLASSES, fashion_mnist
 
     m = settings.model
     train, calibration, test = (first(source, settings.data.limit) for source in fashion_mnist())
     return dx.Experiment(
-        model=dx.backbones.vit((28, 28, 1), 10, patch=m.patch, width=m.width, depth=m.depth, heads=m.heads),
+        model=dx.models.vit(
+            (28, 28, 1), 10, patch=m.patch, width=m.width, depth=m.depth, heads=m.heads
+        ),
         method=dx.methods.confidence_exits(weights=dx.objectives.weights.linear(m.depth)),
         train=train,
         calibration=calibration,
@@ -95,4 +102,8 @@ def build(settings: Settings):
 def first(source, count: int | None):
     """The first `count` examples of a split, or all of it."""
     whole = source.examples()
-    return source if count is None else dx.data.from_arrays(source.split, whole["inputs"][:count], whole["labels"][:count])
+    return (
+        source
+        if count is None
+        else dx.data.from_arrays(source.split, whole["inputs"][:count], whole["labels"][:count])
+    )

@@ -2,13 +2,15 @@
 
     dynexit train experiments/mazes.py
 
-Which places lie on the way from the start to the end? A recurrent convolutional network sees the maze anew at every iteration and
-is trained to make progress from wherever it stands. Large mazes take more iterations; a row leaves once its answer is settled.
-Hardware: two CPU cores, 4 to 12 minutes of training and 2 to 7 to measure. Expect: with seeds 0, 1 and 2 99, 96 and 94 of 100
-mazes of size 33 right at the operating point, after 89, 80 and 99 of 200 iterations on average; the best fixed depth of no more
-FLOPs 77, 75 and 76 (in the paper, where networks are four times as wide, 97% of size 59). Another machine gives other networks.
-With `--data.loops 0.3 --model.steps 100`, where the way must be searched for, 59, 65 and 61 of 100 are, and depth follows its
-length.
+Which places lie on the way from the start to the end? A recurrent convolutional network sees the
+maze anew at every iteration and is trained to make progress from wherever it stands. Large mazes
+take more iterations; a row leaves once its answer is settled.
+Hardware: two CPU cores, 4 to 12 minutes of training and 2 to 7 to measure. Expect: with seeds 0, 1
+and 2 99, 96 and 94 of 100 mazes of size 33 right at the operating point, after 89, 80 and 99 of 200
+iterations on average; the best fixed depth of no more FLOPs 77, 75 and 76 (in the paper, where
+networks are four times as wide, 97% of size 59). Another machine gives other networks. With
+`--data.loops 0.3 --model.steps 100`, where the way must be searched for, 59, 65 and 61 of 100 are,
+and depth follows its length.
 """
 
 import dataclasses
@@ -32,13 +34,17 @@ class Model:
     every: int = 4
     """iterations from one exit to the next"""
     walls: bool = True
-    """whether places that are wall hold no state; without it a small maze shows every place how far from the edge it is"""
+    """whether places that are wall hold no state; without it a small maze shows every place how far
+    from the edge it is
+    """
 
     def faults(self) -> list[str]:
         """Out-of-range values, one sentence each."""
         found = at_least(self, 1, "width", "steps", "blocks", "every")
         return found or (
-            [f"steps must be a multiple of every, got {self.steps} and {self.every}"] if self.steps % self.every else []
+            [f"steps must be a multiple of every, got {self.steps} and {self.every}"]
+            if self.steps % self.every
+            else []
         )
 
 
@@ -59,7 +65,11 @@ class Data:
 
     def faults(self) -> list[str]:
         """Out-of-range values, one sentence each."""
-        return at_least(self, 3, "size", "test_size") + at_least(self, 1, "scale", "examples") + between(self, 0.0, 1.0, "loops")
+        return (
+            at_least(self, 3, "size", "test_size")
+            + at_least(self, 1, "scale", "examples")
+            + between(self, 0.0, 1.0, "loops")
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +112,13 @@ class Settings:
     def faults(self) -> list[str]:
         """Settings that clash."""
         short = self.model.steps < self.method.most
-        return [f"model.steps must be at least method.most, got {self.model.steps} and {self.method.most}"] if short else []
+        return (
+            [
+                f"model.steps must be at least method.most, got {self.model.steps} and {self.method.most}"
+            ]
+            if short
+            else []
+        )
 
 
 SMOKE = Settings(
@@ -116,13 +132,17 @@ SMOKE = Settings(
 
 def build(settings: Settings):
     """The experiment that the settings describe."""
-    from dynexit.data.mazes import free_places, mazes
+    from dynexit.data.tasks.mazes import free_places, mazes
 
     m, data, method = settings.model, settings.data, settings.method
-    train, calibration, test = free_places(mazes(data.size, data.test_size, data.scale, data.loops, data.examples))
-    sizes = dict(width=m.width, steps=m.steps, recall=m.recall, blocks=m.blocks, every=m.every, walls=m.walls)
+    train, calibration, test = free_places(
+        mazes(data.size, data.test_size, data.scale, data.loops, data.examples)
+    )
+    sizes = dict(
+        width=m.width, steps=m.steps, recall=m.recall, blocks=m.blocks, every=m.every, walls=m.walls
+    )
     return dx.Experiment(
-        model=dx.backbones.deep_thinking(2, 3, 2, **sizes),
+        model=dx.models.deep_thinking(2, 3, 2, **sizes),
         method=dx.methods.deep_thinking(**dataclasses.asdict(method)),
         train=train,
         calibration=calibration,

@@ -1,11 +1,14 @@
-"""Adaptive computation time on PonderNet's parity task: the same recurrent cell, halted by a sum of probabilities.
+"""Adaptive computation time on PonderNet's parity task: the same recurrent cell, halted by a sum of
+probabilities.
 
     dynexit train experiments/parity_act.py
 
-Vectors of 8 entries in {-1, 0, 1}; the label is the parity of the number of +1. The answer is the mean of the steps' answers,
-weighted by the halting probabilities; each step costs tau. `--data.train-nonzeros 5` tests on 6 to 8 non-zeros and trains on fewer.
-Hardware: two CPU cores, a few minutes. Expect: measured up to update 14,900 on a busy core, test accuracy 100%, 3.8 steps of 10;
-in training 7.5, 6.2 and 3.8 steps after 5, 10 and 15 thousand updates. With tau 0.001 accuracy is the same and all steps are taken.
+Vectors of 8 entries in {-1, 0, 1}; the label is the parity of the number of +1. The answer is the
+mean of the steps' answers, weighted by the halting probabilities; each step costs tau.
+`--data.train-nonzeros 5` tests on 6 to 8 non-zeros and trains on fewer.
+Hardware: two CPU cores, a few minutes. Expect: measured up to update 14,900 on a busy core, test
+accuracy 100%, 3.8 steps of 10; in training 7.5, 6.2 and 3.8 steps after 5, 10 and 15 thousand
+updates. With tau 0.001 accuracy is the same and all steps are taken.
 """
 
 import dataclasses
@@ -32,7 +35,11 @@ class Model:
 
     def faults(self) -> list[str]:
         """Out-of-range values, one sentence each."""
-        found = [] if 0 < self.epsilon < 1 else [f"epsilon must lie between 0 and 1, got {self.epsilon}"]
+        found = (
+            []
+            if 0 < self.epsilon < 1
+            else [f"epsilon must lie between 0 and 1, got {self.epsilon}"]
+        )
         return found + at_least(self, 1, "width", "steps")
 
 
@@ -51,14 +58,26 @@ class Data:
 
     def faults(self) -> list[str]:
         """Out-of-range values, one sentence each."""
-        most, test = (self.length if n is None else n for n in (self.train_nonzeros, self.test_nonzeros))
+        most, test = (
+            self.length if n is None else n for n in (self.train_nonzeros, self.test_nonzeros)
+        )
         fits = 1 <= most <= test <= self.length
-        found = [] if fits else [f"train_nonzeros and test_nonzeros must be rising in 1..{self.length}, got {most} and {test}"]
+        found = (
+            []
+            if fits
+            else [
+                f"train_nonzeros and test_nonzeros must be rising in 1..{self.length}, got {most} and {test}"
+            ]
+        )
         return found + at_least(self, 1, "length", "examples")
 
     def ranges(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        """(low, high) non-zeros of training and of the test, which are the same where training has as many as the test."""
-        most, test = (self.length if n is None else n for n in (self.train_nonzeros, self.test_nonzeros))
+        """(low, high) non-zeros of training and of the test, which are the same where training has
+        as many as the test.
+        """
+        most, test = (
+            self.length if n is None else n for n in (self.train_nonzeros, self.test_nonzeros)
+        )
         return (1, most), (1 if most == test else most + 1, test)
 
 
@@ -108,14 +127,18 @@ SMOKE = Settings(
 
 def build(settings: Settings):
     """The experiment that the settings describe."""
-    from dynexit.data.parity import PARITY_CLASSES, parity
+    from dynexit.data.tasks.parity import PARITY_CLASSES, parity
 
     nonzeros, test_nonzeros = settings.data.ranges()
-    train, calibration, test = parity(settings.data.length, nonzeros, test_nonzeros, settings.data.examples)
+    train, calibration, test = parity(
+        settings.data.length, nonzeros, test_nonzeros, settings.data.examples
+    )
     m = settings.model
-    cell = dx.backbones.gru_ponder(settings.data.length, 2, width=m.width, steps=m.steps, halt_bias=m.halt_bias)
+    cell = dx.models.gru_ponder(
+        settings.data.length, 2, width=m.width, steps=m.steps, halt_bias=m.halt_bias
+    )
     return dx.Experiment(
-        model=dx.exits.averaged(cell, m.epsilon, m.update),
+        model=dx.transforms.averaged(cell, m.epsilon, m.update),
         method=dx.methods.act(settings.method.tau),
         train=train,
         calibration=calibration,

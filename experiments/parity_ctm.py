@@ -1,13 +1,17 @@
-"""A continuous thought machine on parity: it looks at the bits tick by tick, and answers once it is certain.
+"""A continuous thought machine on parity: it looks at the bits tick by tick, and answers once it is
+certain.
 
     dynexit train experiments/parity_ctm.py
 
-At each place of a vector of 8 bits, is the number of ones so far odd? All places are answered at once, at every tick, and a
-vector counts as right where all are. There are but 256 such vectors: the test split repeats those of training.
-Hardware: two CPU cores, a minute and half as much to measure. Expect: with seeds 0, 1 and 2 a vector's most certain of 16 ticks
-is right for 100, 93 and 99.7% of the test split; on another machine, which rounds otherwise, for 99.3, 63 and 100%. The last
-ticks themselves lose some of it, so the most certain answer so far is kept. Leaving once certain takes 14.3, 15.1 and 13.7 ticks
-with 99.7, 92.8 and 99.7% right, where 14, 15 and 13 ticks for all have 94, 85 and 79%. No loss asks for fewer ticks, and ticks as
+At each place of a vector of 8 bits, is the number of ones so far odd? All places are answered at
+once, at every tick, and a vector counts as right where all are. There are but 256 such vectors: the
+test split repeats those of training.
+Hardware: two CPU cores, a minute and half as much to measure. Expect: with seeds 0, 1 and 2 a
+vector's most certain of 16 ticks is right for 100, 93 and 99.7% of the test split; on another
+machine, which rounds otherwise, for 99.3, 63 and 100%. The last ticks themselves lose some of it,
+so the most certain answer so far is kept. Leaving once certain takes 14.3, 15.1 and 13.7 ticks with
+99.7, 92.8 and 99.7% right, where 14, 15 and 13 ticks for all have 94, 85 and 79%. No loss asks for
+fewer ticks, and ticks as
 small as these are not quicker for leaving: 0.8 of the speed of full depth.
 """
 
@@ -40,9 +44,15 @@ class Model:
 
     def faults(self) -> list[str]:
         """Out-of-range values, one sentence each."""
-        found = at_least(self, 1, "width", "ticks", "memory", "hidden", "features", "heads", "action", "out")
+        found = at_least(
+            self, 1, "width", "ticks", "memory", "hidden", "features", "heads", "action", "out"
+        )
         odd = not found and self.features % self.heads
-        return found + ([f"features must be a multiple of heads, got {self.features} and {self.heads}"] if odd else [])
+        return found + (
+            [f"features must be a multiple of heads, got {self.features} and {self.heads}"]
+            if odd
+            else []
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +60,9 @@ class Data:
     """The task."""
 
     length: int = 8
-    """bits of a vector, each with an answer; there are 2 ** length of them, so a short one's test split repeats the training's"""
+    """bits of a vector, each with an answer; there are 2 ** length of them, so a short one's test
+    split repeats the training's
+    """
     examples: int = 2000
     """size of the calibration and of the test split; training draws afresh without end"""
 
@@ -92,12 +104,14 @@ SMOKE = Settings(
 
 def build(settings: Settings):
     """The experiment that the settings describe."""
-    from dynexit.data.prefix_sums import prefix_sums
+    from dynexit.data.tasks.prefix_sums import prefix_sums
 
     model, data = settings.model, settings.data
     train, calibration, test = prefix_sums(data.length, examples=data.examples)
     return dx.Experiment(
-        model=dx.exits.most_certain(dx.backbones.ctm(data.length, 1, 2, answers=data.length, **dataclasses.asdict(model))),
+        model=dx.transforms.most_certain(
+            dx.models.ctm(data.length, 1, 2, answers=data.length, **dataclasses.asdict(model))
+        ),
         method=dx.methods.ctm(),
         train=train,
         calibration=calibration,

@@ -2,10 +2,12 @@
 
     dynexit train experiments/parity_pondernet.py
 
-Vectors of 8 entries in {-1, 0, 1}; the label is the parity of the number of +1. The prior asks for about 1 / 0.3 steps.
-`--data.train-nonzeros 6` trains on at most 6 non-zeros and tests on 7 and 8; `--method.fixed-depth True` is the plain network.
-Hardware: two CPU cores, 1 minute. Expect: test accuracy 100%, step 1 alone about 57%; in training the Q-exit (q = 0.5) takes 8.3,
-5.6, 4.2 and 3.5 steps after 5, 10, 15 and 20 thousand updates, and the operating point 2.
+Vectors of 8 entries in {-1, 0, 1}; the label is the parity of the number of +1. The prior asks for
+about 1 / 0.3 steps. `--data.train-nonzeros 6` trains on at most 6 non-zeros and tests on 7 and 8;
+`--method.fixed-depth True` is the plain network.
+Hardware: two CPU cores, 1 minute. Expect: test accuracy 100%, step 1 alone about 57%; in training
+the Q-exit (q = 0.5) takes 8.3, 5.6, 4.2 and 3.5 steps after 5, 10, 15 and 20 thousand updates, and
+the operating point 2.
 """
 
 import dataclasses
@@ -24,7 +26,9 @@ class Model:
     steps: int = 10
     """steps at most"""
     halt_reads: Literal["state", "concat", "diff"] = "state"
-    """what halting is decided from: state, concat (it beside the one before, PALBERT) or diff (their difference)"""
+    """what halting is decided from: state, concat (it beside the one before, PALBERT) or diff
+    (their difference)
+    """
     halt_layers: int = 0
     """tanh layers before the halting logit; 3 in PALBERT"""
     halt_detach: bool = False
@@ -50,14 +54,26 @@ class Data:
 
     def faults(self) -> list[str]:
         """Out-of-range values, one sentence each."""
-        most, test = (self.length if n is None else n for n in (self.train_nonzeros, self.test_nonzeros))
+        most, test = (
+            self.length if n is None else n for n in (self.train_nonzeros, self.test_nonzeros)
+        )
         fits = 1 <= most <= test <= self.length
-        found = [] if fits else [f"train_nonzeros and test_nonzeros must be rising in 1..{self.length}, got {most} and {test}"]
+        found = (
+            []
+            if fits
+            else [
+                f"train_nonzeros and test_nonzeros must be rising in 1..{self.length}, got {most} and {test}"
+            ]
+        )
         return found + at_least(self, 1, "length", "examples")
 
     def ranges(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        """(low, high) non-zeros of training and of the test, which are the same where training has as many as the test."""
-        most, test = (self.length if n is None else n for n in (self.train_nonzeros, self.test_nonzeros))
+        """(low, high) non-zeros of training and of the test, which are the same where training has
+        as many as the test.
+        """
+        most, test = (
+            self.length if n is None else n for n in (self.train_nonzeros, self.test_nonzeros)
+        )
         return (1, most), (1 if most == test else most + 1, test)
 
 
@@ -66,7 +82,9 @@ class Method:
     """The objective."""
 
     fixed_depth: bool = False
-    """train the last step alone and run all steps: the plain recurrent network; the other settings here then count for nothing"""
+    """train the last step alone and run all steps: the plain recurrent network; the other settings
+    here then count for nothing
+    """
     prior_rate: float = 0.3
     """rate of the geometric prior; a hint of 1 / rate steps"""
     beta: float = 0.01
@@ -74,7 +92,11 @@ class Method:
 
     def faults(self) -> list[str]:
         """Out-of-range values, one sentence each."""
-        found = [] if 0 < self.prior_rate < 1 else [f"prior_rate must lie between 0 and 1, got {self.prior_rate}"]
+        found = (
+            []
+            if 0 < self.prior_rate < 1
+            else [f"prior_rate must lie between 0 and 1, got {self.prior_rate}"]
+        )
         return found + at_least(self, 0.0, "beta")
 
 
@@ -112,15 +134,19 @@ SMOKE = Settings(
 
 def build(settings: Settings):
     """The experiment that the settings describe."""
-    from dynexit.data.parity import PARITY_CLASSES, parity
+    from dynexit.data.tasks.parity import PARITY_CLASSES, parity
 
     nonzeros, test_nonzeros = settings.data.ranges()
-    train, calibration, test = parity(settings.data.length, nonzeros, test_nonzeros, settings.data.examples)
+    train, calibration, test = parity(
+        settings.data.length, nonzeros, test_nonzeros, settings.data.examples
+    )
     m, method = settings.model, settings.method
     halting = dict(halt_reads=m.halt_reads, halt_layers=m.halt_layers, halt_detach=m.halt_detach)
     ponder = dx.methods.pondernet(prior_rate=method.prior_rate, beta=method.beta)
     return dx.Experiment(
-        model=dx.backbones.gru_ponder(settings.data.length, 2, width=m.width, steps=m.steps, **halting),
+        model=dx.models.gru_ponder(
+            settings.data.length, 2, width=m.width, steps=m.steps, **halting
+        ),
         method=dx.methods.fixed_depth() if method.fixed_depth else ponder,
         train=train,
         calibration=calibration,

@@ -2,11 +2,13 @@
 
     dynexit train experiments/prefix_sums.py
 
-At each place, is the number of ones so far odd? A recurrent convolutional network sees the input anew at every iteration and is
-trained to make progress from wherever it stands. Long strings take more iterations; a row leaves once its answer has settled.
-Hardware: two CPU cores, 4 minutes and 1 more to measure. Expect: with each of the seeds 0, 1 and 2 all 200 strings of 512 bits
-right, after 193, 187 and 196 iterations of 400 on average (the best fixed depth of no more FLOPs: 99.5%, 100%, 100%). With
-`--method.mean 12` it is trained as recurrent depth is (Huginn), 13 iterations on average; the table is in docs/benchmarks.md.
+At each place, is the number of ones so far odd? A recurrent convolutional network sees the input
+anew at every iteration and is trained to make progress from wherever it stands. Long strings take
+more iterations; a row leaves once its answer has settled.
+Hardware: two CPU cores, 4 minutes and 1 more to measure. Expect: with each of the seeds 0, 1 and 2
+all 200 strings of 512 bits right, after 193, 187 and 196 iterations of 400 on average (the best
+fixed depth of no more FLOPs: 99.5%, 100%, 100%). With `--method.mean 12` it is trained as recurrent
+depth is (Huginn), 13 iterations on average; the table is in docs/benchmarks.md.
 """
 
 import dataclasses
@@ -34,7 +36,9 @@ class Model:
         """Out-of-range values, one sentence each."""
         found = at_least(self, 1, "width", "steps", "blocks", "every")
         return found or (
-            [f"steps must be a multiple of every, got {self.steps} and {self.every}"] if self.steps % self.every else []
+            [f"steps must be a multiple of every, got {self.steps} and {self.every}"]
+            if self.steps % self.every
+            else []
         )
 
 
@@ -65,16 +69,26 @@ class Method:
     settled: int = 1
     """exits in a row at which the answer must stand still"""
     mean: float | None = None
-    """trains as recurrent depth does (Huginn): a log-normal Poisson number of iterations, one more than this on average"""
+    """trains as recurrent depth does (Huginn): a log-normal Poisson number of iterations, one more
+    than this on average
+    """
     truncate: int = 8
     """iterations that carry gradients then"""
 
     def faults(self) -> list[str]:
         """Out-of-range values, one sentence each."""
-        found = [f"mean must be above 0, got {self.mean}"] if self.mean is not None and not self.mean > 0 else []
+        found = (
+            [f"mean must be above 0, got {self.mean}"]
+            if self.mean is not None and not self.mean > 0
+            else []
+        )
         if self.mean is not None and self.settled != 1:
             found.append(f"settled must be 1 where mean is given, got {self.settled}")
-        return found + at_least(self, 1, "most", "settled", "truncate") + between(self, 0.0, 1.0, "alpha")
+        return (
+            found
+            + at_least(self, 1, "most", "settled", "truncate")
+            + between(self, 0.0, 1.0, "alpha")
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +115,13 @@ class Settings:
     def faults(self) -> list[str]:
         """Settings that clash."""
         short = self.method.mean is None and self.model.steps < self.method.most
-        return [f"model.steps must be at least method.most, got {self.model.steps} and {self.method.most}"] if short else []
+        return (
+            [
+                f"model.steps must be at least method.most, got {self.model.steps} and {self.method.most}"
+            ]
+            if short
+            else []
+        )
 
 
 SMOKE = Settings(
@@ -116,7 +136,7 @@ SMOKE = Settings(
 def build(settings: Settings):
     """The experiment that the settings describe."""
     from dynexit.core.labels import exact
-    from dynexit.data.prefix_sums import prefix_sums
+    from dynexit.data.tasks.prefix_sums import prefix_sums
 
     model, data, method = settings.model, settings.data, settings.method
     train, calibration, test = prefix_sums(data.length, data.test_length, data.examples)
@@ -125,8 +145,15 @@ def build(settings: Settings):
     else:
         trained = dx.methods.recurrent_depth(method.mean, method.truncate, noise=0.0, grade=exact)
     return dx.Experiment(
-        model=dx.backbones.deep_thinking(
-            1, 1, 2, width=model.width, steps=model.steps, recall=model.recall, blocks=model.blocks, every=model.every
+        model=dx.models.deep_thinking(
+            1,
+            1,
+            2,
+            width=model.width,
+            steps=model.steps,
+            recall=model.recall,
+            blocks=model.blocks,
+            every=model.every,
         ),
         method=trained,
         train=train,

@@ -1,11 +1,14 @@
-"""Recurrent depth on Python source: a small language model whose core is iterated, as often as each window needs.
+"""Recurrent depth on Python source: a small language model whose core is iterated, as often as each
+window needs.
 
     dynexit train experiments/recurrent_text.py
 
-Characters of Python's own standard library. The number of iterations is drawn anew for every step, 1 + 4 on average, and gradients
-reach the last 4; at test time the network may run for longer, and a window leaves once no character's state moves much.
-Hardware: two CPU cores, 6 minutes. Expect: with seeds 0, 1 and 2 and the library of Python 3.11.7 63.1% of the characters right,
-after 2 of 16 iterations, 4.6 times as quick as after 16. Another release of Python has another text.
+Characters of Python's own standard library. The number of iterations is drawn anew for every step,
+1 + 4 on average, and gradients reach the last 4; at test time the network may run for longer, and a
+window leaves once no character's state moves much.
+Hardware: two CPU cores, 6 minutes. Expect: with seeds 0, 1 and 2 and the library of Python 3.11.7
+63.1% of the characters right, after 2 of 16 iterations, 4.6 times as quick as after 16. Another
+release of Python has another text.
 """
 
 import dataclasses
@@ -35,7 +38,11 @@ class Model:
     def faults(self) -> list[str]:
         """Out-of-range values, one sentence each."""
         found = at_least(self, 1, "width", "heads", "prelude", "core", "coda", "steps")
-        return found or ([f"width must be a multiple of 2 x heads, got {self.width}"] if self.width % (2 * self.heads) else [])
+        return found or (
+            [f"width must be a multiple of 2 x heads, got {self.width}"]
+            if self.width % (2 * self.heads)
+            else []
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +68,9 @@ class Method:
     truncate: int = 4
     """iterations that carry gradients"""
     rule: Literal["latent", "divergence"] = "latent"
-    """when a window leaves: latent, by how far its state still moves, or by the divergence of consecutive predictions"""
+    """when a window leaves: latent, by how far its state still moves, or by the divergence of
+    consecutive predictions
+    """
 
     def faults(self) -> list[str]:
         """Out-of-range values, one sentence each."""
@@ -103,12 +112,12 @@ SMOKE = Settings(
 
 def build(settings: Settings):
     """The experiment that the settings describe."""
-    from dynexit.data.python_source import VOCABULARY, python_source
+    from dynexit.data.text.python_source import VOCABULARY, python_source
 
     model, method = settings.model, settings.method
     train, calibration, test = python_source(settings.data.length, settings.data.examples)
     return dx.Experiment(
-        model=dx.backbones.recurrent_depth(
+        model=dx.models.recurrent_depth(
             VOCABULARY,
             width=model.width,
             heads=model.heads,

@@ -2,10 +2,11 @@
 
     dynexit train experiments/reverse_universal_transformer.py
 
-Strings of 1 to 8 digits, then blanks; at every place of the string the answer is the digit at its mirror image. With
-`--data.test-length 16` the test has longer strings, whose places are never seen unless `--data.shift 8` moves those of training.
-Hardware: two CPU cores, 4 minutes. Expect: measured at update 1,933 of a schedule of 4,000, all places of all strings right,
-every row after 2 steps of 6; 7% of the rows are right after step 1.
+Strings of 1 to 8 digits, then blanks; at every place of the string the answer is the digit at its
+mirror image. With `--data.test-length 16` the test has longer strings, whose places are never seen
+unless `--data.shift 8` moves those of training.
+Hardware: two CPU cores, 4 minutes. Expect: measured at update 1,933 of a schedule of 4,000, all
+places of all strings right, every row after 2 steps of 6; 7% of the rows are right after step 1.
 """
 
 import dataclasses
@@ -40,9 +41,15 @@ class Model:
 
     def faults(self) -> list[str]:
         """Out-of-range values, one sentence each."""
-        found = [] if 0 < self.epsilon < 1 else [f"epsilon must lie between 0 and 1, got {self.epsilon}"]
+        found = (
+            []
+            if 0 < self.epsilon < 1
+            else [f"epsilon must lie between 0 and 1, got {self.epsilon}"]
+        )
         if self.width % 2 or self.width % max(self.heads, 1):
-            found.append(f"width must be even and a multiple of heads ({self.heads}), got {self.width}")
+            found.append(
+                f"width must be even and a multiple of heads ({self.heads}), got {self.width}"
+            )
         return found + at_least(self, 1, "width", "heads", "hidden", "steps")
 
 
@@ -87,7 +94,13 @@ class Settings:
     data: Data = Data()
     method: Method = Method()
     training: Training = Training(
-        steps=2000, batch_size=64, learning_rate=1e-3, warmup=0.05, weight_decay=0.0, checkpoint_every=500, log_every=50
+        steps=2000,
+        batch_size=64,
+        learning_rate=1e-3,
+        warmup=0.05,
+        weight_decay=0.0,
+        checkpoint_every=500,
+        log_every=50,
     )
     calibration: Calibration = Calibration(accept_loss=0.005)
     evaluation: Evaluation = Evaluation(batch_size=64)
@@ -108,18 +121,23 @@ def build(settings: Settings):
     import jax
     import jax.numpy as jnp
 
-    from dynexit.data.addition import BLANK
-    from dynexit.data.copying import copying
+    from dynexit.data.tasks.addition import BLANK
+    from dynexit.data.tasks.copying import copying
 
     d, m = settings.data, settings.model
-    train, calibration, test = copying(d.length, d.test_length, backwards=not d.copy, examples=d.examples)
+    train, calibration, test = copying(
+        d.length, d.test_length, backwards=not d.copy, examples=d.examples
+    )
 
     def shifted(key, tokens):
         begin = jax.random.randint(key, (len(tokens), 1), 0, d.shift + 1)
-        return {"tokens": tokens, "positions": begin + jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]}
+        return {
+            "tokens": tokens,
+            "positions": begin + jnp.arange(tokens.shape[1], dtype=jnp.int32)[None],
+        }
 
     return dx.Experiment(
-        model=dx.backbones.universal_transformer(BLANK + 1, 10, **dataclasses.asdict(m)),
+        model=dx.models.universal_transformer(BLANK + 1, 10, **dataclasses.asdict(m)),
         method=dx.methods.act(settings.method.tau),
         train=train,
         calibration=calibration,

@@ -2,11 +2,13 @@
 
     dynexit train experiments/sudoku_trm.py
 
-Puzzles with 4 to 6 of 16 digits given; 11,137 parameters; a segment is 4 calls of a net of one layer, 16 of them at most. Trained
+Puzzles with 4 to 6 of 16 digits given; 11,137 parameters; a segment is 4 calls of a net of one
+layer, 16 of them at most. Trained
 in slots: an update is one segment of 64 puzzles, and one that halts makes room for the next.
-Hardware: two CPU cores, 1 minute of training and as much to measure. Expect: with seed 0 test puzzles, none of which training can
-draw, solved exactly 100% at 16 segments, 95.9% after the first and 100% after two; at the operating point (leave where the network
-says 95% right) 99.9% in 1.16 segments, 7.3% of the FLOPs.
+Hardware: two CPU cores, 1 minute of training and as much to measure. Expect: with seed 0 test
+puzzles, none of which training can draw, solved exactly 100% at 16 segments, 95.9% after the first
+and 100% after two; at the operating point (leave where the network says 95% right) 99.9% in 1.16
+segments, 7.3% of the FLOPs.
 """
 
 import dataclasses
@@ -48,7 +50,11 @@ class Data:
 
     def faults(self) -> list[str]:
         """Out-of-range values, one sentence each."""
-        found = [] if self.fewest <= self.most <= 16 else [f"most must lie in {self.fewest}..16, got {self.most}"]
+        found = (
+            []
+            if self.fewest <= self.most <= 16
+            else [f"most must lie in {self.fewest}..16, got {self.most}"]
+        )
         return found + at_least(self, 4, "fewest") + at_least(self, 1, "examples")
 
 
@@ -61,7 +67,9 @@ class Method:
     explore: float = 0.3
     """fraction of rows that may not halt before a drawn number of segments"""
     refill: bool = True
-    """one update a segment, and a new puzzle in the place of one that halted; else one update for all segments of a batch"""
+    """one update a segment, and a new puzzle in the place of one that halted; else one update for
+    all segments of a batch
+    """
     settled: bool = False
     """leave where the latent has settled, not where the network says that it is right"""
 
@@ -95,7 +103,11 @@ class Settings:
     def faults(self) -> list[str]:
         """Out-of-range values, one sentence each."""
         short = self.model.segments < self.method.segments
-        return [f"model.segments must be at least method.segments, got {self.model.segments}"] if short else []
+        return (
+            [f"model.segments must be at least method.segments, got {self.model.segments}"]
+            if short
+            else []
+        )
 
 
 SMOKE = Settings(
@@ -109,12 +121,12 @@ SMOKE = Settings(
 
 def build(settings: Settings):
     """The experiment that the settings describe."""
-    from dynexit.data.sudoku import sudoku
+    from dynexit.data.tasks.sudoku import sudoku
 
     model, data, method = settings.model, settings.data, settings.method
     train, calibration, test = sudoku(2, (data.fewest, data.most), examples=data.examples)
     return dx.Experiment(
-        model=dx.backbones.recursive(
+        model=dx.models.recursive(
             16,
             5,
             4,
@@ -125,7 +137,10 @@ def build(settings: Settings):
             layers=model.layers,
         ),
         method=dx.methods.segments(
-            method.segments, explore=method.explore, rule="settled" if method.settled else "right", refill=method.refill
+            method.segments,
+            explore=method.explore,
+            rule="settled" if method.settled else "right",
+            refill=method.refill,
         ),
         train=train,
         calibration=calibration,

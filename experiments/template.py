@@ -1,17 +1,21 @@
-"""Copy this file to begin a new method: here a residual MLP on digits whose rows leave when the entropy is low.
+"""Copy this file to begin a new method: here a residual MLP on digits whose rows leave when the
+entropy is low.
 
     dynexit train experiments/template.py
 
-Hardware: two CPU cores, under a minute. Expect: test accuracy about 98% at full depth, most rows leaving at the first exit.
-(State command, hardware, minutes and the number to expect, so that whoever runs it next knows whether it worked.)
+Hardware: two CPU cores, under a minute. Expect: test accuracy about 98% at full depth, most rows
+leaving at the first exit. (State command, hardware, minutes and the number to expect, so that
+whoever runs it next knows whether it worked.)
 """
 
 import dataclasses
 
-import dynexit as dx  # loads no JAX: a wrong setting is refused in a second, so keep other imports inside the functions
+# loads no JAX: a wrong setting is refused in a second, so keep other imports inside the functions
+import dynexit as dx
 from dynexit.core.settings import Calibration, Evaluation, Training, at_least
 
-# 1. Settings: every number that shapes the run, typed, with a sentence each. All of them are options: --model.depth 6.
+# 1. Settings: every number that shapes the run, typed, with a sentence each. All of them are
+# options: --model.depth 6.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +34,9 @@ class Model:
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """All settings of a run; `training`, `calibration`, `evaluation` and `seed` must be here, the rest is yours."""
+    """All settings of a run; `training`, `calibration`, `evaluation` and `seed` must be here, the
+    rest is yours.
+    """
 
     model: Model = Model()
     training: Training = Training(steps=1000, batch_size=128, learning_rate=1e-3)
@@ -48,19 +54,28 @@ SMOKE = Settings(
 )
 
 
-# 2. A model: pure functions of a plain dict of arrays. dx.backbones has ready ones; this one is written out.
+# 2. A model: pure functions of a plain dict of arrays. dx.models has ready ones; this one is
+# written out.
 
 
 def residual_mlp(width: int, depth: int, inputs: int, classes: int):
-    """Blocks h + W2 relu(W1 norm(h)), their weights stacked on a leading `[depth]`; one linear exit head each."""
+    """Blocks h + W2 relu(W1 norm(h)), their weights stacked on a leading `[depth]`; one linear exit
+    head each.
+    """
     import jax
     import jax.numpy as jnp
 
     def init(key):
         keys = jax.random.split(key, 4)
         draw = lambda key, *shape: jax.random.normal(key, shape) / shape[-2] ** 0.5
-        blocks = {"up": draw(keys[0], depth, width, width), "down": draw(keys[1], depth, width, width)}
-        return {"embed": draw(keys[2], inputs, width), "blocks": {**blocks, "head": draw(keys[3], depth, width, classes)}}
+        blocks = {
+            "up": draw(keys[0], depth, width, width),
+            "down": draw(keys[1], depth, width, width),
+        }
+        return {
+            "embed": draw(keys[2], inputs, width),
+            "blocks": {**blocks, "head": draw(keys[3], depth, width, classes)},
+        }
 
     def norm(h):
         return (h - h.mean(-1, keepdims=True)) / jnp.sqrt(h.var(-1, keepdims=True) + 1e-6)
@@ -78,23 +93,34 @@ def residual_mlp(width: int, depth: int, inputs: int, classes: int):
     return dx.Model(init, embed, steps, depth, tuple(f"block{i:02d}" for i in range(depth)))
 
 
-# 3. A method: how it is trained, when a row leaves, and which operating points calibration may choose from.
+# 3. A method: how it is trained, when a row leaves, and which operating points calibration may
+# choose from.
 
 
 def entropy_exits(count: int = 40):
-    """Mean cross-entropy over all exits; a row leaves where the entropy is below a threshold shared by all exits."""
+    """Mean cross-entropy over all exits; a row leaves where the entropy is below a threshold shared
+    by all exits.
+    """
     import jax.numpy as jnp
 
     def objective(outputs, labels, progress):  # outputs [E, B, C]; progress runs from 0 to 1
-        losses = dx.objectives.multi_exit_cross_entropy(outputs, labels)  # [E, B]: losses are never reduced for you
-        return losses.mean(axis=0), {"loss_last": losses[-1].mean()}  # a loss per example, and what to log
+        losses = dx.objectives.multi_exit_cross_entropy(
+            outputs, labels
+        )  # [E, B]: losses are never reduced for you
+        return losses.mean(axis=0), {
+            "loss_last": losses[-1].mean()
+        }  # a loss per example, and what to log
 
     def criterion(point):  # thresholds are data: changing them compiles nothing anew
         return dx.criteria.entropy_below(point["threshold"])
 
-    def candidates(outputs, labels, costs):  # calibration split; leaves [K, ...]; full depth must be among them
+    def candidates(
+        outputs, labels, costs
+    ):  # calibration split; leaves [K, ...]; full depth must be among them
         exits, classes = outputs.shape[0], outputs.shape[-1]
-        levels = jnp.linspace(0.0, jnp.log(classes), count)  # no entropy is below 0: that point is full depth
+        levels = jnp.linspace(
+            0.0, jnp.log(classes), count
+        )  # no entropy is below 0: that point is full depth
         return {"threshold": jnp.tile(levels[:, None], (1, exits - 1))}
 
     def predict(output):  # one exit's output -> class
@@ -110,7 +136,7 @@ def build(settings: Settings):
     """The experiment that the settings describe."""
 
     model = residual_mlp(settings.model.width, settings.model.depth, inputs=64, classes=10)
-    train, calibration, test = dx.data.digits.digits()
+    train, calibration, test = dx.data.digits()
     return dx.Experiment(
         model=model,
         method=entropy_exits(),

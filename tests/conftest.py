@@ -5,20 +5,37 @@ import subprocess
 import sys
 import tempfile
 
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("MPLBACKEND", "agg")
-# Tests check values and work, not seconds: programs are compiled in a third of the time without XLA's costly passes and its
-# newer code for fusions, and once in a session where a worker or a command of the tests' own wants one again.
+# Tests check values and work, not seconds: programs are compiled in a third of the time without
+# XLA's costly passes and its newer code for fusions, and once in a session where a worker or a
+# command of the tests' own wants one again.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     quicker = os.environ["XLA_FLAGS"] + " --xla_cpu_use_fusion_emitters=false"
-    known = [sys.executable, "-c", "import jax; jax.devices()"]  # XLA ends a process with a flag that it does not know
-    if subprocess.run(known, env=os.environ | {"XLA_FLAGS": quicker}, capture_output=True).returncode == 0:
+    known = [
+        sys.executable,
+        "-c",
+        "import jax; jax.devices()",
+    ]  # XLA ends a process with a flag that it does not know
+    if (
+        subprocess.run(
+            known, env=os.environ | {"XLA_FLAGS": quicker}, capture_output=True
+        ).returncode
+        == 0
+    ):
         os.environ["XLA_FLAGS"] = quicker
-    programs = tempfile.TemporaryDirectory(prefix="dynexit-programs-")  # removed when the process that made it ends
-    os.environ |= {"JAX_COMPILATION_CACHE_DIR": programs.name, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    programs = tempfile.TemporaryDirectory(
+        prefix="dynexit-programs-"
+    )  # removed when the process that made it ends
+    os.environ |= {
+        "JAX_COMPILATION_CACHE_DIR": programs.name,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import jax
@@ -28,7 +45,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
-# Long ones that others of the same test, or of the same file, stand for: `pytest -m slow` runs them.
+# Long ones that others of the same test, or of the same file, stand for: `pytest -m slow` runs
+# them.
 SLOW_VARIANTS = (
     "test_bounded.py::test_saving_compute_changes_no_gradient[None-staged]",
     "test_bounded.py::test_saving_compute_changes_no_gradient[None-switched]",
@@ -83,6 +101,8 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True, scope="module")
 def _forget_compiled_programs():
-    """Thousands of compiled programs in one process exhaust its memory maps and crash XLA; each test module starts afresh."""
+    """Thousands of compiled programs in one process exhaust its memory maps and crash XLA; each
+    test module starts afresh.
+    """
     yield
     jax.clear_caches()

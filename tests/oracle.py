@@ -1,4 +1,6 @@
-"""The oracle of the engine: one row at a time, one block at a time, in Python; and the random problems it is tried on."""
+"""The oracle of the engine: one row at a time, one block at a time, in Python; and the random
+problems it is tried on.
+"""
 
 from typing import Any, NamedTuple
 
@@ -22,12 +24,20 @@ WIDTH, CLASSES = 6, 5
 
 
 def block(p, h):
-    return {"x": h["x"] + jnp.tanh(h["x"] @ p["w"] + h["bias"][:, None, :]), "bias": h["bias"] * 0.9}
+    return {
+        "x": h["x"] + jnp.tanh(h["x"] @ p["w"] + h["bias"][:, None, :]),
+        "bias": h["bias"] * 0.9,
+    }
 
 
 def head(p, h):
     pooled = h["x"].mean(axis=1)
-    return {"logits": pooled @ p["out"], "hidden": pooled, "gate": pooled[:, 0], "halt_logit": pooled[:, 1] - 0.5}
+    return {
+        "logits": pooled @ p["out"],
+        "hidden": pooled,
+        "gate": pooled[:, 0],
+        "halt_logit": pooled[:, 1] - 0.5,
+    }
 
 
 def halve(p, h):
@@ -45,12 +55,20 @@ def parameters(key, blocks):
 
 def batch_of(key, rows):
     keys = jax.random.split(key, 2)
-    return {"x": jax.random.normal(keys[0], (rows, 4, WIDTH)), "bias": jax.random.normal(keys[1], (rows, WIDTH))}
+    return {
+        "x": jax.random.normal(keys[0], (rows, 4, WIDTH)),
+        "bias": jax.random.normal(keys[1], (rows, WIDTH)),
+    }
 
 
 def homogeneous(rows=13, blocks=6, seed=0):
     keys = jax.random.split(jax.random.key(seed), 2)
-    return Problem(dx.stacked_step(block, head, parameters(keys[0], blocks)), blocks, batch_of(keys[1], rows), blocks)
+    return Problem(
+        dx.stacked_step(block, head, parameters(keys[0], blocks)),
+        blocks,
+        batch_of(keys[1], rows),
+        blocks,
+    )
 
 
 def switched(rows=13, blocks=4, seed=0):
@@ -100,7 +118,11 @@ class Row(NamedTuple):
 def run_row(problem, criterion, b):
     """Row b alone, exit by exit: the definition of what an early exit is."""
     rows = jax.tree.leaves(problem.state)[0].shape[0]
-    steps, depths = (problem.step, problem.depth) if isinstance(problem.step, list) else ([problem.step], [problem.depth])
+    steps, depths = (
+        (problem.step, problem.depth)
+        if isinstance(problem.step, list)
+        else ([problem.step], [problem.depth])
+    )
     state, memory = row_of(problem.state, b), None
     exit, nans, blocks = 0, 0, 0
     for step, depth in zip(steps, depths, strict=True):
@@ -108,8 +130,12 @@ def run_row(problem, criterion, b):
             state, output = apply(step, jnp.int32(i), state)
             blocks += step.blocks
             if memory is None:
-                shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct((rows, *a.shape[1:]), a.dtype), output)
-                whole = criterion.init(rows, shapes) if criterion.templated else criterion.init(rows)
+                shapes = jax.tree.map(
+                    lambda a: jax.ShapeDtypeStruct((rows, *a.shape[1:]), a.dtype), output
+                )
+                whole = (
+                    criterion.init(rows, shapes) if criterion.templated else criterion.init(rows)
+                )
                 memory = row_of(whole, b)
             halt, memory = update(criterion, jnp.int32(exit), output, memory)
             nan = any(bool(np.isnan(np.asarray(leaf)).any()) for leaf in jax.tree.leaves(output))
@@ -139,5 +165,7 @@ def assert_equal(halted, expected, check_state=True, tolerance=1e-5):
 
 
 def leave_at(depths):
-    """A criterion that gives row b `depths[b]` exits: what heterogeneous depth looks like when it is known beforehand."""
+    """A criterion that gives row b `depths[b]` exits: what heterogeneous depth looks like when it
+    is known beforehand.
+    """
     return dx.criteria.at_depth(jnp.asarray(depths, jnp.int32))

@@ -1,4 +1,6 @@
-"""The house: imports go down the floors of docs/architecture.md, each library stays in its place, files stay short."""
+"""The house: imports go down the floors of docs/architecture.md, each library stays in its place,
+files stay short.
+"""
 
 import ast
 from pathlib import Path
@@ -31,14 +33,17 @@ PLACES = {
     "diffrax": "exits",
 }
 LAZY = {"wandb", "tensorflow_datasets", "matplotlib", "diffrax"}
-# What may hold a loop over blocks. Elsewhere below it a loop over something else is welcome (bisection, a sweep over exits).
+# What may hold a loop over blocks. Elsewhere below it a loop over something else is welcome
+# (bisection, a sweep over exits).
 NO_DEPTH_LOOPS = {"backbones", "methods", "training", "decoding"}
 LOOPS = {"while_loop", "fori_loop", "scan"}
 LONGEST = 600
 
 
 class Import(NamedTuple):
-    """One imported module: its dotted name, its line, and whether it is imported with the file that names it."""
+    """One imported module: its dotted name, its line, and whether it is imported with the file that
+    names it.
+    """
 
     name: str
     line: int
@@ -46,7 +51,9 @@ class Import(NamedTuple):
 
 
 def imports_of(source: str) -> list[Import]:
-    """Every import, those inside functions and `if TYPE_CHECKING:` included; `from a import b` counts as `a.b`."""
+    """Every import, those inside functions and `if TYPE_CHECKING:` included; `from a import b`
+    counts as `a.b`.
+    """
     found = []
 
     def visit(node, at_once):
@@ -54,7 +61,9 @@ def imports_of(source: str) -> list[Import]:
             found.extend(Import(alias.name, node.lineno, at_once) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             base = "." * node.level + (node.module or "")
-            found.extend(Import(f"{base}.{alias.name}", node.lineno, at_once) for alias in node.names)
+            found.extend(
+                Import(f"{base}.{alias.name}", node.lineno, at_once) for alias in node.names
+            )
         inside = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
         typing_only = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
         for child in ast.iter_child_nodes(node):
@@ -65,7 +74,7 @@ def imports_of(source: str) -> list[Import]:
 
 
 def area_of(module: str) -> str | None:
-    """`exits` for `dynexit.exits.run`; None for what belongs to no floor."""
+    """`exits` for `dynexit.engine.run`; None for what belongs to no floor."""
     parts = module.split(".")
     return parts[1] if parts[0] == "dynexit" and len(parts) > 1 and parts[1] in FLOORS else None
 
@@ -78,9 +87,13 @@ def faults_of(area: str, source: str) -> list[str]:
         if name.startswith("."):
             found.append(f"{line}: relative import {name}")
         if top == "dynexit" and target is None and not name.startswith("dynexit._lazy"):
-            found.append(f"{line}: {name} goes by way of the package; import from the module that defines it")
+            found.append(
+                f"{line}: {name} goes by way of the package; import from the module that defines it"
+            )
         if target not in (None, area) and FLOORS[target] >= FLOORS[area]:
-            found.append(f"{line}: {area} (floor {FLOORS[area]}) imports {name} (floor {FLOORS[target]})")
+            found.append(
+                f"{line}: {area} (floor {FLOORS[area]}) imports {name} (floor {FLOORS[target]})"
+            )
         if top in PLACES and PLACES[top] != area:
             found.append(f"{line}: {top} is imported in {PLACES[top]} alone")
         if top in LAZY and at_once:
@@ -108,17 +121,41 @@ def test_the_house(path):
 @pytest.mark.parametrize(
     "area, source, words",
     [
-        ("core", "import dynexit.exits.run", "core (floor 0) imports dynexit.exits.run (floor 1)"),
-        ("exits", "from dynexit.calibration import choose", "exits (floor 1) imports dynexit.calibration.choose (floor 1)"),
-        ("core", "def f():\n    from dynexit import cli", "core (floor 0) imports dynexit.cli (floor 5)"),
-        ("core", "if TYPE_CHECKING:\n    from dynexit.data import digits", "core (floor 0) imports dynexit.data.digits"),
+        (
+            "core",
+            "import dynexit.engine.run",
+            "core (floor 0) imports dynexit.engine.run (floor 1)",
+        ),
+        (
+            "exits",
+            "from dynexit.calibration import choose",
+            "exits (floor 1) imports dynexit.calibration.choose (floor 1)",
+        ),
+        (
+            "core",
+            "def f():\n    from dynexit import cli",
+            "core (floor 0) imports dynexit.cli (floor 5)",
+        ),
+        (
+            "core",
+            "if TYPE_CHECKING:\n    from dynexit.data import digits",
+            "core (floor 0) imports dynexit.data.vision.digits",
+        ),
         ("cli", "import dynexit as dx", "goes by way of the package"),
         ("exits", "from . import run", "relative import"),
         ("methods", "import flax.linen as nn", "flax is imported in backbones alone"),
         ("cli", "def f():\n    import orbax.checkpoint", "orbax is imported in training alone"),
         ("training", "import wandb", "wandb is imported inside functions alone"),
-        ("data", "class A:\n    import tensorflow_datasets", "tensorflow_datasets is imported inside functions alone"),
-        ("analysis", "try:\n    from matplotlib import pyplot\nfinally: pass", "matplotlib is imported inside functions"),
+        (
+            "data",
+            "class A:\n    import tensorflow_datasets",
+            "tensorflow_datasets is imported inside functions alone",
+        ),
+        (
+            "analysis",
+            "try:\n    from matplotlib import pyplot\nfinally: pass",
+            "matplotlib is imported inside functions",
+        ),
         ("backbones", "jax.lax.scan(f, x, y)", "scan in backbones; loops over depth live in exits"),
     ],
 )
@@ -131,7 +168,7 @@ def test_what_is_refused(area, source, words):
     "area, source",
     [
         ("cli", "from dynexit.core import types"),
-        ("exits", "from dynexit.exits.run import run_until"),
+        ("exits", "from dynexit.engine.run import run_until"),
         ("exits", "from dynexit._lazy import attach"),
         ("training", "def f():\n    import wandb"),
         ("data", "if TYPE_CHECKING:\n    import tensorflow_datasets"),
@@ -143,7 +180,10 @@ def test_what_is_allowed(area, source):
 
 
 PROGRAMS = sorted(
-    p for folder in ("dynexit", "tests", "experiments") for p in (ROOT / folder).rglob("*.py") if "__pycache__" not in p.parts
+    p
+    for folder in ("dynexit", "tests", "experiments")
+    for p in (ROOT / folder).rglob("*.py")
+    if "__pycache__" not in p.parts
 )
 
 

@@ -1,4 +1,6 @@
-"""What is loaded when: nothing with the package, JAX with the primitives, and the heavy libraries when they are used."""
+"""What is loaded when: nothing with the package, JAX with the primitives, and the heavy libraries
+when they are used.
+"""
 
 import os
 import subprocess
@@ -28,14 +30,20 @@ def run(program: str, blocked: bool) -> str:
     """Runs a program in an interpreter of its own and returns what it printed."""
     source = (BLOCK if blocked else "") + textwrap.dedent(program)
     done = subprocess.run(
-        [sys.executable, "-c", source], capture_output=True, text=True, env={**os.environ, "JAX_PLATFORMS": "cpu"}, timeout=300
+        [sys.executable, "-c", source],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def test_the_package_alone_loads_nothing():
-    loaded = run("import sys, dynexit; print(*{m.split('.')[0] for m in sys.modules})", blocked=False).split()
+    loaded = run(
+        "import sys, dynexit; print(*{m.split('.')[0] for m in sys.modules})", blocked=False
+    ).split()
     assert "dynexit" in loaded
     assert not set(loaded) & {"jax", "numpy", *OPTIONAL}
 
@@ -68,8 +76,8 @@ def test_the_primitives_need_jax_alone():
         dx.run_stream(tied, state, 5, dx.criteria.max_probability_above(0.6), slots=1)
         dx.check_row_independence(step, state)
         assert step_costs(step, state, 4).flops.shape == (4,)
-        import dynexit.objectives, dynexit.calibration
-        for package in (dynexit.objectives, dynexit.calibration, dynexit.exits):
+        import dynexit.objectives, dynexit.calibration, dynexit.criteria, dynexit.engine
+        for package in (dynexit.objectives, dynexit.calibration, dynexit.criteria, dynexit.engine):
             for name in package.__all__:
                 getattr(package, name)
         print("done")
@@ -77,7 +85,10 @@ def test_the_primitives_need_jax_alone():
     assert run(program, blocked=True).split() == ["done"]
 
 
-@pytest.mark.parametrize("package", ["core", "exits", "objectives", "calibration", "training", "analysis", "data", "methods"])
+@pytest.mark.parametrize(
+    "package",
+    ["core", "exits", "objectives", "calibration", "training", "analysis", "data", "methods"],
+)
 def test_no_package_loads_what_only_some_of_its_functions_need(package):
     program = f"""
         import importlib, sys

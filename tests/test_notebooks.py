@@ -1,4 +1,6 @@
-"""Every notebook runs from top to bottom in its short form, holds no outputs, and can be opened where its badge points."""
+"""Every notebook runs from top to bottom in its short form, holds no outputs, and can be opened
+where its badge points.
+"""
 
 import re
 from pathlib import Path
@@ -26,12 +28,17 @@ def code_cells(notebook):
 
 def printed(notebook) -> str:
     return "".join(
-        o.text for cell in code_cells(notebook) for o in cell.outputs if o.output_type == "stream" and o.name == "stdout"
+        o.text
+        for cell in code_cells(notebook)
+        for o in cell.outputs
+        if o.output_type == "stream" and o.name == "stdout"
     )
 
 
 def pictures(notebook) -> list:
-    return [o for cell in code_cells(notebook) for o in cell.outputs if "image/png" in o.get("data", {})]
+    return [
+        o for cell in code_cells(notebook) for o in cell.outputs if "image/png" in o.get("data", {})
+    ]
 
 
 def test_there_are_notebooks():
@@ -39,7 +46,9 @@ def test_there_are_notebooks():
 
 
 @every_notebook
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:jupyter_client", "ignore::DeprecationWarning:zmq")
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning:jupyter_client", "ignore::DeprecationWarning:zmq"
+)
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # the kernel client's sockets
 def test_it_runs_in_short_form(path, tmp_path, monkeypatch):
     monkeypatch.setenv("DYNEXIT_SMOKE", "1")
@@ -47,7 +56,12 @@ def test_it_runs_in_short_form(path, tmp_path, monkeypatch):
     monkeypatch.setenv("DYNEXIT_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     notebook = read(path)
-    NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
+    NotebookClient(
+        notebook,
+        timeout=300,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(tmp_path)}},
+    ).execute()
     assert all(cell.execution_count for cell in code_cells(notebook))
     speedup = re.search(r"measured speed-up: ([\d.]+) times", printed(notebook))
     assert speedup and float(speedup[1]) > 0
@@ -64,7 +78,9 @@ def test_outputs_are_stripped(path):
 def test_the_badge_opens_this_file(path):
     first = read(path).cells[0]
     assert first.cell_type == "markdown"
-    assert re.findall(re.escape(COLAB) + r"[^)\s]*", first.source) == [COLAB + path.relative_to(ROOT).as_posix()]
+    assert re.findall(re.escape(COLAB) + r"[^)\s]*", first.source) == [
+        COLAB + path.relative_to(ROOT).as_posix()
+    ]
 
 
 @every_notebook
@@ -74,12 +90,16 @@ def test_the_install_cell_pins_versions_and_leaves_an_installed_package_alone(pa
     installs = [k for k, line in enumerate(lines) if "pip install" in line]
     assert installs and not any("pip install" in cell.source for cell in code_cells(read(path))[1:])
     for k in installs:
-        assert lines[k].startswith("    ") and lines[k - 1].startswith('if importlib.util.find_spec("dynexit") is None:')
+        assert lines[k].startswith("    ") and lines[k - 1].startswith(
+            'if importlib.util.find_spec("dynexit") is None:'
+        )
         wanted = re.findall(r'"[^"]+"|\S+', lines[k].split("pip install")[1])
         wanted = [word.strip('"') for word in wanted if not word.startswith("-")]
         assert any(word.startswith("dynexit @ ") for word in wanted)
         for word in wanted:
-            assert re.fullmatch(r"[\w-]+==[\d.]+|[\w-]+ @ git\+https://\S+@(v[\d.]+|[0-9a-f]{40})", word), word
+            assert re.fullmatch(
+                r"[\w-]+==[\d.]+|[\w-]+ @ git\+https://\S+@(v[\d.]+|[0-9a-f]{40})", word
+            ), word
 
 
 @every_notebook

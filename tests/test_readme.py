@@ -1,4 +1,6 @@
-"""The README is true: its examples run as they stand, its links and files exist, its commands are those of the program."""
+"""The README is true: its examples run as they stand, its links and files exist, its commands are
+those of the program.
+"""
 
 import re
 from pathlib import Path
@@ -20,14 +22,16 @@ def test_every_python_example_runs(capsys, tmp_path, monkeypatch):
     for source in FENCES:
         names: dict = {}
         exec(compile(source, "README.md", "exec"), names)
-    # what the text below the example says that it prints, and how far another CPU's rounding was seen to move it
+    # what the text below the example says that it prints, and how far another CPU's rounding was
+    # seen to move it
     said = re.search(r"printed `([\d.]+) ([\d.]+) (\[.*?\]) (\d+) of (\d+)`", README)
     printed = re.fullmatch(r"([\d.]+) ([\d.]+) (\[.*?\]) (\d+) of (\d+)\n", capsys.readouterr().out)
     assert said and printed
     assert float(printed[1]) == pytest.approx(float(said[1]), abs=0.02)
     assert printed[2] in ("0.5", "0.7") and printed[5] == said[5]
     assert int(printed[4]) == pytest.approx(int(said[4]), rel=0.25)
-    # and it does what it is there for: rows leave at different depths, for less work, with the answers of the replay
+    # and it does what it is there for: rows leave at different depths, for less work, with the
+    # answers of the replay
     dx, halted, step, x, test = (names[n] for n in ("dx", "halted", "step", "x", "test"))
     assert len(set(halted.exit_depth.tolist())) > 1
     assert int(halted.exit_depth.sum()) <= int(halted.rows_executed) < 6 * 397 // 2
@@ -38,7 +42,11 @@ def test_every_python_example_runs(capsys, tmp_path, monkeypatch):
 def test_the_first_example_is_short_and_takes_nothing_but_jax_and_data():
     assert len(FENCES[0].splitlines()) <= 30
     imported = re.findall(r"^(?:import|from) (.*)$", FENCES[0], flags=re.MULTILINE)
-    assert imported == ["jax, jax.numpy as jnp", "sklearn.datasets import load_digits", "dynexit as dx"]
+    assert imported == [
+        "jax, jax.numpy as jnp",
+        "sklearn.datasets import load_digits",
+        "dynexit as dx",
+    ]
 
 
 def test_every_command_that_is_described_is_one_of_the_program():
@@ -63,6 +71,10 @@ def test_tests_that_are_named_exist(page):
 
 def test_the_table_of_results_has_its_columns_and_experiments():
     table = README.split("<!-- results -->\n")[1].split("<!-- /results -->")[0].strip().splitlines()
-    assert table[0].count("|") == 9 and "measured speed-up" in table[0] and "efficiency (masked)" in table[0]
+    assert (
+        table[0].count("|") == 9
+        and "measured speed-up" in table[0]
+        and "efficiency (masked)" in table[0]
+    )
     assert all(row.count("|") == 9 for row in table)
     assert len(table) > 2 and all(re.match(r"\| `experiments/\w+\.py", row) for row in table[2:])

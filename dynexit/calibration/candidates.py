@@ -1,9 +1,11 @@
-"""Candidate thresholds from the confidences of a calibration split: solved for wanted fractions, or one for all exits.
+"""Candidate thresholds from the confidences of a calibration split: solved for wanted fractions, or
+one for all exits.
 
-A row leaves where `score > threshold`. A threshold that must release a score s itself therefore lies just below s, and the rows
-released are those of the literature's `score >= s`. It lies 1e-6 below, relatively, and not one float: the same score computed by
-another program differs in its last bits, and where many probabilities round to 1 that would hold back a crowd. Thresholds are
-`[E-1]`: the last exit takes everyone.
+A row leaves where `score > threshold`. A threshold that must release a score s itself therefore
+lies just below s, and the rows released are those of the literature's `score >= s`. It lies 1e-6
+below, relatively, and not one float: the same score computed by another program differs in its last
+bits, and where many probabilities round to 1 that would hold back a crowd. Thresholds are `[E-1]`:
+the last exit takes everyone.
 """
 
 from typing import Any
@@ -37,11 +39,14 @@ def geometric_fractions(ratios: Any, exits: int) -> np.ndarray:
       >>> geometric_fractions([0.5, 1.0], 2).round(3).tolist()
       [[0.667, 0.333], [0.5, 0.5]]
 
-    Source: Huang et al. 2018, MSDNet, whose constant probability q of leaving is 1 - r; with r above 1 as in the released code.
+    Source: Huang et al. 2018, MSDNet, whose constant probability q of leaving is 1 - r; with r
+      above 1 as in the released code.
     """
     ratios = np.asarray(ratios, np.float64)
     if ratios.ndim != 1 or not (np.isfinite(ratios) & (ratios > 0)).all():
-        raise ValueError(f"`ratios` must be finite numbers above 0 of shape [K], got {ratios.tolist()}")
+        raise ValueError(
+            f"`ratios` must be finite numbers above 0 of shape [K], got {ratios.tolist()}"
+        )
     log_p = np.log(ratios)[:, None] * np.arange(positive_integer(exits, "exits"))
     p = np.exp(log_p - log_p.max(axis=1, keepdims=True))
     return p / p.sum(axis=1, keepdims=True)
@@ -55,7 +60,8 @@ def quotas(fractions: Any, rows: int) -> np.ndarray:
       rows: M.
 
     Returns:
-      int64 `[..., E-1]`. A product within 1e-9 of the next integer counts as it: 100 x 0.29 is 29, and not 28.
+      int64 `[..., E-1]`. A product within 1e-9 of the next integer counts as it: 100 x 0.29 is 29,
+      and not 28.
 
     Raises:
       ValueError: fractions that are negative or do not sum to 1.
@@ -66,17 +72,24 @@ def quotas(fractions: Any, rows: int) -> np.ndarray:
     """
     fractions = np.asarray(fractions, np.float64)
     if fractions.ndim == 0 or fractions.shape[-1] == 0:
-        raise ValueError(f"`fractions` must have shape [..., E] with at least one exit, got shape {fractions.shape}")
-    if not (fractions >= 0).all() or not np.allclose(fractions.sum(axis=-1), 1.0, rtol=0, atol=1e-6):
-        raise ValueError(f"`fractions` must be at least 0 and sum to 1 over the exits, got {fractions.tolist()}")
+        raise ValueError(
+            f"`fractions` must have shape [..., E] with at least one exit, got shape {fractions.shape}"
+        )
+    if not (fractions >= 0).all() or not np.allclose(
+        fractions.sum(axis=-1), 1.0, rtol=0, atol=1e-6
+    ):
+        raise ValueError(
+            f"`fractions` must be at least 0 and sum to 1 over the exits, got {fractions.tolist()}"
+        )
     return np.floor(rows * fractions[..., :-1] + 1e-9).astype(np.int64)
 
 
 def msdnet_thresholds(confidence: Array, fractions: Any) -> Array:
     """Thresholds with which wanted fractions of the rows leave at each exit.
 
-    Exit by exit, with m = floor(M p_e) among the rows that remain: T_e lies just below the m-th highest confidence, and the rows
-    at or above that leave. A quota of 0 gives +inf, one above the number of rows left gives -inf. Ties leave together, so the
+    Exit by exit, with m = floor(M p_e) among the rows that remain: T_e lies just below the m-th
+    highest confidence, and the rows at or above that leave. A quota of 0 gives +inf, one above the
+    number of rows left gives -inf. Ties leave together, so the
     achieved fractions may exceed the wanted ones: report the achieved.
 
     Args:
@@ -95,27 +108,32 @@ def msdnet_thresholds(confidence: Array, fractions: Any) -> Array:
       >>> (confidence[0] > t[0]).tolist()
       [True, True, False, False]
 
-    Source: Huang et al. 2018, MSDNet, budgeted batch; released code, with `>` of a float just below for its `>=`.
+    Source: Huang et al. 2018, MSDNet, budgeted batch; released code, with `>` of a float just below
+      for its `>=`.
     """
     confidence = _confidence(confidence)
     exits, rows = confidence.shape
     fractions = np.asarray(fractions, np.float64)
     if fractions.ndim not in (1, 2) or fractions.shape[-1] != exits:
-        raise ValueError(f"`fractions` must have shape [E] or [K, E] with E = {exits}, got {fractions.shape}")
+        raise ValueError(
+            f"`fractions` must have shape [E] or [K, E] with E = {exits}, got {fractions.shape}"
+        )
     wanted = jnp.asarray(quotas(np.atleast_2d(fractions), rows), jnp.int32)
     thresholds = _solve(confidence[:-1], wanted)
     return thresholds if fractions.ndim == 2 else thresholds[0]
 
 
 def shared_thresholds(confidence: Array, count: int) -> Array:
-    """One threshold for all exits, just below evenly spaced quantiles of the confidences of all early exits together.
+    """One threshold for all exits, just below evenly spaced quantiles of the confidences of all
+    early exits together.
 
     Args:
       confidence: `[E, M]`, higher is surer.
       count: K, at least 1.
 
     Returns:
-      float32 `[K, E-1]`, rising; the last row is +inf, full depth. NaNs among the confidences are left out.
+      float32 `[K, E-1]`, rising; the last row is +inf, full depth. NaNs among the confidences are
+      left out.
 
     Raises:
       TypeError, ValueError: `count` is no integer or below 1, `confidence` is not `[E, M]`.
@@ -136,7 +154,8 @@ def shared_thresholds(confidence: Array, count: int) -> Array:
 
 
 def threshold_candidates(confidence: Array, ratios: Any = RATIOS, shared: int = 40) -> Array:
-    """Operating points worth comparing: MSDNet's geometric family, thresholds shared by all exits, and full depth.
+    """Operating points worth comparing: MSDNet's geometric family, thresholds shared by all exits,
+    and full depth.
 
     Args:
       confidence: `[E, M]`, higher is surer.
@@ -183,5 +202,7 @@ def _just_below(score: Array) -> Array:
 
 def _confidence(confidence: Array) -> Array:
     if jnp.ndim(confidence) != 2 or 0 in jnp.shape(confidence):
-        raise ValueError(f"`confidence` must have shape [E, M], none of them 0, got {jnp.shape(confidence)}")
+        raise ValueError(
+            f"`confidence` must have shape [E, M], none of them 0, got {jnp.shape(confidence)}"
+        )
     return jnp.asarray(confidence, jnp.float32)

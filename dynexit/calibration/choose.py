@@ -26,8 +26,8 @@ class Choice(NamedTuple):
       index: its place among the candidates.
       accuracy: on the calibration split; the accuracy to report is that of the test split.
       accuracy_full: of full depth, on the same rows.
-      standard_error: of accuracy - accuracy_full, from paired rows. It holds for a point fixed beforehand: the best of many looks
-        better than it is, by about this much.
+      standard_error: of accuracy - accuracy_full, from paired rows. It holds for a point fixed
+        beforehand: the best of many looks better than it is, by about this much.
       cost: mean FLOPs per row.
       cost_fraction: of full depth's.
       mean_depth: mean exits evaluated per row, in 1..E.
@@ -65,13 +65,16 @@ def choose(
     grade: Callable[[Any, Any], Any] = exact,
     full_cost: float | None = None,
 ) -> Choice:
-    """The cheapest point that loses at most so much accuracy, or the most accurate that costs at most so much.
+    """The cheapest point that loses at most so much accuracy, or the most accurate that costs at
+    most so much.
 
     Exactly one of the two rules:
-      accept_loss: cheapest with accuracy >= accuracy of full depth - accept_loss; equal costs: the more accurate. With
-        `accept_flips` also: at most that fraction of the rows right at full depth and wrong at the point, whatever other rows
-        gain; a stricter promise, for splits so small that gains and losses cancel by luck.
-      budget: most accurate with mean cost <= budget x cost of full depth; equal accuracies: the cheaper.
+      accept_loss: cheapest with accuracy >= accuracy of full depth - accept_loss; equal costs: the
+        more accurate. With `accept_flips` also: at most that fraction of the rows right at full
+        depth and wrong at the point, whatever other rows gain; a stricter promise, for splits so
+        small that gains and losses cancel by luck.
+      budget: most accurate with mean cost <= budget x cost of full depth; equal accuracies: the
+        cheaper.
 
     Args:
       predictions: of the calibration split.
@@ -80,20 +83,22 @@ def choose(
       accept_loss: fraction of the rows, in 0..1.
       budget: fraction of full depth's FLOPs, in 0..1, 0 excluded.
       accept_flips: fraction of the rows, in 0..1, or None for any.
-      full_cost: FLOPs of full depth, which `budget` is a fraction of; None for the last of `costs`. The plain network costs a
-        little less than one that reads all its exits.
+      full_cost: FLOPs of full depth, which `budget` is a fraction of; None for the last of `costs`.
+        The plain network costs a little less than one that reads all its exits.
 
     Returns:
       `Choice`.
 
     Raises:
       NoPoint: none meets the rule.
-      ValueError: predictions of the train or test split, NaNs among them or among `points`, both or neither rule.
+      ValueError: predictions of the train or test split, NaNs among them or among `points`, both or
+        neither rule.
       TypeError: labels that are not integers.
 
     Example:
       >>> import dynexit as dx
-      >>> logits = jnp.array([[[9.0, 0.0], [0.1, 0.0]], [[9.0, 0.0], [0.0, 9.0]]])  # [E=2, M=2, C=2]: row 1 needs exit 1
+      # [E=2, M=2, C=2]: row 1 needs exit 1
+      >>> logits = jnp.array([[[9.0, 0.0], [0.1, 0.0]], [[9.0, 0.0], [0.0, 9.0]]])
       >>> known = Predictions("calibration", logits, np.array([0, 1]), "digest")
       >>> rule = lambda point: dx.criteria.max_probability_above(point["threshold"])
       >>> points = {"threshold": jnp.array([[0.5], [0.9], [jnp.inf]])}
@@ -101,12 +106,15 @@ def choose(
       >>> choice.index, choice.cost_fraction, choice.accuracy
       (1, 0.75, 1.0)
 
-    Source: the rule of Kaya et al. 2019, SDN, with the loss absolute and not relative; the budget of Huang et al. 2018, MSDNet.
+    Source: the rule of Kaya et al. 2019, SDN, with the loss absolute and not relative; the budget
+      of Huang et al. 2018, MSDNet.
     """
     _refuse_split(predictions.split)
     if (accept_loss is None) == (budget is None):
         both = "neither" if accept_loss is None else "both"
-        raise ValueError(f"exactly one of `accept_loss` and `budget` must be given, got {both}; they are two different rules")
+        raise ValueError(
+            f"exactly one of `accept_loss` and `budget` must be given, got {both}; they are two different rules"
+        )
     _refuse_nan(predictions.outputs)
     for path, leaf in jax.tree_util.tree_flatten_with_path(points)[0]:
         if np.isnan(np.asarray(leaf, np.float64)).any():
@@ -160,7 +168,9 @@ def _cheapest(found: Curve, accept_loss: float, accept_flips: float) -> tuple[in
     for name, value in (("accept_loss", accept_loss), ("accept_flips", accept_flips)):
         if not 0 <= value <= 1:
             raise ValueError(f"`{name}` must lie in 0..1, a fraction of the rows, got {value}")
-    allowed = (found.accuracy >= found.accuracy_full - accept_loss - SLACK) & (found.flips <= accept_flips + SLACK)
+    allowed = (found.accuracy >= found.accuracy_full - accept_loss - SLACK) & (
+        found.flips <= accept_flips + SLACK
+    )
     if not allowed.any():
         raise NoPoint(
             f"`points` hold none that loses at most {accept_loss:g} of accuracy {found.accuracy_full:.4f}; the best has "
@@ -168,13 +178,22 @@ def _cheapest(found: Curve, accept_loss: float, accept_flips: float) -> tuple[in
         )
     order = np.lexsort((-found.accuracy, found.cost))
     k = int(order[allowed[order]][0])
-    flips = "" if accept_flips == 1 else f" and turns at most {accept_flips:g} of the rows from right to wrong"
-    return k, f"cheapest of {len(allowed)} points that loses at most {accept_loss:g} of full depth's accuracy{flips}"
+    flips = (
+        ""
+        if accept_flips == 1
+        else f" and turns at most {accept_flips:g} of the rows from right to wrong"
+    )
+    return (
+        k,
+        f"cheapest of {len(allowed)} points that loses at most {accept_loss:g} of full depth's accuracy{flips}",
+    )
 
 
 def _most_accurate(found: Curve, budget: float | None, full: float) -> tuple[int, str]:
     if budget is None or not 0 < budget <= 1:
-        raise ValueError(f"`budget` must lie in 0..1, 0 excluded, a fraction of full depth's FLOPs, got {budget}")
+        raise ValueError(
+            f"`budget` must lie in 0..1, 0 excluded, a fraction of full depth's FLOPs, got {budget}"
+        )
     allowed = found.cost <= budget * full * (1 + SLACK)
     if not allowed.any():
         least = np.ceil(1e4 * found.cost.min() / full) / 1e4
@@ -184,7 +203,10 @@ def _most_accurate(found: Curve, budget: float | None, full: float) -> tuple[int
         )
     order = np.lexsort((found.cost, -found.accuracy))
     k = int(order[allowed[order]][0])
-    return k, f"most accurate of {len(allowed)} points that costs at most {budget:g} of full depth's FLOPs"
+    return (
+        k,
+        f"most accurate of {len(allowed)} points that costs at most {budget:g} of full depth's FLOPs",
+    )
 
 
 def _refuse_split(split: str) -> None:
@@ -193,7 +215,9 @@ def _refuse_split(split: str) -> None:
         "train": "the network has fitted these rows, so its confidences on them are too high and new rows would leave later",
     }.get(split, "thresholds are chosen on the calibration split alone")
     if split != "calibration":
-        raise ValueError(f"`predictions` are of the {split!r} split: {why}. Pass those of the 'calibration' split")
+        raise ValueError(
+            f"`predictions` are of the {split!r} split: {why}. Pass those of the 'calibration' split"
+        )
 
 
 def _refuse_nan(outputs: PyTree) -> None:

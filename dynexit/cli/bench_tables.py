@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from dynexit.cli.pipeline import hardware, table
+from dynexit.runs.pipeline import hardware, table
 
 CELL = ("block", "width", "tokens", "depth", "dtype", "batch", "distribution", "asked")
 NEAR = 1.05  # of the quickest: near enough
@@ -35,16 +35,33 @@ def show(records: Sequence[dict]) -> None:
     ]
     r = records[0]
     title = f"{r['block']}, width {r['width']}, {r['tokens']} tokens, {r['depth']} blocks, {r['dtype']}, batch {r['batch']}: "
-    head = ("program", "seconds", "lowest-highest", "speed-up", "efficiency", "occupancy", "compile s", "temp MiB", "text KiB")
-    table(f"{hardware()}\n{title}{r['distribution']}, mean depth {r['mean']:.0%}", head, rows, width=125)
+    head = (
+        "program",
+        "seconds",
+        "lowest-highest",
+        "speed-up",
+        "efficiency",
+        "occupancy",
+        "compile s",
+        "temp MiB",
+        "text KiB",
+    )
+    table(
+        f"{hardware()}\n{title}{r['distribution']}, mean depth {r['mean']:.0%}",
+        head,
+        rows,
+        width=125,
+    )
 
 
 def summarize(records: Sequence[dict], peers: Sequence[str]) -> None:
-    """Prints a row for every network, batch and load: the tuned choice beside the default, the masked loop and the peers.
+    """Prints a row for every network, batch and load: the tuned choice beside the default, the
+    masked loop and the peers.
 
     Args:
       records: of all cells.
-      peers: their names; the column is seconds of the peer / seconds tuned, empty where it was left out.
+      peers: their names; the column is seconds of the peer / seconds tuned, empty where it was left
+        out.
     """
     rows, ratios = [], []
     for group in by_load(records):
@@ -60,7 +77,9 @@ def summarize(records: Sequence[dict], peers: Sequence[str]) -> None:
             *(f"{by_name[name]['efficiency']:.2f}" for name in ("tuned", "compacted", "masked")),
         ]
         for name in (f"peer {p}" for p in peers):
-            row.append(f"{by_name[name]['seconds'] / tuned['seconds']:.2f}" if name in by_name else "")
+            row.append(
+                f"{by_name[name]['seconds'] / tuned['seconds']:.2f}" if name in by_name else ""
+            )
         if "tuned_over_best" in tuned:
             ratios.append(tuned["tuned_over_best"])
             row.append(f"{ratios[-1]:.2f}")

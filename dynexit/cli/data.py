@@ -23,7 +23,8 @@ def data(argv: Sequence[str]) -> int:
     if name not in PREPARABLE:
         near = difflib.get_close_matches(name, PREPARABLE, n=1)
         raise SettingsError(
-            f"NAME must be one of {', '.join(PREPARABLE)}, got {name!r}" + (f"; the nearest is {near[0]}" if near else "")
+            f"NAME must be one of {', '.join(PREPARABLE)}, got {name!r}"
+            + (f"; the nearest is {near[0]}" if near else "")
         )
     if name == "digits" and options["raw"] is not None:
         raise SettingsError("--raw is not for digits, which come with scikit-learn")

@@ -3,19 +3,26 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from dynexit.cli.pipeline import finish, recorded_rule, restored, say
 from dynexit.cli.positional import split
-from dynexit.cli.run_folder import reopen
 from dynexit.cli.settings import Flag, parse
+from dynexit.runs.pipeline import finish, recorded_rule, restored, say
+from dynexit.runs.run_folder import reopen
 
-EXPERIMENT = Flag("experiment", str | None, None, "experiment file to rebuild the model from; by default the one recorded")
+EXPERIMENT = Flag(
+    "experiment",
+    str | None,
+    None,
+    "experiment file to rebuild the model from; by default the one recorded",
+)
 
 
 def evaluate(argv: Sequence[str]) -> int:
     """Rebuilds the model from the experiment file and reports anew."""
     words, rest = split(argv, "dynexit evaluate RUN [--experiment FILE]")
     options, _ = parse(rest, "dynexit evaluate RUN", (EXPERIMENT,))
-    run = reopen(Path(words[0]), Path(options["experiment"]) if options["experiment"] else None, say)
+    run = reopen(
+        Path(words[0]), Path(options["experiment"]) if options["experiment"] else None, say
+    )
     experiment, params, step = restored(run)
     finish(run, experiment, params, step, recorded_rule(run))
     return 0

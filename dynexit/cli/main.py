@@ -27,7 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
       argv: the words behind `dynexit`; None for those of the process.
 
     Returns:
-      The exit code: 0; 2 for input that cannot be used, 1 for a failure of a known kind, 143 for a run that was stopped.
+      The exit code: 0; 2 for input that cannot be used, 1 for a failure of a known kind, 143 for a
+        run that was stopped.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -36,7 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _refuse(str(error), BAD_INPUT)
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            return _refuse(f"the disk is full: {error}. Free some space and run the same command again; a run goes on.", FAILED)
+            return _refuse(
+                f"the disk is full: {error}. Free some space and run the same command again; a run goes on.",
+                FAILED,
+            )
         raise
     except KeyboardInterrupt:
         return _refuse("stopped by the keyboard", 130)
@@ -51,7 +55,8 @@ def _dispatch(argv: list[str]) -> int:
         print(USAGE)
         return 0 if argv else BAD_INPUT
     command, rest = argv[0], argv[1:]
-    # each command is imported when it is asked for, and imports JAX only after the settings are accepted
+    # each command is imported when it is asked for, and imports JAX only after the settings are
+    # accepted
     if command == "train":
         from dynexit.cli.train import train as run
     elif command == "evaluate":
@@ -70,14 +75,22 @@ def _dispatch(argv: list[str]) -> int:
 
 
 def _is_known(error: Exception) -> bool:
-    """Whether the error is one of the project's own, whose message says all; looked up among loaded modules only."""
+    """Whether the error is one of the project's own, whose message says all; looked up among loaded
+    modules only.
+    """
     known = (
         ("dynexit.data.store", ("DataNotPrepared", "DataDamaged")),
         ("dynexit.training.loop", ("NonFiniteLoss",)),
         ("dynexit.training.checkpoints", ("CheckpointError",)),
         ("dynexit.calibration.choose", ("NoPoint",)),
     )
-    kinds = [getattr(sys.modules[m], n) for m, names in known if m in sys.modules for n in names if hasattr(sys.modules[m], n)]
+    kinds = [
+        getattr(sys.modules[m], n)
+        for m, names in known
+        if m in sys.modules
+        for n in names
+        if hasattr(sys.modules[m], n)
+    ]
     return isinstance(error, tuple(kinds))
 
 

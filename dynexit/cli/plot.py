@@ -4,12 +4,14 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from dynexit.cli.pipeline import REPORT
 from dynexit.cli.positional import split
-from dynexit.cli.run_folder import read
 from dynexit.cli.settings import Flag, SettingsError, parse
+from dynexit.runs.pipeline import REPORT
+from dynexit.runs.run_folder import read
 
-OUT = Flag("out", str, "comparison.png", "file to write; its ending gives the format (png, pdf, svg)")
+OUT = Flag(
+    "out", str, "comparison.png", "file to write; its ending gives the format (png, pdf, svg)"
+)
 
 
 def plot(argv: Sequence[str]) -> int:
@@ -23,7 +25,7 @@ def plot(argv: Sequence[str]) -> int:
     if not out.resolve().parent.is_dir():
         raise SettingsError(f"--out is in {out.resolve().parent}, which is not a folder")
 
-    from dynexit.analysis import plots
+    from dynexit.evaluation.reports import plots
 
     print(plots.compare_runs(contents, [Path(word).name or word for word in words], out))
     return 0
@@ -38,8 +40,12 @@ def finished(folder: Path) -> dict:
     read(folder)
     path = folder / REPORT
     if not path.exists():
-        raise SettingsError(f"{folder} has no {REPORT} yet: it has not finished; `dynexit train` with the same words goes on")
+        raise SettingsError(
+            f"{folder} has no {REPORT} yet: it has not finished; `dynexit train` with the same words goes on"
+        )
     try:
         return json.loads(path.read_text())
     except ValueError as error:
-        raise SettingsError(f"{path} is damaged: {error}; `dynexit evaluate {folder}` writes it again") from error
+        raise SettingsError(
+            f"{path} is damaged: {error}; `dynexit evaluate {folder}` writes it again"
+        ) from error

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from dynexit.cli.settings import SettingsError
 
 
-def split(argv: Sequence[str], usage: str, least: int = 1, most: int | None = 1) -> tuple[list[str], list[str]]:
+def split(
+    argv: Sequence[str], usage: str, least: int = 1, most: int | None = 1
+) -> tuple[list[str], list[str]]:
     """Positional words, which come first, and the rest.
 
     Raises:
@@ -15,7 +17,9 @@ def split(argv: Sequence[str], usage: str, least: int = 1, most: int | None = 1)
     words, rest = list(argv[:count]), list(argv[count:])
     asks_help = any(word in ("-h", "--help") for word in rest)
     if most is not None and len(words) > most:
-        raise SettingsError(f"unexpected argument {words[most]!r}; options are written --name value\nusage: {usage}")
+        raise SettingsError(
+            f"unexpected argument {words[most]!r}; options are written --name value\nusage: {usage}"
+        )
     if len(words) < least and not asks_help:
         raise SettingsError(f"usage: {usage}")
     return words, rest

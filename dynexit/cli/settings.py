@@ -1,4 +1,6 @@
-"""From an experiment file and a command line to settings, every fault named at once, before JAX is loaded."""
+"""From an experiment file and a command line to settings, every fault named at once, before JAX is
+loaded.
+"""
 
 import contextlib
 import dataclasses
@@ -63,7 +65,9 @@ def load(path: str | Path) -> ExperimentFile:
             f"{path} is not an experiment file: it defines no {', no '.join(missing)} (see experiments/template.py)"
         )
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return ExperimentFile(path, path.stem, digest, module.__doc__ or "", module.Settings(), module.SMOKE, module.build)
+    return ExperimentFile(
+        path, path.stem, digest, module.__doc__ or "", module.Settings(), module.SMOKE, module.build
+    )
 
 
 def _nearby(path: Path) -> str:
@@ -82,14 +86,18 @@ class Flag(NamedTuple):
     help: str
 
 
-def parse(argv: Sequence[str], prog: str, flags: Sequence[Flag], settings: Any = None, summary: str = "") -> tuple[dict, Any]:
-    """Reads `--name value` options into the values of `flags` and an instance of the dataclass of `settings`.
+def parse(
+    argv: Sequence[str], prog: str, flags: Sequence[Flag], settings: Any = None, summary: str = ""
+) -> tuple[dict, Any]:
+    """Reads `--name value` options into the values of `flags` and an instance of the dataclass of
+    `settings`.
 
     Args:
       argv: the words after the command's own positional ones.
       prog: what usage and messages call the command.
       flags: the command's own options.
-      settings: a frozen dataclass, possibly nested, whose values are the defaults; None where the command takes none.
+      settings: a frozen dataclass, possibly nested, whose values are the defaults; None where the
+        command takes none.
       summary: what `--help` says first.
 
     Returns:
@@ -104,7 +112,9 @@ def parse(argv: Sequence[str], prog: str, flags: Sequence[Flag], settings: Any =
     options = dataclasses.make_dataclass("options", fields, frozen=True)
     if any(word in ("-h", "--help") for word in argv):
         _tyro(options, ["--help"], prog, summary)
-    known = {flag.name: flag.type for flag in flags} | (dict(leaves(settings)) if settings is not None else {})
+    known = {flag.name: flag.type for flag in flags} | (
+        dict(leaves(settings)) if settings is not None else {}
+    )
     stray, groups = _grouped(argv)
     found = [f"unexpected argument {word!r}; options are written --name value" for word in stray]
     good: list[str] = []
@@ -122,7 +132,9 @@ def parse(argv: Sequence[str], prog: str, flags: Sequence[Flag], settings: Any =
         raise SettingsError(
             f"{len(found)} wrong setting{'s' if len(found) > 1 else ''}:\n{lines}\n`{prog} --help` shows every one."
         )
-    return {flag.name: getattr(parsed, flag.name) for flag in flags}, parsed.settings if settings is not None else None
+    return {
+        flag.name: getattr(parsed, flag.name) for flag in flags
+    }, parsed.settings if settings is not None else None
 
 
 def leaves(settings: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -145,7 +157,8 @@ def from_dict(default: Any, values: dict, where: str, say: Callable[[str], None]
     """The inverse of `to_dict`: an instance of `default`'s class.
 
     Args:
-      default: an instance of the class, for the nested classes and for settings that are newer than `values`.
+      default: an instance of the class, for the nested classes and for settings that are newer than
+        `values`.
       values: nested dicts.
       where: the file they come from, for messages.
       say: gets a line where a setting is not in `values`, and its default is taken.
@@ -161,12 +174,18 @@ def from_dict(default: Any, values: dict, where: str, say: Callable[[str], None]
             f"unknown {sorted(got - names)}"
         )
     for name in sorted(names - set(values)):
-        say(f"{where} is older than {type(default).__name__}.{name}: its default is taken, {getattr(default, name)!r}")
+        say(
+            f"{where} is older than {type(default).__name__}.{name}: its default is taken, {getattr(default, name)!r}"
+        )
     changed = {}
     for name, new in values.items():
         old = getattr(default, name)
         changed[name] = (
-            from_dict(old, new, where, say) if dataclasses.is_dataclass(old) else tuple(new) if isinstance(new, list) else new
+            from_dict(old, new, where, say)
+            if dataclasses.is_dataclass(old)
+            else tuple(new)
+            if isinstance(new, list)
+            else new
         )
     return dataclasses.replace(default, **changed)
 
@@ -186,7 +205,13 @@ def _with_help(flag: Flag) -> Any:
 def _tyro(options: type, argv: Sequence[str], prog: str, summary: str = "") -> Any:
     import tyro
 
-    return tyro.cli(options, args=list(argv), prog=prog, description=summary, config=(tyro.conf.FlagCreatePairsOff,))
+    return tyro.cli(
+        options,
+        args=list(argv),
+        prog=prog,
+        description=summary,
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
 
 
 def _grouped(argv: Sequence[str]) -> tuple[list[str], list[list[str]]]:
@@ -205,8 +230,13 @@ def _grouped(argv: Sequence[str]) -> tuple[list[str], list[list[str]]]:
 def _fault_of(group: Sequence[str], known: dict[str, Any], options: type, prog: str) -> str | None:
     name = group[0].removeprefix("--").replace("-", "_")
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.4) or [k for k in known if k.endswith(f".{name}")][:1]
-        return f"{group[0]} is not a setting" + (f"; the nearest is --{near[0].replace('_', '-')}" if near else "")
+        near = (
+            difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+            or [k for k in known if k.endswith(f".{name}")][:1]
+        )
+        return f"{group[0]} is not a setting" + (
+            f"; the nearest is --{near[0].replace('_', '-')}" if near else ""
+        )
     with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
         try:
             _tyro(options, group, prog)

@@ -5,44 +5,71 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dynexit.cli.pipeline import REPORT, finish, say
 from dynexit.cli.positional import split
-from dynexit.cli.run_folder import claim, default_folder
 from dynexit.cli.settings import ExperimentFile, Flag, SettingsError, load, parse
+from dynexit.runs.pipeline import REPORT, finish, say
+from dynexit.runs.run_folder import claim, default_folder
 
 USAGE = "dynexit train FILE [--run FOLDER] [--smoke] [--model.depth 6 ...]"
 STOPPED = 143  # what a shell calls a process that ended by SIGTERM
 
 
 def train(argv: Sequence[str]) -> int:
-    """Trains, calibrates, evaluates and reports; goes on with a run folder that was begun with the same settings.
+    """Trains, calibrates, evaluates and reports; goes on with a run folder that was begun with the
+    same settings.
 
     A run that had finished is not trained again: its weights are calibrated and measured anew.
     """
     words, rest = split(argv, USAGE)
     if not words:
-        print(f"usage: {USAGE}\n\n`dynexit train FILE --help` shows every setting of FILE with its default.")
+        print(
+            f"usage: {USAGE}\n\n`dynexit train FILE --help` shows every setting of FILE with its default."
+        )
         return 0
     file = load(words[0])
     flags = (
-        Flag("run", str | None, None, "run folder; by default runs/NAME-TIME. An interrupted run in it goes on"),
-        Flag("smoke", bool, False, "the same job in seconds: the file's SMOKE settings are the defaults"),
+        Flag(
+            "run",
+            str | None,
+            None,
+            "run folder; by default runs/NAME-TIME. An interrupted run in it goes on",
+        ),
+        Flag(
+            "smoke",
+            bool,
+            False,
+            "the same job in seconds: the file's SMOKE settings are the defaults",
+        ),
     )
     smoke = "--smoke" in rest
-    options, settings = parse(rest, f"dynexit train {words[0]}", flags, file.smoke if smoke else file.settings, file.summary)
+    options, settings = parse(
+        rest,
+        f"dynexit train {words[0]}",
+        flags,
+        file.smoke if smoke else file.settings,
+        file.summary,
+    )
 
     experiment = _built(file, settings)
     name = f"{file.name}-smoke" if smoke else file.name
-    run = claim(Path(options["run"]) if options["run"] else default_folder(name), file, settings, ["train", *argv], say)
+    run = claim(
+        Path(options["run"]) if options["run"] else default_folder(name),
+        file,
+        settings,
+        ["train", *argv],
+        say,
+    )
     if (run.folder / REPORT).exists():
         say(f"{run.folder} has finished before: its weights are calibrated and measured again")
 
-    from dynexit.training import fit
+    from dynexit.training.loop import fit
 
     fitted = fit(experiment, settings.training, run.folder, settings.seed)
     if fitted.stopped:
         again = resume_words(argv, run.folder)
-        say(f"stopped at step {int(fitted.step)} of {settings.training.steps}, resume with: dynexit train {again}")
+        say(
+            f"stopped at step {int(fitted.step)} of {settings.training.steps}, resume with: dynexit train {again}"
+        )
         return STOPPED
     finish(run, experiment, fitted.params, int(fitted.step), settings.calibration)
     return 0

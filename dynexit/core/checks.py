@@ -59,8 +59,14 @@ def entries(state: PyTree, names: Sequence[str], made_by: str) -> None:
       TypeError: entries are missing; the function that makes them is named.
     """
     if not isinstance(state, dict) or not set(names) <= set(state):
-        came = f"a dict with {sorted(state)}" if isinstance(state, dict) else f"a {type(state).__name__}"
-        raise TypeError(f"`state` must come from {made_by}, a dict with {sorted(names)}; got {came}")
+        came = (
+            f"a dict with {sorted(state)}"
+            if isinstance(state, dict)
+            else f"a {type(state).__name__}"
+        )
+        raise TypeError(
+            f"`state` must come from {made_by}, a dict with {sorted(names)}; got {came}"
+        )
 
 
 class Stage(NamedTuple):
@@ -88,7 +94,8 @@ def stages_of(step: Step | Sequence[Step], depth: int | Sequence[int]) -> tuple[
 
     Raises:
       TypeError: something else was handed in.
-      ValueError: depth 0, not a multiple, more than the step has weights for, or unequal numbers of steps and depths.
+      ValueError: depth 0, not a multiple, more than the step has weights for, or unequal numbers of
+        steps and depths.
     """
     if isinstance(step, Model):
         raise TypeError("`step` must be a dx.Step, got a dx.Model: hand in `model.steps(params)`")
@@ -101,7 +108,9 @@ def stages_of(step: Step | Sequence[Step], depth: int | Sequence[int]) -> tuple[
     steps = list(step) if isinstance(step, (tuple, list)) else [step]
     depths = list(depth) if isinstance(depth, (tuple, list)) else [depth]
     if not steps or len(steps) != len(depths):
-        raise ValueError(f"`step` has {len(steps)} stages and `depth` has {len(depths)}; both must have the same, at least 1")
+        raise ValueError(
+            f"`step` has {len(steps)} stages and `depth` has {len(depths)}; both must have the same, at least 1"
+        )
     stages, first, before = [], 0, 0
     for k, (s, d) in enumerate(zip(steps, depths, strict=True)):
         place = f"[{k}]" if several else ""
@@ -109,25 +118,34 @@ def stages_of(step: Step | Sequence[Step], depth: int | Sequence[int]) -> tuple[
             raise TypeError(f"`step{place}` must be a dx.Step, got {type(s).__name__}")
         d = positive_integer(d, f"depth{place}")
         if d % s.blocks:
-            raise ValueError(f"`depth{place}` is {d}, not a multiple of the {s.blocks} blocks that one step executes")
+            raise ValueError(
+                f"`depth{place}` is {d}, not a multiple of the {s.blocks} blocks that one step executes"
+            )
         if s.depth is not None and d > s.depth:
-            raise ValueError(f"`depth{place}` is {d}, and `step{place}` is made for {s.depth} blocks at most")
+            raise ValueError(
+                f"`depth{place}` is {d}, and `step{place}` is made for {s.depth} blocks at most"
+            )
         stages.append(Stage(s, d // s.blocks, first, before))
         first, before = first + d // s.blocks, before + d
     return tuple(stages)
 
 
-def check_step(stage: Stage, state: PyTree, name: str = "step", side: PyTree = None) -> tuple[PyTree, PyTree]:
+def check_step(
+    stage: Stage, state: PyTree, name: str = "step", side: PyTree = None
+) -> tuple[PyTree, PyTree]:
     """Shapes of the state and output that a stage's step returns for `state`, traced and not run.
 
     Raises:
-      TypeError, ValueError: the step returned no pair, a leaf lost its row axis, or the state of a stage of several steps
-        changed structure, shape or dtype; the leaf is named. Likewise with `side`.
+      TypeError, ValueError: the step returned no pair, a leaf lost its row axis, or the state of a
+        stage of several steps changed structure, shape or dtype; the leaf is named. Likewise with
+        `side`.
     """
     rows = batch_size(state)
     result = _traced(stage, shapes(state), rows, name, shapes(side))
     if not (isinstance(result, tuple) and len(result) == 2):
-        raise TypeError(f"`{name}.apply` must return the pair (state, output), got {type(result).__name__}")
+        raise TypeError(
+            f"`{name}.apply` must return the pair (state, output), got {type(result).__name__}"
+        )
     new, output = result
     for what, tree in (("state", new), ("output", output)):
         for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
@@ -137,13 +155,17 @@ def check_step(stage: Stage, state: PyTree, name: str = "step", side: PyTree = N
                     f"{list(leaf.shape)}; its leading axis must be the {rows} rows"
                 )
     if not jax.tree.leaves(output):
-        raise ValueError(f"`{name}.apply` returned an output without arrays; an exit must give something to read")
+        raise ValueError(
+            f"`{name}.apply` returned an output without arrays; an exit must give something to read"
+        )
     if stage.steps > 1:
         if jax.tree.structure(new) != jax.tree.structure(state):
             raise TypeError(
                 f"`{name}.apply` changed the structure of the state from {jax.tree.structure(state)} to {jax.tree.structure(new)}"
             )
-        for (path, a), b in zip(jax.tree_util.tree_flatten_with_path(state)[0], jax.tree.leaves(new), strict=True):
+        for (path, a), b in zip(
+            jax.tree_util.tree_flatten_with_path(state)[0], jax.tree.leaves(new), strict=True
+        ):
             if jnp.shape(a) != b.shape or jnp.result_type(a) != b.dtype:
                 raise ValueError(
                     f"`{name}.apply` changed state{jax.tree_util.keystr(path)} from {describe(a)} to {describe(b)}; steps that "
@@ -155,8 +177,12 @@ def check_step(stage: Stage, state: PyTree, name: str = "step", side: PyTree = N
 def _traced(stage: Stage, state: PyTree, rows: int, name: str, side: PyTree) -> Any:
     """What the step returns; where there is a side, without it and after a check that it was kept."""
     if side is None:
-        return jax.eval_shape(lambda s: stage.step.apply(stage.step.select(jnp.int32(0)), jnp.int32(0), s), state)
-    apply = lambda s, rows, side: stage.step.apply(stage.step.select(jnp.int32(0)), jnp.int32(0), s, rows, side)
+        return jax.eval_shape(
+            lambda s: stage.step.apply(stage.step.select(jnp.int32(0)), jnp.int32(0), s), state
+        )
+    apply = lambda s, rows, side: stage.step.apply(
+        stage.step.select(jnp.int32(0)), jnp.int32(0), s, rows, side
+    )
     result = jax.eval_shape(apply, state, jax.ShapeDtypeStruct((rows,), jnp.int32), side)
     if not (isinstance(result, tuple) and len(result) == 3):
         raise TypeError(
@@ -164,7 +190,9 @@ def _traced(stage: Stage, state: PyTree, rows: int, name: str, side: PyTree) -> 
             + (f"a tuple of {len(result)}" if isinstance(result, tuple) else type(result).__name__)
         )
     same = jax.tree.structure(result[2]) == jax.tree.structure(side)
-    if not same or [describe(a) for a in jax.tree.leaves(side)] != [describe(a) for a in jax.tree.leaves(result[2])]:
+    if not same or [describe(a) for a in jax.tree.leaves(side)] != [
+        describe(a) for a in jax.tree.leaves(result[2])
+    ]:
         raise ValueError(
             f"`{name}.apply` changed the side from {described(side)} to {described(result[2])}; it must keep its shapes and types"
         )
@@ -191,16 +219,18 @@ def check_outputs_agree(outputs: Sequence[PyTree]) -> None:
 
 
 def check_row_independence(step: Step, state: PyTree, i: int = 0, tolerance: float = 1e-4) -> None:
-    """Runs a step on a batch whole, permuted and split, and refuses it where a row's result depends on its company.
+    """Runs a step on a batch whole, permuted and split, and refuses it where a row's result depends
+    on its company.
 
-    Rows that are independent may be packed, permuted and run alone, which is what the engine does. Batch statistics, batch-wide
-    maxima and attention across rows break it.
+    Rows that are independent may be packed, permuted and run alone, which is what the engine does.
+    Batch statistics, batch-wide maxima and attention across rows break it.
 
     Args:
       step: the step to try.
       state: a batch of at least two different rows, leaves `[B, ...]`.
       i: which block.
-      tolerance: largest difference allowed, relative to the largest magnitude of the leaf (sums are reordered).
+      tolerance: largest difference allowed, relative to the largest magnitude of the leaf (sums are
+        reordered).
 
     Raises:
       ValueError: a row differs; the leaf and the row are named.
@@ -212,7 +242,9 @@ def check_row_independence(step: Step, state: PyTree, i: int = 0, tolerance: flo
     """
     rows = batch_size(state)
     if rows < 2:
-        raise ValueError("`state` must have at least 2 rows to test that they are independent, got 1")
+        raise ValueError(
+            "`state` must have at least 2 rows to test that they are independent, got 1"
+        )
     apply = jax.jit(lambda s: step.apply(step.select(jnp.int32(i)), jnp.int32(i), s))
     whole = apply(state)
     order = jnp.asarray(np.random.default_rng(0).permutation(rows))
@@ -222,7 +254,9 @@ def check_row_independence(step: Step, state: PyTree, i: int = 0, tolerance: flo
     parts = [apply(take(state, part)) for part in (jnp.arange(cut), jnp.arange(cut, rows))]
     split = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
     for how, other in (("permuting the batch", permuted), ("splitting the batch", split)):
-        for (path, a), b in zip(jax.tree_util.tree_flatten_with_path(whole)[0], jax.tree.leaves(other), strict=True):
+        for (path, a), b in zip(
+            jax.tree_util.tree_flatten_with_path(whole)[0], jax.tree.leaves(other), strict=True
+        ):
             row = _first_difference(a, b, tolerance)
             if row is not None:
                 where = ("state", "output")[path[0].idx] + jax.tree_util.keystr(path[1:])
@@ -233,7 +267,10 @@ def check_row_independence(step: Step, state: PyTree, i: int = 0, tolerance: flo
 
 
 def _first_difference(a: Array, b: Array, tolerance: float) -> int | None:
-    x, y = (np.asarray(v.astype(jnp.float32)) if jnp.issubdtype(v.dtype, jnp.number) else np.asarray(v) for v in (a, b))
+    x, y = (
+        np.asarray(v.astype(jnp.float32)) if jnp.issubdtype(v.dtype, jnp.number) else np.asarray(v)
+        for v in (a, b)
+    )
     if np.issubdtype(x.dtype, np.number):
         scale = max(1.0, float(np.nanmax(np.abs(x), initial=0.0)))
         wrong = ~(np.isclose(x, y, rtol=0.0, atol=tolerance * scale, equal_nan=True))
@@ -250,5 +287,7 @@ def one_depth(model: Model) -> int:
       TypeError: the model has stages.
     """
     if not isinstance(model.depth, int):
-        raise TypeError(f"`model` must be one block or stack of blocks, not {len(model.depth)} stages")
+        raise TypeError(
+            f"`model` must be one block or stack of blocks, not {len(model.depth)} stages"
+        )
     return model.depth

@@ -1,8 +1,10 @@
-"""FLOPs and bytes of a function and of the exits of a network, from XLA's cost analysis; nothing is run.
+"""FLOPs and bytes of a function and of the exits of a network, from XLA's cost analysis; nothing is
+run.
 
-XLA counts the body of a loop once, whatever its trips. A `scan` (and a `fori_loop` of known length) is unrolled before counting
-here; the body of a `while_loop` stays counted once. So the cost of a network with exits is the cost of each step times how often
-it ran, which is what `step_costs` is for.
+XLA counts the body of a loop once, whatever its trips. A `scan` (and a `fori_loop` of known length)
+is unrolled before counting here; the body of a `while_loop` stays counted once. So the cost of a
+network with exits is the cost of each step times how often it ran, which is what `step_costs` is
+for.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +23,8 @@ class Cost(NamedTuple):
     """Cost of one call.
 
     Attributes:
-      flops: a multiply-add is 2; the program as written, so the same on every device. Transcendental functions are not counted.
+      flops: a multiply-add is 2; the program as written, so the same on every device.
+        Transcendental functions are not counted.
       bytes: read and written by the program as compiled for this device.
     """
 
@@ -45,8 +48,8 @@ def cost_of(f: Callable[..., Any], *args: PyTree) -> Cost:
     """Cost of `f(*args)`, compiled and not run.
 
     Args:
-      f: a function that `jax.jit` takes. Scans are counted by their length (and compiled at full length), the body of a
-        `while_loop` once.
+      f: a function that `jax.jit` takes. Scans are counted by their length (and compiled at full
+        length), the body of a `while_loop` once.
       args: arrays, or `jax.ShapeDtypeStruct` in their place.
 
     Returns:
@@ -60,17 +63,24 @@ def cost_of(f: Callable[..., Any], *args: PyTree) -> Cost:
     program = jax.make_jaxpr(f)(*args)
     flat = jaxpr_as_fun(ClosedJaxpr(_unrolled(program.jaxpr), program.consts))
     lowered = jax.jit(flat).lower(*jax.tree.leaves(args))
-    return Cost(_entry(lowered.cost_analysis(), "flops"), _entry(lowered.compile().cost_analysis(), "bytes accessed"))
+    return Cost(
+        _entry(lowered.cost_analysis(), "flops"),
+        _entry(lowered.compile().cost_analysis(), "bytes accessed"),
+    )
 
 
-def step_costs(step: Step | Sequence[Step], state: PyTree, depth: int | Sequence[int], rows: int = 8) -> Costs:
+def step_costs(
+    step: Step | Sequence[Step], state: PyTree, depth: int | Sequence[int], rows: int = 8
+) -> Costs:
     """What each step costs a row, block and exit head together; the embedding is not in it.
 
     Args:
-      step: a `Step`, or one per stage. The steps of a stage are taken to cost the same, and the first is measured.
+      step: a `Step`, or one per stage. The steps of a stage are taken to cost the same, and the
+        first is measured.
       state: arrays or shapes before the first step, leaves `[B, ...]`; B does not matter.
       depth: blocks; one number, or one per stage.
-      rows: batch at which the cost is counted and by which it is divided; the more rows, the less a row pays of the weights' bytes.
+      rows: batch at which the cost is counted and by which it is divided; the more rows, the less a
+        row pays of the weights' bytes.
 
     Returns:
       `Costs` of the step that ends at each exit; see `cumulative` for the way to it.
@@ -85,10 +95,14 @@ def step_costs(step: Step | Sequence[Step], state: PyTree, depth: int | Sequence
       array([512., 512., 512.])
     """
     rows = positive_integer(rows, "rows")
-    space = jax.tree.map(lambda s: jax.ShapeDtypeStruct((rows, *s.shape[1:]), s.dtype), shapes(state))
+    space = jax.tree.map(
+        lambda s: jax.ShapeDtypeStruct((rows, *s.shape[1:]), s.dtype), shapes(state)
+    )
     found: list[Cost] = []
     for stage in stages_of(step, depth):
-        cost = cost_of(lambda s, h: s.apply(s.select(jnp.int32(0)), jnp.int32(0), h), stage.step, space)
+        cost = cost_of(
+            lambda s, h: s.apply(s.select(jnp.int32(0)), jnp.int32(0), h), stage.step, space
+        )
         found += [cost] * stage.steps
         space, _ = check_step(stage, space)
     flops, moved = np.array(found, np.float64).T / rows

@@ -1,4 +1,6 @@
-"""Labels of a row: one class, or one for each of its places, some of which no loss and no score counts. Loads no JAX."""
+"""Labels of a row: one class, or one for each of its places, some of which no loss and no score
+counts. Loads no JAX.
+"""
 
 from typing import Any
 
@@ -54,7 +56,8 @@ def share(prediction: Any, labels: Any) -> Any:
 
 
 def check_labels(labels: Any, classes: int, source: str) -> None:
-    """Refuses labels that are no class: a loss takes one of C for a NaN, and one below 0 for the last classes.
+    """Refuses labels that are no class: a loss takes one of C for a NaN, and one below 0 for the
+    last classes.
 
     Args:
       labels: integers of any shape, on the host; of another type nothing is asked.
@@ -71,7 +74,12 @@ def check_labels(labels: Any, classes: int, source: str) -> None:
         ...
       ValueError: labels of `train` must lie in 0..2 (3 classes), or be -1 at places that do not count; got 3
     """
-    if not classes or getattr(labels, "dtype", None) is None or labels.dtype.kind not in "iu" or not labels.size:
+    if (
+        not classes
+        or getattr(labels, "dtype", None) is None
+        or labels.dtype.kind not in "iu"
+        or not labels.size
+    ):
         return
     for found in (int(labels.max()), int(labels.min())):
         if not (0 <= found < classes or found == IGNORED):
@@ -83,4 +91,6 @@ def check_labels(labels: Any, classes: int, source: str) -> None:
 
 def _check(prediction: Any, labels: Any) -> None:
     if prediction.shape != labels.shape:
-        raise ValueError(f"`prediction` must have the shape of `labels`, got {prediction.shape} and {labels.shape}")
+        raise ValueError(
+            f"`prediction` must have the shape of `labels`, got {prediction.shape} and {labels.shape}"
+        )

@@ -1,7 +1,9 @@
-"""Settings that every experiment shares: plain frozen dataclasses, so that they are read and refused before JAX is loaded.
+"""Settings that every experiment shares: plain frozen dataclasses, so that they are read and
+refused before JAX is loaded.
 
-An experiment file makes its own `Settings` dataclass out of these and of its own (`model`, `data`); each class may have a method
-`faults() -> list[str]` that names what is out of range or clashes, and `faults` below gathers them all.
+An experiment file makes its own `Settings` dataclass out of these and of its own (`model`, `data`);
+each class may have a method `faults() -> list[str]` that names what is out of range or clashes, and
+`faults` below gathers them all.
 """
 
 import dataclasses
@@ -48,7 +50,11 @@ class Training:
             *at_least(self, 1, "steps", "batch_size", "checkpoint_every", "keep", "log_every"),
             *between(self, 0.0, 1.0, "warmup"),
             *at_least(self, 0.0, "weight_decay", "clip"),
-            *([] if self.learning_rate > 0 else [f"learning_rate must be above 0, got {self.learning_rate}"]),
+            *(
+                []
+                if self.learning_rate > 0
+                else [f"learning_rate must be above 0, got {self.learning_rate}"]
+            ),
         ]
 
 
@@ -57,11 +63,17 @@ class Calibration:
     """How the operating point is chosen, from the calibration split alone."""
 
     accept_loss: float | None = 0.005
-    """accuracy that may be lost against full depth, as a fraction: the cheapest point within it is taken"""
+    """accuracy that may be lost against full depth, as a fraction: the cheapest point within it is
+    taken
+    """
     budget: float | None = None
-    """fraction of full-depth FLOPs that may be spent: the most accurate point within it is taken; replaces accept_loss"""
+    """fraction of full-depth FLOPs that may be spent: the most accurate point within it is taken;
+    replaces accept_loss
+    """
     accept_flips: float | None = None
-    """with accept_loss: fraction of rows that may turn from right at full depth to wrong, gains elsewhere not counted; None: any"""
+    """with accept_loss: fraction of rows that may turn from right at full depth to wrong, gains
+    elsewhere not counted; None: any
+    """
 
     def faults(self) -> list[str]:
         """Out-of-range values, one sentence each."""
@@ -71,7 +83,11 @@ class Calibration:
         if self.accept_flips is not None:
             found += between(self, 0.0, 1.0, "accept_flips")
         if self.budget is not None:
-            found += [] if 0 < self.budget <= 1 else [f"budget must lie above 0 and up to 1, got {self.budget}"]
+            found += (
+                []
+                if 0 < self.budget <= 1
+                else [f"budget must lie above 0 and up to 1, got {self.budget}"]
+            )
         if self.accept_loss is None and self.budget is None:
             found.append("accept_loss and budget: one of them must be given, got neither")
         return found
@@ -86,7 +102,9 @@ class Evaluation:
     repeats: int = 7
     """interleaved timings of each program; the median is reported"""
     timed_rows: int | None = None
-    """rows of the test split that are timed, in whole batches evenly spread; None: all. Answers are always of the whole split"""
+    """rows of the test split that are timed, in whole batches evenly spread; None: all. Answers are
+    always of the whole split
+    """
     tune: bool = True
     """measure what tiles cost and choose their sizes before timing (`dx.tune`)"""
 
@@ -98,21 +116,33 @@ class Evaluation:
 
 def at_least(settings, low: float, *names: str) -> list[str]:
     """Sentences for the fields `names` that are below `low`."""
-    return [f"{n} must be at least {low}, got {getattr(settings, n)}" for n in names if not getattr(settings, n) >= low]
+    return [
+        f"{n} must be at least {low}, got {getattr(settings, n)}"
+        for n in names
+        if not getattr(settings, n) >= low
+    ]
 
 
 def between(settings, low: float, high: float, *names: str) -> list[str]:
     """Sentences for the fields `names` that lie outside low..high."""
-    return [f"{n} must lie in {low}..{high}, got {getattr(settings, n)}" for n in names if not low <= getattr(settings, n) <= high]
+    return [
+        f"{n} must lie in {low}..{high}, got {getattr(settings, n)}"
+        for n in names
+        if not low <= getattr(settings, n) <= high
+    ]
 
 
 def faults(settings, path: str = "") -> list[str]:
-    """All faults of a tree of settings, each with its dotted path in front: unknown choices, and what is out of range."""
+    """All faults of a tree of settings, each with its dotted path in front: unknown choices, and
+    what is out of range.
+    """
     found, hints = [], typing.get_type_hints(type(settings))
     for field in dataclasses.fields(settings):
         value, allowed = getattr(settings, field.name), typing.get_args(hints[field.name])
         if typing.get_origin(hints[field.name]) is Literal and value not in allowed:
-            found.append(f"{path}{field.name} must be one of {', '.join(map(str, allowed))}, got {value!r}")
+            found.append(
+                f"{path}{field.name} must be one of {', '.join(map(str, allowed))}, got {value!r}"
+            )
     found += [f"{path}{sentence}" for sentence in getattr(settings, "faults", list)()]
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)

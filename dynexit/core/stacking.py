@@ -17,7 +17,8 @@ def stack(blocks: Sequence[PyTree]) -> PyTree:
       blocks: N trees of equal structure, shapes and dtypes.
 
     Raises:
-      ValueError: `blocks` is empty, or two blocks differ in structure, shape or dtype; the leaf is named.
+      ValueError: `blocks` is empty, or two blocks differ in structure, shape or dtype; the leaf is
+        named.
 
     Example:
       >>> stack([{"w": jnp.zeros(3)}, {"w": jnp.ones(3)}])["w"].shape
@@ -29,7 +30,9 @@ def stack(blocks: Sequence[PyTree]) -> PyTree:
     structure = jax.tree.structure(blocks[0])
     for k, block in enumerate(blocks):
         if jax.tree.structure(block) != structure:
-            raise ValueError(f"`blocks[{k}]` has structure {jax.tree.structure(block)}, `blocks[0]` has {structure}")
+            raise ValueError(
+                f"`blocks[{k}]` has structure {jax.tree.structure(block)}, `blocks[0]` has {structure}"
+            )
         for (path, a), b in zip(first, jax.tree.leaves(block), strict=True):
             if jnp.shape(a) != jnp.shape(b) or jnp.result_type(a) != jnp.result_type(b):
                 raise ValueError(
@@ -40,7 +43,9 @@ def stack(blocks: Sequence[PyTree]) -> PyTree:
 
 
 def take(params: PyTree, i: Any) -> PyTree:
-    """Block i's parameters out of stacked ones: leaves `[N, ...]` become `[...]`; `i` may be traced and is clamped to 0..N-1."""
+    """Block i's parameters out of stacked ones: leaves `[N, ...]` become `[...]`; `i` may be traced
+    and is clamped to 0..N-1.
+    """
     return jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, i, 0, keepdims=False), params)
 
 
@@ -53,7 +58,8 @@ def length(params: PyTree, name: str) -> int:
     """The leading size that all leaves share.
 
     Raises:
-      ValueError: there are no leaves, a leaf is a scalar, or the sizes differ; the message names the argument `name` and the leaf.
+      ValueError: there are no leaves, a leaf is a scalar, or the sizes differ; the message names
+        the argument `name` and the leaf.
     """
     leaves = jax.tree_util.tree_flatten_with_path(params)[0]
     if not leaves:
@@ -65,5 +71,8 @@ def length(params: PyTree, name: str) -> int:
             raise ValueError(f"{where} is a scalar; every leaf needs the same leading axis")
         sizes.setdefault(jnp.shape(leaf)[0], where)
     if len(sizes) > 1:
-        raise ValueError("leading axes differ: " + ", ".join(f"{where} has {size}" for size, where in sizes.items()))
+        raise ValueError(
+            "leading axes differ: "
+            + ", ".join(f"{where} has {size}" for size, where in sizes.items())
+        )
     return next(iter(sizes))

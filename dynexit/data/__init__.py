@@ -1,81 +1,30 @@
-"""Data: real images through tensorflow-datasets, and generated tasks; batches are pure functions of (seed, step).
-
-Each data set is a module with a function of the same name: `from dynexit.data.digits import digits`.
-"""
+"""Data sets and generated tasks; batches are pure functions of (seed, step)."""
 
 from typing import TYPE_CHECKING
 
 from dynexit._lazy import attach
 
 if TYPE_CHECKING:
-    from dynexit.data import (
-        addition,
-        augment,
-        chomsky,
-        copying,
-        digits,
-        fashion_mnist,
-        graph_algorithms,
-        graphs,
-        mazes,
-        parity,
-        prefix_sums,
-        prepare,
-        sudoku,
-    )
-    from dynexit.data.arrays import Splits, batch_indices, from_arrays, from_leaves, host_slice
-    from dynexit.data.procedural import generated
-    from dynexit.data.store import DataDamaged, DataNotPrepared, data_folder
+    from dynexit.data import augment as augment
+    from dynexit.data import prepare as prepare
+    from dynexit.data.source import Splits as Splits
+    from dynexit.data.source import batch_indices as batch_indices
+    from dynexit.data.source import from_arrays as from_arrays
+    from dynexit.data.source import from_leaves as from_leaves
+    from dynexit.data.source import host_slice as host_slice
+    from dynexit.data.store import DataDamaged as DataDamaged
+    from dynexit.data.store import DataNotPrepared as DataNotPrepared
+    from dynexit.data.store import data_folder as data_folder
+    from dynexit.data.tasks.addition import addition as addition
+    from dynexit.data.tasks.chomsky import chomsky as chomsky
+    from dynexit.data.tasks.copying import copying as copying
+    from dynexit.data.tasks.graphs import graphs as graphs
+    from dynexit.data.tasks.mazes import mazes as mazes
+    from dynexit.data.tasks.parity import parity as parity
+    from dynexit.data.tasks.prefix_sums import prefix_sums as prefix_sums
+    from dynexit.data.tasks.procedural import generated as generated
+    from dynexit.data.tasks.sudoku import sudoku as sudoku
+    from dynexit.data.vision.digits import digits as digits
+    from dynexit.data.vision.fashion_mnist import fashion_mnist as fashion_mnist
 
-__all__ = [
-    "DataDamaged",
-    "DataNotPrepared",
-    "Splits",
-    "addition",
-    "augment",
-    "batch_indices",
-    "chomsky",
-    "copying",
-    "data_folder",
-    "digits",
-    "fashion_mnist",
-    "from_arrays",
-    "from_leaves",
-    "generated",
-    "graph_algorithms",
-    "graphs",
-    "host_slice",
-    "mazes",
-    "parity",
-    "prefix_sums",
-    "prepare",
-    "sudoku",
-]
-
-__getattr__, __dir__ = attach(
-    __name__,
-    {
-        "addition": "",
-        "augment": "",
-        "chomsky": "",
-        "copying": "",
-        "digits": "",
-        "fashion_mnist": "",
-        "graph_algorithms": "",
-        "graphs": "",
-        "mazes": "",
-        "parity": "",
-        "prefix_sums": "",
-        "prepare": "",
-        "sudoku": "",
-        "Splits": "arrays",
-        "batch_indices": "arrays",
-        "from_arrays": "arrays",
-        "from_leaves": "arrays",
-        "host_slice": "arrays",
-        "generated": "procedural",
-        "DataDamaged": "store",
-        "DataNotPrepared": "store",
-        "data_folder": "store",
-    },
-)
+__getattr__, __dir__ = attach(__name__)

@@ -1,6 +1,8 @@
-"""Augmentation and scaling of images on the device: pure functions to compile, each example with its own draw.
+"""Augmentation and scaling of images on the device: pure functions to compile, each example with
+its own draw.
 
-`functools.partial` and `chain` make an experiment's `augment(key, inputs)` and `prepare(inputs)` of them:
+`functools.partial` and `chain` make an experiment's `augment(key, inputs)` and `prepare(inputs)` of
+them:
 
     augment = chain(functools.partial(random_crop, padding=2), random_flip)
     prepare = functools.partial(to_float, maximum=255.0, mean=0.286, std=0.353)
@@ -16,7 +18,8 @@ from dynexit.core.types import Array
 
 
 def random_crop(key: Array, images: Array, padding: int) -> Array:
-    """Shifts each image by up to `padding` pixels in both directions; what comes in from outside is 0.
+    """Shifts each image by up to `padding` pixels in both directions; what comes in from outside is
+    0.
 
     Args:
       key: consumed.
@@ -40,7 +43,9 @@ def random_crop(key: Array, images: Array, padding: int) -> Array:
         raise ValueError(f"`padding` must be at least 0, got {padding}.")
     corners = jax.random.randint(key, (images.shape[0], 2), 0, 2 * padding + 1)
     padded = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-    crop = lambda image, corner: jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), images.shape[1:])
+    crop = lambda image, corner: jax.lax.dynamic_slice(
+        image, (corner[0], corner[1], 0), images.shape[1:]
+    )
     return jax.vmap(crop)(padded, corners)
 
 
@@ -84,7 +89,8 @@ def cutout(key: Array, images: Array, size: int) -> Array:
       >>> int(cutout(jax.random.key(0), jnp.ones((1, 8, 8, 1)), 1).sum())
       63
 
-    Source: DeVries, Taylor 2017, arXiv 1708.04552, section 3.2. Here 0 is black; there the images are normalised first.
+    Source: DeVries, Taylor 2017, arXiv 1708.04552, section 3.2. Here 0 is black; there the images
+      are normalised first.
     """
     _check_images(images)
     if size < 1:
@@ -146,11 +152,15 @@ def to_float(inputs: Array, maximum: float, mean=0.0, std=1.0) -> Array:
     mean, std = np.asarray(mean, np.float32), np.asarray(std, np.float32)
     for name, value in (("mean", mean), ("std", std)):
         if value.shape not in ((), inputs.shape[-1:]):
-            raise ValueError(f"`{name}` must be a number or have shape {inputs.shape[-1:]}, got {value.shape}.")
+            raise ValueError(
+                f"`{name}` must be a number or have shape {inputs.shape[-1:]}, got {value.shape}."
+            )
     for name, value in (("maximum", np.asarray(maximum)), ("std", std)):
         if not (value > 0).all():
             raise ValueError(f"`{name}` must be above 0, got {value}.")
-    per_channel = lambda value: value.reshape((1,) * (inputs.ndim - 1) + (-1,)) if value.ndim else value
+    per_channel = lambda value: (
+        value.reshape((1,) * (inputs.ndim - 1) + (-1,)) if value.ndim else value
+    )
     scaled = inputs.astype(jnp.float32) / np.float32(maximum)
     return (scaled - per_channel(mean)) / per_channel(std)
 

@@ -1,4 +1,6 @@
-"""`dynexit data prepare NAME`: the only place that may use the network, and it says so before it does."""
+"""`dynexit data prepare NAME`: the only place that may use the network, and it says so before it
+does.
+"""
 
 import contextlib
 import os
@@ -11,12 +13,15 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-from dynexit.data import digits, fashion_mnist, store
+from dynexit.data import store
+from dynexit.data.vision import digits, fashion_mnist
 
 PREPARABLE = ("digits", "fashion_mnist")
 
 URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
-"""Where the authors of Fashion-MNIST put the four files; plain http, so what comes is believed only by its SHA-256."""
+"""Where the authors of Fashion-MNIST put the four files; plain http, so what comes is believed only
+by its SHA-256.
+"""
 
 PATIENCE = 4.0
 """Seconds to wait for the first answer of the server."""
@@ -30,13 +35,15 @@ def prepare(
 ) -> Path:
     """Writes a data set into the data folder, where `digits()` and `fashion_mnist()` read it.
 
-    The raw files of Fashion-MNIST are taken from `raw`, where it is given; else from where Debian's package
-    `dataset-fashion-mnist` puts them; else they are downloaded (30 MB), after a line on stderr that says so. Prepared
-    data that is already there is checked, and left alone if it is intact.
+    The raw files of Fashion-MNIST are taken from `raw`, where it is given; else from where Debian's
+    package `dataset-fashion-mnist` puts them; else they are downloaded (30 MB), after a line on
+    stderr that says so. Prepared data that is already there is checked, and left alone if it is
+    intact.
 
     Args:
       name: "digits" or "fashion_mnist".
-      raw: folder with the published files of Fashion-MNIST, each plain or as `.gz`; digits need none.
+      raw: folder with the published files of Fashion-MNIST, each plain or as `.gz`; digits need
+        none.
       folder: where to write, see `dynexit.data.store.data_folder`.
       progress: whether to show progress bars on stderr.
 
@@ -53,7 +60,9 @@ def prepare(
         raise ValueError(f"`name` must be one of {', '.join(PREPARABLE)}, got {name!r}.")
     if name == "digits":
         if raw is not None:
-            raise ValueError(f"`raw` must not be given for digits, which come with scikit-learn, got {os.fspath(raw)!r}.")
+            raise ValueError(
+                f"`raw` must not be given for digits, which come with scikit-learn, got {os.fspath(raw)!r}."
+            )
         return store.prepare(digits.RECIPE, digits.read_raw(), folder, progress)
     with _raw_folder(raw, progress) as found:
         arrays = fashion_mnist.read_raw(found)
@@ -75,25 +84,35 @@ def _raw_folder(raw: str | os.PathLike | None, progress: bool) -> Iterator[Path]
 def _download(place: Path, progress: bool) -> None:
     from tqdm import tqdm
 
-    print(f"Fashion-MNIST is not on this machine: downloading 30 MB from {URL}", file=sys.stderr, flush=True)
+    print(
+        f"Fashion-MNIST is not on this machine: downloading 30 MB from {URL}",
+        file=sys.stderr,
+        flush=True,
+    )
     _require_answer()
     for name in fashion_mnist.RAW:
         try:
             with (
                 urllib.request.urlopen(f"{URL}{name}.gz", timeout=30) as response,
-                tqdm.wrapattr(response, "read", total=response.length, desc=name, disable=not progress) as reader,
+                tqdm.wrapattr(
+                    response, "read", total=response.length, desc=name, disable=not progress
+                ) as reader,
                 open(place / f"{name}.gz", "wb") as file,
             ):
                 shutil.copyfileobj(reader, file)
         except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
-            raise store.DataNotPrepared(f"{URL}{name}.gz cannot be downloaded: {error}. {_OFFLINE}") from error
+            raise store.DataNotPrepared(
+                f"{URL}{name}.gz cannot be downloaded: {error}. {_OFFLINE}"
+            ) from error
 
 
 _OFFLINE = "Without a network: `apt install dataset-fashion-mnist`, or give the folder of the four files with `--raw FOLDER`."
 
 
 def _require_answer() -> None:
-    """Raises in seconds where there is no network; in a thread, because looking up a name knows no time limit."""
+    """Raises in seconds where there is no network; in a thread, because looking up a name knows no
+    time limit.
+    """
     faults: list[str] = ["no answer"]
 
     def ask() -> None:

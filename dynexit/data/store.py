@@ -1,11 +1,13 @@
-"""Prepared data on disk: array_record files written by a tensorflow-datasets builder, and decoded arrays beside them.
+"""Prepared data on disk: array_record files written by a tensorflow-datasets builder, and decoded
+arrays beside them.
 
-The records are what tensorflow-datasets and grain read (`builder(recipe).as_data_source("train")`). Decoding 70,000 of
-them takes 3 s and reading their arrays 0.3 s, so the decoded arrays are kept in one `.npz` beside them, whose name
-carries the SHA-256 of its content: damage is found on loading.
+The records are what tensorflow-datasets and grain read (`builder(recipe).as_data_source("train")`).
+Decoding 70,000 of them takes 3 s and reading their arrays 0.3 s, so the decoded arrays are kept in
+one `.npz` beside them, whose name carries the SHA-256 of its content: damage is found on loading.
 
-Where: `$DYNEXIT_DATA`, else `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`; below it `dynexit_NAME/1.0.0/`. The folder
-of a version appears by one rename when it is whole. Nothing here uses the network.
+Where: `$DYNEXIT_DATA`, else `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`; below it
+`dynexit_NAME/1.0.0/`. The folder of a version appears by one rename when it is whole. Nothing here
+uses the network.
 """
 
 import contextlib
@@ -58,8 +60,15 @@ class Recipe(NamedTuple):
 
 
 def data_folder(folder: str | os.PathLike | None = None) -> Path:
-    """Where data lives: `folder`, else `$DYNEXIT_DATA`, else `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`."""
-    chosen = folder or os.environ.get("DYNEXIT_DATA") or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    """Where data lives: `folder`, else `$DYNEXIT_DATA`, else `$TFDS_DATA_DIR`, else
+    `~/tensorflow_datasets`.
+    """
+    chosen = (
+        folder
+        or os.environ.get("DYNEXIT_DATA")
+        or os.environ.get("TFDS_DATA_DIR")
+        or "~/tensorflow_datasets"
+    )
     return Path(chosen).expanduser()
 
 
@@ -84,20 +93,28 @@ def load(recipe: Recipe, folder: str | os.PathLike | None = None) -> Arrays:
     """
     place = home(recipe, folder)
     if not place.is_dir():
-        raise DataNotPrepared(f"{recipe.name} is not prepared: {place} does not exist. {recipe.cure}")
+        raise DataNotPrepared(
+            f"{recipe.name} is not prepared: {place} does not exist. {recipe.cure}"
+        )
     kept = sorted(place.glob("arrays-*.npz"))
     if kept:
         return _read_arrays(recipe, kept[0])
     arrays = read_records(recipe, folder)
-    with contextlib.suppress(OSError):  # a read-only folder: decoding again next time is slower, not wrong
+    with contextlib.suppress(
+        OSError
+    ):  # a read-only folder: decoding again next time is slower, not wrong
         _write_arrays(place, arrays)
     return arrays
 
 
-def prepare(recipe: Recipe, arrays: Arrays, folder: str | os.PathLike | None = None, progress: bool = True) -> Path:
-    """Writes a data set as array_record files, reads them back and compares; a damaged earlier copy is replaced.
+def prepare(
+    recipe: Recipe, arrays: Arrays, folder: str | os.PathLike | None = None, progress: bool = True
+) -> Path:
+    """Writes a data set as array_record files, reads them back and compares; a damaged earlier copy
+    is replaced.
 
-    A process killed on the way leaves an `incomplete.*` folder that is never read and that the next call removes.
+    A process killed on the way leaves an `incomplete.*` folder that is never read and that the next
+    call removes.
 
     Args:
       recipe: the data set.
@@ -131,8 +148,14 @@ def prepare(recipe: Recipe, arrays: Arrays, folder: str | os.PathLike | None = N
     return place
 
 
-def builder(recipe: Recipe, folder: str | os.PathLike | None = None, arrays: Arrays | None = None, progress: bool = False):
-    """The tensorflow-datasets builder, which needs no TensorFlow; `as_data_source("train")` reads single records.
+def builder(
+    recipe: Recipe,
+    folder: str | os.PathLike | None = None,
+    arrays: Arrays | None = None,
+    progress: bool = False,
+):
+    """The tensorflow-datasets builder, which needs no TensorFlow; `as_data_source("train")` reads
+    single records.
 
     Args:
       recipe: the data set.
@@ -156,7 +179,11 @@ def builder(recipe: Recipe, folder: str | os.PathLike | None = None, arrays: Arr
                 supervised_keys=("image", "label"),
                 features=tfds.features.FeaturesDict(
                     {
-                        "image": tfds.features.Tensor(shape=recipe.shape, dtype=np.uint8, encoding=tfds.features.Encoding.BYTES),
+                        "image": tfds.features.Tensor(
+                            shape=recipe.shape,
+                            dtype=np.uint8,
+                            encoding=tfds.features.Encoding.BYTES,
+                        ),
                         "label": tfds.features.ClassLabel(names=list(recipe.classes)),
                     }
                 ),
@@ -169,14 +196,18 @@ def builder(recipe: Recipe, folder: str | os.PathLike | None = None, arrays: Arr
         def _generate_examples(self, images, labels):
             from tqdm import tqdm
 
-            for row in tqdm(range(len(images)), desc=recipe.name, unit="example", disable=not progress):
+            for row in tqdm(
+                range(len(images)), desc=recipe.name, unit="example", disable=not progress
+            ):
                 yield row, {"image": images[row], "label": int(labels[row])}
 
     return Builder(data_dir=os.fspath(data_folder(folder)), file_format="array_record")
 
 
 def read_records(recipe: Recipe, folder: str | os.PathLike | None = None) -> Arrays:
-    """Decodes every record, in the order of the raw files; some 25,000 examples a second. See `load`."""
+    """Decodes every record, in the order of the raw files; some 25,000 examples a second. See
+    `load`.
+    """
     place = home(recipe, folder)
     cure = f"Run `dynexit data prepare {recipe.name}` to write it again."
     arrays = {}
@@ -191,7 +222,9 @@ def read_records(recipe: Recipe, folder: str | os.PathLike | None = None) -> Arr
             )
     except ImportError:
         raise
-    except Exception as error:  # array_record, protobuf and tfds each raise their own kinds for damage
+    except (
+        Exception
+    ) as error:  # array_record, protobuf and tfds each raise their own kinds for damage
         raise DataDamaged(f"{place} is damaged: {type(error).__name__}: {error}. {cure}") from error
     if not arrays:
         raise DataDamaged(f"{place} is damaged: it holds no split. {cure}")
@@ -202,23 +235,33 @@ def _write(recipe: Recipe, arrays: Arrays, folder, progress: bool) -> None:
     import tensorflow_datasets as tfds
 
     place = home(recipe, folder)
-    config = tfds.download.DownloadConfig(try_download_gcs=False, compute_stats=tfds.download.ComputeStatsMode.SKIP)
+    config = tfds.download.DownloadConfig(
+        try_download_gcs=False, compute_stats=tfds.download.ComputeStatsMode.SKIP
+    )
     tfds.disable_progress_bar()  # its bars count shards and splits; ours counts examples
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # it announces a download where none happens
+        with contextlib.redirect_stdout(
+            io.StringIO()
+        ):  # it announces a download where none happens
             builder(recipe, folder, arrays, progress).download_and_prepare(download_config=config)
         if not _same(read_records(recipe, folder), arrays):
-            raise DataDamaged(f"{place}: the records read back differ from what was written. Check the disk.")
+            raise DataDamaged(
+                f"{place}: the records read back differ from what was written. Check the disk."
+            )
         _write_arrays(place, arrays)
     except BaseException as error:
         shutil.rmtree(place, ignore_errors=True)
-        if isinstance(error, RuntimeError) and os.strerror(errno.ENOSPC) in str(error):  # how array_record tells of it
+        if isinstance(error, RuntimeError) and os.strerror(errno.ENOSPC) in str(
+            error
+        ):  # how array_record tells of it
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
         raise
 
 
 def _write_arrays(place: Path, arrays: Arrays) -> None:
-    """Decoded arrays, in one file that appears by a rename and whose name is the SHA-256 of its content."""
+    """Decoded arrays, in one file that appears by a rename and whose name is the SHA-256 of its
+    content.
+    """
     leaves = {}
     for split, (images, labels) in arrays.items():
         leaves |= {f"{split}_images": images, f"{split}_labels": np.asarray(labels, np.int32)}
@@ -258,15 +301,22 @@ def _whole(recipe: Recipe, arrays: Arrays, folder) -> bool:
 
 
 def _same(a: Arrays, b: Arrays) -> bool:
-    return a.keys() == b.keys() and all(np.array_equal(x, y) for split in a for x, y in zip(a[split], b[split], strict=True))
+    return a.keys() == b.keys() and all(
+        np.array_equal(x, y) for split in a for x, y in zip(a[split], b[split], strict=True)
+    )
 
 
 def _require_space(place: Path, arrays: Arrays) -> None:
-    """Refuses to start where both forms cannot fit; records are at worst a little larger than the arrays."""
+    """Refuses to start where both forms cannot fit; records are at worst a little larger than the
+    arrays.
+    """
     need = int(2.5 * sum(images.nbytes for images, _ in arrays.values())) + 2**20
     free = shutil.disk_usage(place).free
     if free < need:
-        raise OSError(errno.ENOSPC, f"No space left: {need / 2**20:.0f} MiB are needed and {free / 2**20:.0f} MiB are free")
+        raise OSError(
+            errno.ENOSPC,
+            f"No space left: {need / 2**20:.0f} MiB are needed and {free / 2**20:.0f} MiB are free",
+        )
 
 
 @contextlib.contextmanager

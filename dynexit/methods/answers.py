@@ -1,4 +1,6 @@
-"""What methods share: logits out of an output, the answer, how many rows are right, candidates for a threshold."""
+"""What methods share: logits out of an output, the answer, how many rows are right, candidates for
+a threshold.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -25,8 +27,11 @@ def accuracy(output: PyTree, labels: Array) -> Array:
     return exact(predict(output), labels).mean(dtype=jnp.float32)
 
 
-def candidate_levels(values: Any, full: float, high: float = np.inf, name: str = "thresholds") -> np.ndarray:
-    """Candidates for a threshold in 0..high, float32 `[K]`, among them the one at which no row ever leaves early.
+def candidate_levels(
+    values: Any, full: float, high: float = np.inf, name: str = "thresholds"
+) -> np.ndarray:
+    """Candidates for a threshold in 0..high, float32 `[K]`, among them the one at which no row ever
+    leaves early.
 
     Raises:
       ValueError: another shape, a value out of range, or none that is full depth.
@@ -38,5 +43,7 @@ def candidate_levels(values: Any, full: float, high: float = np.inf, name: str =
     levels = np.asarray(values, np.float32)
     if levels.ndim != 1 or not ((levels >= 0) & (levels <= high)).all() or full not in levels:
         within = "be at least 0" if high == np.inf else f"lie in 0..{high:g}"
-        raise ValueError(f"`{name}` must have shape [K], {within} and hold {full:g} (full depth), got {levels.tolist()}")
+        raise ValueError(
+            f"`{name}` must have shape [K], {within} and hold {full:g} (full depth), got {levels.tolist()}"
+        )
     return levels

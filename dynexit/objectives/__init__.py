@@ -1,71 +1,29 @@
-"""Floor 1: what the network is trained on, from the losses of all exits."""
+"""What the network is trained on, from the losses of all exits."""
 
 from typing import TYPE_CHECKING
 
 from dynexit._lazy import attach
 
 if TYPE_CHECKING:
-    from dynexit.objectives import weights
-    from dynexit.objectives.act import ActAccount, act_account, halting_sums
-    from dynexit.objectives.distillation import distilled_cross_entropy, self_distillation
-    from dynexit.objectives.mixture import halting_mixture
-    from dynexit.objectives.multi_exit import deep_supervision, multi_exit_cross_entropy, weighted
-    from dynexit.objectives.ponder import (
-        PonderLoss,
-        geometric_last,
-        geometric_renormalised,
-        halting_entropy,
-        kl_posterior_prior,
-        kl_prior_posterior,
-        log_halting,
-        ponder_loss,
-    )
-    from dynexit.objectives.stablemax import log_stablemax, stablemax_cross_entropy
+    from dynexit.objectives import weights as weights
+    from dynexit.objectives.act import ActAccount as ActAccount
+    from dynexit.objectives.act import act_account as act_account
+    from dynexit.objectives.act import halting_sums as halting_sums
+    from dynexit.objectives.distillation import distilled_cross_entropy as distilled_cross_entropy
+    from dynexit.objectives.distillation import self_distillation as self_distillation
+    from dynexit.objectives.mixture import halting_mixture as halting_mixture
+    from dynexit.objectives.multi_exit import deep_supervision as deep_supervision
+    from dynexit.objectives.multi_exit import multi_exit_cross_entropy as multi_exit_cross_entropy
+    from dynexit.objectives.multi_exit import weighted as weighted
+    from dynexit.objectives.ponder import PonderLoss as PonderLoss
+    from dynexit.objectives.ponder import geometric_last as geometric_last
+    from dynexit.objectives.ponder import geometric_renormalised as geometric_renormalised
+    from dynexit.objectives.ponder import halting_entropy as halting_entropy
+    from dynexit.objectives.ponder import kl_posterior_prior as kl_posterior_prior
+    from dynexit.objectives.ponder import kl_prior_posterior as kl_prior_posterior
+    from dynexit.objectives.ponder import log_halting as log_halting
+    from dynexit.objectives.ponder import ponder_loss as ponder_loss
+    from dynexit.objectives.stablemax import log_stablemax as log_stablemax
+    from dynexit.objectives.stablemax import stablemax_cross_entropy as stablemax_cross_entropy
 
-__all__ = [
-    "ActAccount",
-    "PonderLoss",
-    "act_account",
-    "deep_supervision",
-    "distilled_cross_entropy",
-    "geometric_last",
-    "geometric_renormalised",
-    "halting_entropy",
-    "halting_mixture",
-    "halting_sums",
-    "kl_posterior_prior",
-    "kl_prior_posterior",
-    "log_halting",
-    "log_stablemax",
-    "multi_exit_cross_entropy",
-    "ponder_loss",
-    "self_distillation",
-    "stablemax_cross_entropy",
-    "weighted",
-    "weights",
-]
-__getattr__, __dir__ = attach(
-    __name__,
-    {
-        "ActAccount": "act",
-        "PonderLoss": "ponder",
-        "act_account": "act",
-        "deep_supervision": "multi_exit",
-        "distilled_cross_entropy": "distillation",
-        "geometric_last": "ponder",
-        "geometric_renormalised": "ponder",
-        "halting_entropy": "ponder",
-        "halting_mixture": "mixture",
-        "halting_sums": "act",
-        "kl_posterior_prior": "ponder",
-        "kl_prior_posterior": "ponder",
-        "log_halting": "ponder",
-        "log_stablemax": "stablemax",
-        "multi_exit_cross_entropy": "multi_exit",
-        "ponder_loss": "ponder",
-        "self_distillation": "distillation",
-        "stablemax_cross_entropy": "stablemax",
-        "weighted": "multi_exit",
-        "weights": "",
-    },
-)
+__getattr__, __dir__ = attach(__name__)

@@ -8,7 +8,8 @@ from dynexit.objectives.multi_exit import check_logits, log_softmax, multi_exit_
 
 
 def self_distillation(logits: Array, temperature: float = 1.0) -> Array:
-    """How far each exit is from the last, d_eb = T^2 KL(softmax(z_{E-1} / T) || softmax(z_e / T)); no gradient to the teacher.
+    """How far each exit is from the last, d_eb = T^2 KL(softmax(z_{E-1} / T) || softmax(z_e / T));
+    no gradient to the teacher.
 
     Args:
       logits: `[E, B, C]`.
@@ -43,11 +44,16 @@ def self_distillation(logits: Array, temperature: float = 1.0) -> Array:
 
 
 def distilled_cross_entropy(
-    logits: Array, labels: Array, alpha: float, temperature: float = 1.0, label_smoothing: float = 0.0
+    logits: Array,
+    labels: Array,
+    alpha: float,
+    temperature: float = 1.0,
+    label_smoothing: float = 0.0,
 ) -> Array:
     """Early exits learn from labels and from the last exit, which learns from labels alone.
 
-    l_eb = (1 - alpha) CE_eb + alpha d_eb for e < E-1, and CE for the last, with d of `self_distillation`.
+    l_eb = (1 - alpha) CE_eb + alpha d_eb for e < E-1, and CE for the last, with d of
+    `self_distillation`.
 
     Args:
       logits: `[E, B, C]`.

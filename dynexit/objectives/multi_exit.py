@@ -1,4 +1,6 @@
-"""Cross-entropy at every exit, and its weighted sum: deep supervision. Nothing here takes the mean over the batch."""
+"""Cross-entropy at every exit, and its weighted sum: deep supervision. Nothing here takes the mean
+over the batch.
+"""
 
 from typing import Any
 
@@ -16,12 +18,13 @@ def multi_exit_cross_entropy(logits: Array, labels: Array, label_smoothing: floa
 
     Args:
       logits: `[E, B, C]`, or `[E, B, ..., C]` for labels by place; floating point.
-      labels: integers `[B]` or `[B, ...]` in 0..C-1; -1 (`dynexit.core.labels.IGNORED`) at places that do not count.
+      labels: integers `[B]` or `[B, ...]` in 0..C-1; -1 (`dynexit.core.labels.IGNORED`) at places
+        that do not count.
       label_smoothing: a, in 0..1.
 
     Returns:
-      `[E, B]` in nats, 0 for a row without a place that counts; float32, or float64 for float64 logits. Half precision is
-      computed in float32.
+      `[E, B]` in nats, 0 for a row without a place that counts; float32, or float64 for float64
+      logits. Half precision is computed in float32.
 
     Raises:
       TypeError: logits that are not floating point, labels that are not integers.
@@ -53,7 +56,9 @@ def multi_exit_cross_entropy(logits: Array, labels: Array, label_smoothing: floa
 def mean_of_counted(values: Array, counts: Array) -> Array:
     """Mean over a row's places that count, `[b, ...]` to `[b]`; 0 where there are none."""
     axes = tuple(range(1, values.ndim))
-    return jnp.where(counts, values, 0.0).sum(axis=axes) / jnp.maximum(counts.sum(axis=axes), 1).astype(values.dtype)
+    return jnp.where(counts, values, 0.0).sum(axis=axes) / jnp.maximum(
+        counts.sum(axis=axes), 1
+    ).astype(values.dtype)
 
 
 def weighted(losses: Array, weights: Any) -> Array:
@@ -75,11 +80,15 @@ def weighted(losses: Array, weights: Any) -> Array:
     """
     weights = jnp.asarray(weights, losses.dtype)
     if losses.ndim != 2 or weights.shape != losses.shape[:1]:
-        raise ValueError(f"`weights` must have shape [E] for `losses` [E, B], got {weights.shape} and {losses.shape}")
+        raise ValueError(
+            f"`weights` must have shape [E] for `losses` [E, B], got {weights.shape} and {losses.shape}"
+        )
     return (weights[:, None] * losses).sum(axis=0)
 
 
-def deep_supervision(logits: Array, labels: Array, weights: Any, label_smoothing: float = 0.0) -> Array:
+def deep_supervision(
+    logits: Array, labels: Array, weights: Any, label_smoothing: float = 0.0
+) -> Array:
     """Every exit is trained on the labels: the weighted sum of their cross-entropies.
 
     Args:
@@ -96,7 +105,8 @@ def deep_supervision(logits: Array, labels: Array, weights: Any, label_smoothing
       >>> print(f"{loss[0]:.4f}")  # ln 4
       1.3863
 
-    Source: Lee et al. 2015, Deeply-Supervised Nets, with a softmax instead of the squared hinge and without the margin gamma; the
+    Source: Lee et al. 2015, Deeply-Supervised Nets, with a softmax instead of the squared hinge and
+      without the margin gamma; the
     plain form used by BranchyNet, PABEE and MSDNet.
     """
     return weighted(multi_exit_cross_entropy(logits, labels, label_smoothing), weights)
@@ -123,7 +133,11 @@ def check_logits(logits: Array, labels: Array) -> None:
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise TypeError(f"`labels` must be integers, got {labels.dtype}")
     if logits.ndim < 3 or 0 in logits.shape:
-        raise ValueError(f"`logits` must have shape [E, B, C] or [E, B, ..., C], none of them 0, got {logits.shape}")
+        raise ValueError(
+            f"`logits` must have shape [E, B, C] or [E, B, ..., C], none of them 0, got {logits.shape}"
+        )
     if labels.shape != logits.shape[1:-1]:
         wanted = ", ".join(map(str, logits.shape[1:-1]))
-        raise ValueError(f"`labels` must have shape [{wanted}] for `logits` {logits.shape}, got {labels.shape}")
+        raise ValueError(
+            f"`labels` must have shape [{wanted}] for `logits` {logits.shape}, got {labels.shape}"
+        )

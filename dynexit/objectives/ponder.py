@@ -1,4 +1,6 @@
-"""PonderNet: halting as a latent variable. Everything is a sum of logarithms, for the products underflow."""
+"""PonderNet: halting as a latent variable. Everything is a sum of logarithms, for the products
+underflow.
+"""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -34,10 +36,12 @@ class PonderLoss(NamedTuple):
 
 
 def log_halting(halt_logits: Array) -> Array:
-    """Log-probabilities of halting at each step, p_n = lambda_n prod_{i<n} (1 - lambda_i); the last step takes what is left.
+    """Log-probabilities of halting at each step, p_n = lambda_n prod_{i<n} (1 - lambda_i); the last
+    step takes what is left.
 
     Args:
-      halt_logits: `[N, B]`, finite; lambda = sigmoid. The last step's is not used, for there lambda is 1.
+      halt_logits: `[N, B]`, finite; lambda = sigmoid. The last step's is not used, for there lambda
+        is 1.
 
     Returns:
       `[N, B]`, float32 or better; exp of it sums to 1 over the steps.
@@ -53,7 +57,9 @@ def log_halting(halt_logits: Array) -> Array:
     Source: Banino et al. 2021, PonderNet; the released PALBERT does not force the last step.
     """
     if halt_logits.ndim != 2 or 0 in halt_logits.shape:
-        raise ValueError(f"`halt_logits` must have shape [N, B], none of them 0, got {halt_logits.shape}")
+        raise ValueError(
+            f"`halt_logits` must have shape [N, B], none of them 0, got {halt_logits.shape}"
+        )
     z = widened(halt_logits)
     log_survival = jnp.cumsum(jax.nn.log_sigmoid(-z[:-1]), axis=0)  # [N-1, B]
     before = jnp.concatenate([jnp.zeros_like(z[:1]), log_survival])
@@ -62,7 +68,8 @@ def log_halting(halt_logits: Array) -> Array:
 
 
 def geometric_last(steps: int, rate: float) -> Array:
-    """Log of a geometric prior whose remaining mass lies on the last step: g_n = r (1 - r)^(n-1), g_N = (1 - r)^(N-1).
+    """Log of a geometric prior whose remaining mass lies on the last step: g_n = r (1 - r)^(n-1),
+    g_N = (1 - r)^(N-1).
 
     Args:
       steps: N.
@@ -78,7 +85,8 @@ def geometric_last(steps: int, rate: float) -> Array:
       >>> jnp.exp(geometric_last(4, 0.5)).tolist()
       [0.5, 0.25, 0.125, 0.125]
 
-    Source: the released PALBERT. With r = 0.1 and N = 12 its mean is 7.18, that of `geometric_renormalised` 5.28.
+    Source: the released PALBERT. With r = 0.1 and N = 12 its mean is 7.18, that of
+      `geometric_renormalised` 5.28.
     """
     log_g = _log_geometric(steps, rate)
     log_g[-1] = (steps - 1) * np.log1p(-rate)
@@ -86,7 +94,8 @@ def geometric_last(steps: int, rate: float) -> Array:
 
 
 def geometric_renormalised(steps: int, rate: float) -> Array:
-    """Log of a geometric prior cut at N and divided by its mass: g_n = r (1 - r)^(n-1) / (1 - (1 - r)^N).
+    """Log of a geometric prior cut at N and divided by its mass: g_n = r (1 - r)^(n-1) / (1 - (1 -
+    r)^N).
 
     Args:
       steps: N.
@@ -131,7 +140,8 @@ def kl_posterior_prior(log_p: Array, log_prior: Array) -> Array:
 
 
 def kl_prior_posterior(log_p: Array, log_prior: Array) -> Array:
-    """KL(g || p) = sum_n g_n (ln g_n - ln p_n): what public implementations compute; every step keeps some probability.
+    """KL(g || p) = sum_n g_n (ln g_n - ln p_n): what public implementations compute; every step
+    keeps some probability.
 
     Args:
       log_p: `[N, B]`, of `log_halting`.
@@ -177,20 +187,23 @@ def ponder_loss(
     beta: float,
     divergence: Callable[[Array, Array], Array] = kl_prior_posterior,
 ) -> PonderLoss:
-    """Expected loss under the halting distribution, held near a prior: L_b = sum_n p_nb l_nb + beta D(p_b, g).
+    """Expected loss under the halting distribution, held near a prior: L_b = sum_n p_nb l_nb + beta
+    D(p_b, g).
 
     Args:
       losses: `[N, B]`, each step's loss.
       halt_logits: `[N, B]`.
       log_prior: `[N]`, of `geometric_last` or `geometric_renormalised`.
       beta: at least 0; 0.01 from scratch, 0.5 for fine-tuning in PALBERT.
-      divergence: `divergence(log_p [N, B], log_prior [N]) -> [B]`: `kl_prior_posterior` or `kl_posterior_prior`.
+      divergence: `divergence(log_p [N, B], log_prior [N]) -> [B]`: `kl_prior_posterior` or
+        `kl_posterior_prior`.
 
     Returns:
       `PonderLoss`, nothing averaged over the batch.
 
     Raises:
-      ValueError: shapes that do not fit, `beta` negative, a prior (where it is not traced) that does not sum to 1.
+      ValueError: shapes that do not fit, `beta` negative, a prior (where it is not traced) that
+        does not sum to 1.
 
     Example:
       >>> losses = jnp.array([[1.0], [0.5], [0.0]])
@@ -198,21 +211,31 @@ def ponder_loss(
       >>> out.loss.tolist(), out.mean_steps.tolist()  # p = 1/2, 1/4, 1/4, the prior itself
       ([0.625], [1.75])
 
-    Source: Banino et al. 2021, PonderNet. Direction and tail of the released code are the defaults of
-    `dynexit.methods.pondernet`.
+    Source: Banino et al. 2021, PonderNet. Direction and tail of the released code are the defaults
+      of
+    `dynexit.methods.halting.pondernet`.
     """
     if losses.shape != halt_logits.shape:
-        raise ValueError(f"`losses` must have the shape of `halt_logits` [N, B], got {losses.shape} and {halt_logits.shape}")
+        raise ValueError(
+            f"`losses` must have the shape of `halt_logits` [N, B], got {losses.shape} and {halt_logits.shape}"
+        )
     if not beta >= 0:
         raise ValueError(f"`beta` must be at least 0, got {beta}")
-    if not isinstance(log_prior, Tracer) and not abs(total := float(np.exp(np.asarray(log_prior, np.float64)).sum()) - 1) < 1e-3:
-        raise ValueError(f"`log_prior` must be the logarithm of probabilities that sum to 1, got a sum of {total + 1:.4g}")
+    if (
+        not isinstance(log_prior, Tracer)
+        and not abs(total := float(np.exp(np.asarray(log_prior, np.float64)).sum()) - 1) < 1e-3
+    ):
+        raise ValueError(
+            f"`log_prior` must be the logarithm of probabilities that sum to 1, got a sum of {total + 1:.4g}"
+        )
     log_p = log_halting(halt_logits)
     p = jnp.exp(log_p)
     expected = (p * losses.astype(p.dtype)).sum(axis=0)
     kl = divergence(log_p, log_prior)
     steps = jnp.arange(1, len(p) + 1, dtype=p.dtype)[:, None]
-    return PonderLoss(expected + beta * kl, expected, kl, p, (steps * p).sum(axis=0), halting_entropy(log_p))
+    return PonderLoss(
+        expected + beta * kl, expected, kl, p, (steps * p).sum(axis=0), halting_entropy(log_p)
+    )
 
 
 def _log_geometric(steps: int, rate: float) -> np.ndarray:
@@ -224,5 +247,7 @@ def _log_geometric(steps: int, rate: float) -> np.ndarray:
 
 def _column(log_p: Array, log_prior: Array) -> Array:
     if log_p.ndim != 2 or log_prior.shape != log_p.shape[:1]:
-        raise ValueError(f"`log_prior` must have shape [N] for `log_p` [N, B], got {log_prior.shape} and {log_p.shape}")
+        raise ValueError(
+            f"`log_prior` must have shape [N] for `log_p` [N, B], got {log_prior.shape} and {log_p.shape}"
+        )
     return log_prior.astype(log_p.dtype)[:, None]

@@ -1,4 +1,6 @@
-"""Depth weights `[E]`: how much each exit's loss counts. All sum to 1 except `ones` and `sdn`, as their papers have it."""
+"""Depth weights `[E]`: how much each exit's loss counts. All sum to 1 except `ones` and `sdn`, as
+their papers have it.
+"""
 
 from typing import Any
 
@@ -31,7 +33,8 @@ def uniform(exits: int) -> Array:
 
 
 def ones(exits: int) -> Array:
-    """The plain sum of all losses, w_e = 1: E times `uniform`, which matters beside weight decay and clipping.
+    """The plain sum of all losses, w_e = 1: E times `uniform`, which matters beside weight decay
+    and clipping.
 
     Args:
       exits: E.
@@ -69,7 +72,8 @@ def linear(exits: int) -> Array:
 def layerskip(exits: int, early_scale: float = 0.2) -> Array:
     """LayerSkip's weights for an exit after every layer, as the paper prints them.
 
-    e(l) = s sum_{i<=l} i for l < L-1, and e(L-1) = L-1 + s sum_{i<=L-2} i; w = e / sum e. Layer 0 gets weight 0.
+    e(l) = s sum_{i<=l} i for l < L-1, and e(L-1) = L-1 + s sum_{i<=L-2} i; w = e / sum e. Layer 0
+    gets weight 0.
 
     Args:
       exits: E = L, the layers.
@@ -85,7 +89,8 @@ def layerskip(exits: int, early_scale: float = 0.2) -> Array:
       >>> [round(w, 4) for w in layerskip(8).tolist()]
       [0.0, 0.0089, 0.0268, 0.0536, 0.0893, 0.1339, 0.1875, 0.5]
 
-    Source: Elhoushi et al. 2024, LayerSkip, paper form, taken from a secondary summary. One exit has weight 1.
+    Source: Elhoushi et al. 2024, LayerSkip, paper form, taken from a secondary summary. One exit
+      has weight 1.
     """
     exits = positive_integer(exits, "exits")
     sums = _scale(early_scale) * np.cumsum(np.arange(exits, dtype=np.float64))
@@ -94,10 +99,11 @@ def layerskip(exits: int, early_scale: float = 0.2) -> Array:
 
 
 def early_scaled(curve: Any, early_scale: float = 1.0) -> Array:
-    """A curve over the exits, of which all but the last are scaled, then normalised: LayerSkip's weights in torchtune.
+    """A curve over the exits, of which all but the last are scaled, then normalised: LayerSkip's
+    weights in torchtune.
 
-    w_e = s f_e / z for e < E-1, and w_{E-1} = f_{E-1} / z. torchtune's default curve "sum" is the cumulative sum of the layer
-    numbers counted from 1, its "linear" the layer numbers themselves.
+    w_e = s f_e / z for e < E-1, and w_{E-1} = f_{E-1} / z. torchtune's default curve "sum" is the
+    cumulative sum of the layer numbers counted from 1, its "linear" the layer numbers themselves.
 
     Args:
       curve: f, numbers `[E]` of at least 0, the last above 0.
@@ -107,7 +113,8 @@ def early_scaled(curve: Any, early_scale: float = 1.0) -> Array:
       float32 `[E]`, sum 1.
 
     Raises:
-      ValueError: `curve` is empty, not one-dimensional, negative, or ends in 0; `early_scale` is negative.
+      ValueError: `curve` is empty, not one-dimensional, negative, or ends in 0; `early_scale` is
+        negative.
 
     Example:
       >>> layers = np.arange(1, 9)
@@ -118,25 +125,29 @@ def early_scaled(curve: Any, early_scale: float = 1.0) -> Array:
     """
     curve = np.asarray(curve, np.float64)
     if curve.ndim != 1 or curve.size == 0:
-        raise ValueError(f"`curve` must have shape [E] with at least one exit, got shape {curve.shape}")
+        raise ValueError(
+            f"`curve` must have shape [E] with at least one exit, got shape {curve.shape}"
+        )
     if not (curve >= 0).all() or not curve[-1] > 0:
         raise ValueError(f"`curve` must be at least 0 and end above 0, got {curve.tolist()}")
     return _normalised(np.append(_scale(early_scale) * curve[:-1], curve[-1]))
 
 
 def sdn(relative_costs: Any, progress: Any) -> Array:
-    """Weights of early exits that grow with training, the last exit's is 1: w_e = min(C_e, 0.01 + progress C_e).
+    """Weights of early exits that grow with training, the last exit's is 1: w_e = min(C_e, 0.01 +
+    progress C_e).
 
     Args:
-      relative_costs: C, `[E]`: cost of each exit as a fraction of the last one's, which is itself read as the end, 1.
+      relative_costs: C, `[E]`: cost of each exit as a fraction of the last one's, which is itself
+        read as the end, 1.
       progress: fraction of training done, float32 `[]` in 0..1; may be traced.
 
     Returns:
       float32 `[E]`; the sum grows during training.
 
     Raises:
-      ValueError: `relative_costs` is empty, not one-dimensional or, where it is not traced, not in 0..1: FLOPs are divided by the
-        last exit's first.
+      ValueError: `relative_costs` is empty, not one-dimensional or, where it is not traced, not in
+        0..1: FLOPs are divided by the last exit's first.
 
     Example:
       >>> [round(w, 3) for w in sdn([0.15, 0.5, 1.0], 0.5).tolist()]
@@ -147,10 +158,14 @@ def sdn(relative_costs: Any, progress: Any) -> Array:
     if not isinstance(relative_costs, Tracer):
         told = np.asarray(relative_costs)
         if not ((told >= 0) & (told <= 1)).all():
-            raise ValueError(f"`relative_costs` must lie in 0..1, fractions of the last exit's, got {told.tolist()}")
+            raise ValueError(
+                f"`relative_costs` must lie in 0..1, fractions of the last exit's, got {told.tolist()}"
+            )
     costs = jnp.asarray(relative_costs, jnp.float32)
     if costs.ndim != 1 or costs.size == 0:
-        raise ValueError(f"`relative_costs` must have shape [E] with at least one exit, got shape {costs.shape}")
+        raise ValueError(
+            f"`relative_costs` must have shape [E] with at least one exit, got shape {costs.shape}"
+        )
     grown = jnp.minimum(costs, 0.01 + jnp.asarray(progress, jnp.float32) * costs)
     return grown.at[-1].set(1.0)
 

@@ -1,10 +1,12 @@
-"""Checkpoints: saved in the background, verified leaf by leaf, and never the reason that a run is lost.
+"""Checkpoints: saved in the background, verified leaf by leaf, and never the reason that a run is
+lost.
 
-A run's folder has `checkpoints/00000500/` for step 500: `arrays/`, written by orbax, and `manifest.json` (see `manifest.py`). Only
-data is stored, by leaf path; the structure comes from the program that restores, so nothing is unpickled.
+A run's folder has `checkpoints/00000500/` for step 500: `arrays/`, written by orbax, and
+`manifest.json` (see `manifest.py`). Only data is stored, by leaf path; the structure comes from the
+program that restores, so nothing is unpickled.
 
-Several processes: process 0 writes, so every leaf must be whole on it (replicated parameters are); all processes restore, so
-they must see the folder.
+Several processes: process 0 writes, so every leaf must be whole on it (replicated parameters are);
+all processes restore, so they must see the folder.
 """
 
 import contextlib
@@ -66,14 +68,16 @@ def named_leaves(tree: PyTree) -> dict[str, Any]:
 
 
 class Saver:
-    """Saves states in a background thread and keeps the newest ones. A context: leaving it waits for the last save.
+    """Saves states in a background thread and keeps the newest ones. A context: leaving it waits
+    for the last save.
 
     Args:
       folder: the run's; checkpoints lie in `folder/checkpoints`.
       keep: how many to keep.
       seed: written beside them.
 
-    `saved` is the step last handed in. A failure is raised by the call after it, as `CheckpointError`.
+    `saved` is the step last handed in. A failure is raised by the call after it, as
+    `CheckpointError`.
     """
 
     def __init__(self, folder: Path, keep: int, seed: int):
@@ -96,12 +100,16 @@ class Saver:
             self._thread.shutdown()
 
     def save(self, step: int, tree: PyTree) -> None:
-        """Begins to save `tree`, which must not be donated meanwhile; waits only for the save before it."""
+        """Begins to save `tree`, which must not be donated meanwhile; waits only for the save
+        before it.
+        """
         self.finish()
         self.saved = step
         if jax.process_index() == 0:
             leaves = named_leaves(tree)
-            self._running = self._thread.submit(_save, self._folder, step, self._seed, leaves, self._keep)
+            self._running = self._thread.submit(
+                _save, self._folder, step, self._seed, leaves, self._keep
+            )
 
     def raise_if_failed(self) -> None:
         """Raises what went wrong in the background, if anything has; does not wait."""
@@ -124,15 +132,16 @@ def restore(folder: Path, template: PyTree) -> Restored | None:
 
     Args:
       folder: the run's.
-      template: a tree of arrays (leaves are placed as they are) or of `jax.ShapeDtypeStruct` (placed on the default device).
-        Checkpoints may hold more than it asks for.
+      template: a tree of arrays (leaves are placed as they are) or of `jax.ShapeDtypeStruct`
+        (placed on the default device). Checkpoints may hold more than it asks for.
 
     Returns:
       The checkpoint, or None where the folder has none that was saved to its end.
 
     Raises:
       CheckpointError: every checkpoint that was saved to its end is damaged.
-      ValueError: a good checkpoint lacks a leaf of the template, or has it in another shape or type; the leaf is named.
+      ValueError: a good checkpoint lacks a leaf of the template, or has it in another shape or
+        type; the leaf is named.
     """
     damaged = 0
     for path in _newest_first(Path(folder) / FOLDER):
@@ -143,12 +152,18 @@ def restore(folder: Path, template: PyTree) -> Restored | None:
             manifest.verify(found, arrays)
         except (Damaged, Incomplete) as error:
             damaged += isinstance(error, Damaged)
-            warnings.warn(f"checkpoint {path} is passed over: {error}", RuntimeWarning, stacklevel=2)
+            warnings.warn(
+                f"checkpoint {path} is passed over: {error}", RuntimeWarning, stacklevel=2
+            )
             continue
-        tree = jax.tree_util.tree_map_with_path(lambda p, leaf, a=arrays: _placed(a[path_name(p)], leaf), template)
+        tree = jax.tree_util.tree_map_with_path(
+            lambda p, leaf, a=arrays: _placed(a[path_name(p)], leaf), template
+        )
         return Restored(found.step, found.seed, tree)
     if damaged:
-        raise CheckpointError(f"no good checkpoint is left in {Path(folder) / FOLDER}: {damaged} damaged (see the warnings)")
+        raise CheckpointError(
+            f"no good checkpoint is left in {Path(folder) / FOLDER}: {damaged} damaged (see the warnings)"
+        )
     return None
 
 
@@ -170,7 +185,9 @@ def restore_params(folder: Path | str, template: PyTree) -> RestoredParams:
 
 
 def set_aside_after(folder: Path, step: int) -> None:
-    """Renames checkpoints newer than `step`, damaged or cut short where `step` is what was restored, to `<name>.aside`."""
+    """Renames checkpoints newer than `step`, damaged or cut short where `step` is what was
+    restored, to `<name>.aside`.
+    """
     for path in _newest_first(Path(folder) / FOLDER):
         if int(path.name) > step:
             aside = path.with_name(f"{path.name}.aside")
@@ -208,19 +225,31 @@ def _save(folder: Path, step: int, seed: int, leaves: dict[str, Any], keep: int)
 
 
 def _read(path: Path, found: manifest.Manifest) -> dict[str, np.ndarray]:
-    empty = {n: np.zeros(leaf["shape"], leaf["dtype"]) for n, leaf in found.leaves.items() if 0 in leaf["shape"]}
+    empty = {
+        n: np.zeros(leaf["shape"], leaf["dtype"])
+        for n, leaf in found.leaves.items()
+        if 0 in leaf["shape"]
+    }
     try:
         with _orbax() as (checkpointer, args, as_numpy):
             wanted = {name: as_numpy for name in found.leaves if name not in empty}
-            arrays = checkpointer.restore((path / ARRAYS).absolute(), args=args.PyTreeRestore(restore_args=wanted))
+            arrays = checkpointer.restore(
+                (path / ARRAYS).absolute(), args=args.PyTreeRestore(restore_args=wanted)
+            )
             return {**empty, **arrays}
-    except Exception as error:  # storage raises many kinds: whichever it is, this checkpoint cannot be read
-        raise Damaged(f"its arrays cannot be read: {type(error).__name__}: {str(error).splitlines()[0]}") from error
+    except (
+        Exception
+    ) as error:  # storage raises many kinds: whichever it is, this checkpoint cannot be read
+        raise Damaged(
+            f"its arrays cannot be read: {type(error).__name__}: {str(error).splitlines()[0]}"
+        ) from error
 
 
 @contextlib.contextmanager
 def _orbax() -> Iterator[tuple[Any, Any, Any]]:
-    """An orbax checkpointer of this process alone, orbax's argument classes, and its mark for numpy leaves."""
+    """An orbax checkpointer of this process alone, orbax's argument classes, and its mark for numpy
+    leaves.
+    """
     import orbax.checkpoint as ocp
 
     alone = ocp.options.MultiprocessingOptions(
@@ -228,7 +257,9 @@ def _orbax() -> Iterator[tuple[Any, Any, Any]]:
         active_processes={jax.process_index()},
         barrier_sync_key_prefix=f"process{jax.process_index()}",
     )
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(), multiprocessing_options=alone) as checkpointer:
+    with ocp.Checkpointer(
+        ocp.PyTreeCheckpointHandler(), multiprocessing_options=alone
+    ) as checkpointer:
         yield checkpointer, ocp.args, ocp.RestoreArgs(restore_type=np.ndarray)
 
 
@@ -253,7 +284,11 @@ def _is_key(leaf: Any) -> bool:
 def _data(leaf: Any) -> Any:
     if not _is_key(leaf):
         return leaf
-    return jax.eval_shape(jax.random.key_data, leaf) if isinstance(leaf, jax.ShapeDtypeStruct) else jax.random.key_data(leaf)
+    return (
+        jax.eval_shape(jax.random.key_data, leaf)
+        if isinstance(leaf, jax.ShapeDtypeStruct)
+        else jax.random.key_data(leaf)
+    )
 
 
 def _placed(array: np.ndarray, leaf: Any) -> jax.Array:
@@ -261,5 +296,7 @@ def _placed(array: np.ndarray, leaf: Any) -> jax.Array:
         return jnp.asarray(array)
     if _is_key(leaf):
         data = put(array, jax.random.key_data(leaf).sharding)
-        return jax.device_put(jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf)), leaf.sharding)
+        return jax.device_put(
+            jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf)), leaf.sharding
+        )
     return put(array, leaf.sharding)

@@ -16,17 +16,22 @@ class Collapse(NamedTuple):
 
 
 COLLAPSES = {
-    "halting_entropy": Collapse("halting has collapsed to one step, its distribution has no entropy left", low=1e-3),
+    "halting_entropy": Collapse(
+        "halting has collapsed to one step, its distribution has no entropy left", low=1e-3
+    ),
     "mean_steps": Collapse("halting has collapsed to the first step", low=1.001),
-    "at_limit": Collapse("halting has collapsed to the limit, rows run to the last step", high=0.999),
+    "at_limit": Collapse(
+        "halting has collapsed to the limit, rows run to the last step", high=0.999
+    ),
 }
 
 
 class CollapseWatch:
     """Looks at the records of a run and says once what has collapsed.
 
-    It knows the metrics "halting_entropy" (nats), "mean_steps" and "at_limit" (fraction of the rows), also behind a prefix
-    ("q_at_limit"). A collapse is said when it holds for three records in a row.
+    It knows the metrics "halting_entropy" (nats), "mean_steps" and "at_limit" (fraction of the
+    rows), also behind a prefix ("q_at_limit"). A collapse is said when it holds for three records
+    in a row.
 
     Example:
       >>> watch = CollapseWatch()

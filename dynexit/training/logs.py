@@ -1,7 +1,7 @@
 """The record of a run: `metrics.jsonl` is the truth, wandb mirrors it and may fail.
 
-One JSON object per line, flushed as it is written. Fields named in `CLOCK` are wall-clock readings; without them the file of an
-interrupted and resumed run equals that of an uninterrupted one.
+One JSON object per line, flushed as it is written. Fields named in `CLOCK` are wall-clock readings;
+without them the file of an interrupted and resumed run equals that of an uninterrupted one.
 """
 
 import json
@@ -19,7 +19,8 @@ CLOCK = ("seconds", "examples_per_second")
 
 
 class Records:
-    """Appends records to `folder/metrics.jsonl`. A context. With several processes only process 0 writes.
+    """Appends records to `folder/metrics.jsonl`. A context. With several processes only process 0
+    writes.
 
     Args:
       folder: the run's, made if missing.
@@ -45,15 +46,22 @@ class Records:
             self._file.close()
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Appends one record; it has a "step". A value that is not finite is written as null, which JSON can hold."""
+        """Appends one record; it has a "step". A value that is not finite is written as null, which
+        JSON can hold.
+        """
         if self._file is not None:
-            held = {n: None if isinstance(v, float) and not math.isfinite(v) else v for n, v in record.items()}
+            held = {
+                n: None if isinstance(v, float) and not math.isfinite(v) else v
+                for n, v in record.items()
+            }
             self._file.write(json.dumps(held) + "\n")
             self._file.flush()
 
 
 def read_records(path: Path | str) -> list[dict[str, Any]]:
-    """The records of a `metrics.jsonl`, up to a line cut short by a crash; none where there is no file."""
+    """The records of a `metrics.jsonl`, up to a line cut short by a crash; none where there is no
+    file.
+    """
     records = []
     if Path(path).is_file():
         for line in Path(path).read_text().splitlines():
@@ -75,11 +83,14 @@ def without_clock(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Mirror:
-    """Sends records to wandb. A context. Whatever fails is said once, in a warning, and training goes on without it.
+    """Sends records to wandb. A context. Whatever fails is said once, in a warning, and training
+    goes on without it.
 
     Args:
-      folder: the run's; wandb's own files go there, and `wandb_id.txt`, by which a resumed run goes on as the same one.
-      mode: "online", "offline", "off", or "auto": online where wandb finds a key, offline where it does not.
+      folder: the run's; wandb's own files go there, and `wandb_id.txt`, by which a resumed run goes
+        on as the same one.
+      mode: "online", "offline", "off", or "auto": online where wandb finds a key, offline where it
+        does not.
       config: what to show as the run's settings.
     """
 
@@ -124,5 +135,7 @@ class Mirror:
         except Exception as error:  # a mirror: nothing that breaks in it may stop the run
             self._run = None
             warnings.warn(
-                f"wandb failed, training goes on with {FILE} alone: {type(error).__name__}: {error}", RuntimeWarning, stacklevel=2
+                f"wandb failed, training goes on with {FILE} alone: {type(error).__name__}: {error}",
+                RuntimeWarning,
+                stacklevel=2,
             )

@@ -1,4 +1,6 @@
-"""The training loop: dispatches steps, keeps the records and checkpoints, stops cleanly and goes on where it stopped."""
+"""The training loop: dispatches steps, keeps the records and checkpoints, stops cleanly and goes on
+where it stopped.
+"""
 
 import contextlib
 import dataclasses
@@ -54,20 +56,29 @@ class _Flight(NamedTuple):
 
 
 def fit(
-    experiment: Experiment, settings: Training, folder: Path | str, seed: int, resume: bool = True, progress: bool = True
+    experiment: Experiment,
+    settings: Training,
+    folder: Path | str,
+    seed: int,
+    resume: bool = True,
+    progress: bool = True,
 ) -> Fitted:
-    """Trains an experiment's model on all devices, with records in `folder/metrics.jsonl` and checkpoints in `folder/checkpoints`.
+    """Trains an experiment's model on all devices, with records in `folder/metrics.jsonl` and
+    checkpoints in `folder/checkpoints`.
 
-    Equal seed, settings and mesh give equal bits, also where a run was stopped and resumed: batch, augmentation and
-    rate of step s are functions of seed and s, and the checkpoint has all else. SIGTERM, and the first SIGINT, save and stop.
-    With several processes, begun with `jax.distributed.initialize`, a SIGTERM to one stops all at one step; process 0 writes.
+    Equal seed, settings and mesh give equal bits, also where a run was stopped and resumed: batch,
+      augmentation and
+    rate of step s are functions of seed and s, and the checkpoint has all else. SIGTERM, and the
+    first SIGINT, save and stop. With several processes, begun with `jax.distributed.initialize`, a
+    SIGTERM to one stops all at one step; process 0 writes.
 
     Args:
       experiment: from an experiment file's `build`.
       settings: see `Training`.
       folder: the run's.
       seed: for initialisation, augmentation and the order of the data.
-      resume: go on from the newest good checkpoint, if there is one; otherwise the folder must hold none.
+      resume: go on from the newest good checkpoint, if there is one; otherwise the folder must hold
+        none.
       progress: show a progress bar on stderr.
 
     Returns:
@@ -77,14 +88,16 @@ def fit(
       NonFiniteLoss: names the step.
       CheckpointError: a checkpoint could not be written (disk full), or all are damaged.
       FileExistsError: the folder has checkpoints and `resume` is False.
-      ValueError: settings out of range, labels that are no class; the batch cannot be split over the devices; the folder's
-        checkpoint is of another model, seed or longer run.
+      ValueError: settings out of range, labels that are no class; the batch cannot be split over
+        the devices; the folder's checkpoint is of another model, seed or longer run.
     """
     if wrong := faults(settings):
         raise ValueError("`settings`: " + "; ".join(wrong))
     folder, mesh = Path(folder).absolute(), data_mesh()
     train_step = make_train_step(experiment, settings, mesh)
-    state, first = _begin(create_state(experiment, settings, seed, mesh), settings, folder, seed, resume)
+    state, first = _begin(
+        create_state(experiment, settings, seed, mesh), settings, folder, seed, resume
+    )
 
     def draw(step: int) -> dict:
         drawn = experiment.train.batch(seed, step, settings.batch_size)
@@ -96,7 +109,9 @@ def fit(
         run = _Run(
             settings,
             records=stack.enter_context(Records(folder, after=first)),
-            mirror=stack.enter_context(Mirror(folder, settings.wandb, {**dataclasses.asdict(settings), "seed": seed})),
+            mirror=stack.enter_context(
+                Mirror(folder, settings.wandb, {**dataclasses.asdict(settings), "seed": seed})
+            ),
             saver=stack.enter_context(Saver(folder, settings.keep, seed)),
             bar=stack.enter_context(_bar(settings, first, progress)),
             first=first,
@@ -111,30 +126,46 @@ def fit(
     return Fitted(jax.tree.map(_on_one_device, state.params), done, done < settings.steps, metrics)
 
 
-def _begin(state: TrainState, settings: Training, folder: Path, seed: int, resume: bool) -> tuple[TrainState, int]:
+def _begin(
+    state: TrainState, settings: Training, folder: Path, seed: int, resume: bool
+) -> tuple[TrainState, int]:
     """The newest checkpoint's state and step, or the fresh `state` and 0."""
     if not resume:
         if any((folder / "checkpoints").glob("*")):
-            raise FileExistsError(f"{folder} already holds checkpoints; resume the run or choose another folder")
+            raise FileExistsError(
+                f"{folder} already holds checkpoints; resume the run or choose another folder"
+            )
         return state, 0
     found = restore(folder, state)
     if found is not None and found.seed != seed:
-        raise ValueError(f"`seed` is {seed}, but the run in {folder} was begun with {found.seed}; resume it with that one")
+        raise ValueError(
+            f"`seed` is {seed}, but the run in {folder} was begun with {found.seed}; resume it with that one"
+        )
     if found is not None and found.step > settings.steps:
-        raise ValueError(f"`steps` is {settings.steps}, but the run in {folder} is already at step {found.step}")
+        raise ValueError(
+            f"`steps` is {settings.steps}, but the run in {folder} is already at step {found.step}"
+        )
     if jax.process_index() == 0:
         set_aside_after(folder, found.step if found else -1)
     return (found.tree, found.step) if found else (state, 0)
 
 
-def _steps(run: "_Run", train_step: TrainStep, state: TrainState, first: int, batches, stop: StopRequest) -> tuple[TrainState, int]:
-    """Dispatches each step before it reads the metrics of the one before, so that the device never waits for the host."""
+def _steps(
+    run: "_Run", train_step: TrainStep, state: TrainState, first: int, batches, stop: StopRequest
+) -> tuple[TrainState, int]:
+    """Dispatches each step before it reads the metrics of the one before, so that the device never
+    waits for the host.
+    """
     flight, done = None, first
     while done < run.settings.steps and not _should_stop(stop, done):
         state, metrics = train_step(state, next(batches))
         done += 1
         last = done == run.settings.steps
-        snapshot = jax.tree.map(jnp.copy, state) if last or done % run.settings.checkpoint_every == 0 else None
+        snapshot = (
+            jax.tree.map(jnp.copy, state)
+            if last or done % run.settings.checkpoint_every == 0
+            else None
+        )
         run.settle(flight, state)
         flight = _Flight(done, metrics, snapshot)
     run.settle(flight, state)
@@ -154,7 +185,15 @@ def _should_stop(stop: StopRequest, step: int) -> bool:
 class _Run:
     """What happens to the metrics of a step once it has run."""
 
-    def __init__(self, settings: Training, records: Records, mirror: Mirror, saver: Saver, bar: Any, first: int):
+    def __init__(
+        self,
+        settings: Training,
+        records: Records,
+        mirror: Mirror,
+        saver: Saver,
+        bar: Any,
+        first: int,
+    ):
         self.settings, self.saver = settings, saver
         self.last: dict[str, float] = {}
         self._records, self._mirror, self._bar = records, mirror, bar
@@ -166,7 +205,8 @@ class _Run:
         """Waits for a step, records it and saves its snapshot; `state` is the newest.
 
         Raises:
-          NonFiniteLoss: after saving `state`, which the failed step and any after it left as it was.
+          NonFiniteLoss: after saving `state`, which the failed step and any after it left as it
+            was.
         """
         if flight is None:
             return
@@ -189,7 +229,11 @@ class _Run:
         now = time.perf_counter()
         speed = (step - self._logged_step) * self.settings.batch_size / (now - self._logged_at)
         self._logged_step, self._logged_at = step, now
-        record = {**self.last, "seconds": round(now - self._began, 3), "examples_per_second": round(speed, 1)}
+        record = {
+            **self.last,
+            "seconds": round(now - self._began, 3),
+            "examples_per_second": round(speed, 1),
+        }
         self._records.write(record)
         self._mirror.write(record)
         for collapse in self._watch.look(self.last):
@@ -202,4 +246,11 @@ def _bar(settings: Training, first: int, progress: bool) -> Any:
 
     quiet = not progress or jax.process_index() != 0
     pace = 0.1 if sys.stderr.isatty() else 30.0  # a log file wants few lines
-    return tqdm(total=settings.steps, initial=first, unit="step", disable=quiet, mininterval=pace, dynamic_ncols=True)
+    return tqdm(
+        total=settings.steps,
+        initial=first,
+        unit="step",
+        disable=quiet,
+        mininterval=pace,
+        dynamic_ncols=True,
+    )

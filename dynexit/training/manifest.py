@@ -1,7 +1,7 @@
 """The manifest of a checkpoint: names, shapes, types and sha256 of every leaf, and of itself.
 
-The storage below does not notice a flipped bit in array data; the manifest does. It is written last and by an atomic rename, so
-a checkpoint that has one was saved to its end.
+The storage below does not notice a flipped bit in array data; the manifest does. It is written last
+and by an atomic rename, so a checkpoint that has one was saved to its end.
 """
 
 import hashlib
@@ -50,7 +50,11 @@ def describe(array: Any) -> dict[str, Any]:
 
 def write(folder: Path, step: int, seed: int, leaves: Mapping[str, np.ndarray]) -> None:
     """Writes the manifest of `leaves` into `folder`, atomically."""
-    body = Manifest(step, seed, {name: {**describe(leaf), "sha256": digest(leaf)} for name, leaf in leaves.items()})._asdict()
+    body = Manifest(
+        step,
+        seed,
+        {name: {**describe(leaf), "sha256": digest(leaf)} for name, leaf in leaves.items()},
+    )._asdict()
     partial = folder / f"{FILE}.partial"
     with partial.open("w") as file:
         json.dump({**body, "sha256": _seal(body)}, file, indent=1)

@@ -1,4 +1,6 @@
-"""The optimizer: warm-up and decay of the learning rate, clipping, and weight decay by rules over parameter paths."""
+"""The optimizer: warm-up and decay of the learning rate, clipping, and weight decay by rules over
+parameter paths.
+"""
 
 import re
 from collections.abc import Callable, Sequence
@@ -26,7 +28,8 @@ def path_name(path: Sequence) -> str:
 
 
 def decayed(params: PyTree, not_decayed: Sequence[str] = NOT_DECAYED) -> PyTree:
-    """Which parameters are decayed: a tree of booleans, False where the path matches one of `not_decayed`.
+    """Which parameters are decayed: a tree of booleans, False where the path matches one of
+    `not_decayed`.
 
     Paths and not ranks decide, since a bias stacked over N blocks is a matrix.
 
@@ -35,14 +38,16 @@ def decayed(params: PyTree, not_decayed: Sequence[str] = NOT_DECAYED) -> PyTree:
       {'blocks': {'bias': False, 'kernel': True}}
     """
     patterns = [re.compile(rule) for rule in not_decayed]
-    return jax.tree_util.tree_map_with_path(lambda path, _: not any(p.search(path_name(path)) for p in patterns), params)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: not any(p.search(path_name(path)) for p in patterns), params
+    )
 
 
 def learning_rate(settings: Training) -> Callable[[Any], Array]:
     """The schedule: step int32 `[]` -> float32 `[]`.
 
-    With `w = round(warmup * steps)`: `peak * s / w` for `s < w`, then with `t = (s - w) / (steps - w)` the cosine
-    `peak * (1 + cos(pi t)) / 2`, the line `peak * (1 - t)`, or `peak`.
+    With `w = round(warmup * steps)`: `peak * s / w` for `s < w`, then with `t = (s - w) / (steps -
+    w)` the cosine `peak * (1 + cos(pi t)) / 2`, the line `peak * (1 - t)`, or `peak`.
 
     Example:
       >>> rate = learning_rate(Training(steps=10, warmup=0.2, learning_rate=1.0, schedule="linear"))
@@ -67,24 +72,37 @@ def learning_rate(settings: Training) -> Callable[[Any], Array]:
     return rate
 
 
-def make_optimizer(settings: Training, not_decayed: Sequence[str] = NOT_DECAYED) -> optax.GradientTransformation:
-    """Clipping by global norm, then AdamW or SGD with Nesterov momentum 0.9, decoupled weight decay, the schedule.
+def make_optimizer(
+    settings: Training, not_decayed: Sequence[str] = NOT_DECAYED
+) -> optax.GradientTransformation:
+    """Clipping by global norm, then AdamW or SGD with Nesterov momentum 0.9, decoupled weight
+    decay, the schedule.
 
-    Both optimizers move by `-rate * (direction + weight_decay * parameter)`: the decay is scaled by the rate and untouched by
-    the moments (Loshchilov and Hutter 2019, algorithm 2).
+    Both optimizers move by `-rate * (direction + weight_decay * parameter)`: the decay is scaled by
+    the rate and untouched by the moments (Loshchilov and Hutter 2019, algorithm 2).
 
     Args:
       settings: see `Training`; `clip=0` leaves the gradient alone.
       not_decayed: regular expressions over paths, see `decayed`.
     """
     parts = [optax.clip_by_global_norm(settings.clip)] if settings.clip else []
-    parts.append(optax.scale_by_adam() if settings.optimizer == "adamw" else optax.trace(0.9, nesterov=True))
+    parts.append(
+        optax.scale_by_adam() if settings.optimizer == "adamw" else optax.trace(0.9, nesterov=True)
+    )
     if settings.weight_decay:
-        parts.append(optax.add_decayed_weights(settings.weight_decay, lambda params: decayed(params, not_decayed)))
+        parts.append(
+            optax.add_decayed_weights(
+                settings.weight_decay, lambda params: decayed(params, not_decayed)
+            )
+        )
     chain = optax.chain(*parts, optax.scale_by_learning_rate(learning_rate(settings)))
 
-    def update(updates: PyTree, state: PyTree, params: PyTree | None = None) -> tuple[PyTree, PyTree]:
-        with jax.numpy_dtype_promotion("standard"):  # optax's Adam mixes its integer counter with floats
+    def update(
+        updates: PyTree, state: PyTree, params: PyTree | None = None
+    ) -> tuple[PyTree, PyTree]:
+        with jax.numpy_dtype_promotion(
+            "standard"
+        ):  # optax's Adam mixes its integer counter with floats
             return chain.update(updates, state, params)
 
     return optax.GradientTransformation(chain.init, update)

@@ -1,4 +1,6 @@
-"""Host batches drawn and transferred one step ahead, in a thread, so that the device need not wait for them."""
+"""Host batches drawn and transferred one step ahead, in a thread, so that the device need not wait
+for them.
+"""
 
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
@@ -8,9 +10,11 @@ T = TypeVar("T")
 
 
 def ahead(draw: Callable[[int], T], first: int, end: int) -> Generator[T, None, None]:
-    """`draw(first), ..., draw(end - 1)` in order, each begun in a thread while the one before it is in use.
+    """`draw(first), ..., draw(end - 1)` in order, each begun in a thread while the one before it is
+    in use.
 
-    A failure of `draw` is raised where its result is due. Close the iterator (or exhaust it) to end the thread.
+    A failure of `draw` is raised where its result is due. Close the iterator (or exhaust it) to end
+    the thread.
 
     Example:
       >>> list(ahead(lambda step: step * step, 2, 5))

@@ -1,6 +1,8 @@
-"""Data parallelism: the batch is split over all devices, the parameters are on each, unless a rule over paths says otherwise.
+"""Data parallelism: the batch is split over all devices, the parameters are on each, unless a rule
+over paths says otherwise.
 
-Several processes: every process draws the same host batch (it is a pure function of seed and step) and places its own rows.
+Several processes: every process draws the same host batch (it is a pure function of seed and step)
+and places its own rows.
 """
 
 import re
@@ -32,7 +34,9 @@ def check_batch_size(size: int, mesh: Mesh) -> None:
     devices = mesh.shape["data"]
     if size % devices:
         near = max(devices, round(size / devices) * devices)
-        raise ValueError(f"`batch_size` must be divisible by the {devices} devices of the mesh, got {size}; the nearest is {near}")
+        raise ValueError(
+            f"`batch_size` must be divisible by the {devices} devices of the mesh, got {size}; the nearest is {near}"
+        )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -41,7 +45,8 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def shardings(tree: PyTree, mesh: Mesh, rules: Rules = ()) -> PyTree:
-    """One sharding per leaf: that of the first rule whose regular expression is found in the leaf's path, or replicated.
+    """One sharding per leaf: that of the first rule whose regular expression is found in the leaf's
+    path, or replicated.
 
     Paths of optimizer moments end in their parameter's path, so one rule places all three.
 
@@ -59,7 +64,9 @@ def shardings(tree: PyTree, mesh: Mesh, rules: Rules = ()) -> PyTree:
         for pattern, spec in rules:
             if re.search(pattern, name):
                 if len(spec) > len(leaf.shape):
-                    raise ValueError(f"`rules`: {pattern!r} gives {spec} to {name}, whose shape is only {list(leaf.shape)}")
+                    raise ValueError(
+                        f"`rules`: {pattern!r} gives {spec} to {name}, whose shape is only {list(leaf.shape)}"
+                    )
                 return NamedSharding(mesh, spec)
         return replicated(mesh)
 
@@ -67,7 +74,9 @@ def shardings(tree: PyTree, mesh: Mesh, rules: Rules = ()) -> PyTree:
 
 
 def put(array: np.ndarray, sharding: Sharding) -> Array:
-    """A host array that every process holds, placed on the devices; each process transfers its own part."""
+    """A host array that every process holds, placed on the devices; each process transfers its own
+    part.
+    """
     return jax.make_array_from_callback(np.shape(array), sharding, lambda index: array[index])
 
 

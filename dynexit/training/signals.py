@@ -1,4 +1,6 @@
-"""SIGTERM and SIGINT as a request to stop at the next step, instead of a death in the middle of one."""
+"""SIGTERM and SIGINT as a request to stop at the next step, instead of a death in the middle of
+one.
+"""
 
 import signal
 import threading
@@ -6,13 +8,15 @@ from types import FrameType
 
 
 class StopRequest:
-    """A context in which SIGTERM, and the first SIGINT, only set `requested`; a second SIGINT acts as before.
+    """A context in which SIGTERM, and the first SIGINT, only set `requested`; a second SIGINT acts
+    as before.
 
-    The previous handlers come back on leaving. Python delivers signals to the main thread only; in any other thread the context
-    changes nothing and `requested` stays False.
+    The previous handlers come back on leaving. Python delivers signals to the main thread only; in
+    any other thread the context changes nothing and `requested` stays False.
 
     Args:
-      catch: False to leave the signals alone; with several processes jax.distributed catches SIGTERM for all of them.
+      catch: False to leave the signals alone; with several processes jax.distributed catches
+        SIGTERM for all of them.
     """
 
     def __init__(self, catch: bool = True):

@@ -20,7 +20,8 @@ class TrainState(NamedTuple):
       params: plain dict of float32 arrays.
       opt_state: optax's state.
       key: the key of augmentation; never consumed itself, step s uses `fold_in(key, s)`.
-      carry: rows that stay in their slots from step to step, whole on every device; None where the method carries nothing.
+      carry: rows that stay in their slots from step to step, whole on every device; None where the
+        method carries nothing.
     """
 
     step: Array
@@ -35,7 +36,9 @@ def fresh_state(experiment: Experiment, settings: Training, key: Array) -> Train
     init_key, train_key = jax.random.split(key)
     params = experiment.model.init(init_key)
     carry = _free_slots(experiment, settings, params) if experiment.method.carried else None
-    return TrainState(jnp.zeros((), jnp.int32), params, make_optimizer(settings).init(params), train_key, carry)
+    return TrainState(
+        jnp.zeros((), jnp.int32), params, make_optimizer(settings).init(params), train_key, carry
+    )
 
 
 def _free_slots(experiment: Experiment, settings: Training, params: PyTree) -> PyTree:
@@ -45,12 +48,16 @@ def _free_slots(experiment: Experiment, settings: Training, params: PyTree) -> P
     if experiment.prepare is not None:
         inputs = experiment.prepare(inputs)
     compute = jnp.dtype(settings.precision)
-    return experiment.method.carried.begin(experiment.model, cast(params, compute), cast(inputs, compute), labels)
+    return experiment.method.carried.begin(
+        experiment.model, cast(params, compute), cast(inputs, compute), labels
+    )
 
 
 def cast(tree: PyTree, dtype) -> PyTree:
     """Floating-point leaves as `dtype`; integers and keys as they are."""
-    return jax.tree.map(lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree)
+    return jax.tree.map(
+        lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree
+    )
 
 
 def state_shapes(experiment: Experiment, settings: Training) -> TrainState:
@@ -58,7 +65,9 @@ def state_shapes(experiment: Experiment, settings: Training) -> TrainState:
     return jax.eval_shape(lambda: fresh_state(experiment, settings, jax.random.key(0)))
 
 
-def create_state(experiment: Experiment, settings: Training, seed: int, mesh: Mesh, rules: Rules = ()) -> TrainState:
+def create_state(
+    experiment: Experiment, settings: Training, seed: int, mesh: Mesh, rules: Rules = ()
+) -> TrainState:
     """The state before the first step, placed on the mesh.
 
     Args:
@@ -69,4 +78,6 @@ def create_state(experiment: Experiment, settings: Training, seed: int, mesh: Me
       rules: where parameters go, see `shardings`; default everywhere.
     """
     where = shardings(state_shapes(experiment, settings), mesh, rules)
-    return jax.jit(lambda key: fresh_state(experiment, settings, key), out_shardings=where)(jax.random.key(seed))
+    return jax.jit(lambda key: fresh_state(experiment, settings, key), out_shardings=where)(
+        jax.random.key(seed)
+    )

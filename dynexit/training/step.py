@@ -9,22 +9,28 @@ from jax.sharding import Mesh
 
 from dynexit.core.settings import Training
 from dynexit.core.types import Array, Experiment, PyTree, Step
-from dynexit.exits.run import run_all
-from dynexit.exits.steps import rematerialised
+from dynexit.engine.run import run_all
+from dynexit.engine.steps import rematerialised
 from dynexit.training.optimizer import learning_rate, make_optimizer
 from dynexit.training.sharding import Rules, check_batch_size, replicated, shardings
 from dynexit.training.state import TrainState, cast, state_shapes
 
 TrainStep = Callable[[TrainState, dict], tuple[TrainState, dict[str, Array]]]
-LOSS = 2**31 - 1  # folded into a step's key for the method's loss; augmentations fold in small numbers
+LOSS = (
+    2**31 - 1
+)  # folded into a step's key for the method's loss; augmentations fold in small numbers
 OWN_METRICS = ("loss", "grad_norm", "learning_rate", "finite")
 
 
-def make_loss(experiment: Experiment, settings: Training) -> Callable[..., tuple[Array, tuple[dict[str, Array], PyTree]]]:
-    """`loss(params, carry, inputs [B, ...], labels [B, ...], key, progress []) -> (mean loss [], (metrics, carry))`.
+def make_loss(
+    experiment: Experiment, settings: Training
+) -> Callable[..., tuple[Array, tuple[dict[str, Array], PyTree]]]:
+    """`loss(params, carry, inputs [B, ...], labels [B, ...], key, progress []) -> (mean loss [],
+    (metrics, carry))`.
 
-    With `precision="bfloat16"` parameters and inputs are cast for the forward pass and outputs cast back, so the objective
-    and the gradient's sum over the batch are float32. A method with a loss of its own gets them as cast.
+    With `precision="bfloat16"` parameters and inputs are cast for the forward pass and outputs cast
+    back, so the objective and the gradient's sum over the batch are float32. A method with a loss
+    of its own gets them as cast.
     """
     model, method = experiment.model, experiment.method
     if settings.remat:
@@ -36,11 +42,15 @@ def make_loss(experiment: Experiment, settings: Training) -> Callable[..., tuple
     ) -> tuple[Array, tuple[dict[str, Array], PyTree]]:
         params, inputs = cast(params, compute), cast(inputs, compute)
         if method.carried is not None:
-            losses, metrics, carry = method.carried.loss(model, params, carry, inputs, labels, key, progress)
+            losses, metrics, carry = method.carried.loss(
+                model, params, carry, inputs, labels, key, progress
+            )
         elif method.loss is not None:
             losses, metrics = method.loss(model, params, inputs, labels, key, progress)
         else:
-            assert method.objective is not None, "a method has an objective, a loss or one that is carried"
+            assert method.objective is not None, (
+                "a method has an objective, a loss or one that is carried"
+            )
             outputs = run_all(model.steps(params), model.embed(params, inputs), model.depth)
             losses, metrics = method.objective(cast(outputs, jnp.float32), labels, progress)
         if jnp.shape(losses) != jnp.shape(labels)[:1]:
@@ -48,7 +58,9 @@ def make_loss(experiment: Experiment, settings: Training) -> Callable[..., tuple
                 f"`method` must return one loss per example, shape {list(jnp.shape(labels)[:1])}, got {list(jnp.shape(losses))}"
             )
         if clash := sorted(set(metrics) & set(OWN_METRICS)):
-            raise ValueError(f"`method` returns metrics named {clash}, which training itself reports; rename them")
+            raise ValueError(
+                f"`method` returns metrics named {clash}, which training itself reports; rename them"
+            )
         return jnp.mean(losses), (metrics, carry)
 
     return loss
@@ -58,10 +70,13 @@ def _rematerialised(step: Step | tuple[Step, ...]) -> Step | tuple[Step, ...]:
     return tuple(map(rematerialised, step)) if isinstance(step, tuple) else rematerialised(step)
 
 
-def make_train_step(experiment: Experiment, settings: Training, mesh: Mesh, rules: Rules = ()) -> TrainStep:
+def make_train_step(
+    experiment: Experiment, settings: Training, mesh: Mesh, rules: Rules = ()
+) -> TrainStep:
     """Compiles `train_step(state, batch) -> (state, metrics)`; the state handed in is donated.
 
-    Where the loss or the gradient's norm is not finite the state comes back as it was: the last good state is never lost.
+    Where the loss or the gradient's norm is not finite the state comes back as it was: the last
+    good state is never lost.
 
     Args:
       experiment: what is trained, and the objective.
@@ -70,12 +85,14 @@ def make_train_step(experiment: Experiment, settings: Training, mesh: Mesh, rule
       rules: where parameters go, see `shardings`; default everywhere.
 
     Returns:
-      The step. The batch has "inputs" `[B, ...]` and "labels" `[B]`, and may have "step" int32 `[]`, its position in the data:
-      then a batch that is not the one due (a step before it failed) changes nothing either. Metrics are float32 `[]`: "loss",
-      "grad_norm" (before clipping), "learning_rate", the objective's own; "finite" is bool `[]`.
+      The step. The batch has "inputs" `[B, ...]` and "labels" `[B]`, and may have "step" int32
+      `[]`, its position in the data: then a batch that is not the one due (a step before it failed)
+      changes nothing either. Metrics are float32 `[]`: "loss", "grad_norm" (before clipping),
+      "learning_rate", the objective's own; "finite" is bool `[]`.
 
     Raises:
-      ValueError: the batch cannot be split over the devices; while tracing, a loss that is not `[B]` or a metric named twice.
+      ValueError: the batch cannot be split over the devices; while tracing, a loss that is not
+        `[B]` or a metric named twice.
     """
     check_batch_size(settings.batch_size, mesh)
     optimizer, rate = make_optimizer(settings), learning_rate(settings)
@@ -89,14 +106,24 @@ def make_train_step(experiment: Experiment, settings: Training, mesh: Mesh, rule
             inputs = experiment.prepare(inputs)
         progress = state.step.astype(jnp.float32) / settings.steps
         loss_key = jax.random.fold_in(key, LOSS)
-        (loss, (own, carry)), gradients = gradient(state.params, state.carry, inputs, batch["labels"], loss_key, progress)
+        (loss, (own, carry)), gradients = gradient(
+            state.params, state.carry, inputs, batch["labels"], loss_key, progress
+        )
         norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        moved = TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state, state.key, carry)
+        moved = TrainState(
+            state.step + 1, optax.apply_updates(state.params, updates), opt_state, state.key, carry
+        )
         due = finite & (batch.get("step", state.step) == state.step)
         state = jax.tree.map(lambda new, old: jnp.where(due, new, old), moved, state)
-        return state, {"loss": loss, "grad_norm": norm, "learning_rate": rate(moved.step - 1), "finite": finite, **own}
+        return state, {
+            "loss": loss,
+            "grad_norm": norm,
+            "learning_rate": rate(moved.step - 1),
+            "finite": finite,
+            **own,
+        }
 
     where = shardings(state_shapes(experiment, settings), mesh, rules)
     return jax.jit(train_step, donate_argnums=0, out_shardings=(where, replicated(mesh)))

@@ -1,4 +1,6 @@
-"""A small experiment with exits of mixed depths, in plain JAX: alike blocks, or two stages of different width."""
+"""A small experiment with exits of mixed depths, in plain JAX: alike blocks, or two stages of
+different width.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -30,11 +32,20 @@ def _weights(key, *shape):
 def alike_model():
     def init(key):
         keys = jax.random.split(key, 3)
-        blocks = {"w": _weights(keys[0], DEPTH, WIDTH, WIDTH), "out": _weights(keys[1], DEPTH, WIDTH, CLASSES)}
+        blocks = {
+            "w": _weights(keys[0], DEPTH, WIDTH, WIDTH),
+            "out": _weights(keys[1], DEPTH, WIDTH, CLASSES),
+        }
         return {"embed": _weights(keys[2], 2, WIDTH), "blocks": blocks}
 
     steps = lambda params: dx.stacked_step(block, head, params["blocks"])
-    return Model(init, lambda params, x: x @ params["embed"], steps, DEPTH, tuple(f"block{i:02d}" for i in range(DEPTH)))
+    return Model(
+        init,
+        lambda params, x: x @ params["embed"],
+        steps,
+        DEPTH,
+        tuple(f"block{i:02d}" for i in range(DEPTH)),
+    )
 
 
 def staged_model():
@@ -47,9 +58,17 @@ def staged_model():
 
     def steps(params):
         kinds = (block, down, block)
-        return tuple(dx.stacked_step(f, head, p) for f, p in zip(kinds, params["blocks"], strict=True))
+        return tuple(
+            dx.stacked_step(f, head, p) for f, p in zip(kinds, params["blocks"], strict=True)
+        )
 
-    return Model(init, lambda params, x: x @ params["embed"], steps, (2, 1, 2), tuple(f"block{i:02d}" for i in range(DEPTH)))
+    return Model(
+        init,
+        lambda params, x: x @ params["embed"],
+        steps,
+        (2, 1, 2),
+        tuple(f"block{i:02d}" for i in range(DEPTH)),
+    )
 
 
 def method():
@@ -70,12 +89,19 @@ def source(split, size, seed):
         "inputs": random.integers(-8, 8, (size, 2)).astype(np.int8),
         "labels": random.integers(0, CLASSES, size).astype(np.int32),
     }
-    return Source(split, lambda seed, step, size: {k: v[:size] for k, v in whole.items()}, lambda: whole, size)
+    return Source(
+        split, lambda seed, step, size: {k: v[:size] for k, v in whole.items()}, lambda: whole, size
+    )
 
 
 def build(model):
-    splits = [source(name, size, k) for k, (name, size) in enumerate((("train", 20), ("calibration", 30), ("test", 43)))]
-    return Experiment(model, method(), *splits, None, lambda x: x.astype(jnp.float32) / 8, tuple("abcd"))
+    splits = [
+        source(name, size, k)
+        for k, (name, size) in enumerate((("train", 20), ("calibration", 30), ("test", 43)))
+    ]
+    return Experiment(
+        model, method(), *splits, None, lambda x: x.astype(jnp.float32) / 8, tuple("abcd")
+    )
 
 
 @pytest.fixture(params=["alike", "staged"], scope="session")

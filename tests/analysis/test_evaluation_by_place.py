@@ -1,4 +1,6 @@
-"""The whole measurement of a weight-tied network with an answer at every place, tested on longer rows than it was calibrated on."""
+"""The whole measurement of a weight-tied network with an answer at every place, tested on longer
+rows than it was calibrated on.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -6,15 +8,15 @@ import numpy as np
 import pytest
 
 import dynexit as dx
-from dynexit.analysis.costs import costs_of
-from dynexit.analysis.evaluation import evaluate
-from dynexit.analysis.predictions import predict
-from dynexit.analysis.reporting import markdown, report, summary
-from dynexit.calibration import choose
+from dynexit.calibration.choose import choose
 from dynexit.core.labels import IGNORED, share
 from dynexit.core.settings import Evaluation
-from dynexit.data.arrays import from_leaves
-from dynexit.data.prefix_sums import prefix_sums
+from dynexit.data.source import from_leaves
+from dynexit.data.tasks.prefix_sums import prefix_sums
+from dynexit.evaluation.costs import costs_of
+from dynexit.evaluation.measure import evaluate
+from dynexit.evaluation.predictions import predict
+from dynexit.evaluation.reports.reporting import markdown, report, summary
 
 ROWS, STEPS, THRESHOLDS = 10, 6, jnp.array([0.0, 1e-5, 3e-4, 1e-2])
 ABOUT = {"name": "bits", "classes": ["even", "odd"], "batch_size": 4}
@@ -24,13 +26,15 @@ def sums(split, length, seed):
     """Strings of which a random part counts, with a number of steps that says how much."""
     batch = prefix_sums(length).train.batch(seed, 0, ROWS)
     counts = np.random.default_rng(seed).integers(1, length + 1, ROWS)
-    batch["labels"] = np.where(np.arange(length) < counts[:, None], batch["labels"], IGNORED).astype(np.int32)
+    batch["labels"] = np.where(
+        np.arange(length) < counts[:, None], batch["labels"], IGNORED
+    ).astype(np.int32)
     return from_leaves(split, {**batch, "steps": counts.astype(np.int32)})
 
 
 @pytest.fixture(scope="module")
 def measured():
-    model = dx.backbones.deep_thinking(1, 1, 2, width=4, steps=STEPS, blocks=1)
+    model = dx.models.deep_thinking(1, 1, 2, width=4, steps=STEPS, blocks=1)
     method = dx.methods.deep_thinking(3, settled=1)._replace(grade=share)
     splits = sums("train", 5, 0), sums("calibration", 5, 1), sums("test", 9, 2)
     experiment = dx.Experiment(model, method, *splits, None, None, ("even", "odd"))
@@ -38,9 +42,24 @@ def measured():
     held_out = predict(experiment, params, experiment.calibration, 4)
     costs = costs_of(model, params, jnp.asarray(splits[1].examples()["inputs"]))
     points = {"threshold": THRESHOLDS}
-    choice = choose(held_out, points, method.criterion, method.predict, costs.until, dx.replay, budget=0.9, grade=method.grade)
+    choice = choose(
+        held_out,
+        points,
+        method.criterion,
+        method.predict,
+        costs.until,
+        dx.replay,
+        budget=0.9,
+        grade=method.grade,
+    )
     settings = Evaluation(4, repeats=1, timed_rows=5, tune=False)
-    return experiment, params, costs, choice, evaluate(experiment, params, costs, choice, points, settings, lambda line: None)
+    return (
+        experiment,
+        params,
+        costs,
+        choice,
+        evaluate(experiment, params, costs, choice, points, settings, lambda line: None),
+    )
 
 
 def test_costs_are_those_of_the_longer_rows(measured):
@@ -54,7 +73,10 @@ def test_answers_of_all_rows_and_timings_of_some(measured):
     assert e.classes.shape == (ROWS, 9) and e.agreement == 1.0
     x = jnp.asarray(experiment.test.examples()["inputs"])
     model, rule = experiment.model, experiment.method.criterion(choice.point)
-    alone = [dx.run_until(model.steps(params), model.embed(params, x[r : r + 1]), STEPS, rule) for r in range(ROWS)]
+    alone = [
+        dx.run_until(model.steps(params), model.embed(params, x[r : r + 1]), STEPS, rule)
+        for r in range(ROWS)
+    ]
     assert e.exit.tolist() == [int(a.exit[0]) for a in alone] and len(set(e.exit.tolist())) > 1
     np.testing.assert_array_equal(e.classes, [a.output[0].argmax(-1) for a in alone])
 
@@ -64,12 +86,19 @@ def test_the_stream_is_timed_and_accuracy_is_the_grade(measured):
     content = report(e, choice.point, ABOUT)
     labels = e.predictions.labels
     wanted = [
-        np.mean([c == t for c, t in zip(row, label, strict=True) if t >= 0]) for row, label in zip(e.classes, labels, strict=True)
+        np.mean([c == t for c, t in zip(row, label, strict=True) if t >= 0])
+        for row, label in zip(e.classes, labels, strict=True)
     ]
     np.testing.assert_allclose(content["accuracy_dynamic"], np.mean(wanted))
-    np.testing.assert_allclose(content["efficiency_streamed"], e.timings.ideal / e.timings.streamed.median)
+    np.testing.assert_allclose(
+        content["efficiency_streamed"], e.timings.ideal / e.timings.streamed.median
+    )
     assert "streamed: " in summary(content)[-1][2] and -1 <= content["depth_follows_steps"] <= 1
-    more = {"summary": "Bits.", "data": dict.fromkeys(("train", "calibration", "test"), ROWS), "parameters": 5}
+    more = {
+        "summary": "Bits.",
+        "data": dict.fromkeys(("train", "calibration", "test"), ROWS),
+        "parameters": 5,
+    }
     more |= {
         "training": {"step": 1, "of": 1},
         "seed": 0,
@@ -81,16 +110,24 @@ def test_the_stream_is_timed_and_accuracy_is_the_grade(measured):
     }
     chosen = {"chosen_by": "a budget", "accuracy": 0.5, "flops_ratio": 0.9, "accuracy_full": 0.5}
     text = markdown({**content, **more, "calibration": chosen, "commit": None})
-    assert "Spearman's correlation" in text and "Throughput of the stream along the curve: efficiency " in text
+    assert (
+        "Spearman's correlation" in text
+        and "Throughput of the stream along the curve: efficiency " in text
+    )
 
 
 def test_the_stream_is_timed_along_the_curve(measured):
     experiment, params, _, choice, e = measured
-    x, model = jnp.asarray(experiment.test.examples()["inputs"])[np.arange(8) * ROWS // 8], experiment.model
+    x, model = (
+        jnp.asarray(experiment.test.examples()["inputs"])[np.arange(8) * ROWS // 8],
+        experiment.model,
+    )
     for k, ratio in zip(e.timed.index, e.timed.block_ratio, strict=True):
         rule = experiment.method.criterion({"threshold": THRESHOLDS[k]})
         depths = dx.run_until(model.steps(params), model.embed(params, x), STEPS, rule).exit_depth
         np.testing.assert_allclose(ratio, depths.mean() / STEPS, rtol=1e-6)
     assert len(set(e.timed.block_ratio)) > 1
     told = report(e, choice.point, ABOUT)["timed_points"]
-    np.testing.assert_allclose(told["efficiency_streamed"], e.timed.full * e.timed.block_ratio / e.timed.streamed)
+    np.testing.assert_allclose(
+        told["efficiency_streamed"], e.timed.full * e.timed.block_ratio / e.timed.streamed
+    )

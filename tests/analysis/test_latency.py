@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 
 import dynexit as dx
-from dynexit.analysis import latency
-from dynexit.analysis.predictions import prepared
+from dynexit.evaluation import latency
+from dynexit.evaluation.predictions import prepared
 
 
 def test_programs_run_in_turns_after_one_call_each():
     calls = []
-    timing = latency.measure({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, repeats=3)
+    timing = latency.measure(
+        {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, repeats=3
+    )
     assert "".join(calls) == "ab" + "ababab"
     assert list(timing) == ["a", "b"] and all(t.low <= t.median <= t.high for t in timing.values())
 
@@ -25,7 +27,9 @@ def test_repeats_below_one_are_refused():
 def test_a_split_in_batches_is_filled_up_with_its_first_rows():
     batches = latency.in_batches(np.arange(7)[:, None], 3)
     assert [b.ravel().tolist() for b in batches] == [[0, 1, 2], [3, 4, 5], [6, 0, 1]]
-    assert [b.ravel().tolist() for b in latency.in_batches(np.arange(2)[:, None], 5)] == [[0, 1, 0, 1, 0]]
+    assert [b.ravel().tolist() for b in latency.in_batches(np.arange(2)[:, None], 5)] == [
+        [0, 1, 0, 1, 0]
+    ]
 
 
 @pytest.mark.parametrize("tile", [8, 16])
@@ -33,7 +37,7 @@ def test_full_depth_is_the_last_exit_in_tiles_or_not(experiment, params, tile):
     model, method = experiment.model, experiment.method
     x = prepared(experiment, jnp.asarray(experiment.test.examples()["inputs"][:32]))
     state = model.embed(params, x)
-    from dynexit.exits.run import run_all
+    from dynexit.engine.run import run_all
 
     last = np.argmax(run_all(model.steps(params), state, model.depth)[-1], axis=-1)
     np.testing.assert_array_equal(latency.full_depth(model, method, params, x), last)
@@ -49,7 +53,9 @@ def test_all_rows_leave_together_and_every_exit_until_there_asks_the_rule(experi
         jax.debug.callback(lambda i: asked.append(int(i)), i)
         return output[:, 0] < jnp.inf, memory  # would have all rows leave at once
 
-    eager = experiment.method._replace(criterion=lambda point: dx.Criterion(lambda batch: (), update))
+    eager = experiment.method._replace(
+        criterion=lambda point: dx.Criterion(lambda batch: (), update)
+    )
     x = prepared(experiment, jnp.asarray(experiment.test.examples()["inputs"][:16]))
     every = np.argmax(dx.run_all(model.steps(params), model.embed(params, x), model.depth), axis=-1)
     for exit in range(len(every)):
@@ -62,7 +68,9 @@ def test_all_rows_leave_together_and_every_exit_until_there_asks_the_rule(experi
 
 
 def test_the_full_program_reads_no_early_exit(experiment, params):
-    """Heads of early exits must not be in the baseline's program: NaN weights there change nothing and cost nothing."""
+    """Heads of early exits must not be in the baseline's program: NaN weights there change nothing
+    and cost nothing.
+    """
     x = prepared(experiment, jnp.asarray(experiment.test.examples()["inputs"][:8]))
     reads = []
 
@@ -71,7 +79,9 @@ def test_the_full_program_reads_no_early_exit(experiment, params):
             def apply(w, i, state):
                 state, output = step.apply(w, i, state)
                 return state, jax.pure_callback(
-                    lambda o: reads.append(1) or o, jax.ShapeDtypeStruct(output.shape, output.dtype), output
+                    lambda o: reads.append(1) or o,
+                    jax.ShapeDtypeStruct(output.shape, output.dtype),
+                    output,
                 )
 
             return step.__class__(step.select, apply, step.blocks)
@@ -80,14 +90,19 @@ def test_the_full_program_reads_no_early_exit(experiment, params):
         return tuple(map(counting, made)) if isinstance(made, tuple) else counting(made)
 
     watched = experiment.model._replace(steps=steps)
-    jax.block_until_ready(jax.jit(lambda p, x: latency.full_depth(watched, experiment.method, p, x))(params, x))
+    jax.block_until_ready(
+        jax.jit(lambda p, x: latency.full_depth(watched, experiment.method, p, x))(params, x)
+    )
     assert len(reads) == 1
 
 
 def test_dynamic_depth_is_the_same_by_both_schedules(staged, point):
     params, experiment = jax.jit(staged.model.init)(jax.random.key(0)), staged
     x = prepared(experiment, jnp.asarray(experiment.test.examples()["inputs"]))
-    runs = [latency.dynamic_depth(experiment.model, experiment.method, params, point, x, s) for s in ("auto", "masked")]
+    runs = [
+        latency.dynamic_depth(experiment.model, experiment.method, params, point, x, s)
+        for s in ("auto", "masked")
+    ]
     np.testing.assert_array_equal(runs[0].classes, runs[1].classes)
     np.testing.assert_array_equal(runs[0].exit_depth, runs[1].exit_depth)
     assert len(set(runs[0].exit_depth.tolist())) > 2

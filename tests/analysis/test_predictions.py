@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dynexit.analysis.predictions import fingerprint, predict
 from dynexit.core.checks import stages_of
+from dynexit.evaluation.predictions import fingerprint, predict
 
 
 def by_hand(experiment, params, row):
@@ -26,7 +26,9 @@ def test_predictions_are_every_exit_of_every_example(experiment, params, batch_s
     inputs = experiment.test.examples()["inputs"]
     assert found.outputs.shape == (5, 43, 4) and found.outputs.dtype == np.float32
     for m in (0, 6, 7, 42):
-        np.testing.assert_allclose(found.outputs[:, m], by_hand(experiment, params, inputs[m]), atol=1e-5)
+        np.testing.assert_allclose(
+            found.outputs[:, m], by_hand(experiment, params, inputs[m]), atol=1e-5
+        )
     np.testing.assert_array_equal(found.labels, experiment.test.examples()["labels"])
 
 
@@ -37,7 +39,10 @@ def test_half_precision_outputs_are_kept_as_float32(experiment, params):
 
 
 def test_fingerprints_tell_splits_apart(experiment):
-    test, again = experiment.test.examples(), {k: v.copy() for k, v in experiment.test.examples().items()}
+    test, again = (
+        experiment.test.examples(),
+        {k: v.copy() for k, v in experiment.test.examples().items()},
+    )
     assert fingerprint(test) == fingerprint(again) != fingerprint(experiment.calibration.examples())
     again["labels"][3] += 1
     assert fingerprint(test) != fingerprint(again)

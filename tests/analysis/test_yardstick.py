@@ -1,4 +1,6 @@
-"""The yardstick: depths as asked for, blocks that keep rows apart, records that add up, and a peer that computes the same."""
+"""The yardstick: depths as asked for, blocks that keep rows apart, records that add up, and a peer
+that computes the same.
+"""
 
 import json
 
@@ -8,12 +10,15 @@ import numpy as np
 import pytest
 
 import dynexit as dx
-from dynexit.analysis import drawn_problems, latency, masked_peer, plots, yardstick, yardstick_programs
-from dynexit.analysis.drawn_problems import DISTRIBUTIONS, Cell, draw, problem
-from dynexit.analysis.masked_peer import vmapped
-from dynexit.analysis.torch_peer import regrouping
-from dynexit.analysis.yardstick import run_cell
+from dynexit.bench import masked_peer, yardstick, yardstick_programs
+from dynexit.bench import problems as drawn_problems
+from dynexit.bench.masked_peer import vmapped
+from dynexit.bench.problems import DISTRIBUTIONS, Cell, draw, problem
+from dynexit.bench.torch_peer import regrouping
+from dynexit.bench.yardstick import run_cell
 from dynexit.cli.main import main
+from dynexit.evaluation import latency
+from dynexit.evaluation.reports import plots
 
 
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
@@ -41,14 +46,22 @@ def test_records_add_up():
     cell = Cell("mixer", 64, 4, 3, 4, "float32")
     records = run_cell(cell, [("bimodal", 0.5)], repeats=1, peers={}, say=said.append)
     by_name = {r["program"]: r for r in records}
-    assert {"full", "compacted", "tuned", "masked", "per_row"} <= set(by_name) and "tiles of" in said[1]
+    assert {"full", "compacted", "tuned", "masked", "per_row"} <= set(
+        by_name
+    ) and "tiles of" in said[1]
     best = min(r["seconds"] for name, r in by_name.items() if name.startswith("full"))
     for r in records:
         np.testing.assert_allclose(r["speedup"], best / r["seconds"])
         if "efficiency" in r:
             np.testing.assert_allclose(r["efficiency"], r["speedup"] * r["mean"])
-        assert r["low"] <= r["seconds"] <= r["high"] and r["compile_seconds"] > 0 and r["program_bytes"] > 1000
-        assert "tuned_over_best" not in r and (r["kind"] == "full") == r["program"].startswith("full")
+        assert (
+            r["low"] <= r["seconds"] <= r["high"]
+            and r["compile_seconds"] > 0
+            and r["program_bytes"] > 1000
+        )
+        assert "tuned_over_best" not in r and (r["kind"] == "full") == r["program"].startswith(
+            "full"
+        )
     depths = draw("bimodal", 0.5, 3, 4)
     np.testing.assert_allclose(by_name["masked"]["occupancy"], depths.sum() / (4 * depths.max()))
     assert by_name["per_row"]["occupancy"] == 1.0
@@ -61,9 +74,15 @@ def test_the_pytorch_peer_computes_the_same(block):
     step, params, state = problem(cell)
     depths = np.array([1, 3, 2, 1, 3], np.int32)
     mine = dx.run_until(step(params), state, 3, dx.criteria.at_depth(jnp.asarray(depths))).output
-    np.testing.assert_allclose(regrouping(cell, drawn_problems.Problem(step, params, state), depths)(), mine, atol=1e-4)
-    with pytest.raises(ValueError, match="the PyTorch peer has float32 transformers alone, got mixer in float32"):
-        regrouping(cell._replace(block="mixer"), drawn_problems.Problem(step, params, state), depths)
+    np.testing.assert_allclose(
+        regrouping(cell, drawn_problems.Problem(step, params, state), depths)(), mine, atol=1e-4
+    )
+    with pytest.raises(
+        ValueError, match="the PyTorch peer has float32 transformers alone, got mixer in float32"
+    ):
+        regrouping(
+            cell._replace(block="mixer"), drawn_problems.Problem(step, params, state), depths
+        )
 
 
 @pytest.mark.parametrize("block", ["transformer", "tied", "mixer", "conv"])
@@ -72,10 +91,14 @@ def test_the_masked_peer_computes_the_same_and_gathers_weights(block):
     made = problem(cell)
     depths = np.array([1, 3, 2, 1, 3], np.int32)
     outputs = dx.run_all(made.step(made.params), made.state, 3)
-    np.testing.assert_allclose(vmapped(cell, made, depths)(), outputs[depths - 1, np.arange(5)], atol=1e-4)
+    np.testing.assert_allclose(
+        vmapped(cell, made, depths)(), outputs[depths - 1, np.arange(5)], atol=1e-4
+    )
     text = masked_peer._run.lower(made.params, made.state, jnp.asarray(depths), made.step).as_text()
     heads_per_row = f"tensor<5x64x{drawn_problems.CLASSES}xf32>"
-    assert (heads_per_row in text) == (block != "tied") == (masked_peer.gathered_bytes(cell, made) > 0)
+    assert (
+        (heads_per_row in text) == (block != "tied") == (masked_peer.gathered_bytes(cell, made) > 0)
+    )
 
 
 def test_what_the_masked_peer_gathers_is_counted_and_limited(monkeypatch):
@@ -89,7 +112,8 @@ def test_what_the_masked_peer_gathers_is_counted_and_limited(monkeypatch):
     vmapped(cell, made, depths)
     monkeypatch.setattr(masked_peer, "MOST_BYTES", 5 * one_block * 4 - 1)
     with pytest.raises(
-        masked_peer.TooLarge, match=r"vmap would gather 0\.0 GiB of weights per step \(batch 5, blocks of width 64\)"
+        masked_peer.TooLarge,
+        match=r"vmap would gather 0\.0 GiB of weights per step \(batch 5, blocks of width 64\)",
     ):
         vmapped(cell, made, depths)
 
@@ -104,18 +128,29 @@ def test_one_row_beside_the_network_unrolled_to_its_depth(monkeypatch):
     monkeypatch.setattr(yardstick, "tune", recorded)
     monkeypatch.setattr(masked_peer, "MOST_BYTES", 0)
     cell, said = Cell("mixer", 64, 4, 2, 1, "float32"), []
-    records = run_cell(cell, [("together", 0.5), ("together", 1.0)], 1, {"masked": vmapped}, said.append)
+    records = run_cell(
+        cell, [("together", 0.5), ("together", 1.0)], 1, {"masked": vmapped}, said.append
+    )
     alone = [r for r in records if r["program"] == "unrolled"]
-    assert [round(r["mean"] * 2) for r in alone] == [1, 2] and alone[0]["program_bytes"] < alone[1]["program_bytes"]
-    assert not any(r["kind"] == "peer" for r in records) and sum("peer masked left out: vmap would gather" in s for s in said) == 2
-    assert [None if e is None else e.tolist() for e, _ in tunings] == [None, [0], [1]], "tuned for each load's own exits"
+    assert [round(r["mean"] * 2) for r in alone] == [1, 2] and alone[0]["program_bytes"] < alone[1][
+        "program_bytes"
+    ]
+    assert (
+        not any(r["kind"] == "peer" for r in records)
+        and sum("peer masked left out: vmap would gather" in s for s in said) == 2
+    )
+    assert [None if e is None else e.tolist() for e, _ in tunings] == [None, [0], [1]], (
+        "tuned for each load's own exits"
+    )
     assert tunings[0][1] is None and tunings[1][1] == tunings[2][1] is not None, "and measured once"
 
 
 def test_the_unrolled_network_gives_the_exit_at_its_depth():
     made = problem(Cell("mixer", 64, 4, 3, 1, "float32"))
     program, arguments = yardstick_programs.unrolled(made, 2)
-    np.testing.assert_allclose(program.call(*arguments), dx.run_all(made.step(made.params), made.state, 3)[1], atol=1e-5)
+    np.testing.assert_allclose(
+        program.call(*arguments), dx.run_all(made.step(made.params), made.state, 3)[1], atol=1e-5
+    )
     assert len(arguments[0]) == 2
 
 
@@ -130,7 +165,14 @@ def test_the_text_of_a_program_does_not_grow_with_depth():
 
 
 def test_what_is_tried_follows_the_batch():
-    assert list(yardstick_programs.trials(12)) == ["tile 1", "tile 2", "tile 4", "tile 8", "tile 4 alone", "tile 8 alone"]
+    assert list(yardstick_programs.trials(12)) == [
+        "tile 1",
+        "tile 2",
+        "tile 4",
+        "tile 8",
+        "tile 4 alone",
+        "tile 8 alone",
+    ]
     assert list(yardstick_programs.trials(1)) == ["tile 1"]
     assert set(yardstick_programs.schedules(64, False)) == {"compacted", "masked"}
     assert set(yardstick_programs.schedules(64, True)) == {"compacted", "masked", "per_row"}
@@ -139,25 +181,37 @@ def test_what_is_tried_follows_the_batch():
 def test_the_command_writes_its_records_and_a_figure(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(yardstick_programs, "SLOTS", (1, 2))
     drawn, draw_figure = [], plots.efficiency_by_depth
-    monkeypatch.setattr(plots, "efficiency_by_depth", lambda records, path: drawn.extend(records) or draw_figure(records, path))
+    monkeypatch.setattr(
+        plots,
+        "efficiency_by_depth",
+        lambda records, path: drawn.extend(records) or draw_figure(records, path),
+    )
     out = tmp_path / "bench.json"
     words = "bench --block tied --width 64 --tokens 4 --depth 2 --batch 2 --mean 0.75 --repeats 1 --peer masked --exhaustive --out"
     assert main([*words.split(), str(out)]) == 0
     content = json.loads(out.read_text())
-    assert content["versions"]["jax"] == jax.__version__ and content["options"]["exhaustive"] is True
+    assert (
+        content["versions"]["jax"] == jax.__version__ and content["options"]["exhaustive"] is True
+    )
     by_name = {r["program"]: r for r in content["records"]}
     of_kind = lambda kind: [name for name, r in by_name.items() if r["kind"] == kind]
     assert of_kind("full") == ["full", "full tiled 1"] and of_kind("trial") == ["tile 1", "tile 2"]
     assert of_kind("schedule") == ["compacted", "masked", "per_row", "tuned"]
-    assert of_kind("stream") == ["stream 1"] and of_kind("peer") == ["peer masked"], "slots below the batch"
+    assert of_kind("stream") == ["stream 1"] and of_kind("peer") == ["peer masked"], (
+        "slots below the batch"
+    )
     assert by_name["stream 1"]["occupancy"] == by_name["tile 1"]["occupancy"] == 1.0
     assert by_name["peer masked"]["efficiency"] > 0 and by_name["tuned"]["asked"] == 0.75
     best = min(of_kind("schedule") + of_kind("trial"), key=lambda name: by_name[name]["seconds"])
-    assert (by_name["tuned"]["tuned_over_best"] == 1.0) or best != "tuned", "a tuned program that was the quickest fights no duel"
+    assert (by_name["tuned"]["tuned_over_best"] == 1.0) or best != "tuned", (
+        "a tuned program that was the quickest fights no duel"
+    )
     assert by_name["tuned"]["tuned_over_best"] > 0
     assert by_name["tuned"]["chosen"].split()[0] in ("compacted", "masked", "per_row")
     assert out.with_suffix(".png").stat().st_size > 1000
-    assert {r["kind"] for r in drawn} == {"full", "schedule", "stream", "peer"}, "trials would crowd the figure"
+    assert {r["kind"] for r in drawn} == {"full", "schedule", "stream", "peer"}, (
+        "trials would crowd the figure"
+    )
     printed = capsys.readouterr().out
     assert "tied, width 64" in printed and "tuned / best" in printed and "of 1 cells" in printed
 
@@ -171,7 +225,11 @@ def test_the_tuned_program_meets_the_quickest_in_a_duel(monkeypatch):
 
     monkeypatch.setattr(yardstick, "measure", measured)
     record = lambda program, kind, seconds: {"program": program, "kind": kind, "seconds": seconds}
-    records = [record("full", "full", 0.1), record("tuned", "schedule", 1.0), record("tile 4", "trial", 0.9)]
+    records = [
+        record("full", "full", 0.1),
+        record("tuned", "schedule", 1.0),
+        record("tile 4", "trial", 0.9),
+    ]
     assert yardstick._duel(records, {"full": None, "tuned": None, "tile 4": None}, 2) == 1.5
     assert rounds == [(["tile 4", "tuned"], 6)]
     records[2]["seconds"] = 1.1

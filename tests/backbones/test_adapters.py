@@ -1,4 +1,6 @@
-"""Modules of one's own: the adapted block is the module, the engine takes it, and what cannot be pure is refused."""
+"""Modules of one's own: the adapted block is the module, the engine takes it, and what cannot be
+pure is refused.
+"""
 
 import flax.linen as nn
 import jax
@@ -9,7 +11,7 @@ from flax import nnx
 from oracle import leave_at
 
 import dynexit as dx
-from dynexit.backbones import from_linen, from_nnx
+from dynexit.models.adapters import from_linen, from_nnx
 
 WIDTH, BLOCKS = 6, 4
 STATE = jax.random.normal(jax.random.key(7), (5, WIDTH))
@@ -28,7 +30,12 @@ class NNXBlock(nnx.Module):
         rngs = nnx.Rngs(seed)
         self.norm = nnx.LayerNorm(WIDTH, rngs=rngs)
         init = nnx.initializers.normal(0.5)  # a new function in every block, as users write it
-        self.layers = nnx.List([nnx.Linear(WIDTH, width, kernel_init=init, rngs=rngs), nnx.Linear(width, WIDTH, rngs=rngs)])
+        self.layers = nnx.List(
+            [
+                nnx.Linear(WIDTH, width, kernel_init=init, rngs=rngs),
+                nnx.Linear(width, WIDTH, rngs=rngs),
+            ]
+        )
         self.slope = slope
 
     def __call__(self, x):
@@ -64,7 +71,9 @@ def test_blocks_one_after_the_other_give_what_the_engine_gives(kind):
     for i, block in enumerate(blocks):
         state = block(state)
         np.testing.assert_allclose(outputs[i], state, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(halted.output, outputs[jnp.array(depths) - 1, jnp.arange(5)], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        halted.output, outputs[jnp.array(depths) - 1, jnp.arange(5)], rtol=1e-5, atol=1e-6
+    )
     assert len(np.unique(np.asarray(outputs[:, 0, 0]))) == BLOCKS
 
 
@@ -74,7 +83,11 @@ def test_parameters_are_plain_dicts_of_arrays(kind):
 
     def plain(tree):
         assert type(tree) is dict or isinstance(tree, jax.Array)
-        return all(plain(child) for child in tree.values()) if isinstance(tree, dict) else tree.shape[0] == BLOCKS
+        return (
+            all(plain(child) for child in tree.values())
+            if isinstance(tree, dict)
+            else tree.shape[0] == BLOCKS
+        )
 
     assert plain(adapted.params)
     dx.check_row_independence(dx.stacked_step(adapted.apply, read, adapted.params), STATE)
@@ -84,12 +97,16 @@ def test_parameters_are_plain_dicts_of_arrays(kind):
 def test_gradient_is_that_of_the_module(kind):
     """Central differences along the gradient, through the whole depth."""
     _, adapted = kind()
-    loss = lambda params: (dx.run_all(dx.stacked_step(adapted.apply, read, params), STATE, BLOCKS) ** 2).sum()
+    loss = lambda params: (
+        dx.run_all(dx.stacked_step(adapted.apply, read, params), STATE, BLOCKS) ** 2
+    ).sum()
     gradient = jax.grad(loss)(adapted.params)
     leaves = jax.tree.leaves(gradient)
     assert all(float(jnp.abs(g).max()) > 0 for g in leaves)
     norm = float(jnp.sqrt(sum(jnp.vdot(g, g) for g in leaves)))
-    at = lambda h: float(loss(jax.tree.map(lambda a, g: a + h / norm * g, adapted.params, gradient)))
+    at = lambda h: float(
+        loss(jax.tree.map(lambda a, g: a + h / norm * g, adapted.params, gradient))
+    )
     np.testing.assert_allclose(norm, (at(1e-3) - at(-1e-3)) / 2e-3, rtol=1e-2)
 
 
@@ -142,10 +159,16 @@ def test_partitioned_parameters_are_unboxed():
 def test_linen_batch_statistics_are_refused():
     module = nn.BatchNorm(use_running_average=False)
     variables = module.init(jax.random.key(0), STATE)
-    with pytest.raises(ValueError, match=r"`variables` must have the collection \"params\" alone, got \['batch_stats', 'params'\]"):
+    with pytest.raises(
+        ValueError,
+        match=r"`variables` must have the collection \"params\" alone, got \['batch_stats', 'params'\]",
+    ):
         from_linen(module, variables)
     good = nn.Dense(WIDTH).init(jax.random.key(0), STATE)
-    with pytest.raises(ValueError, match=r"`variables\[1\]` must have .* normalise within a row instead \(LayerNorm, GroupNorm\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"`variables\[1\]` must have .* normalise within a row instead \(LayerNorm, GroupNorm\)",
+    ):
         from_linen(nn.Dense(WIDTH), [good, variables])
 
 
@@ -153,7 +176,10 @@ def test_linen_batch_statistics_are_refused():
     ("module", "text"),
     [
         (lambda: nnx.BatchNorm(WIDTH, rngs=nnx.Rngs(0)), r"mean \(BatchStat\), var \(BatchStat\)"),
-        (lambda: nnx.Dropout(0.1, rngs=nnx.Rngs(0)), r"rngs\.count \(RngCount\), rngs\.key \(RngKey\)"),
+        (
+            lambda: nnx.Dropout(0.1, rngs=nnx.Rngs(0)),
+            r"rngs\.count \(RngCount\), rngs\.key \(RngKey\)",
+        ),
     ],
 )
 def test_nnx_state_that_calls_change_is_refused(module, text):
@@ -167,8 +193,13 @@ def test_blocks_that_are_not_alike_are_refused():
     with pytest.raises(ValueError, match=r"`block\[2\]` \(NNXBlock\) must be like `block\[0\]`"):
         from_nnx([NNXBlock(0), NNXBlock(1), NNXBlock(2, width=3)])
     module, wide = nn.Dense(WIDTH), nn.Dense(WIDTH + 1)
-    with pytest.raises(ValueError, match=r"`blocks\[1\]\['bias'\]` is float32\[7\], in `blocks\[0\]` it is float32\[6\]"):
-        from_linen(module, [module.init(jax.random.key(0), STATE), wide.init(jax.random.key(0), STATE)])
+    with pytest.raises(
+        ValueError,
+        match=r"`blocks\[1\]\['bias'\]` is float32\[7\], in `blocks\[0\]` it is float32\[6\]",
+    ):
+        from_linen(
+            module, [module.init(jax.random.key(0), STATE), wide.init(jax.random.key(0), STATE)]
+        )
 
 
 @pytest.mark.parametrize("adapt", [lambda: from_nnx([]), lambda: from_linen(nn.Dense(3), [])])

@@ -1,4 +1,6 @@
-"""The continuous thought machine against a numpy loop over rows and ticks, its synchronisation against sums, and the engine."""
+"""The continuous thought machine against a numpy loop over rows and ticks, its synchronisation
+against sums, and the engine.
+"""
 
 import jax
 import jax.export
@@ -7,10 +9,15 @@ import numpy as np
 import pytest
 
 import dynexit as dx
-from dynexit.backbones import ctm
-from dynexit.backbones.synchronisation import accumulated, decay_in_range, neuron_pairs, synchronisation
-from dynexit.exits.most_certain import certainty, most_certain
-from dynexit.exits.stream import is_tied
+from dynexit.engine.streaming.stream import is_tied
+from dynexit.models.recurrent import ctm
+from dynexit.models.recurrent.synchronisation import (
+    accumulated,
+    decay_in_range,
+    neuron_pairs,
+    synchronisation,
+)
+from dynexit.transforms.best_so_far import certainty, most_certain
 
 ROWS, PLACES, CHANNELS, CLASSES, WIDTH, TICKS, ACTION, OUT = 6, 5, 2, 3, 8, 4, 4, 5
 INPUTS = np.random.default_rng(0).normal(size=(ROWS, PLACES, CHANNELS)).astype(np.float32)
@@ -24,18 +31,30 @@ every_form = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())
 
 
 def small(**form):
-    sizes = dict(width=WIDTH, ticks=TICKS, memory=3, hidden=2, features=4, heads=1, action=ACTION, out=OUT)
+    sizes = dict(
+        width=WIDTH, ticks=TICKS, memory=3, hidden=2, features=4, heads=1, action=ACTION, out=OUT
+    )
     return ctm(PLACES, CHANNELS, CLASSES, **sizes | form)
 
 
 def pairs_of(form):
-    return neuron_pairs(WIDTH, ACTION, OUT, form.get("pairing", "random"), form.get("self_pairs", 0), form.get("seed", 0))
+    return neuron_pairs(
+        WIDTH,
+        ACTION,
+        OUT,
+        form.get("pairing", "random"),
+        form.get("self_pairs", 0),
+        form.get("seed", 0),
+    )
 
 
 def scattered(params):
     """Parameters away from their initial zeros; decays are some below 0, some above."""
     draw = np.random.default_rng(1)
-    return jax.tree.map(lambda a: np.asarray(a) + np.float32(0.4) * draw.standard_normal(a.shape, np.float32), params)
+    return jax.tree.map(
+        lambda a: np.asarray(a) + np.float32(0.4) * draw.standard_normal(a.shape, np.float32),
+        params,
+    )
 
 
 def layer_norm(x, p):
@@ -68,16 +87,22 @@ def read_by_attention(query, keys, values, heads):
 
 
 def synchrony(trace, pairs, decay):
-    """sum_s exp(-decay (t - s)) z_i z_j over the root of the weights' sum, from all past activations `[t, D]`."""
+    """sum_s exp(-decay (t - s)) z_i z_j over the root of the weights' sum, from all past
+    activations `[t, D]`.
+    """
     found = []
     for i, j, d in zip(*pairs, np.clip(decay, 0, 15), strict=True):
         weights = np.exp(-d * np.arange(len(trace) - 1, -1, -1))
-        found.append(sum(w * z[i] * z[j] for w, z in zip(weights, trace, strict=True)) / weights.sum() ** 0.5)
+        found.append(
+            sum(w * z[i] * z[j] for w, z in zip(weights, trace, strict=True)) / weights.sum() ** 0.5
+        )
     return np.array(found)
 
 
 def by_loop(p, x, form, ticks=TICKS):
-    """Logits of one row after each tick; synchronisation is summed anew from the whole past at every tick."""
+    """Logits of one row after each tick; synchronisation is summed anew from the whole past at
+    every tick.
+    """
     p, action, out = jax.tree.map(lambda a: np.asarray(a, np.float64), p), *pairs_of(form)
     e = np.stack(
         [
@@ -86,20 +111,33 @@ def by_loop(p, x, form, ticks=TICKS):
         ]
     )
     keys, values = np.split(dense(e, p["embed"]["key_value"]), 2, axis=1)
-    trace, history, tick, logits = [p["start"]["z_embedding"]], p["start"]["history_embedding"].copy(), p["tick"], []
+    trace, history, tick, logits = (
+        [p["start"]["z_embedding"]],
+        p["start"]["history_embedding"].copy(),
+        p["tick"],
+        [],
+    )
     for _ in range(ticks):
         query = dense(synchrony(trace, action, tick["action_decay"]), tick["query"])
         seen = read_by_attention(query, keys, values, form.get("heads", 1))
-        before = layer_norm(glu(dense(np.concatenate([seen, trace[-1]]), tick["synapses"])), tick["norm"])
-        history = np.stack([np.append(past[1:], a) for past, a in zip(history, before, strict=True)])
-        trace.append(np.array([neuron_model(past, tick["neurons"], d) for d, past in enumerate(history)]))
+        before = layer_norm(
+            glu(dense(np.concatenate([seen, trace[-1]]), tick["synapses"])), tick["norm"]
+        )
+        history = np.stack(
+            [np.append(past[1:], a) for past, a in zip(history, before, strict=True)]
+        )
+        trace.append(
+            np.array([neuron_model(past, tick["neurons"], d) for d, past in enumerate(history)])
+        )
         answer = dense(synchrony(trace, out, tick["out_decay"]), p["head"]["logits"])
         logits.append(answer.reshape(-1, CLASSES) if "answers" in form else answer)
     return np.stack(logits)
 
 
 def run_of(model, params, inputs=INPUTS):
-    return jax.jit(lambda p, x: dx.run_all(model.steps(p), model.embed(p, x), model.depth))(params, inputs)
+    return jax.jit(lambda p, x: dx.run_all(model.steps(p), model.embed(p, x), model.depth))(
+        params, inputs
+    )
 
 
 @every_form
@@ -110,7 +148,9 @@ def test_outputs_are_the_loop(form):
     assert decays.min() < 0 < decays.max()
     outputs = run_of(model, params)
     for b in range(ROWS):
-        np.testing.assert_allclose(outputs[:, b], by_loop(params, INPUTS[b], form), rtol=2e-4, atol=2e-4)
+        np.testing.assert_allclose(
+            outputs[:, b], by_loop(params, INPUTS[b], form), rtol=2e-4, atol=2e-4
+        )
 
 
 def test_without_decay_synchronisation_is_the_mean_product_times_the_root_of_the_ticks():
@@ -119,7 +159,13 @@ def test_without_decay_synchronisation_is_the_mean_product_times_the_root_of_the
     state = {"s_alpha": jnp.zeros((3, 3)), "s_beta": jnp.zeros((3, 3))}
     for t, z in enumerate(trace, start=1):
         state = accumulated(state, "s", jnp.asarray(z), pairs, jnp.zeros(3))
-        wanted = np.stack([(trace[:t, :, i] * trace[:t, :, j]).sum(0) for i, j in zip(*pairs, strict=True)], -1) / t**0.5
+        wanted = (
+            np.stack(
+                [(trace[:t, :, i] * trace[:t, :, j]).sum(0) for i, j in zip(*pairs, strict=True)],
+                -1,
+            )
+            / t**0.5
+        )
         np.testing.assert_allclose(synchronisation(state, "s"), wanted, rtol=1e-5, atol=1e-6)
 
 
@@ -144,15 +190,22 @@ def test_a_decay_out_of_range_can_come_back_and_go_no_further():
 
 
 def test_decays_below_zero_get_the_slope_of_all_ticks_where_it_leads_back():
-    """Judged tick by tick another slope would be left: their sum may lead back where single ticks do not."""
+    """Judged tick by tick another slope would be left: their sum may lead back where single ticks
+    do not.
+    """
     form = FORMS["an answer a place"]
     model = small(**form)
     params = scattered(model.init(jax.random.key(0)))
-    weights = np.random.default_rng(2).standard_normal((TICKS, ROWS, PLACES, CLASSES)).astype(np.float32)
+    weights = (
+        np.random.default_rng(2).standard_normal((TICKS, ROWS, PLACES, CLASSES)).astype(np.float32)
+    )
     value = lambda p: (weights * dx.run_all(model.steps(p), model.embed(p, INPUTS), TICKS)).sum()
 
     def slope(decay):
-        tick = params["tick"] | {name: jnp.full_like(params["tick"][name], decay) for name in ("action_decay", "out_decay")}
+        tick = params["tick"] | {
+            name: jnp.full_like(params["tick"][name], decay)
+            for name in ("action_decay", "out_decay")
+        }
         found = jax.grad(value)({**params, "tick": tick})["tick"]
         return np.concatenate([found["action_decay"], found["out_decay"]])
 
@@ -166,26 +219,48 @@ def test_the_gradient_reaches_every_parameter_and_is_the_loop_s():
     model = small(**form)
     params = scattered(model.init(jax.random.key(0)))
     decays = params["tick"]
-    decays["action_decay"], decays["out_decay"] = np.abs(decays["action_decay"]), np.abs(decays["out_decay"])
-    weights = np.random.default_rng(2).standard_normal((TICKS, 1, PLACES, CLASSES)).astype(np.float32)
-    slope = jax.jit(jax.grad(lambda p: (weights * dx.run_all(model.steps(p), model.embed(p, INPUTS[:1]), TICKS)).sum()))(params)
+    decays["action_decay"], decays["out_decay"] = (
+        np.abs(decays["action_decay"]),
+        np.abs(decays["out_decay"]),
+    )
+    weights = (
+        np.random.default_rng(2).standard_normal((TICKS, 1, PLACES, CLASSES)).astype(np.float32)
+    )
+    slope = jax.jit(
+        jax.grad(
+            lambda p: (
+                weights * dx.run_all(model.steps(p), model.embed(p, INPUTS[:1]), TICKS)
+            ).sum()
+        )
+    )(params)
     value = lambda p: float((weights[:, 0] * by_loop(p, INPUTS[0], form)).sum())
     draw = np.random.default_rng(3)
     leaves, tree = jax.tree.flatten(jax.tree.map(lambda a: np.asarray(a, np.float64), params))
-    for k, ((path, found), leaf) in enumerate(zip(jax.tree_util.tree_flatten_with_path(slope)[0], leaves, strict=True)):
+    for k, ((path, found), leaf) in enumerate(
+        zip(jax.tree_util.tree_flatten_with_path(slope)[0], leaves, strict=True)
+    ):
         name = jax.tree_util.keystr(path)
         assert bool(jnp.isfinite(found).all()) and float(jnp.abs(found).max()) > 1e-6, name
         way = draw.standard_normal(leaf.shape)
-        ahead, behind = (value(tree.unflatten([*leaves[:k], leaf + size * way, *leaves[k + 1 :]])) for size in (1e-5, -1e-5))
+        ahead, behind = (
+            value(tree.unflatten([*leaves[:k], leaf + size * way, *leaves[k + 1 :]]))
+            for size in (1e-5, -1e-5)
+        )
         wanted = (ahead - behind) / 2e-5
-        np.testing.assert_allclose((np.asarray(found) * way).sum(), wanted, rtol=2e-3, atol=2e-3, err_msg=name)
+        np.testing.assert_allclose(
+            (np.asarray(found) * way).sum(), wanted, rtol=2e-3, atol=2e-3, err_msg=name
+        )
 
 
 def test_every_parameter_learns_from_the_start():
     model = small(answers=PLACES)
     params = model.init(jax.random.key(0))
     weights = jax.random.normal(jax.random.key(1), (TICKS, ROWS, PLACES, CLASSES))
-    slope = jax.jit(jax.grad(lambda p: (weights * dx.run_all(model.steps(p), model.embed(p, INPUTS), TICKS)).sum()))(params)
+    slope = jax.jit(
+        jax.grad(
+            lambda p: (weights * dx.run_all(model.steps(p), model.embed(p, INPUTS), TICKS)).sum()
+        )
+    )(params)
     for path, leaf in jax.tree_util.tree_flatten_with_path(slope)[0]:
         assert float(jnp.abs(leaf).max()) > 0, jax.tree_util.keystr(path)
 
@@ -195,9 +270,13 @@ def test_the_answer_counts_the_first_activations_and_no_tick_changes_keys_and_va
     params = scattered(model.init(jax.random.key(0)))
     step, state = model.steps(params), model.embed(params, INPUTS)
     z = np.asarray(params["start"]["z_embedding"])
-    np.testing.assert_allclose(state["out_alpha"], np.tile([z[0] * z[0], z[0] * z[1], z[1] * z[1]], (ROWS, 1)), rtol=1e-6)
+    np.testing.assert_allclose(
+        state["out_alpha"], np.tile([z[0] * z[0], z[0] * z[1], z[1] * z[1]], (ROWS, 1)), rtol=1e-6
+    )
     np.testing.assert_array_equal(state["out_beta"], np.ones((ROWS, 3)))
-    np.testing.assert_array_equal(state["action_beta"], np.zeros((ROWS, ACTION * (ACTION + 1) // 2)))
+    np.testing.assert_array_equal(
+        state["action_beta"], np.zeros((ROWS, ACTION * (ACTION + 1) // 2))
+    )
     after, _ = step.apply(step.select(0), 0, state)
     for name in ("keys", "values"):
         np.testing.assert_array_equal(after[name], state[name])
@@ -240,8 +319,16 @@ def test_the_engine_takes_it():
         ({"answers": 0}, ValueError, "`answers` must be at least 1, got 0"),
         ({"ticks": 1.5}, TypeError, "`ticks` must be a Python integer, got float 1.5"),
         ({"heads": 3}, ValueError, "`features` must be a multiple of the 3 `heads`, got 4"),
-        ({"pairing": "dense"}, ValueError, "`pairing` must be 'random' or 'first_last', got 'dense'"),
-        ({"self_pairs": 5}, ValueError, "`self_pairs` must lie in 0..4 and goes with random pairs, got 5 of 'random'"),
+        (
+            {"pairing": "dense"},
+            ValueError,
+            "`pairing` must be 'random' or 'first_last', got 'dense'",
+        ),
+        (
+            {"self_pairs": 5},
+            ValueError,
+            "`self_pairs` must lie in 0..4 and goes with random pairs, got 5 of 'random'",
+        ),
         (
             {"self_pairs": 2, "pairing": "first_last"},
             ValueError,
@@ -264,7 +351,9 @@ def test_refusals_name_the_argument(arguments, error, text):
 def test_wrong_inputs_are_named():
     model = small()
     params = model.init(jax.random.key(0))
-    with pytest.raises(ValueError, match=r"`inputs` must be strings of shape \[B, 5, 2\], got \[6, 4, 2\]"):
+    with pytest.raises(
+        ValueError, match=r"`inputs` must be strings of shape \[B, 5, 2\], got \[6, 4, 2\]"
+    ):
         model.embed(params, INPUTS[:, :4])
     with pytest.raises(TypeError, match="`inputs` must be floating point, got int32"):
         model.embed(params, INPUTS.astype(np.int32))
@@ -273,7 +362,9 @@ def test_wrong_inputs_are_named():
 def test_half_precision_computes_in_half_precision_but_for_the_sums_over_ticks():
     """beta would stand still at 256 in bfloat16."""
     model = small(answers=PLACES)
-    params = jax.tree.map(lambda a: jnp.asarray(a, jnp.bfloat16), scattered(model.init(jax.random.key(0))))
+    params = jax.tree.map(
+        lambda a: jnp.asarray(a, jnp.bfloat16), scattered(model.init(jax.random.key(0)))
+    )
     half = jnp.asarray(INPUTS, jnp.bfloat16)
     for weights in (params, jax.tree.map(lambda a: a.astype(jnp.float32), params)):
         state = model.embed(weights, half)
@@ -283,7 +374,9 @@ def test_half_precision_computes_in_half_precision_but_for_the_sums_over_ticks()
         outputs = run_of(model, weights, half)
         assert outputs.dtype == jnp.bfloat16
         whole = run_of(model, jax.tree.map(lambda a: a.astype(jnp.float32), params), INPUTS)
-        np.testing.assert_allclose(outputs.astype(jnp.float32), whole, atol=0.1 * float(jnp.abs(whole).max()))
+        np.testing.assert_allclose(
+            outputs.astype(jnp.float32), whole, atol=0.1 * float(jnp.abs(whole).max())
+        )
 
 
 def test_any_number_of_rows():
@@ -291,6 +384,8 @@ def test_any_number_of_rows():
     inputs = jax.ShapeDtypeStruct((*jax.export.symbolic_shape("b"), PLACES, CHANNELS), jnp.float32)
     for model in (small(answers=2), small(), most_certain(small(answers=2))):
         params = jax.eval_shape(model.init, jax.random.key(0))
-        outputs = jax.eval_shape(lambda p, x, m=model: dx.run_all(m.steps(p), m.embed(p, x), TICKS), params, inputs)
+        outputs = jax.eval_shape(
+            lambda p, x, m=model: dx.run_all(m.steps(p), m.embed(p, x), TICKS), params, inputs
+        )
         for leaf in jax.tree.leaves(outputs):
             assert leaf.shape[:2] == (TICKS, inputs.shape[0]) and leaf.shape[-1] == CLASSES

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import dynexit as dx
-from dynexit.backbones import deep_thinking
 from dynexit.core.checks import one_depth
+from dynexit.models.recurrent import deep_thinking
 
 
 def run(model, params, x):
@@ -38,7 +38,10 @@ def test_one_iteration_by_hand():
     p, head = params["block"], params["head"]
     h = relu(conv(np.concatenate([h, x], axis=1), p["recall"]["kernel"]))
     h = relu(h + conv(relu(conv(h, p["in0"]["kernel"])), p["out0"]["kernel"]))
-    wanted = conv(relu(conv(relu(conv(h, head["conv0"]["kernel"])), head["conv1"]["kernel"])), head["logits"]["kernel"])
+    wanted = conv(
+        relu(conv(relu(conv(h, head["conv0"]["kernel"])), head["conv1"]["kernel"])),
+        head["logits"]["kernel"],
+    )
     np.testing.assert_allclose(run(model, params, x[None])[0, 0], wanted, rtol=1e-4, atol=1e-5)
 
 
@@ -64,15 +67,17 @@ def test_the_norm_keeps_long_runs_bounded_and_rows_are_apart():
 
 
 def test_with_walls_the_edge_is_a_wall_like_any_other():
-    x = jax.random.normal(jax.random.key(1), (2, 5, 6, 3)) * jax.random.bernoulli(jax.random.key(2), 0.6, (2, 5, 6, 1)).astype(
-        jnp.float32
-    )
+    x = jax.random.normal(jax.random.key(1), (2, 5, 6, 3)) * jax.random.bernoulli(
+        jax.random.key(2), 0.6, (2, 5, 6, 1)
+    ).astype(jnp.float32)
     amid = jnp.pad(x, ((0, 0), (4, 2), (3, 7), (0, 0)))  # the same in a field of wall
     inside, open = (slice(None), slice(4, 9), slice(3, 9)), (x != 0).any(-1)
     for walls in (True, False):
         model = deep_thinking(2, 3, 2, width=8, steps=4, blocks=1, walls=walls)
         params = jax.tree.map(lambda a: a + 0.1, model.init(jax.random.key(0)))
-        (alone, a), (_, b) = (dx.run_full(model.steps(params), model.embed(params, i), 4) for i in (x, amid))
+        (alone, a), (_, b) = (
+            dx.run_full(model.steps(params), model.embed(params, i), 4) for i in (x, amid)
+        )
         same = np.allclose(a[open], b[inside][open], rtol=1e-4, atol=1e-5)
         assert same == walls
         assert bool((jnp.where(open[..., None], 0, alone["h"]) == 0).all()) == walls

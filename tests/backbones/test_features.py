@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 import dynexit as dx
-from dynexit.backbones import features, gru_ponder, mlp, resnet
-from dynexit.backbones.parts import Apply, Norm, block_names, check_input, initial_stack
+from dynexit.layers.parts import Apply, Norm, block_names, check_input, initial_stack
+from dynexit.models import features, mlp
+from dynexit.models.recurrent.gru import gru_ponder
+from dynexit.models.vision import resnet
 
 ROWS = 4
 MODELS = {
@@ -27,7 +29,9 @@ def test_features_are_the_states_at_which_rows_leave(name):
     assert tuple(sorted(found)) == model.names
     depths = np.array([3, 1, 4, 2])
     leave = dx.criteria.at_depth(jnp.asarray(depths, jnp.int32))
-    halted = dx.run_until(model.steps(params), model.embed(params, x), model.depth, leave, schedule="masked")
+    halted = dx.run_until(
+        model.steps(params), model.embed(params, x), model.depth, leave, schedule="masked"
+    )
     for b, depth in enumerate(depths):
         state = halted.state
         if isinstance(model.depth, tuple):  # one entry a stage: the one that the depth falls in
@@ -37,8 +41,8 @@ def test_features_are_the_states_at_which_rows_leave(name):
 
 
 def test_states_are_named_by_the_last_block_of_their_step():
-    every = dx.backbones.deep_thinking(1, 1, 2, width=4, steps=4, every=2)
-    each = dx.backbones.deep_thinking(1, 1, 2, width=4, steps=4)
+    every = dx.models.deep_thinking(1, 1, 2, width=4, steps=4, every=2)
+    each = dx.models.deep_thinking(1, 1, 2, width=4, steps=4)
     params, x = every.init(jax.random.key(0)), jax.random.normal(jax.random.key(1), (ROWS, 8, 1))
     found, all_four = features(every, params, x), features(each, params, x)
     assert list(found) == ["step001", "step003"]
@@ -48,15 +52,27 @@ def test_states_are_named_by_the_last_block_of_their_step():
 
 def test_states_of_stages_keep_their_shapes():
     model, shape = MODELS["resnet"]
-    found = jax.eval_shape(lambda key: features(model, model.init(key), jnp.ones((ROWS, *shape))), jax.random.key(0))
-    assert [found[name].shape[1:] for name in model.names] == [(3, 3, 8), (3, 3, 8), (2, 2, 16), (2, 2, 16)]
+    found = jax.eval_shape(
+        lambda key: features(model, model.init(key), jnp.ones((ROWS, *shape))), jax.random.key(0)
+    )
+    assert [found[name].shape[1:] for name in model.names] == [
+        (3, 3, 8),
+        (3, 3, 8),
+        (2, 2, 16),
+        (2, 2, 16),
+    ]
 
 
 def test_what_is_not_used_is_not_computed():
     """One block's features cost less than all of the network's."""
     model, shape = MODELS["resnet"]
     params, x = model.init(jax.random.key(0)), jnp.ones((ROWS, *shape))
-    flops = lambda block: jax.jit(lambda p: features(model, p, x)[block]).lower(params).compile().cost_analysis()["flops"]
+    flops = lambda block: (
+        jax.jit(lambda p: features(model, p, x)[block])
+        .lower(params)
+        .compile()
+        .cost_analysis()["flops"]
+    )
     assert flops("block00") < 0.75 * flops("block03")
 
 
@@ -77,7 +93,9 @@ def test_norm_is_computed_in_float32():
 
 
 def test_equal_modules_are_equal_functions():
-    assert Apply(Norm(), "norm") == Apply(Norm(), "norm") and hash(Apply(Norm(), "a")) == hash(Apply(Norm(), "a"))
+    assert Apply(Norm(), "norm") == Apply(Norm(), "norm") and hash(Apply(Norm(), "a")) == hash(
+        Apply(Norm(), "a")
+    )
     assert Apply(Norm(), "norm") != Apply(Norm(), "other")
 
 
@@ -85,7 +103,9 @@ def test_a_stack_is_drawn_block_by_block():
     from flax.linen import Dense
 
     keys = jax.random.split(jax.random.key(3), 4)
-    stacked = initial_stack(Dense(2), jax.random.key(3), jax.ShapeDtypeStruct((1, 5), jnp.float32), 4)
+    stacked = initial_stack(
+        Dense(2), jax.random.key(3), jax.ShapeDtypeStruct((1, 5), jnp.float32), 4
+    )
     for k in range(4):
         alone = Dense(2).init(keys[k], jnp.zeros((1, 5)))["params"]
         np.testing.assert_allclose(stacked["kernel"][k], alone["kernel"], rtol=1e-6)

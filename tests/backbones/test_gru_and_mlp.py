@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import dynexit as dx
-from dynexit.backbones import gru_ponder, mlp
+from dynexit.models import mlp
+from dynexit.models.recurrent.gru import gru_ponder
 
 INPUTS, CLASSES, WIDTH, ROWS = 5, 3, 6, 4
 
@@ -14,7 +15,10 @@ INPUTS, CLASSES, WIDTH, ROWS = 5, 3, 6, 4
 def scattered(params):
     """Parameters away from their initial zeros and ones, so that a forgotten bias or scale shows."""
     draw = np.random.default_rng(1)
-    return jax.tree.map(lambda a: np.asarray(a) + np.float32(0.2) * draw.standard_normal(a.shape, np.float32), params)
+    return jax.tree.map(
+        lambda a: np.asarray(a) + np.float32(0.2) * draw.standard_normal(a.shape, np.float32),
+        params,
+    )
 
 
 def dense(x, p):
@@ -35,13 +39,23 @@ def test_the_gru_reads_its_answer_after_the_update_of_every_step():
     params = scattered(model.init(jax.random.key(0)))
     x = np.asarray(jax.random.normal(jax.random.key(2), (ROWS, INPUTS)))
     outputs = dx.run_all(model.steps(params), model.embed(params, x), model.depth)
-    assert outputs["logits"].shape == (6, ROWS, CLASSES) and outputs["halt_logit"].shape == (6, ROWS)
+    assert outputs["logits"].shape == (6, ROWS, CLASSES) and outputs["halt_logit"].shape == (
+        6,
+        ROWS,
+    )
     for b in range(ROWS):
         h = np.zeros(WIDTH, np.float32)
         for i in range(6):
             h = cell(h, x[b], params["block"]["cell"])
-            np.testing.assert_allclose(outputs["logits"][i, b], dense(h, params["head"]["logits"]), rtol=1e-4, atol=1e-5)
-            np.testing.assert_allclose(outputs["halt_logit"][i, b], dense(h, params["head"]["halt"])[0], rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(
+                outputs["logits"][i, b], dense(h, params["head"]["logits"]), rtol=1e-4, atol=1e-5
+            )
+            np.testing.assert_allclose(
+                outputs["halt_logit"][i, b],
+                dense(h, params["head"]["halt"])[0],
+                rtol=1e-4,
+                atol=1e-5,
+            )
 
 
 def test_the_first_answer_of_the_gru_depends_on_the_input():
@@ -69,9 +83,13 @@ def test_the_weights_of_the_gru_are_tied_so_it_may_run_longer_than_it_was_made_f
     short, long = (gru_ponder(INPUTS, CLASSES, width=WIDTH, steps=n) for n in (2, 5))
     params = short.init(jax.random.key(0))
     x = jax.random.normal(jax.random.key(5), (ROWS, INPUTS))
-    run = lambda model: dx.run_all(model.steps(params), model.embed(params, x), model.depth)["logits"]
+    run = lambda model: dx.run_all(model.steps(params), model.embed(params, x), model.depth)[
+        "logits"
+    ]
     np.testing.assert_allclose(run(long)[:2], run(short), rtol=1e-6)
-    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b), params, long.init(jax.random.key(0)))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_array_equal(a, b), params, long.init(jax.random.key(0))
+    )
 
 
 def norm(x, p):
@@ -93,7 +111,9 @@ def test_the_mlp_adds_each_block_to_its_input():
         h = dense(x[b].ravel(), params["embed"]["inputs"])
         for i in range(depth):
             p = jax.tree.map(lambda a, i=i: a[i], params["blocks"])
-            h = h + dense(gelu(dense(norm(h, p["block"]["norm"]), p["block"]["up"])), p["block"]["down"])
+            h = h + dense(
+                gelu(dense(norm(h, p["block"]["norm"]), p["block"]["up"])), p["block"]["down"]
+            )
             read = dense(norm(h, p["head"]["norm"]), p["head"]["logits"])
             np.testing.assert_allclose(outputs[i, b], read, rtol=1e-4, atol=1e-4)
     assert params["blocks"]["block"]["up"]["kernel"].shape == (depth, WIDTH, 2 * WIDTH)
@@ -102,11 +122,27 @@ def test_the_mlp_adds_each_block_to_its_input():
 @pytest.mark.parametrize(
     "make, error, words",
     [
-        (lambda: gru_ponder(0, 2, width=4, steps=2), ValueError, "`inputs` must be at least 1, got 0"),
-        (lambda: gru_ponder(3, 2, width=4, steps=0), ValueError, "`steps` must be at least 1, got 0"),
-        (lambda: gru_ponder(3, 2.0, width=4, steps=1), TypeError, "`classes` must be a Python integer, got float 2.0"),
+        (
+            lambda: gru_ponder(0, 2, width=4, steps=2),
+            ValueError,
+            "`inputs` must be at least 1, got 0",
+        ),
+        (
+            lambda: gru_ponder(3, 2, width=4, steps=0),
+            ValueError,
+            "`steps` must be at least 1, got 0",
+        ),
+        (
+            lambda: gru_ponder(3, 2.0, width=4, steps=1),
+            TypeError,
+            "`classes` must be a Python integer, got float 2.0",
+        ),
         (lambda: mlp((3,), 2, width=4, depth=0), ValueError, "`depth` must be at least 1, got 0"),
-        (lambda: mlp((3,), 2, width="4", depth=1), TypeError, "`width` must be a Python integer, got str '4'"),
+        (
+            lambda: mlp((3,), 2, width="4", depth=1),
+            TypeError,
+            "`width` must be a Python integer, got str '4'",
+        ),
     ],
 )
 def test_what_is_refused(make, error, words):

@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dynexit.backbones import para_gru
-from dynexit.backbones.pararnn import Recurrent, para_gru_cell
+from dynexit.models.recurrent.pararnn import Recurrent, para_gru, para_gru_cell
 
 B, L, D = 3, 20, 6
 X = jax.random.normal(jax.random.key(0), (B, L, D))
@@ -19,9 +18,9 @@ def test_the_layer_is_a_loop_over_time():
     states, residual = layer.apply({"params": params}, X)
     a = 2.0 * np.tanh(np.asarray(params["recurrent"]) / 2.0)
     assert np.abs(a).max() > 1.5
-    u = (np.asarray(X) @ np.asarray(params["inputs"]["kernel"])).reshape(B, L, 3, D) + np.asarray(params["inputs"]["bias"]).reshape(
-        3, D
-    )
+    u = (np.asarray(X) @ np.asarray(params["inputs"]["kernel"])).reshape(B, L, 3, D) + np.asarray(
+        params["inputs"]["bias"]
+    ).reshape(3, D)
     sig, h = lambda v: 1 / (1 + np.exp(-v)), np.zeros((B, D))
     for t in range(L):
         z, r = sig(a[0] * h + u[:, t, 0]), sig(a[1] * h + u[:, t, 1])

@@ -1,4 +1,6 @@
-"""The recurrent-depth decoder against the equations in numpy; causality, initial scales, a bounded state."""
+"""The recurrent-depth decoder against the equations in numpy; causality, initial scales, a bounded
+state.
+"""
 
 import math
 
@@ -8,13 +10,15 @@ import numpy as np
 import pytest
 
 import dynexit as dx
-from dynexit.backbones import recurrent_depth
+from dynexit.models.recurrent import recurrent_depth
 
 V, D, HEADS, L = 11, 8, 2, 5
 MODEL = recurrent_depth(V, width=D, heads=HEADS, steps=4, core=2)
 PARAMS = MODEL.init(jax.random.key(0))
 # scales and biases away from their beginnings, so that a forgotten one shows
-PARAMS = jax.tree.map(lambda a: a + 0.1 * jax.random.normal(jax.random.key(a.size), a.shape), PARAMS)
+PARAMS = jax.tree.map(
+    lambda a: a + 0.1 * jax.random.normal(jax.random.key(a.size), a.shape), PARAMS
+)
 TOKENS = jnp.array([[1, 5, 2, 9, 3], [0, 0, 7, 7, 10]])
 
 
@@ -29,7 +33,10 @@ def turned(x):
         for c in range(half):
             angle = t * 50_000.0 ** (-c / half)
             a, b = x[t, c], x[t, c + half]
-            out[t, c], out[t, c + half] = a * math.cos(angle) - b * math.sin(angle), a * math.sin(angle) + b * math.cos(angle)
+            out[t, c], out[t, c + half] = (
+                a * math.cos(angle) - b * math.sin(angle),
+                a * math.sin(angle) + b * math.cos(angle),
+            )
     return out
 
 
@@ -49,7 +56,9 @@ def sandwich(p, x):
     x = rms(x + mixed @ p["out"]["kernel"], p["norm2"])
     h = rms(x, p["norm3"])
     gate = h @ p["gate"]["kernel"]
-    return rms(x + (gate / (1 + np.exp(-gate)) * (h @ p["up"]["kernel"])) @ p["down"]["kernel"], p["norm4"])
+    return rms(
+        x + (gate / (1 + np.exp(-gate)) * (h @ p["up"]["kernel"])) @ p["down"]["kernel"], p["norm4"]
+    )
 
 
 def logits(tokens, r):
@@ -83,12 +92,17 @@ def test_a_warm_start_goes_on_from_where_a_run_ended():
     ended, _ = dx.run_full(step, MODEL.embed(PARAMS, TOKENS), 2)
     warm = dx.run_all(step, MODEL.embed(PARAMS, {"tokens": TOKENS, "h": ended["h"]}), 2)
     cold = dx.run_all(step, MODEL.embed(PARAMS, TOKENS), 4)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b[2:], rtol=1e-5, atol=1e-6), warm, cold)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b[2:], rtol=1e-5, atol=1e-6), warm, cold
+    )
 
 
 def test_no_token_sees_a_later_one():
     changed = TOKENS.at[0, 3].set(4)
-    a, b = (dx.run_full(MODEL.steps(PARAMS), MODEL.embed(PARAMS, t), MODEL.depth)[1]["logits"] for t in (TOKENS, changed))
+    a, b = (
+        dx.run_full(MODEL.steps(PARAMS), MODEL.embed(PARAMS, t), MODEL.depth)[1]["logits"]
+        for t in (TOKENS, changed)
+    )
     np.testing.assert_array_equal(a[0, :3], b[0, :3])
     assert np.abs(a[0, 3:] - b[0, 3:]).max() > 1e-3
 
@@ -97,26 +111,49 @@ def test_the_state_stays_bounded_for_many_iterations():
     long = recurrent_depth(V, width=D, heads=HEADS, steps=64, core=2)
     state, _ = dx.run_full(long.steps(PARAMS), long.embed(PARAMS, TOKENS), 64)
     scale = np.abs(PARAMS["block"]["core"]["norm4"]["scale"][-1])
-    assert np.sqrt((state["h"] ** 2).mean(-1)).max() <= scale.max() * 1.001, "the last norm bounds it"
+    assert np.sqrt((state["h"] ** 2).mean(-1)).max() <= scale.max() * 1.001, (
+        "the last norm bounds it"
+    )
 
 
 def test_initial_scales():
-    wide = recurrent_depth(64, width=64, heads=4, steps=4, prelude=2, core=4, coda=2, mean_steps=32).init(jax.random.key(1))
+    wide = recurrent_depth(
+        64, width=64, heads=4, steps=4, prelude=2, core=4, coda=2, mean_steps=32
+    ).init(jax.random.key(1))
     deviation, core = math.sqrt(2 / (5 * 64)), wide["block"]["core"]
-    for kernel in (wide["embed"], wide["block"]["adapter"], core["query"]["kernel"], core["up"]["kernel"]):
+    for kernel in (
+        wide["embed"],
+        wide["block"]["adapter"],
+        core["query"]["kernel"],
+        core["up"]["kernel"],
+    ):
         np.testing.assert_allclose(kernel.std(), deviation, rtol=0.05)
     for name in ("out", "down"):
-        np.testing.assert_allclose(core[name]["kernel"].std(), deviation / math.sqrt(2 * 132), rtol=0.05)
-    assert set(core["value"]) == set(core["gate"]) == {"kernel"} and set(core["query"]) == {"kernel", "bias"}
+        np.testing.assert_allclose(
+            core[name]["kernel"].std(), deviation / math.sqrt(2 * 132), rtol=0.05
+        )
+    assert set(core["value"]) == set(core["gate"]) == {"kernel"} and set(core["query"]) == {
+        "kernel",
+        "bias",
+    }
 
 
 @pytest.mark.parametrize(
     "call,words",
     [
-        (lambda: recurrent_depth(5, width=6, heads=2, steps=2), "`width` must be a multiple of 2 x `heads` = 4, got 6"),
+        (
+            lambda: recurrent_depth(5, width=6, heads=2, steps=2),
+            "`width` must be a multiple of 2 x `heads` = 4, got 6",
+        ),
         (lambda: recurrent_depth(5, width=8, heads=2, steps=0), "`steps` must be at least 1"),
-        (lambda: MODEL.embed(PARAMS, jnp.zeros((2, 5))), r"`inputs` must be integers \[B, L\], got float32\[2, 5\]"),
-        (lambda: MODEL.embed(PARAMS, {"tokens": TOKENS}), "`inputs` must be tokens or a dict of 'tokens' and 'h', got the keys"),
+        (
+            lambda: MODEL.embed(PARAMS, jnp.zeros((2, 5))),
+            r"`inputs` must be integers \[B, L\], got float32\[2, 5\]",
+        ),
+        (
+            lambda: MODEL.embed(PARAMS, {"tokens": TOKENS}),
+            "`inputs` must be tokens or a dict of 'tokens' and 'h', got the keys",
+        ),
         (
             lambda: MODEL.embed(PARAMS, {"tokens": TOKENS, "h": jnp.zeros((2, 5, 4))}),
             r'`inputs\["h"\]` must have shape \[2, 5, 8\]',

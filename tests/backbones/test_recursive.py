@@ -1,4 +1,6 @@
-"""The recursive network against a loop over its calls, its gradient against one through a detached start, and the engine."""
+"""The recursive network against a loop over its calls, its gradient against one through a detached
+start, and the engine.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -6,8 +8,8 @@ import numpy as np
 import pytest
 
 import dynexit as dx
-from dynexit.backbones import recursive
-from dynexit.exits.stream import is_tied
+from dynexit.engine.streaming.stream import is_tied
+from dynexit.models.recurrent import recursive
 
 PLACES, VOCABULARY, CLASSES, WIDTH, ROWS, SEGMENTS = 4, 5, 3, 8, 6, 3
 TOKENS = np.random.default_rng(0).integers(0, VOCABULARY, (ROWS, PLACES))
@@ -22,13 +24,18 @@ every_form = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())
 
 
 def small(**form):
-    return recursive(PLACES, VOCABULARY, CLASSES, width=WIDTH, segments=SEGMENTS, **{"layers": 1} | form)
+    return recursive(
+        PLACES, VOCABULARY, CLASSES, width=WIDTH, segments=SEGMENTS, **{"layers": 1} | form
+    )
 
 
 def scattered(params):
     """Parameters away from their initial zeros."""
     draw = np.random.default_rng(1)
-    return jax.tree.map(lambda a: np.asarray(a) + np.float32(0.2) * draw.standard_normal(a.shape, np.float32), params)
+    return jax.tree.map(
+        lambda a: np.asarray(a) + np.float32(0.2) * draw.standard_normal(a.shape, np.float32),
+        params,
+    )
 
 
 def rms_norm(x):
@@ -47,7 +54,10 @@ def attention(x, p, heads):
     size = width // heads
     mixed = []
     for h in range(heads):
-        q, k, v = (x @ p["qkv"]["kernel"][:, j * width + h * size : j * width + (h + 1) * size] for j in range(3))
+        q, k, v = (
+            x @ p["qkv"]["kernel"][:, j * width + h * size : j * width + (h + 1) * size]
+            for j in range(3)
+        )
         weights = jnp.exp(q @ k.T / size**0.5)
         mixed.append(weights / weights.sum(-1, keepdims=True) @ v)
     return jnp.concatenate(mixed, -1) @ p["out"]["kernel"]
@@ -66,7 +76,9 @@ def net(x, p, form):
 
 def embedded(p, tokens, form):
     e = p["embed"]["token_embedding"][tokens]
-    return (e + p["embed"]["position_embedding"]) / 2**0.5 if form.get("mixing") == "attention" else e
+    return (
+        (e + p["embed"]["position_embedding"]) / 2**0.5 if form.get("mixing") == "attention" else e
+    )
 
 
 def calls(form):
@@ -91,7 +103,9 @@ def segment(p, e, y, z, form):
 
 
 def head(p, y):
-    return y @ p["head"]["logits"]["kernel"], y.mean(0) @ p["head"]["halt"]["kernel"][:, 0] + p["head"]["halt"]["bias"][0]
+    return y @ p["head"]["logits"]["kernel"], y.mean(0) @ p["head"]["halt"]["kernel"][:, 0] + p[
+        "head"
+    ]["halt"]["bias"][0]
 
 
 def by_loop(p, tokens, form, segments=SEGMENTS):
@@ -108,7 +122,9 @@ def by_loop(p, tokens, form, segments=SEGMENTS):
 
 
 def run_of(model, params, tokens=TOKENS):
-    return jax.jit(lambda p, x: dx.run_all(model.steps(p), model.embed(p, x), model.depth))(params, tokens)
+    return jax.jit(lambda p, x: dx.run_all(model.steps(p), model.embed(p, x), model.depth))(
+        params, tokens
+    )
 
 
 @every_form
@@ -116,7 +132,11 @@ def test_outputs_are_the_loop(form):
     model = small(**form)
     params = scattered(model.init(jax.random.key(0)))
     outputs = run_of(model, params)
-    assert {k: v.shape[2:] for k, v in outputs.items()} == {"logits": (PLACES, CLASSES), "halt_logit": (), "change": ()}
+    assert {k: v.shape[2:] for k, v in outputs.items()} == {
+        "logits": (PLACES, CLASSES),
+        "halt_logit": (),
+        "change": (),
+    }
     looped = jax.jit(lambda p, tokens: by_loop(p, tokens, form))
     for b in range(ROWS):
         for i, (logits, sure, change) in enumerate(looped(params, TOKENS[b])):
@@ -141,18 +161,26 @@ def test_the_gradient_is_that_of_the_last_calls_from_a_detached_start(form):
         return sum((weights[i] * logits).sum() + sure for i, (logits, sure, _) in enumerate(found))
 
     found, wanted = jax.jit(jax.grad(loss))(params), jax.jit(jax.grad(looped))(params)
-    for (path, a), b in zip(jax.tree_util.tree_flatten_with_path(found)[0], jax.tree.leaves(wanted), strict=True):
+    for (path, a), b in zip(
+        jax.tree_util.tree_flatten_with_path(found)[0], jax.tree.leaves(wanted), strict=True
+    ):
         name = jax.tree_util.keystr(path)
-        np.testing.assert_allclose(a, b, rtol=5e-3, atol=5e-4 * float(jnp.abs(b).max() + 1e-3), err_msg=name)
+        np.testing.assert_allclose(
+            a, b, rtol=5e-3, atol=5e-4 * float(jnp.abs(b).max() + 1e-3), err_msg=name
+        )
         assert (float(jnp.abs(a).max()) > 0) == ("start" not in name), name
 
 
 def test_free_cycles_carry_no_gradient_though_they_matter():
-    """The slope with respect to the state before the segment is zero by autodiff, and not by finite differences."""
+    """The slope with respect to the state before the segment is zero by autodiff, and not by finite
+    differences.
+    """
     model = small(inner=1, cycles=2)
     params = scattered(model.init(jax.random.key(0)))
     step, state = model.steps(params), model.embed(params, TOKENS)
-    out = jax.jit(lambda y, z: step.apply(step.select(0), 0, {**state, "y": y, "z": z})[1]["logits"].sum())
+    out = jax.jit(
+        lambda y, z: step.apply(step.select(0), 0, {**state, "y": y, "z": z})[1]["logits"].sum()
+    )
     slopes = jax.grad(out, argnums=(0, 1))(state["y"], state["z"])
     assert not any(np.asarray(slope).any() for slope in slopes)
     nudge = 1e-2 * jax.random.normal(jax.random.key(3), state["y"].shape)
@@ -167,7 +195,9 @@ def test_the_halting_logit_starts_at_minus_five():
 
 
 def test_every_row_begins_at_the_same_fixed_states():
-    """Bitwise, at every batch size, as drawn with the parameters; the gradient and so an update leaves them alone."""
+    """Bitwise, at every batch size, as drawn with the parameters; the gradient and so an update
+    leaves them alone.
+    """
     model = small()
     params = model.init(jax.random.key(0))
     state = model.embed(params, TOKENS)
@@ -183,7 +213,9 @@ def test_golden_fixed_states_are_normals_of_deviation_one_cut_at_two():
     wide = recursive(PLACES, VOCABULARY, CLASSES, width=4096, segments=1, layers=1)
     for first in jax.jit(lambda key: wide.init(key)["start"])(jax.random.key(0)).values():
         assert 0.8 < first.std() < 0.95 and 1.9 < np.abs(first).max() <= 2
-        np.testing.assert_allclose([first.std(), np.median(np.abs(first))], [0.880, 0.640], atol=0.03)
+        np.testing.assert_allclose(
+            [first.std(), np.median(np.abs(first))], [0.880, 0.640], atol=0.03
+        )
 
 
 @pytest.mark.parametrize("form", [FORMS["hrm"], FORMS["attention"]], ids=["hrm", "attention"])
@@ -204,17 +236,27 @@ def test_the_engine_takes_it(form):
         dx.run_stream(step, state, SEGMENTS, criterion, slots=2),
     ):
         np.testing.assert_array_equal(halted.exit, wanted.exit)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), halted.output, wanted.output)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4),
+            halted.output,
+            wanted.output,
+        )
 
 
 def test_a_slot_that_is_filled_again_begins_as_new():
-    """Bitwise, in one slot (tiles of other sizes round otherwise): the same puzzle again and again, leaving at different depths."""
+    """Bitwise, in one slot (tiles of other sizes round otherwise): the same puzzle again and again,
+    leaving at different depths.
+    """
     model = small(inner=1, cycles=2)
     params = scattered(model.init(jax.random.key(0)))
     depths = np.array([3, 1, 1, 3, 2, 1, 3, 2, 1, 2])
     state = model.embed(params, np.repeat(TOKENS[:1], len(depths), axis=0))
-    halted = dx.run_stream(model.steps(params), state, SEGMENTS, dx.criteria.at_depth(depths), slots=1)
-    assert halted.exit_depth.tolist() == depths.tolist() and int(halted.rows_executed) == depths.sum()
+    halted = dx.run_stream(
+        model.steps(params), state, SEGMENTS, dx.criteria.at_depth(depths), slots=1
+    )
+    assert (
+        halted.exit_depth.tolist() == depths.tolist() and int(halted.rows_executed) == depths.sum()
+    )
     logits = np.asarray(halted.output["logits"])
     for depth in (1, 2, 3):
         same = logits[depths == depth]
@@ -241,7 +283,11 @@ def test_half_precision_parameters_compute_in_half_precision():
         ({"mixing": "conv"}, ValueError, "`mixing` must be 'mlp' or 'attention', got 'conv'"),
         ({"nets": 3}, ValueError, "`nets` must be 1 or 2, got 3"),
         ({"gradient": "all"}, ValueError, "`gradient` must be 'cycle' or 'last', got 'all'"),
-        ({"mixing": "attention", "heads": 3}, ValueError, "`width` must be a multiple of the 3 `heads`, got 8"),
+        (
+            {"mixing": "attention", "heads": 3},
+            ValueError,
+            "`width` must be a multiple of the 3 `heads`, got 8",
+        ),
     ],
 )
 def test_refusals_name_the_argument(arguments, error, text):
@@ -253,7 +299,9 @@ def test_refusals_name_the_argument(arguments, error, text):
 def test_wrong_inputs_are_named():
     model = small()
     params = model.init(jax.random.key(0))
-    with pytest.raises(ValueError, match=r"`inputs` must be tokens of shape \[B, 4\], got \[6, 3\]"):
+    with pytest.raises(
+        ValueError, match=r"`inputs` must be tokens of shape \[B, 4\], got \[6, 3\]"
+    ):
         model.embed(params, TOKENS[:, :3])
     with pytest.raises(TypeError, match="`inputs` must be integers, got float32"):
         model.embed(params, TOKENS.astype(np.float32))

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dynexit.backbones import resnet
-from dynexit.backbones.resnet import GROUP, HIDDEN, Block, Head
+from dynexit.models.vision import resnet
+from dynexit.models.vision.resnet import GROUP, HIDDEN, Block, Head
 
 IMAGE, CLASSES = (14, 10, 3), 4
 
@@ -14,14 +14,21 @@ IMAGE, CLASSES = (14, 10, 3), 4
 def scattered(params):
     """Parameters away from their initial zeros and ones, so that a forgotten bias or scale shows."""
     draw = np.random.default_rng(1)
-    return jax.tree.map(lambda a: np.asarray(a) + np.float32(0.2) * draw.standard_normal(a.shape, np.float32), params)
+    return jax.tree.map(
+        lambda a: np.asarray(a) + np.float32(0.2) * draw.standard_normal(a.shape, np.float32),
+        params,
+    )
 
 
 def conv(x, kernel, stride):
-    """One image `[h, w, c]`; zeros around it so that stride 1 keeps the size, the odd zero at the bottom and right."""
+    """One image `[h, w, c]`; zeros around it so that stride 1 keeps the size, the odd zero at the
+    bottom and right.
+    """
     size = kernel.shape[0]
     out = [-(-side // stride) for side in x.shape[:2]]
-    missing = [max((o - 1) * stride + size - side, 0) for o, side in zip(out, x.shape[:2], strict=True)]
+    missing = [
+        max((o - 1) * stride + size - side, 0) for o, side in zip(out, x.shape[:2], strict=True)
+    ]
     x = np.pad(np.asarray(x), [*((m // 2, m - m // 2) for m in missing), (0, 0)])
     result = np.zeros((*out, kernel.shape[-1]), np.float32)
     for i in range(out[0]):
@@ -59,7 +66,9 @@ def test_a_block_is_two_convolutions_and_a_shortcut(channels, out, stride, short
     found = jax.jit(module.apply)({"params": p}, x)
     assert found.shape == (2, -(-5 // stride), -(-4 // stride), out)
     for b in range(2):
-        np.testing.assert_allclose(found[b], block_of_one_image(np.asarray(x[b]), p, stride), rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(
+            found[b], block_of_one_image(np.asarray(x[b]), p, stride), rtol=1e-4, atol=1e-4
+        )
 
 
 def test_the_head_reads_the_whole_map():
@@ -70,7 +79,9 @@ def test_the_head_reads_the_whole_map():
     assert p["hidden"]["kernel"].shape == (3 * 4 * 8, HIDDEN)
     for b in range(2):
         h = np.asarray(x[b]).ravel() @ p["hidden"]["kernel"] + p["hidden"]["bias"]
-        h = (h - h.mean()) / np.sqrt(h.var() + 1e-6) * p["norm"]["LayerNorm_0"]["scale"] + p["norm"]["LayerNorm_0"]["bias"]
+        h = (h - h.mean()) / np.sqrt(h.var() + 1e-6) * p["norm"]["LayerNorm_0"]["scale"] + p[
+            "norm"
+        ]["LayerNorm_0"]["bias"]
         expected = np.maximum(h, 0) @ p["logits"]["kernel"] + p["logits"]["bias"]
         np.testing.assert_allclose(found[b], expected, rtol=1e-4, atol=1e-4)
 
@@ -92,7 +103,9 @@ def test_stages_halve_the_resolution_and_their_convolutions_are_counted(stages, 
     assert state.shape == (2, 7, 5, stages[0][0])
     for k, space in enumerate(spaces):
         state, logits = jax.eval_shape(
-            lambda p, s, k=k: model.steps(p)[k].apply(model.steps(p)[k].select(0), jnp.int32(0), s), shapes, state
+            lambda p, s, k=k: model.steps(p)[k].apply(model.steps(p)[k].select(0), jnp.int32(0), s),
+            shapes,
+            state,
         )
         assert state.shape == (2, *space) and logits.shape == (2, CLASSES)
     found = {3: 0, 1: 0}
@@ -117,7 +130,11 @@ def test_the_stem_has_stride_two():
     "stages, error, words",
     [
         ((), ValueError, "`stages` must hold at least one (channels, blocks), got none"),
-        (((8, 2), (12, 1)), ValueError, "`stages[1]` channels must be below 8 or a multiple of it, got 12"),
+        (
+            ((8, 2), (12, 1)),
+            ValueError,
+            "`stages[1]` channels must be below 8 or a multiple of it, got 12",
+        ),
         (((8, 0),), ValueError, "`stages[0] blocks` must be at least 1, got 0"),
         (((8, 1), (-8, 1)), ValueError, "`stages[1] channels` must be at least 1, got -8"),
         (((8, 1.0),), TypeError, "`stages[0] blocks` must be a Python integer, got float 1.0"),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import dynexit as dx
-from dynexit.backbones import rnn
+from dynexit.models.recurrent import rnn
 
 TOKENS = np.array([[0, 2, 1, 3], [3, 3, 0, 1]])
 
@@ -32,16 +32,25 @@ def lstm(p, state, x):
     return (c, h), h
 
 
-@pytest.mark.parametrize("cell, one, begun", [("elman", elman, np.zeros((2, 6))), ("lstm", lstm, (np.zeros((2, 6)),) * 2)])
+@pytest.mark.parametrize(
+    "cell, one, begun",
+    [("elman", elman, np.zeros((2, 6))), ("lstm", lstm, (np.zeros((2, 6)),) * 2)],
+)
 def test_every_layer_reads_the_one_below_from_left_to_right(cell, one, begun):
     model = rnn(4, 3, width=6, depth=2, cell=cell)
     draw = np.random.default_rng(0)
-    params = jax.tree.map(lambda a: np.asarray(a) + 0.2 * draw.standard_normal(a.shape, np.float32), model.init(jax.random.key(0)))
+    params = jax.tree.map(
+        lambda a: np.asarray(a) + 0.2 * draw.standard_normal(a.shape, np.float32),
+        model.init(jax.random.key(0)),
+    )
     found = dx.run_all(model.steps(params), model.embed(params, jnp.asarray(TOKENS)), model.depth)
     x = params["embed"][TOKENS]
     for layer in range(2):
         of = lambda tree, layer=layer: jax.tree.map(lambda a: a[layer], tree)
-        weights, head = of(params["blocks"]["block"])["cell"], of(params["blocks"]["head"])["logits"]
+        weights, head = (
+            of(params["blocks"]["block"])["cell"],
+            of(params["blocks"]["head"])["logits"],
+        )
         state, said = begun, []
         for t in range(TOKENS.shape[1]):
             state, h = one(weights, state, x[:, t])
@@ -54,16 +63,25 @@ def test_every_parameter_is_trained_by_the_last_exit_but_the_heads_before_it():
     model = rnn(4, 3, width=6, depth=2, cell="gru")
     params = model.init(jax.random.key(0))
     loss = lambda p: dx.methods.fixed_depth().objective(
-        dx.run_all(model.steps(p), model.embed(p, jnp.asarray(TOKENS)), 2), jnp.asarray(TOKENS) % 3, 0.0
+        dx.run_all(model.steps(p), model.embed(p, jnp.asarray(TOKENS)), 2),
+        jnp.asarray(TOKENS) % 3,
+        0.0,
     )[0]
     slopes = jax.grad(lambda p: loss(p).sum())(params)
-    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves((slopes["embed"], slopes["blocks"]["block"])))
-    assert all(not leaf[0].any() and leaf[1].any() for leaf in jax.tree.leaves(slopes["blocks"]["head"]))
+    assert all(
+        np.abs(leaf).max() > 0
+        for leaf in jax.tree.leaves((slopes["embed"], slopes["blocks"]["block"]))
+    )
+    assert all(
+        not leaf[0].any() and leaf[1].any() for leaf in jax.tree.leaves(slopes["blocks"]["head"])
+    )
 
 
 def test_refusals():
     with pytest.raises(ValueError, match="`cell` must be one of 'elman', 'gru', 'lstm', got 'rnn'"):
         rnn(4, 3, width=6, cell="rnn")
     model = rnn(4, 3, width=6)
-    with pytest.raises(ValueError, match=r"`inputs` must be integers \[B, L\], got float32\[2, 4, 1\]"):
+    with pytest.raises(
+        ValueError, match=r"`inputs` must be integers \[B, L\], got float32\[2, 4, 1\]"
+    ):
         model.embed(model.init(jax.random.key(0)), jnp.zeros((2, 4, 1)))

@@ -1,4 +1,6 @@
-"""The universal transformer against its equations, place by place, and its places that halt one by one."""
+"""The universal transformer against its equations, place by place, and its places that halt one by
+one.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -6,10 +8,10 @@ import numpy as np
 import pytest
 
 import dynexit as dx
-from dynexit.backbones import universal_transformer
-from dynexit.backbones.universal_transformer import coordinates
-from dynexit.methods import act, pondernet
-from dynexit.objectives import act_account
+from dynexit.methods.halting import act, pondernet
+from dynexit.models.recurrent import universal_transformer
+from dynexit.models.recurrent.universal_transformer import coordinates
+from dynexit.objectives.act import act_account
 
 V, C, D, HEADS, N, B, L = 7, 5, 8, 2, 5, 6, 4
 TOKENS = jax.random.randint(jax.random.key(9), (B, L), 0, V)
@@ -25,7 +27,9 @@ def made(**options):
 
 
 def run(model, params, tokens):
-    return jax.jit(lambda p, x: dx.run_all(model.steps(p), model.embed(p, x), model.depth))(params, tokens)
+    return jax.jit(lambda p, x: dx.run_all(model.steps(p), model.embed(p, x), model.depth))(
+        params, tokens
+    )
 
 
 def dense(x, p):
@@ -88,13 +92,17 @@ def test_every_step_is_its_equations(post_norm):
     outputs = run(model, params, TOKENS)
     for b in range(B):
         states, halting = steps_of(TOKENS[b], params, post_norm)
-        np.testing.assert_allclose(outputs["logits"][:, b], read(states, params, post_norm), rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(
+            outputs["logits"][:, b], read(states, params, post_norm), rtol=1e-3, atol=1e-3
+        )
         np.testing.assert_allclose(outputs["halt_logit"][:, b], halting, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("halting, post_norm", [("accumulated", True), ("basic", False)])
 def test_what_is_read_is_the_mean_of_the_states(halting, post_norm):
-    """A loop over rows and places; the answer of a place after its halting step does not change any more."""
+    """A loop over rows and places; the answer of a place after its halting step does not change any
+    more.
+    """
     model, params = made(halting=halting, post_norm=post_norm)
     outputs = run(model, params, TOKENS)
     for b in range(B):
@@ -105,7 +113,12 @@ def test_what_is_read_is_the_mean_of_the_states(halting, post_norm):
                 p, y = 1 / (1 + np.exp(-logits[n, place])), states[n, place]
                 keep = (lambda w: 1.0) if halting == "accumulated" else (lambda w: 1 - w)
                 answer = keep(1 - spent) * mean + (1 - spent) * y
-                np.testing.assert_allclose(outputs["logits"][n, b, place], read(answer, params, post_norm), rtol=1e-3, atol=2e-3)
+                np.testing.assert_allclose(
+                    outputs["logits"][n, b, place],
+                    read(answer, params, post_norm),
+                    rtol=1e-3,
+                    atol=2e-3,
+                )
                 w = 0.0 if spent == 1.0 else 1 - spent if spent + p > 0.99 else p
                 mean, spent = keep(w) * mean + w * y, 1.0 if spent + p > 0.99 else spent + p
     assert len(np.unique(act_account(outputs["accumulated"]).updates)) > 1
@@ -123,9 +136,13 @@ def test_golden_sure_at_once_is_one_block_and_ponder_two():
     np.testing.assert_array_equal(outputs["logits"][-1], outputs["logits"][0])
 
 
-@pytest.mark.parametrize("bias, probability, steps, ponder", [(1.0, 0.731, 2, 2.269), (-1.0, 0.269, 4, 4.193)])
+@pytest.mark.parametrize(
+    "bias, probability, steps, ponder", [(1.0, 0.731, 2, 2.269), (-1.0, 0.269, 4, 4.193)]
+)
 def test_golden_halting_of_a_new_model(bias, probability, steps, ponder):
-    """Every place where the halting kernel begins with 0, as in Scenic; of 100 models as they are drawn here, the median."""
+    """Every place where the halting kernel begins with 0, as in Scenic; of 100 models as they are
+    drawn here, the median.
+    """
     model = universal_transformer(V, C, width=D, heads=HEADS, steps=8, halt_bias=bias)
 
     @jax.jit
@@ -146,20 +163,32 @@ def test_golden_halting_of_a_new_model(bias, probability, steps, ponder):
 
 
 def test_golden_no_row_depends_on_how_long_the_others_run():
-    """Sheet, point 6: rows leave at depths of their own, in a stream and alone, with the answer of full depth."""
+    """Sheet, point 6: rows leave at depths of their own, in a stream and alone, with the answer of
+    full depth.
+    """
     model, params = made()
     params["halt"]["halt"]["kernel"] *= 3
-    step, state, rule = model.steps(params), model.embed(params, TOKENS), dx.criteria.gate_above(0.99)
+    step, state, rule = (
+        model.steps(params),
+        model.embed(params, TOKENS),
+        dx.criteria.gate_above(0.99),
+    )
     outputs = run(model, params, TOKENS)
     wanted = act_account(outputs["accumulated"]).updates.max(axis=1)
     assert len(np.unique(wanted)) > 1 and wanted.min() < N
-    stream = dx.run_stream(step, state, N, rule, slots=2)  # rows at steps of their own, side by side
+    stream = dx.run_stream(
+        step, state, N, rule, slots=2
+    )  # rows at steps of their own, side by side
     np.testing.assert_array_equal(stream.exit_depth, wanted)
     np.testing.assert_allclose(stream.output["logits"], outputs["logits"][-1], rtol=1e-4, atol=1e-4)
     for b in range(B):
-        alone = dx.run_until(step, jax.tree.map(lambda a, b=b: a[b : b + 1], state), N, rule, "masked")
+        alone = dx.run_until(
+            step, jax.tree.map(lambda a, b=b: a[b : b + 1], state), N, rule, "masked"
+        )
         assert int(alone.exit_depth[0]) == int(wanted[b])
-        np.testing.assert_allclose(alone.output["logits"][0], stream.output["logits"][b], rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(
+            alone.output["logits"][0], stream.output["logits"][b], rtol=1e-4, atol=1e-4
+        )
 
 
 def test_a_row_halts_as_a_whole_where_it_should():
@@ -168,17 +197,26 @@ def test_a_row_halts_as_a_whole_where_it_should():
     assert outputs["accumulated"].shape == outputs["halt_logit"].shape == (N, B)
     embedded = np.asarray(params["embed"]["embedding"])[np.asarray(TOKENS)] * np.sqrt(D)
     x = embedded + np.asarray(coordinates(jnp.arange(L)[None], jnp.array([1]), D))
-    np.testing.assert_allclose(outputs["halt_logit"][0], dense(x.mean(1), params["halt"]["halt"])[:, 0], rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(
+        outputs["halt_logit"][0],
+        dense(x.mean(1), params["halt"]["halt"])[:, 0],
+        rtol=1e-3,
+        atol=1e-3,
+    )
 
 
 def test_one_hot_inputs_are_tokens_and_shifted_positions_are_seen():
     model, params = made(halting="none")
     outputs = run(model, params, TOKENS)
     one_hot = run(model, params, jax.nn.one_hot(TOKENS, V))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), one_hot, outputs)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), one_hot, outputs
+    )
     positions = jnp.arange(L, dtype=jnp.int32)[None] + jnp.array([[0], [3], [0], [0], [0], [0]])
     shifted = run(model, params, {"tokens": TOKENS, "positions": positions})
-    np.testing.assert_allclose(shifted["logits"][:, 0], outputs["logits"][:, 0], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        shifted["logits"][:, 0], outputs["logits"][:, 0], rtol=1e-4, atol=1e-4
+    )
     wanted = read(steps_of(TOKENS[1], params, begin=3)[0], params)
     np.testing.assert_allclose(shifted["logits"][:, 1], wanted, rtol=1e-3, atol=1e-3)
     assert float(jnp.abs(shifted["logits"][:, 1] - outputs["logits"][:, 1]).max()) > 0.1
@@ -190,14 +228,16 @@ def test_strings_of_any_length_and_more_steps_than_it_was_made_for():
     tokens = jnp.tile(TOKENS, (1, 3))
     outputs = run(longer, params, tokens)
     assert outputs["logits"].shape == (9, B, 3 * L, C)
-    np.testing.assert_allclose(outputs["logits"][:N], run(model, params, tokens)["logits"], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        outputs["logits"][:N], run(model, params, tokens)["logits"], rtol=1e-4, atol=1e-4
+    )
 
 
 def test_rows_are_apart_and_the_step_is_tied():
     model, params = made()
     state = model.embed(params, TOKENS)
     dx.check_row_independence(model.steps(params), state)
-    assert dx.exits.stream.is_tied(model.steps(params), state)
+    assert dx.engine.stream.is_tied(model.steps(params), state)
 
 
 def test_half_precision_runs_in_half_precision_and_sums_in_float32():
@@ -207,26 +247,48 @@ def test_half_precision_runs_in_half_precision_and_sums_in_float32():
         state = model.embed(half, inputs)
         outputs = dx.run_all(model.steps(half), state, N)
         assert state["inner"]["h"].dtype == jnp.bfloat16 == outputs["halt_logit"].dtype
-        assert outputs["accumulated"].dtype == jnp.float32 and bool(jnp.isfinite(outputs["logits"]).all())
+        assert outputs["accumulated"].dtype == jnp.float32 and bool(
+            jnp.isfinite(outputs["logits"]).all()
+        )
 
 
-@pytest.mark.parametrize("halting, method", [("accumulated", act()), ("basic", act()), ("none", pondernet())])
+@pytest.mark.parametrize(
+    "halting, method", [("accumulated", act()), ("basic", act()), ("none", pondernet())]
+)
 def test_methods_train_every_parameter(halting, method):
     model, params = made(halting=halting, per="example" if halting == "none" else "position")
     labels = (TOKENS % C).at[0, 0].set(-1)
     loss = lambda p: method.objective(run(model, p, TOKENS), labels, jnp.float32(0.0))[0].mean()
     for path, slope in jax.tree_util.tree_flatten_with_path(jax.grad(loss)(params))[0]:
-        assert bool(jnp.isfinite(slope).all()) and float(jnp.abs(slope).max()) > 0, jax.tree_util.keystr(path)
+        assert bool(jnp.isfinite(slope).all()) and float(jnp.abs(slope).max()) > 0, (
+            jax.tree_util.keystr(path)
+        )
 
 
 @pytest.mark.parametrize(
     "call, error, text",
     [
-        (lambda: made(width=9), ValueError, "`width` must be even and a multiple of the 2 `heads`, got 9"),
+        (
+            lambda: made(width=9),
+            ValueError,
+            "`width` must be even and a multiple of the 2 `heads`, got 9",
+        ),
         (lambda: made(steps=0), ValueError, "`steps` must be at least 1, got 0"),
-        (lambda: made(halting="always"), ValueError, "`halting` must be one of 'accumulated', 'basic', 'none', got 'always'"),
-        (lambda: made(per="row"), ValueError, "`per` must be one of 'position', 'example', got 'row'"),
-        (lambda: made(epsilon=1.0), ValueError, "`epsilon` must lie between 0 and 1, both excluded, got 1.0"),
+        (
+            lambda: made(halting="always"),
+            ValueError,
+            "`halting` must be one of 'accumulated', 'basic', 'none', got 'always'",
+        ),
+        (
+            lambda: made(per="row"),
+            ValueError,
+            "`per` must be one of 'position', 'example', got 'row'",
+        ),
+        (
+            lambda: made(epsilon=1.0),
+            ValueError,
+            "`epsilon` must lie between 0 and 1, both excluded, got 1.0",
+        ),
         (
             lambda: made()[0].embed(made()[1], jnp.zeros((2, 3, V + 1))),
             ValueError,

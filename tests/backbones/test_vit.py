@@ -7,7 +7,7 @@ import pytest
 from oracle import apply
 
 import dynexit as dx
-from dynexit.backbones import vit
+from dynexit.models.vision import vit
 
 IMAGE, PATCH, WIDTH, HEADS, CLASSES, ROWS = (8, 12, 2), 4, 8, 2, 5, 3
 TOKENS = (8 // PATCH) * (12 // PATCH)
@@ -22,7 +22,8 @@ def scattered():
     """Parameters away from their initial zeros and ones, so that a forgotten bias or scale shows."""
     draw = np.random.default_rng(1)
     return jax.tree.map(
-        lambda a: np.asarray(a) + np.float32(0.2) * draw.standard_normal(a.shape, np.float32), model().init(jax.random.key(0))
+        lambda a: np.asarray(a) + np.float32(0.2) * draw.standard_normal(a.shape, np.float32),
+        model().init(jax.random.key(0)),
     )
 
 
@@ -48,12 +49,18 @@ def block_of_one_image(x, p):
     for t in range(TOKENS):
         mixed = []
         for head in range(HEADS):
-            part = lambda which, token, h=head: projected[token][which * WIDTH + h * size : which * WIDTH + (h + 1) * size]
-            scores = np.stack([(part(0, t) * part(1, other)).sum() / size**0.5 for other in range(TOKENS)])
+            part = lambda which, token, h=head: projected[token][
+                which * WIDTH + h * size : which * WIDTH + (h + 1) * size
+            ]
+            scores = np.stack(
+                [(part(0, t) * part(1, other)).sum() / size**0.5 for other in range(TOKENS)]
+            )
             share = np.exp(scores) / np.exp(scores).sum()
             mixed.append(sum(share[other] * part(2, other) for other in range(TOKENS)))
         middle.append(x[t] + dense(np.concatenate(mixed), p["out"]))
-    return np.stack([m + dense(gelu(dense(norm(m, p["norm2"]), p["up"])), p["down"]) for m in middle])
+    return np.stack(
+        [m + dense(gelu(dense(norm(m, p["norm2"]), p["up"])), p["down"]) for m in middle]
+    )
 
 
 def test_a_block_is_attention_then_mlp():
@@ -66,7 +73,9 @@ def test_a_block_is_attention_then_mlp():
         for b in range(2):
             expected = block_of_one_image(np.asarray(tokens[b]), weights["block"])
             np.testing.assert_allclose(state[b], expected, rtol=1e-4, atol=1e-4)
-            read = dense(norm(expected.mean(axis=0), weights["head"]["norm"]), weights["head"]["logits"])
+            read = dense(
+                norm(expected.mean(axis=0), weights["head"]["norm"]), weights["head"]["logits"]
+            )
             np.testing.assert_allclose(logits[b], read, rtol=1e-4, atol=1e-4)
 
 
@@ -80,11 +89,15 @@ def test_patches_are_cut_row_by_row_and_get_positions():
         for t in range(TOKENS):
             top, left = t // 3 * PATCH, t % 3 * PATCH
             patch = images[b, top : top + PATCH, left : left + PATCH].ravel()
-            np.testing.assert_allclose(tokens[b, t], dense(patch, p["patches"]) + p["positions"][t], rtol=1e-5, atol=1e-5)
+            np.testing.assert_allclose(
+                tokens[b, t], dense(patch, p["patches"]) + p["positions"][t], rtol=1e-5, atol=1e-5
+            )
 
 
 def test_without_positions_the_order_of_patches_is_not_seen():
-    """Attention and mean pooling are blind to order; positions alone tell the network where a patch was."""
+    """Attention and mean pooling are blind to order; positions alone tell the network where a patch
+    was.
+    """
     network, params = model(), scattered()
     images = jax.random.normal(jax.random.key(5), (ROWS, *IMAGE))
     turned = jnp.roll(images, PATCH, axis=2)
@@ -97,7 +110,9 @@ def test_without_positions_the_order_of_patches_is_not_seen():
 def test_parameters_are_counted():
     shapes = jax.eval_shape(model(depth=3).init, jax.random.key(0))
     count = lambda tree: sum(a.size for a in jax.tree.leaves(tree))
-    block = 2 * 2 * WIDTH + (3 * WIDTH + 1 * WIDTH + 4 * WIDTH) * (WIDTH + 1) + WIDTH * (4 * WIDTH + 1)
+    block = (
+        2 * 2 * WIDTH + (3 * WIDTH + 1 * WIDTH + 4 * WIDTH) * (WIDTH + 1) + WIDTH * (4 * WIDTH + 1)
+    )
     assert count(shapes["blocks"]["block"]) == 3 * block
     assert count(shapes["blocks"]["head"]) == 3 * (2 * WIDTH + CLASSES * (WIDTH + 1))
     assert count(shapes["embed"]) == WIDTH * (PATCH * PATCH * 2 + 1) + TOKENS * WIDTH

@@ -5,8 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dynexit.calibration import geometric_fractions, msdnet_thresholds, quotas, shared_thresholds, threshold_candidates
-from dynexit.exits import criteria, replay
+from dynexit import criteria
+from dynexit.calibration.candidates import (
+    geometric_fractions,
+    msdnet_thresholds,
+    quotas,
+    shared_thresholds,
+    threshold_candidates,
+)
+from dynexit.engine import replay
 
 GOLDEN = jnp.array([[0.9, 0.8, 0.7, 0.6, 0.5, 0.4], [0.95, 0.6, 0.9, 0.85, 0.7, 0.65], [1.0] * 6])
 
@@ -21,7 +28,9 @@ def leaving(confidence, thresholds):
 
 
 def oracle_thresholds(confidence, fractions):
-    """The released algorithm: sort what remains, take the m-th, remove all rows at or above; for `>=`."""
+    """The released algorithm: sort what remains, take the m-th, remove all rows at or above; for
+    `>=`.
+    """
     confidence = np.asarray(confidence)
     rows, remaining, thresholds = confidence.shape[1], list(range(confidence.shape[1])), []
     for e in range(len(confidence) - 1):
@@ -56,10 +65,17 @@ def test_ties_leave_together():
 
 @pytest.mark.parametrize("top", [1.0, 0.0, -0.5])
 def test_a_tie_at_the_top_is_released(top):
-    """Probabilities round to 1; scores such as a negative entropy end at 0, whose neighbour is flushed to 0."""
+    """Probabilities round to 1; scores such as a negative entropy end at 0, whose neighbour is
+    flushed to 0.
+    """
     confidence = jnp.array([[top, top, top - 0.1, top - 0.2], [9.0] * 4])
     threshold = msdnet_thresholds(confidence, [0.25, 0.75])
-    assert jax.jit(lambda s, t: s > t)(confidence[0], threshold[0]).tolist() == [True, True, False, False]
+    assert jax.jit(lambda s, t: s > t)(confidence[0], threshold[0]).tolist() == [
+        True,
+        True,
+        False,
+        False,
+    ]
 
 
 def test_many_points_at_once_are_the_loop():
@@ -70,7 +86,9 @@ def test_many_points_at_once_are_the_loop():
     for p, t in zip(fractions, found, strict=True):
         wanted = oracle_thresholds(confidence, p)
         np.testing.assert_allclose(t, wanted, rtol=2e-6)
-        assert leaving(confidence, t) == leaving(confidence, np.nextafter(np.float32(wanted), np.float32(-np.inf)))
+        assert leaving(confidence, t) == leaving(
+            confidence, np.nextafter(np.float32(wanted), np.float32(-np.inf))
+        )
 
 
 def test_quotas_are_reproduced_without_ties_and_hold_on_new_rows():
@@ -87,7 +105,10 @@ def test_quotas_are_reproduced_without_ties_and_hold_on_new_rows():
 def test_extremes_of_the_ratio_and_of_the_exits():
     confidence = jax.random.uniform(jax.random.key(3), (3, 20))
     assert leaving(confidence, msdnet_thresholds(confidence, [1.0, 0.0, 0.0])) == [1] * 20
-    assert leaving(confidence, msdnet_thresholds(confidence, geometric_fractions([1e6], 3)[0])) == [3] * 20
+    assert (
+        leaving(confidence, msdnet_thresholds(confidence, geometric_fractions([1e6], 3)[0]))
+        == [3] * 20
+    )
     assert msdnet_thresholds(confidence[:1], [1.0]).shape == (0,)
     assert shared_thresholds(confidence[:1], 4).shape == (4, 0)
 
@@ -127,7 +148,9 @@ def test_shared_thresholds_span_from_nobody_held_to_full_depth():
 
 
 def test_candidates_hold_full_depth_and_run_on_the_engines_rule():
-    logits = jax.random.normal(jax.random.key(5), (3, 40, 4)) * jnp.array([1.0, 2.0, 4.0])[:, None, None]
+    logits = (
+        jax.random.normal(jax.random.key(5), (3, 40, 4)) * jnp.array([1.0, 2.0, 4.0])[:, None, None]
+    )
     confidence = jax.nn.softmax(logits).max(-1)
     points = threshold_candidates(confidence, ratios=[0.5, 1.5], shared=3)
     assert points.shape == (5, 2)
@@ -141,8 +164,14 @@ def test_candidates_hold_full_depth_and_run_on_the_engines_rule():
     "call, text",
     [
         (lambda: msdnet_thresholds(GOLDEN[0], [1.0]), "`confidence` must have shape [E, M]"),
-        (lambda: msdnet_thresholds(GOLDEN, [0.5, 0.5]), "`fractions` must have shape [E] or [K, E] with E = 3, got (2,)"),
-        (lambda: msdnet_thresholds(GOLDEN, [0.5, 0.1, 0.1]), "`fractions` must be at least 0 and sum to 1"),
+        (
+            lambda: msdnet_thresholds(GOLDEN, [0.5, 0.5]),
+            "`fractions` must have shape [E] or [K, E] with E = 3, got (2,)",
+        ),
+        (
+            lambda: msdnet_thresholds(GOLDEN, [0.5, 0.1, 0.1]),
+            "`fractions` must be at least 0 and sum to 1",
+        ),
         (lambda: quotas([1.5, -0.5], 4), "`fractions` must be at least 0 and sum to 1"),
         (lambda: geometric_fractions([0.0], 3), "`ratios` must be finite numbers above 0"),
         (lambda: shared_thresholds(GOLDEN, 0), "`count` must be at least 1, got 0"),

@@ -1,14 +1,19 @@
-"""Choosing an operating point: the rules against loops, the refusals, and a synthetic network end to end."""
+"""Choosing an operating point: the rules against loops, the refusals, and a synthetic network end
+to end.
+"""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dynexit.calibration import Predictions, choose, curve, fit_temperature, refuse_same_split, threshold_candidates
-from dynexit.calibration.choose import NoPoint
+from dynexit import criteria
+from dynexit.calibration.candidates import threshold_candidates
+from dynexit.calibration.choose import NoPoint, choose, refuse_same_split
+from dynexit.calibration.curve import Predictions, curve
+from dynexit.calibration.temperature import fit_temperature
 from dynexit.core.types import Halted
-from dynexit.exits import criteria, replay
+from dynexit.engine import replay
 
 E, C = 5, 10
 COSTS = np.array([1.0, 2.0, 3.5, 5.0, 6.0])
@@ -23,7 +28,9 @@ def predict(output):
 
 
 def synthetic(seed, rows, split="calibration"):
-    """A network that grows surer with depth, at a pace that differs from row to row; accuracy rises with the exit."""
+    """A network that grows surer with depth, at a pace that differs from row to row; accuracy rises
+    with the exit.
+    """
     keys = jax.random.split(jax.random.key(seed), 3)
     labels = jax.random.randint(keys[0], (rows,), 0, C)
     pace = jax.random.uniform(keys[1], (rows,), minval=0.5, maxval=3.0)
@@ -40,7 +47,12 @@ def points_of(known, **kwargs):
 def oracle_exits(logits, threshold):
     """A loop over rows and exits, with the strict comparison."""
     p = np.asarray(jax.nn.softmax(logits).max(-1))
-    return np.array([next((e for e in range(E - 1) if p[e, m] > threshold[e]), E - 1) for m in range(p.shape[1])])
+    return np.array(
+        [
+            next((e for e in range(E - 1) if p[e, m] > threshold[e]), E - 1)
+            for m in range(p.shape[1])
+        ]
+    )
 
 
 def pick(known, points, **how):
@@ -62,7 +74,9 @@ def test_curve_is_the_loop():
         np.testing.assert_allclose(found.mean_depth[k], (exit + 1).mean())
         np.testing.assert_allclose(found.exit_fraction[k], [(exit == e).mean() for e in range(E)])
         b, c = (full & ~right).sum(), (right & ~full).sum()
-        np.testing.assert_allclose(found.standard_error[k], np.sqrt(b + c - (b - c) ** 2 / 200) / 200)
+        np.testing.assert_allclose(
+            found.standard_error[k], np.sqrt(b + c - (b - c) ** 2 / 200) / 200
+        )
         np.testing.assert_allclose(found.flips[k], b / 200)
     assert len(set(found.mean_depth.tolist())) > 3
 
@@ -86,7 +100,11 @@ def test_the_rules_are_the_loop():
     found = curve(known, points, rule, predict, COSTS, replay)
     for loss in (0.0, 0.01, 0.1):
         choice = pick(known, points, accept_loss=loss)
-        allowed = [k for k in range(len(found.cost)) if found.accuracy[k] >= found.accuracy_full - loss - 1e-9]
+        allowed = [
+            k
+            for k in range(len(found.cost))
+            if found.accuracy[k] >= found.accuracy_full - loss - 1e-9
+        ]
         assert choice.cost == min(found.cost[k] for k in allowed)
         assert choice.accuracy >= choice.accuracy_full - loss - 1e-9
     dear = {}
@@ -95,12 +113,16 @@ def test_the_rules_are_the_loop():
         allowed = [
             k
             for k in range(len(found.cost))
-            if found.accuracy[k] >= found.accuracy_full - 0.05 - 1e-9 and found.flips[k] <= flips + 1e-9
+            if found.accuracy[k] >= found.accuracy_full - 0.05 - 1e-9
+            and found.flips[k] <= flips + 1e-9
         ]
         assert choice.cost == min(found.cost[k] for k in allowed)
         dear[flips] = choice.cost
     assert dear[0.0] > dear[0.01] > dear[0.03] > dear[1.0]
-    assert "turns at most 0.03 of the rows from right to wrong" in pick(known, points, accept_loss=0.05, accept_flips=0.03).accepted
+    assert (
+        "turns at most 0.03 of the rows from right to wrong"
+        in pick(known, points, accept_loss=0.05, accept_flips=0.03).accepted
+    )
     for budget in (0.3, 0.5, 1.0):
         choice = pick(known, points, budget=budget)
         allowed = [k for k in range(len(found.cost)) if found.cost[k] <= budget * COSTS[-1] + 1e-9]
@@ -108,7 +130,9 @@ def test_the_rules_are_the_loop():
         assert choice.cost_fraction <= budget + 1e-9
         cheapest = min(found.cost[k] for k in allowed if found.accuracy[k] == choice.accuracy)
         assert choice.cost == cheapest
-    assert choice.split == "calibration" and choice.fingerprint == "digest of 2" and choice.rows == 200
+    assert (
+        choice.split == "calibration" and choice.fingerprint == "digest of 2" and choice.rows == 200
+    )
     assert choice.accepted.startswith("most accurate of 59 points that costs at most 1")
     np.testing.assert_array_equal(choice.point["threshold"], points["threshold"][choice.index])
 
@@ -119,7 +143,9 @@ def test_equal_accuracies_up_to_rounding_are_accepted():
     labels = np.zeros(rows, np.int32)
     early = np.where(np.arange(rows) < 189, 5.0, -5.0)  # 0.945
     late = np.where(np.arange(rows) < 190, 5.0, -5.0)  # 0.95
-    logits = jnp.stack([jnp.stack([z, jnp.zeros(rows)], axis=1) for z in map(jnp.float32, (early, late))])
+    logits = jnp.stack(
+        [jnp.stack([z, jnp.zeros(rows)], axis=1) for z in map(jnp.float32, (early, late))]
+    )
     known = Predictions("calibration", logits, labels, "digest")
     points = {"threshold": jnp.array([[0.0], [jnp.inf]])}
     assert choose(known, points, rule, predict, [1.0, 2.0], replay, accept_loss=0.005).index == 0
@@ -148,10 +174,16 @@ def test_temperatures_do_not_change_what_full_depth_answers():
         "threshold": threshold_candidates(jax.nn.softmax(tempered).max(-1), shared=8),
         "temperature": jnp.tile(temperature, (47, 1)),
     }
-    with_temperature = lambda point: criteria.max_probability_above(point["threshold"], point["temperature"])
+    with_temperature = lambda point: criteria.max_probability_above(
+        point["threshold"], point["temperature"]
+    )
     choice = choose(known, points, with_temperature, predict, COSTS, replay, accept_loss=0.0)
     assert choice.point["temperature"].shape == (E,) and choice.cost_fraction < 1
-    assert choice.accuracy >= choice.accuracy_full == (np.asarray(known.outputs[-1].argmax(-1)) == known.labels).mean()
+    assert (
+        choice.accuracy
+        >= choice.accuracy_full
+        == (np.asarray(known.outputs[-1].argmax(-1)) == known.labels).mean()
+    )
 
 
 KNOWN = synthetic(6, 40)
@@ -161,17 +193,47 @@ FULL = {"threshold": jnp.full((1, E - 1), jnp.inf)}
 @pytest.mark.parametrize(
     "change, how, kind, text",
     [
-        ({"split": "test"}, {"budget": 0.5}, ValueError, "the split that will be reported may not choose thresholds"),
+        (
+            {"split": "test"},
+            {"budget": 0.5},
+            ValueError,
+            "the split that will be reported may not choose thresholds",
+        ),
         ({"split": "train"}, {"budget": 0.5}, ValueError, "its confidences on them are too high"),
         ({"split": "tset"}, {"budget": 0.5}, ValueError, "`predictions` are of the 'tset' split"),
-        ({}, {}, ValueError, "exactly one of `accept_loss` and `budget` must be given, got neither"),
+        (
+            {},
+            {},
+            ValueError,
+            "exactly one of `accept_loss` and `budget` must be given, got neither",
+        ),
         ({}, {"budget": 0.5, "accept_loss": 0.1}, ValueError, "got both"),
-        ({}, {"budget": 0.5}, ValueError, "`budget` of 0.5 of full depth's FLOPs cannot be met: the cheapest point costs 1."),
+        (
+            {},
+            {"budget": 0.5},
+            ValueError,
+            "`budget` of 0.5 of full depth's FLOPs cannot be met: the cheapest point costs 1.",
+        ),
         ({}, {"budget": 0.0}, ValueError, "`budget` must lie in 0..1, 0 excluded"),
         ({}, {"accept_loss": 2.0}, ValueError, "`accept_loss` must lie in 0..1"),
-        ({}, {"accept_loss": 0.1, "accept_flips": -0.1}, ValueError, "`accept_flips` must lie in 0..1"),
-        ({"labels": KNOWN.labels + 0.5}, {"accept_loss": 0.1}, TypeError, "`predictions.labels` must be integers, got float64"),
-        ({"labels": KNOWN.labels[:3]}, {"accept_loss": 0.1}, ValueError, "with E = 5 as `costs` and M = 3 as the labels"),
+        (
+            {},
+            {"accept_loss": 0.1, "accept_flips": -0.1},
+            ValueError,
+            "`accept_flips` must lie in 0..1",
+        ),
+        (
+            {"labels": KNOWN.labels + 0.5},
+            {"accept_loss": 0.1},
+            TypeError,
+            "`predictions.labels` must be integers, got float64",
+        ),
+        (
+            {"labels": KNOWN.labels[:3]},
+            {"accept_loss": 0.1},
+            ValueError,
+            "with E = 5 as `costs` and M = 3 as the labels",
+        ),
         (
             {"outputs": KNOWN.outputs.at[2, 7, 1].set(jnp.nan)},
             {"accept_loss": 0.1},
@@ -194,7 +256,9 @@ def test_points_with_a_nan_are_refused():
 def test_a_budget_is_a_fraction_of_the_full_cost_that_was_named_and_what_is_asked_for_is_enough():
     points = {"threshold": jnp.array([[0.0] * (E - 1), [jnp.inf] * (E - 1)])}
     full = 0.9 * COSTS[-1]
-    with pytest.raises(NoPoint, match=r"`budget` of 0.01 of full depth's FLOPs cannot be met") as error:
+    with pytest.raises(
+        NoPoint, match=r"`budget` of 0.01 of full depth's FLOPs cannot be met"
+    ) as error:
         pick(KNOWN, points, budget=0.01, full_cost=full)
     least = float(str(error.value).split("costs ")[1].split(". Ask")[0])
     assert least == pytest.approx(COSTS[0] / full, abs=1e-4)

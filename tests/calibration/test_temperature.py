@@ -5,17 +5,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dynexit.calibration import fit_temperature, mean_nll
+from dynexit.calibration.temperature import fit_temperature, mean_nll
 from dynexit.core.labels import IGNORED
 
 M, C = 4000, 5
 TRUE = 1.5 * jax.random.normal(jax.random.key(0), (M, C))
-LABELS = jax.random.categorical(jax.random.key(1), TRUE)  # drawn from softmax(TRUE): T = 1 is right for TRUE
+LABELS = jax.random.categorical(
+    jax.random.key(1), TRUE
+)  # drawn from softmax(TRUE): T = 1 is right for TRUE
 
 
 def nll(logits, labels, temperature):
     z = np.asarray(logits, np.float64) / temperature
-    log_p = z - np.log(np.exp(z - z.max(1, keepdims=True)).sum(1, keepdims=True)) - z.max(1, keepdims=True)
+    log_p = (
+        z
+        - np.log(np.exp(z - z.max(1, keepdims=True)).sum(1, keepdims=True))
+        - z.max(1, keepdims=True)
+    )
     return -log_p[np.arange(len(labels)), np.asarray(labels)].mean()
 
 
@@ -29,7 +35,9 @@ def test_finds_known_scalings_exit_by_exit():
 
 
 def test_never_worse_than_without():
-    random = 4 * jax.random.normal(jax.random.key(2), (3, 64, C))  # of no use: the best T is at the upper bound
+    random = 4 * jax.random.normal(
+        jax.random.key(2), (3, 64, C)
+    )  # of no use: the best T is at the upper bound
     right = jax.nn.one_hot(LABELS[:64], C)[None]  # always right: T wants to be 0
     logits = jnp.concatenate([random, right, 40 * right, -5 * right, 0 * right])
     found = fit_temperature(logits, LABELS[:64])
@@ -41,7 +49,11 @@ def test_never_worse_than_without():
 
 def test_rows_with_nan_are_left_out_and_excluded_classes_allowed():
     spoilt = TRUE.at[:7, 2].set(jnp.nan)
-    np.testing.assert_allclose(fit_temperature(spoilt[None], LABELS), fit_temperature(TRUE[None, 7:], LABELS[7:]), rtol=1e-4)
+    np.testing.assert_allclose(
+        fit_temperature(spoilt[None], LABELS),
+        fit_temperature(TRUE[None, 7:], LABELS[7:]),
+        rtol=1e-4,
+    )
     fewer = jnp.where(jnp.arange(C) == 4, -jnp.inf, TRUE)
     rows = LABELS != 4
     found = fit_temperature(2 * fewer[None, rows], LABELS[rows])
@@ -51,7 +63,9 @@ def test_rows_with_nan_are_left_out_and_excluded_classes_allowed():
 def test_rows_without_a_label_are_left_out():
     some = jnp.where(jnp.arange(len(LABELS)) < 100, IGNORED, LABELS)
     np.testing.assert_allclose(
-        fit_temperature(3 * TRUE[None], some), fit_temperature(3 * TRUE[None, 100:], LABELS[100:]), rtol=1e-4
+        fit_temperature(3 * TRUE[None], some),
+        fit_temperature(3 * TRUE[None, 100:], LABELS[100:]),
+        rtol=1e-4,
     )
 
 
@@ -63,17 +77,35 @@ def test_compiles_once():
 
 
 def test_mean_nll_is_the_loop():
-    np.testing.assert_allclose(mean_nll(TRUE, LABELS, jnp.float32(1.7)), nll(TRUE, LABELS, 1.7), rtol=1e-5)
+    np.testing.assert_allclose(
+        mean_nll(TRUE, LABELS, jnp.float32(1.7)), nll(TRUE, LABELS, 1.7), rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize(
     "call, kind, text",
     [
         (lambda: fit_temperature(TRUE, LABELS), ValueError, "`logits` must have shape [E, M, C]"),
-        (lambda: fit_temperature(TRUE[None], LABELS[:5]), ValueError, "`labels` must have shape [M] = [4000], got (5,)"),
-        (lambda: fit_temperature(TRUE[None], TRUE[:, 0]), TypeError, "`labels` must be integers, got float32"),
-        (lambda: fit_temperature(TRUE[None], LABELS + C), ValueError, "labels of `labels` must lie in 0.."),
-        (lambda: fit_temperature(TRUE[None], LABELS, 2.0, 4.0), ValueError, "0 < lowest <= 1 <= highest, got 2.0 and 4.0"),
+        (
+            lambda: fit_temperature(TRUE[None], LABELS[:5]),
+            ValueError,
+            "`labels` must have shape [M] = [4000], got (5,)",
+        ),
+        (
+            lambda: fit_temperature(TRUE[None], TRUE[:, 0]),
+            TypeError,
+            "`labels` must be integers, got float32",
+        ),
+        (
+            lambda: fit_temperature(TRUE[None], LABELS + C),
+            ValueError,
+            "labels of `labels` must lie in 0..",
+        ),
+        (
+            lambda: fit_temperature(TRUE[None], LABELS, 2.0, 4.0),
+            ValueError,
+            "0 < lowest <= 1 <= highest, got 2.0 and 4.0",
+        ),
     ],
 )
 def test_refusals(call, kind, text):

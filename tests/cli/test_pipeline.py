@@ -1,4 +1,6 @@
-"""The main job through the command line, on the template's smoke settings: one training, shared by the tests of this file."""
+"""The main job through the command line, on the template's smoke settings: one training, shared by
+the tests of this file.
+"""
 
 import json
 import os
@@ -31,7 +33,10 @@ KEYS = {
 @pytest.fixture(scope="module", autouse=True)
 def compiled_programs(tmp_path_factory):
     """Programs that several commands of this file compile alike are compiled once."""
-    names = {"jax_compilation_cache_dir": str(tmp_path_factory.mktemp("cache")), "jax_persistent_cache_min_compile_time_secs": 0.0}
+    names = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("cache")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }
     before = {name: getattr(jax.config, name) for name in names}
     for name, value in names.items():
         jax.config.update(name, value)
@@ -66,9 +71,13 @@ def test_the_run_folder_holds_everything(trained):
     for name in ("settings.json", "metrics.jsonl", "calibration.json", "report.json", "report.md"):
         assert (trained / name).stat().st_size > 100
     for name in ("accuracy.png", "depth.png", "examples.png"):
-        assert (trained / name).read_bytes().startswith(b"\x89PNG") and f"]({name})" in (trained / "report.md").read_text()
+        assert (trained / name).read_bytes().startswith(b"\x89PNG") and f"]({name})" in (
+            trained / "report.md"
+        ).read_text()
     recorded = json.loads((trained / "settings.json").read_text())
-    assert recorded["settings"]["model"] == {"width": 32, "depth": 3} and recorded["command"][:2] == ["dynexit", "train"]
+    assert recorded["settings"]["model"] == {"width": 32, "depth": 3} and recorded["command"][
+        :2
+    ] == ["dynexit", "train"]
 
 
 def test_the_report_is_consistent(trained):
@@ -76,18 +85,31 @@ def test_the_report_is_consistent(trained):
     assert KEYS <= set(r)
     assert r["examples"] == sum(r["rows_per_exit"]) == 450 and r["rows_timed"] == 464
     assert sum(n > 0 for n in r["rows_per_exit"]) > 1
-    np.testing.assert_allclose(r["mean_depth"], np.dot(r["rows_per_exit"], r["depth_of_exit"]) / 450)
-    np.testing.assert_allclose(r["flops_ratio"], np.dot(r["rows_per_exit"], r["flops_until_exit"]) / 450 / r["flops_full"])
+    np.testing.assert_allclose(
+        r["mean_depth"], np.dot(r["rows_per_exit"], r["depth_of_exit"]) / 450
+    )
+    np.testing.assert_allclose(
+        r["flops_ratio"], np.dot(r["rows_per_exit"], r["flops_until_exit"]) / 450 / r["flops_full"]
+    )
     np.testing.assert_allclose(r["speedup"], r["seconds_full"] / r["seconds_dynamic"])
-    np.testing.assert_allclose(r["efficiency"], r["seconds_full"] * r["flops_ratio_blocks"] / r["seconds_dynamic"])
-    assert r["accuracy_full"] == r["accuracy_per_exit"][-1] and r["live_equals_replay"] > 0.99 and r["nan_exits"] == 0
+    np.testing.assert_allclose(
+        r["efficiency"], r["seconds_full"] * r["flops_ratio_blocks"] / r["seconds_dynamic"]
+    )
+    assert (
+        r["accuracy_full"] == r["accuracy_per_exit"][-1]
+        and r["live_equals_replay"] > 0.99
+        and r["nan_exits"] == 0
+    )
     assert r["calibration"]["split"] == "calibration" and r["calibration"]["examples"] == 347
 
 
 def test_a_finished_run_is_measured_again_and_not_trained(run, template, capsys):
     before, records = report(run), (run / "metrics.jsonl").read_bytes()
     assert main(["train", str(template), "--smoke", "--run", str(run)]) == 0
-    assert "has finished before: its weights are calibrated and measured again" in capsys.readouterr().err
+    assert (
+        "has finished before: its weights are calibrated and measured again"
+        in capsys.readouterr().err
+    )
     assert (run / "metrics.jsonl").read_bytes() == records
     assert report(run)["rows_per_exit"] == before["rows_per_exit"]
 
@@ -95,11 +117,21 @@ def test_a_finished_run_is_measured_again_and_not_trained(run, template, capsys)
 def test_another_rule_is_kept_and_a_changed_file_is_said_aloud(run, template, tmp_path, capsys):
     assert main(["calibrate", str(run), "--budget", "0.7"]) == 0
     calibrated = report(run)
-    assert calibrated["calibration"]["rule"] == {"accept_loss": None, "budget": 0.7, "accept_flips": None}
-    assert calibrated["calibration"]["flops_ratio"] <= 0.7 and "at most" in (run / "report.md").read_text()
+    assert calibrated["calibration"]["rule"] == {
+        "accept_loss": None,
+        "budget": 0.7,
+        "accept_flips": None,
+    }
+    assert (
+        calibrated["calibration"]["flops_ratio"] <= 0.7
+        and "at most" in (run / "report.md").read_text()
+    )
     assert "WARNING" not in capsys.readouterr().err
     assert main(["calibrate", str(run), "--budget", "0.01"]) == 1
-    assert "`budget` of 0.01 of full depth's FLOPs cannot be met: the cheapest point costs 0." in capsys.readouterr().err
+    assert (
+        "`budget` of 0.01 of full depth's FLOPs cannot be met: the cheapest point costs 0."
+        in capsys.readouterr().err
+    )
     assert report(run)["calibration"] == calibrated["calibration"]
     changed = tmp_path / "mine.py"
     changed.write_text(template.read_text() + "# changed\n")
@@ -136,14 +168,38 @@ def test_a_run_without_a_checkpoint_is_refused(run, capsys):
 
 
 def test_what_the_devices_refuse_is_said_without_a_traceback(tmp_path, template, capsys):
-    assert main(["train", str(template), "--smoke", "--training.batch-size", "30", "--run", str(tmp_path / "run")]) == 2
+    assert (
+        main(
+            [
+                "train",
+                str(template),
+                "--smoke",
+                "--training.batch-size",
+                "30",
+                "--run",
+                str(tmp_path / "run"),
+            ]
+        )
+        == 2
+    )
     said = capsys.readouterr().err
-    assert "cannot be built with these settings: `batch_size` must be divisible by the 4 devices of the mesh, got 30" in said
+    assert (
+        "cannot be built with these settings: `batch_size` must be divisible by the 4 devices of the mesh, got 30"
+        in said
+    )
     assert not (tmp_path / "run").exists()
 
 
 def test_a_loss_that_is_not_finite_names_its_step(tmp_path, template, capsys):
-    words = ["--smoke", "--training.learning-rate", "1e38", "--training.warmup", "0", "--training.clip", "0"]
+    words = [
+        "--smoke",
+        "--training.learning-rate",
+        "1e38",
+        "--training.warmup",
+        "0",
+        "--training.clip",
+        "0",
+    ]
     assert main(["train", str(template), *words, "--run", str(tmp_path / "run")]) == 1
     assert "dynexit: step 2: loss" in capsys.readouterr().err
     assert not (tmp_path / "run" / "report.json").exists()
@@ -153,7 +209,10 @@ def test_a_terminated_training_says_how_to_go_on(tmp_path, template):
     folder = tmp_path / "run"
     words = ["train", str(template), "--smoke", "--training.steps", "1000000", "--run", str(folder)]
     process = subprocess.Popen(
-        [sys.executable, "-m", "dynexit.cli.main", *words], stderr=subprocess.PIPE, text=True, env={**os.environ}
+        [sys.executable, "-m", "dynexit.cli.main", *words],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ},
     )
     until = time.monotonic() + 60
     while not (folder / "checkpoints").exists() and time.monotonic() < until:
@@ -162,7 +221,9 @@ def test_a_terminated_training_says_how_to_go_on(tmp_path, template):
     _, said = process.communicate(timeout=60)
     assert process.returncode == 143 and "Traceback" not in said
     line = said.strip().splitlines()[-1]
-    assert line.startswith("stopped at step ") and line.endswith(f"of 1000000, resume with: dynexit {' '.join(words)}")
+    assert line.startswith("stopped at step ") and line.endswith(
+        f"of 1000000, resume with: dynexit {' '.join(words)}"
+    )
     assert int(line.split()[3]) > 0
 
 
@@ -170,10 +231,18 @@ def test_a_run_is_opened_from_python(run, monkeypatch):
     import dynexit as dx
 
     monkeypatch.chdir(run.parent)
-    opened = dx.cli.trained(run.name)  # as the README does: a path from where one stands
-    assert opened.step == opened.settings.training.steps and opened.experiment.model.depth == opened.settings.model.depth
+    opened = dx.runs.trained(run.name)  # as the README does: a path from where one stands
+    assert (
+        opened.step == opened.settings.training.steps
+        and opened.experiment.model.depth == opened.settings.model.depth
+    )
     inputs = opened.experiment.test.examples()["inputs"][:4]
     state = opened.experiment.model.embed(opened.params, opened.experiment.prepare(inputs))
-    assert dx.run_all(opened.experiment.model.steps(opened.params), state, opened.experiment.model.depth).shape[1] == 4
+    assert (
+        dx.run_all(
+            opened.experiment.model.steps(opened.params), state, opened.experiment.model.depth
+        ).shape[1]
+        == 4
+    )
     with pytest.raises(SettingsError, match="is not a run folder"):
-        dx.cli.trained(run / "checkpoints")
+        dx.runs.trained(run / "checkpoints")

@@ -29,7 +29,11 @@ class Net:
     """sizes"""
 
     def faults(self):
-        clash = [f"heads must divide width, got {self.heads} and {self.width}"] if self.width % self.heads else []
+        clash = (
+            [f"heads must divide width, got {self.heads} and {self.width}"]
+            if self.width % self.heads
+            else []
+        )
         return at_least(self, 1, "depth") + clash
 
 
@@ -58,10 +62,20 @@ def refusal(*argv):
 
 
 def test_overrides_are_typed_and_dotted():
-    flags, settings = read("--model.depth", "6", "--training.learning-rate=0.1", "--run", "here", "--model.bias", "False")
+    flags, settings = read(
+        "--model.depth",
+        "6",
+        "--training.learning-rate=0.1",
+        "--run",
+        "here",
+        "--model.bias",
+        "False",
+    )
     assert flags == {"run": "here"}
     assert settings.model == Net(depth=6, bias=False) and settings.training.learning_rate == 0.1
-    assert read("--calibration.accept-loss", "None", "--calibration.budget", "0.5")[1].calibration == Calibration(None, 0.5)
+    assert read("--calibration.accept-loss", "None", "--calibration.budget", "0.5")[
+        1
+    ].calibration == Calibration(None, 0.5)
     assert read("--model.sizes", "3", "4", "5")[1].model.sizes == (3, 4, 5)
     assert read() == ({"run": None}, Settings())
 
@@ -102,20 +116,32 @@ def test_help_shows_every_setting_with_its_default(capsys):
         read("--help")
     shown = capsys.readouterr().out
     assert caught.value.code in (0, None)
-    for words in ("--model.depth INT", "--seed INT", "--run", "--training.learning-rate FLOAT", "(default: 0.001)", "(default: 8)"):
+    for words in (
+        "--model.depth INT",
+        "--seed INT",
+        "--run",
+        "--training.learning-rate FLOAT",
+        "(default: 0.001)",
+        "(default: 8)",
+    ):
         assert words in shown
 
 
 def test_settings_survive_json():
     settings = Settings(Net(depth=3, sizes=(7,)), seed=4)
     there = to_dict(settings)
-    assert from_dict(Settings(), {**there, "model": {**there["model"], "sizes": [7]}}, "f", print) == settings
+    assert (
+        from_dict(Settings(), {**there, "model": {**there["model"], "sizes": [7]}}, "f", print)
+        == settings
+    )
 
 
 def test_a_run_that_is_older_than_a_setting_opens_with_its_default():
     there, said = to_dict(Settings(Net(depth=3), seed=4)), []
     there["model"].pop("norm")
-    assert from_dict(Settings(), there, "run/settings.json", said.append) == Settings(Net(depth=3), seed=4)
+    assert from_dict(Settings(), there, "run/settings.json", said.append) == Settings(
+        Net(depth=3), seed=4
+    )
     assert said == ["run/settings.json is older than Net.norm: its default is taken, 'pre'"]
 
 
@@ -124,7 +150,8 @@ def test_settings_of_another_shape_are_refused():
     there["model"].pop("depth")
     there["model"]["colour"] = 1
     with pytest.raises(
-        SettingsError, match=r"run/settings.json does not fit the experiment's Net: missing \['depth'\], unknown \['colour'\]"
+        SettingsError,
+        match=r"run/settings.json does not fit the experiment's Net: missing \['depth'\], unknown \['colour'\]",
     ):
         from_dict(Settings(), there, "run/settings.json", print)
 
@@ -133,14 +160,19 @@ def test_a_file_that_is_no_experiment_is_refused(tmp_path):
     (tmp_path / "digits_vit.py").write_text("x = 1\n")
     with pytest.raises(SettingsError, match="defines no Settings, no SMOKE, no build"):
         load(tmp_path / "digits_vit.py")
-    with pytest.raises(SettingsError, match=r"no experiment file at .*digit_vit.py; the nearest is .*digits_vit.py"):
+    with pytest.raises(
+        SettingsError, match=r"no experiment file at .*digit_vit.py; the nearest is .*digits_vit.py"
+    ):
         load(tmp_path / "digit_vit.py")
     (tmp_path / "notes.txt").write_text("")
     with pytest.raises(SettingsError, match="not a Python file"):
         load(tmp_path / "notes.txt")
 
 
-@pytest.mark.parametrize("words", [["train", "{file}", "--model.dept", "3"], ["train", "{file}", "--help"], ["nonsense"], []])
+@pytest.mark.parametrize(
+    "words",
+    [["train", "{file}", "--model.dept", "3"], ["train", "{file}", "--help"], ["nonsense"], []],
+)
 def test_jax_is_not_loaded_for_a_refusal(words, request):
     file = request.config.rootpath / "experiments" / "digits_vit.py"
     code = (
@@ -150,7 +182,11 @@ def test_jax_is_not_loaded_for_a_refusal(words, request):
         "loaded = {'jax', 'flax', 'matplotlib', 'tensorflow_datasets', 'wandb'} & set(sys.modules)\n"
         "print('LOADED', sorted(loaded)); sys.exit(code)"
     )
-    ran = subprocess.run([sys.executable, "-c", code, *(w.format(file=file) for w in words)], capture_output=True, text=True)
+    ran = subprocess.run(
+        [sys.executable, "-c", code, *(w.format(file=file) for w in words)],
+        capture_output=True,
+        text=True,
+    )
     assert ran.returncode == (0 if "--help" in words else 2)
     assert "LOADED []" in ran.stdout and "Traceback" not in ran.stderr
     if "--model.dept" in words:

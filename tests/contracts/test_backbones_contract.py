@@ -1,4 +1,6 @@
-"""The battery that every backbone must pass: shapes, independent rows, compute type, gradients, names, plain parameters."""
+"""The battery that every backbone must pass: shapes, independent rows, compute type, gradients,
+names, plain parameters.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,7 +12,12 @@ import numpy as np
 import pytest
 
 import dynexit as dx
-from dynexit.backbones import block_recurrent, equilibrium, features, gru_ponder, mlp, para_gru, resnet, vit
+from dynexit.models import features, mlp
+from dynexit.models.distilled import block_recurrent
+from dynexit.models.implicit import equilibrium
+from dynexit.models.recurrent.gru import gru_ponder
+from dynexit.models.recurrent.pararnn import para_gru
+from dynexit.models.vision import resnet, vit
 
 ROWS, CLASSES = 6, 5
 IMAGE = (12, 8, 2)
@@ -19,7 +26,10 @@ BACKBONES = {
     "mlp": (lambda: mlp((3, 4), CLASSES, width=16, depth=3), (3, 4)),
     "vit": (lambda: vit(IMAGE, CLASSES, patch=4, width=16, depth=2, heads=2), IMAGE),
     "resnet": (lambda: resnet(IMAGE, CLASSES, stages=((8, 2), (16, 1))), IMAGE),
-    "block_recurrent": (lambda: block_recurrent(IMAGE, CLASSES, (2, 1), patch=4, width=16, heads=2), IMAGE),
+    "block_recurrent": (
+        lambda: block_recurrent(IMAGE, CLASSES, (2, 1), patch=4, width=16, heads=2),
+        IMAGE,
+    ),
     "equilibrium": (lambda: equilibrium(IMAGE, CLASSES, patch=2, width=16, steps=3), IMAGE),
     "para_gru": (lambda: para_gru(9, 2, CLASSES, width=8, depth=2), (9, 2)),
     "gru_ponder": (lambda: gru_ponder(6, CLASSES, width=8, steps=3), (6,)),
@@ -27,7 +37,9 @@ BACKBONES = {
 
 
 class Case(NamedTuple):
-    """A model, its parameters, a batch of different rows, and the compiled network: `run(params, inputs)`, `traces` of it."""
+    """A model, its parameters, a batch of different rows, and the compiled network: `run(params,
+    inputs)`, `traces` of it.
+    """
 
     model: dx.Model
     params: Any
@@ -62,7 +74,9 @@ def logits_of(outputs):
 
 
 def close(a, b, tolerance=1e-5):
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance), a, b)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance), a, b
+    )
 
 
 def cast(tree, dtype):
@@ -73,7 +87,11 @@ def test_an_output_for_every_block_and_row(case):
     outputs = case.run(case.params, case.inputs)
     assert logits_of(outputs).shape == (case.blocks, ROWS, CLASSES)
     for leaf in jax.tree.leaves(outputs):
-        assert leaf.shape[:2] == (case.blocks, ROWS) and leaf.dtype == jnp.float32 and bool(jnp.isfinite(leaf).all())
+        assert (
+            leaf.shape[:2] == (case.blocks, ROWS)
+            and leaf.dtype == jnp.float32
+            and bool(jnp.isfinite(leaf).all())
+        )
 
 
 def test_exits_and_rows_are_all_distinct(case):
@@ -89,7 +107,9 @@ def test_outputs_and_features_are_those_of_block_after_block(case):
     found = jax.jit(lambda p, x: features(model, p, x))(params, inputs)
     one = jax.jit(lambda step, i, state: step.apply(step.select(i), i, state))
     staged = isinstance(model.depth, tuple)
-    steps, depths = (model.steps(params), model.depth) if staged else ((model.steps(params),), (model.depth,))
+    steps, depths = (
+        (model.steps(params), model.depth) if staged else ((model.steps(params),), (model.depth,))
+    )
     for step, depth in zip(steps, depths, strict=True):
         for i in range(depth):
             state, output = one(step, jnp.int32(i), state)
@@ -116,12 +136,19 @@ def test_one_row_does_not_move_another(case):
 
 
 def test_compute_type_is_that_of_the_inputs(case):
-    """Half precision in, half precision all the way, near the float32 result; the parameters may be of either type."""
+    """Half precision in, half precision all the way, near the float32 result; the parameters may be
+    of either type.
+    """
     model, params, inputs = case.model, case.params, case.inputs / ROWS
     half = cast(inputs, jnp.bfloat16)
     for weights in (params, cast(params, jnp.bfloat16)):
-        whole = lambda p, x: (model.embed(p, x), dx.run_all(model.steps(p), model.embed(p, x), model.depth))
-        assert {leaf.dtype for leaf in jax.tree.leaves(jax.eval_shape(whole, weights, half))} == {jnp.dtype(jnp.bfloat16)}
+        whole = lambda p, x: (
+            model.embed(p, x),
+            dx.run_all(model.steps(p), model.embed(p, x), model.depth),
+        )
+        assert {leaf.dtype for leaf in jax.tree.leaves(jax.eval_shape(whole, weights, half))} == {
+            jnp.dtype(jnp.bfloat16)
+        }
     outputs = logits_of(case.run(cast(params, jnp.bfloat16), half)).astype(jnp.float32)
     expected = logits_of(case.run(params, inputs))
     assert float(jnp.abs(outputs - expected).max()) < 0.05 * float(jnp.abs(expected).max())
@@ -133,8 +160,12 @@ def test_gradient_reaches_every_parameter(case):
 
     def loss(p):
         outputs = case.run(p, case.inputs)
-        others = [v for k, v in outputs.items() if k != "logits"] if isinstance(outputs, dict) else []
-        return (weights * jax.nn.log_softmax(logits_of(outputs))).sum() + sum(o.sum() for o in others)
+        others = (
+            [v for k, v in outputs.items() if k != "logits"] if isinstance(outputs, dict) else []
+        )
+        return (weights * jax.nn.log_softmax(logits_of(outputs))).sum() + sum(
+            o.sum() for o in others
+        )
 
     for path, g in jax.tree_util.tree_flatten_with_path(jax.jit(jax.grad(loss))(case.params))[0]:
         name = jax.tree_util.keystr(path)
@@ -144,12 +175,18 @@ def test_gradient_reaches_every_parameter(case):
 
 
 def test_parameters_are_plain(case):
-    """Dicts and lists of float32 arrays, drawn by the key: the same key gives the same, another key another."""
+    """Dicts and lists of float32 arrays, drawn by the key: the same key gives the same, another key
+    another.
+    """
 
     def walk(tree):
         if isinstance(tree, (dict, list)):
             assert type(tree) in (dict, list)
-            return [leaf for child in (tree.values() if isinstance(tree, dict) else tree) for leaf in walk(child)]
+            return [
+                leaf
+                for child in (tree.values() if isinstance(tree, dict) else tree)
+                for leaf in walk(child)
+            ]
         assert isinstance(tree, jax.Array) and tree.dtype == jnp.float32
         return [tree]
 
@@ -157,7 +194,9 @@ def test_parameters_are_plain(case):
     assert len(leaves) == len(jax.tree.leaves(case.params)) > 0
     jax.tree.map(np.testing.assert_array_equal, case.params, case.init(jax.random.key(0)))
     other = jax.tree.leaves(case.init(jax.random.key(5)))
-    assert any(not np.array_equal(a, b) for a, b in zip(jax.tree.leaves(case.params), other, strict=True))
+    assert any(
+        not np.array_equal(a, b) for a, b in zip(jax.tree.leaves(case.params), other, strict=True)
+    )
 
 
 def test_no_two_matrices_start_alike(case):
@@ -166,7 +205,10 @@ def test_no_two_matrices_start_alike(case):
     for path, leaf in jax.tree_util.tree_flatten_with_path(case.params)[0]:
         name = jax.tree_util.keystr(path)
         if "kernel" in name:
-            firsts += [float(block.ravel()[0]) for block in (leaf if name.startswith("['blocks']") else leaf[None])]
+            firsts += [
+                float(block.ravel()[0])
+                for block in (leaf if name.startswith("['blocks']") else leaf[None])
+            ]
     assert len(firsts) == len(set(firsts)) > 1
 
 
@@ -190,7 +232,14 @@ def test_the_engine_takes_it(case):
     outputs = case.run(params, inputs)
     depths = np.minimum([2, 1, 5, 3, 4, 1], case.blocks)
     criterion = dx.criteria.at_depth(jnp.asarray(depths, jnp.int32))
-    halted = dx.run_until(model.steps(params), model.embed(params, inputs), model.depth, criterion, "compacted", tile=2)
+    halted = dx.run_until(
+        model.steps(params),
+        model.embed(params, inputs),
+        model.depth,
+        criterion,
+        "compacted",
+        tile=2,
+    )
     np.testing.assert_array_equal(halted.exit_depth, depths)
     close(halted.output, jax.tree.map(lambda a: a[depths - 1, np.arange(ROWS)], outputs), 1e-4)
 
@@ -200,13 +249,19 @@ def test_wrong_inputs_are_named(case):
     for wrong in (inputs[..., :-1], inputs[0]):
         with pytest.raises(ValueError, match=r"`inputs` must be \w+ of shape \[B, .*\], got \["):
             model.embed(params, wrong)
-    with pytest.raises(TypeError, match="`inputs` must be floating point, got uint8; scale them first"):
+    with pytest.raises(
+        TypeError, match="`inputs` must be floating point, got uint8; scale them first"
+    ):
         model.embed(params, jnp.zeros(inputs.shape, jnp.uint8))
 
 
 def test_any_number_of_rows(case):
     """As `dx.export` traces it."""
-    inputs = jax.ShapeDtypeStruct((*jax.export.symbolic_shape("b"), *case.inputs.shape[1:]), case.inputs.dtype)
-    run = lambda params, inputs: dx.run_all(case.model.steps(params), case.model.embed(params, inputs), case.model.depth)
+    inputs = jax.ShapeDtypeStruct(
+        (*jax.export.symbolic_shape("b"), *case.inputs.shape[1:]), case.inputs.dtype
+    )
+    run = lambda params, inputs: dx.run_all(
+        case.model.steps(params), case.model.embed(params, inputs), case.model.depth
+    )
     outputs = jax.eval_shape(run, case.params, inputs)
     assert logits_of(outputs).shape == (case.blocks, inputs.shape[0], CLASSES)

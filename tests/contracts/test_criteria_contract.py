@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import dynexit as dx
-from dynexit.exits import criteria
-from dynexit.exits.combinators import start
+from dynexit import criteria
+from dynexit.criteria.combinators import start
 
 E, B, C, D = 5, 8, 4, 6
 
@@ -34,7 +34,11 @@ class Case(NamedTuple):
 
 CASES = {
     "max_probability": Case(criteria.max_probability_above, (0.4, 0.7, 0.95)),
-    "temperature": Case(lambda t: criteria.max_probability_above(0.6, temperature=t), (0.5, 1.0, 4.0), per_exit=False),
+    "temperature": Case(
+        lambda t: criteria.max_probability_above(0.6, temperature=t),
+        (0.5, 1.0, 4.0),
+        per_exit=False,
+    ),
     "entropy": Case(criteria.entropy_below, (1.2, 0.8, 0.2)),
     "margin": Case(criteria.margin_above, (0.1, 0.5, 0.9)),
     "energy": Case(criteria.energy_below, (-1.5, -2.5, -4.0)),
@@ -46,18 +50,38 @@ CASES = {
     "saturation": Case(criteria.saturation_above, (0.0, 0.5, 0.9), reads="hidden"),
     "change": Case(criteria.change_below, (1.5, 0.9, 0.5), reads="hidden"),
     "residual": Case(criteria.residual_below, (0.8, 0.3, 0.1), reads="residual"),
-    "any_of": Case(lambda t: criteria.any_of(criteria.margin_above(t), criteria.patience(3)), (0.1, 0.5, 0.9), per_exit=False),
-    "all_of": Case(
-        lambda t: criteria.all_of(criteria.margin_above(t), criteria.divergence_below(0.5)), (0.1, 0.3, 0.9), per_exit=False
+    "any_of": Case(
+        lambda t: criteria.any_of(criteria.margin_above(t), criteria.patience(3)),
+        (0.1, 0.5, 0.9),
+        per_exit=False,
     ),
-    "not_before": Case(lambda d: criteria.not_before(d, criteria.margin_above(0.4)), (1, 2, 4), per_exit=False),
-    "persistently": Case(lambda k: criteria.persistently(k, criteria.margin_above(0.3)), (1, 2, 3), per_exit=False),
-    "decaying": Case(lambda t: criteria.decaying(criteria.margin_above, t, steps=E), (0.1, 0.5, 0.9), per_exit=False),
+    "all_of": Case(
+        lambda t: criteria.all_of(criteria.margin_above(t), criteria.divergence_below(0.5)),
+        (0.1, 0.3, 0.9),
+        per_exit=False,
+    ),
+    "not_before": Case(
+        lambda d: criteria.not_before(d, criteria.margin_above(0.4)), (1, 2, 4), per_exit=False
+    ),
+    "persistently": Case(
+        lambda k: criteria.persistently(k, criteria.margin_above(0.3)), (1, 2, 3), per_exit=False
+    ),
+    "decaying": Case(
+        lambda t: criteria.decaying(criteria.margin_above, t, steps=E),
+        (0.1, 0.5, 0.9),
+        per_exit=False,
+    ),
     "halting_sampled": Case(  # what is drawn belongs to places in the batch
-        lambda d: criteria.not_before(d, criteria.halting_sampled(jax.random.key(3))), (1, 2, 4), per_exit=False, reads=""
+        lambda d: criteria.not_before(d, criteria.halting_sampled(jax.random.key(3))),
+        (1, 2, 4),
+        per_exit=False,
+        reads="",
     ),
     "at_depth": Case(
-        lambda d: criteria.at_depth(jnp.minimum(jnp.arange(1, B + 1) % 4 + d, E)), (1, 2, 3), per_exit=False, reads=""
+        lambda d: criteria.at_depth(jnp.minimum(jnp.arange(1, B + 1) % 4 + d, E)),
+        (1, 2, 3),
+        per_exit=False,
+        reads="",
     ),
 }
 
@@ -68,7 +92,9 @@ def cases(wanted):
 
 
 every_case = cases(lambda case: True)
-every_reading_case = cases(lambda case: case.reads)  # depths given beforehand belong to places in the batch
+every_reading_case = cases(
+    lambda case: case.reads
+)  # depths given beforehand belong to places in the batch
 every_case_with_thresholds = cases(lambda case: case.per_exit)
 
 
@@ -77,7 +103,8 @@ def stored(seed=0):
     keys = [*jax.random.split(jax.random.key(seed), 4), jax.random.key(seed + 1)]
     sure = jnp.linspace(0.2, 1.5, B)[None, :, None] * jnp.linspace(0.5, 3.0, E)[:, None, None]
     return {
-        "logits": jax.random.normal(keys[0], (1, B, C)) * sure + 0.4 * jax.random.normal(keys[1], (E, B, C)),
+        "logits": jax.random.normal(keys[0], (1, B, C)) * sure
+        + 0.4 * jax.random.normal(keys[1], (E, B, C)),
         "gate": jax.random.uniform(keys[2], (E, B)),
         "halt_logit": jax.random.normal(keys[3], (E, B)) - 0.7,
         "hidden": jnp.cumsum(jax.random.normal(keys[1], (E, B, D)), axis=0),
@@ -135,12 +162,19 @@ def test_two_settings_are_one_program(case):
         return dx.replay(criterion, outputs).exit
 
     for setting in case.settings:
-        np.testing.assert_array_equal(exits(case.make(setting)), dx.replay(case.make(setting), outputs).exit)
+        np.testing.assert_array_equal(
+            exits(case.make(setting)), dx.replay(case.make(setting), outputs).exit
+        )
     assert len(traces) == 1
     structures = {jax.tree.structure(case.make(setting)) for setting in case.settings}
     assert len(structures) == 1 and hash(structures.pop()) is not None
-    leaves = zip(*(jax.tree.leaves(case.make(setting)) for setting in (case.settings[0], case.settings[2])), strict=True)
-    assert any((np.asarray(a) != np.asarray(b)).any() for a, b in leaves), "the setting must be a leaf"
+    leaves = zip(
+        *(jax.tree.leaves(case.make(setting)) for setting in (case.settings[0], case.settings[2])),
+        strict=True,
+    )
+    assert any((np.asarray(a) != np.asarray(b)).any() for a, b in leaves), (
+        "the setting must be a leaf"
+    )
 
 
 @every_case
@@ -166,9 +200,15 @@ def test_slots_may_be_at_exits_of_their_own(case):
         output = jax.tree.map(lambda a, index=index: a[index, jnp.arange(B)], outputs)
         halt, new = criterion.update(index, output, memory)
         waits = (behind == 1) & (e == 0)
-        memory = jax.tree.map(lambda n, m, waits=waits: jnp.where(waits.reshape((B,) + (1,) * (n.ndim - 1)), m, n), new, memory)
+        memory = jax.tree.map(
+            lambda n, m, waits=waits: jnp.where(waits.reshape((B,) + (1,) * (n.ndim - 1)), m, n),
+            new,
+            memory,
+        )
         running = ~np.asarray(waits)
-        np.testing.assert_array_equal(np.asarray(halt)[running], fires[np.asarray(index), np.arange(B)][running])
+        np.testing.assert_array_equal(
+            np.asarray(halt)[running], fires[np.asarray(index), np.arange(B)][running]
+        )
 
 
 @every_reading_case
@@ -212,12 +252,17 @@ def test_a_threshold_an_exit(case):
     np.testing.assert_array_equal(dx.replay(criterion, outputs).exit, exits)
     # Only exit 2 has the lenient threshold; all the others wait for ever.
     never = (
-        -jnp.inf if case.settings[0] > case.settings[2] else (1.0 if case.make is criteria.cumulative_halting_above else jnp.inf)
+        -jnp.inf
+        if case.settings[0] > case.settings[2]
+        else (1.0 if case.make is criteria.cumulative_halting_above else jnp.inf)
     )
     alone = case.make(jnp.full(E - 1, never).at[2].set(setting))
     fires, _ = walk(case.make(setting), outputs)
     np.testing.assert_array_equal(dx.replay(alone, outputs).exit, np.where(fires[2], 2, E - 1))
-    with pytest.raises(ValueError, match=rf"thresholds of shape \[{E}\], but the run has {E} exits and wants \[{E - 1}\]"):
+    with pytest.raises(
+        ValueError,
+        match=rf"thresholds of shape \[{E}\], but the run has {E} exits and wants \[{E - 1}\]",
+    ):
         dx.replay(case.make(jnp.full(E, setting)), outputs)
 
 
@@ -232,8 +277,14 @@ def test_every_rule_of_the_namespace_is_in_the_battery():
 def test_any_number_of_rows(case):
     """As `dx.export` traces it."""
     step = dx.Step(
-        lambda i: (), lambda w, i, h: (h, {"logits": h, "hidden": h, "gate": h[:, 0], "halt_logit": h[:, 0], "residual": h[:, 0]})
+        lambda i: (),
+        lambda w, i, h: (
+            h,
+            {"logits": h, "hidden": h, "gate": h[:, 0], "halt_logit": h[:, 0], "residual": h[:, 0]},
+        ),
     )
     state = jax.ShapeDtypeStruct((*jax.export.symbolic_shape("b"), C), jnp.float32)
-    halted = jax.eval_shape(lambda state: dx.run_until(step, state, E, case.make(case.settings[1])), state)
+    halted = jax.eval_shape(
+        lambda state: dx.run_until(step, state, E, case.make(case.settings[1])), state
+    )
     assert halted.exit.shape == state.shape[:1]

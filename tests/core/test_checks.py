@@ -27,7 +27,10 @@ def test_independent_rows_pass():
 )
 def test_coupled_rows_are_refused(apply, where):
     state = jax.random.normal(jax.random.key(0), (6, 3))
-    with pytest.raises(ValueError, match=rf"`step` couples rows: (permuting|splitting) the batch changed row \d of {where}"):
+    with pytest.raises(
+        ValueError,
+        match=rf"`step` couples rows: (permuting|splitting) the batch changed row \d of {where}",
+    ):
         dx.check_row_independence(dx.Step(lambda i: (), apply), state)
 
 
@@ -49,8 +52,14 @@ def test_stack_take_unstack():
     [
         ([], "`blocks` must hold at least one block, got none"),
         ([{"w": jnp.zeros(2)}, {"v": jnp.zeros(2)}], r"`blocks\[1\]` has structure"),
-        ([{"w": jnp.zeros(2)}, {"w": jnp.zeros(3)}], r"`blocks\[1\]\['w'\]` is float32\[3\], in `blocks\[0\]` it is float32\[2\]"),
-        ([{"w": jnp.zeros(2)}, {"w": jnp.zeros(2, jnp.bfloat16)}], r"`blocks\[1\]\['w'\]` is bfloat16\[2\]"),
+        (
+            [{"w": jnp.zeros(2)}, {"w": jnp.zeros(3)}],
+            r"`blocks\[1\]\['w'\]` is float32\[3\], in `blocks\[0\]` it is float32\[2\]",
+        ),
+        (
+            [{"w": jnp.zeros(2)}, {"w": jnp.zeros(2, jnp.bfloat16)}],
+            r"`blocks\[1\]\['w'\]` is bfloat16\[2\]",
+        ),
     ],
 )
 def test_blocks_that_are_not_alike_are_refused(blocks, message):
@@ -59,7 +68,9 @@ def test_blocks_that_are_not_alike_are_refused(blocks, message):
 
 
 def test_unequal_stacks_are_refused():
-    with pytest.raises(ValueError, match=r"leading axes differ: `params`\['a'\] has 2, `params`\['b'\] has 3"):
+    with pytest.raises(
+        ValueError, match=r"leading axes differ: `params`\['a'\] has 2, `params`\['b'\] has 3"
+    ):
         dx.stacked_step(oracle.block, oracle.head, {"a": jnp.zeros(2), "b": jnp.zeros(3)})
     with pytest.raises(ValueError, match=r"`params`\['a'\] is a scalar"):
         dx.stacked_step(oracle.block, oracle.head, {"a": jnp.zeros(())})

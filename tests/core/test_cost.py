@@ -8,7 +8,7 @@ from jax import lax
 
 from dynexit.core.cost import Costs, cost_of, cumulative, step_costs
 from dynexit.core.types import Step
-from dynexit.exits.steps import stacked_step, switched_step
+from dynexit.engine.steps import stacked_step, switched_step
 
 D, C = 16, 5
 
@@ -22,7 +22,11 @@ def head(p, h):
 
 
 def parameters(n, width=D):
-    one = {"in": jnp.zeros((width, 4 * width)), "out": jnp.zeros((4 * width, width)), "head": jnp.zeros((width, C))}
+    one = {
+        "in": jnp.zeros((width, 4 * width)),
+        "out": jnp.zeros((4 * width, width)),
+        "head": jnp.zeros((width, C)),
+    }
     return [one] * n
 
 
@@ -68,21 +72,30 @@ def test_a_scan_counts_by_its_length(trips):
 @pytest.mark.parametrize("trips", [2, 6])
 def test_a_while_body_counts_once_so_steps_are_multiplied_outside(trips):
     x, w = jnp.ones((8, 64)), jnp.ones((64, 64))
-    looped = lambda x, w: lax.while_loop(lambda c: c[0] < trips, lambda c: (c[0] + 1, c[1] @ w), (0, x))[1]
+    looped = lambda x, w: lax.while_loop(
+        lambda c: c[0] < trips, lambda c: (c[0] + 1, c[1] @ w), (0, x)
+    )[1]
     one = 2 * 8 * 64 * 64
-    assert one <= cost_of(looped, x, w).flops <= 1.01 * one  # and a little arithmetic of the counter
+    assert (
+        one <= cost_of(looped, x, w).flops <= 1.01 * one
+    )  # and a little arithmetic of the counter
     assert cost_of(lambda x, w: unrolled(x, w, trips), x, w).flops == trips * one
 
 
 def test_a_step_of_several_blocks_costs_all_of_them():
     stacked = jax.tree.map(lambda *a: jnp.stack(a), *parameters(6))
-    one, three = (step_costs(stacked_step(block, head, stacked, blocks=k), jnp.zeros((1, D)), 6).flops for k in (1, 3))
+    one, three = (
+        step_costs(stacked_step(block, head, stacked, blocks=k), jnp.zeros((1, D)), 6).flops
+        for k in (1, 3)
+    )
     only_head = 2 * D * C
     assert one.shape == (6,) and three.shape == (2,)
     np.testing.assert_allclose(three - only_head, 3 * (one[0] - only_head), rtol=0.01)
 
 
-@pytest.mark.parametrize("make", [lambda p: stacked_step(block, head, jax.tree.map(lambda *a: jnp.stack(a), *p)), None])
+@pytest.mark.parametrize(
+    "make", [lambda p: stacked_step(block, head, jax.tree.map(lambda *a: jnp.stack(a), *p)), None]
+)
 def test_step_costs_equal_the_unrolled_program(make):
     blocks = parameters(4)
     step = (make or (lambda p: switched_step(block, head, p)))(blocks)
@@ -97,16 +110,23 @@ def test_step_costs_equal_the_unrolled_program(make):
 
     whole = cost_of(unrolled, blocks, jnp.zeros((8, D))).flops / 8
     assert costs.flops.shape == costs.bytes.shape == (4,)
-    np.testing.assert_allclose(costs.flops, flops_by_hand(), rtol=0.01)  # picking the weights costs a few operations
+    np.testing.assert_allclose(
+        costs.flops, flops_by_hand(), rtol=0.01
+    )  # picking the weights costs a few operations
     np.testing.assert_allclose(costs.flops.sum(), whole, rtol=0.01)
 
 
 def test_stages_of_different_width_are_walked():
     narrow, wide = parameters(1, D)[0], parameters(1, 2 * D)[0]
     first = Step(lambda i: narrow, lambda p, i, h: (block(p, h), head(p, h)))
-    widen = Step(lambda i: wide, lambda p, i, h: (block(p, jnp.concatenate([h, h], 1)), head(p, jnp.concatenate([h, h], 1))))
+    widen = Step(
+        lambda i: wide,
+        lambda p, i, h: (block(p, jnp.concatenate([h, h], 1)), head(p, jnp.concatenate([h, h], 1))),
+    )
     last = Step(lambda i: wide, lambda p, i, h: (block(p, h), head(p, h)))
-    costs = step_costs((first, widen, last), jax.ShapeDtypeStruct((1, D), jnp.float32), depth=(2, 1, 2))
+    costs = step_costs(
+        (first, widen, last), jax.ShapeDtypeStruct((1, D), jnp.float32), depth=(2, 1, 2)
+    )
     assert costs.flops.shape == (5,)
     assert costs.flops[0] == costs.flops[1] == flops_by_hand(D)
     np.testing.assert_array_equal(costs.flops[2:], flops_by_hand(2 * D))

@@ -26,10 +26,15 @@ def test_labels_that_are_no_class_are_refused():
     check_labels(np.array([[0, IGNORED], [2, 1]]), 3, "train")
     check_labels(np.array([0.5]), 3, "train")
     for wrong in (3, -2, -100):
-        with pytest.raises(ValueError, match=f"labels of `train` must lie in 0..2 .3 classes., or be -1 .* got {wrong}"):
+        with pytest.raises(
+            ValueError,
+            match=f"labels of `train` must lie in 0..2 .3 classes., or be -1 .* got {wrong}",
+        ):
             check_labels(np.array([0, wrong]), 3, "train")
 
 
 def test_shapes_must_agree():
-    with pytest.raises(ValueError, match=r"`prediction` must have the shape of `labels`, got \(2,\) and \(2, 3\)"):
+    with pytest.raises(
+        ValueError, match=r"`prediction` must have the shape of `labels`, got \(2,\) and \(2, 3\)"
+    ):
         exact(np.zeros(2, int), np.zeros((2, 3), int))

@@ -1,11 +1,13 @@
-"""Addition against Python's integers and against carries moved one place at a time; copy and reverse."""
+"""Addition against Python's integers and against carries moved one place at a time; copy and
+reverse.
+"""
 
 import numpy as np
 import pytest
 
 from dynexit.core.labels import IGNORED
-from dynexit.data.addition import BLANK, PLUS, _cut, addition, longest_chain
-from dynexit.data.copying import copying
+from dynexit.data.tasks.addition import BLANK, PLUS, _cut, addition, longest_chain
+from dynexit.data.tasks.copying import copying
 
 
 def numbers(row):
@@ -22,13 +24,20 @@ def value(digits):
 
 
 def rounds(one, two):
-    """Adds all digits at once, then moves all carries by one place until none is left; how many rounds that took."""
+    """Adds all digits at once, then moves all carries by one place until none is left; how many
+    rounds that took.
+    """
     places = max(len(one), len(two)) + 1
-    digits = [sum(number[place] for number in (one, two) if place < len(number)) for place in range(places)]
+    digits = [
+        sum(number[place] for number in (one, two) if place < len(number))
+        for place in range(places)
+    ]
     count = 1
     while any(digit > 9 for digit in digits):
         carried = [digit // 10 for digit in digits]
-        digits = [digit % 10 + (carried[place - 1] if place else 0) for place, digit in enumerate(digits)]
+        digits = [
+            digit % 10 + (carried[place - 1] if place else 0) for place, digit in enumerate(digits)
+        ]
         count += 1
     return count
 
@@ -51,7 +60,9 @@ def test_sums_and_steps(arguments):
     batch = addition(**arguments).train.batch(0, 1, 400)
     length = arguments["length"]
     assert batch["inputs"].shape == batch["labels"].shape == (400, length)
-    for row, labels, steps in zip(batch["inputs"], batch["labels"].tolist(), batch["steps"], strict=True):
+    for row, labels, steps in zip(
+        batch["inputs"], batch["labels"].tolist(), batch["steps"], strict=True
+    ):
         one, two = numbers(row)
         answer = labels[: labels.index(IGNORED)]
         assert set(labels[len(answer) :]) == {IGNORED}
@@ -82,7 +93,9 @@ def test_the_longest_carry_is_uniform_over_its_range(carries):
 
 
 def test_only_digits_that_would_carry_too_far_are_drawn_again():
-    digits = np.array([[[5, 9, 9, 7, 2]], [[5, 0, 0, 8, 7]]], np.int32)  # carries at 0 and 3, passed on by 1, 2 and 4
+    digits = np.array(
+        [[[5, 9, 9, 7, 2]], [[5, 0, 0, 8, 7]]], np.int32
+    )  # carries at 0 and 3, passed on by 1, 2 and 4
     cut = digits.copy()
     _cut(np.random.default_rng(0), cut, np.array([[5], [5]]), np.array([1]))
     changed = (cut != digits).any(axis=0)[0]
@@ -108,14 +121,20 @@ def test_longest_chain_by_hand():
         (9595, 595): 2,
     }
     for (one, two), expected in cases.items():
-        digits = np.array([[[int(digit) for digit in f"{number:05}"[::-1]]] for number in (one, two)])
+        digits = np.array(
+            [[[int(digit) for digit in f"{number:05}"[::-1]]] for number in (one, two)]
+        )
         assert longest_chain(digits).tolist() == [expected], (one, two)
         assert rounds(*digits[:, 0].tolist()) == expected + 1
 
 
 def test_extrapolation_is_longer_or_carries_further():
-    train, calibration, test = addition(10, test_length=30, carries=(0, 2), test_carries=(8, 14), examples=50)
-    assert calibration.examples()["inputs"].shape == (50, 10) and test.examples()["inputs"].shape == (50, 30)
+    train, calibration, test = addition(
+        10, test_length=30, carries=(0, 2), test_carries=(8, 14), examples=50
+    )
+    assert calibration.examples()["inputs"].shape == (50, 10) and test.examples()[
+        "inputs"
+    ].shape == (50, 30)
     assert calibration.examples()["steps"].max() == 3 and train.examples()["steps"].max() == 3
     assert 9 <= test.examples()["steps"].min() and test.examples()["steps"].max() <= 15
 
@@ -123,11 +142,15 @@ def test_extrapolation_is_longer_or_carries_further():
 @pytest.mark.parametrize("backwards", [False, True])
 def test_copy_and_reverse(backwards):
     batch = copying(9, backwards=backwards).train.batch(0, 0, 900)
-    for row, labels, steps in zip(batch["inputs"].tolist(), batch["labels"].tolist(), batch["steps"].tolist(), strict=True):
+    for row, labels, steps in zip(
+        batch["inputs"].tolist(), batch["labels"].tolist(), batch["steps"].tolist(), strict=True
+    ):
         digits = [token for token in row if token < 10]
         assert row == digits + [BLANK] * (9 - steps) and len(digits) == steps
         assert labels == (digits[::-1] if backwards else digits) + [IGNORED] * (9 - steps)
-    np.testing.assert_allclose(np.bincount(batch["steps"], minlength=10)[1:] / 900, 1 / 9, atol=0.05)
+    np.testing.assert_allclose(
+        np.bincount(batch["steps"], minlength=10)[1:] / 900, 1 / 9, atol=0.05
+    )
     assert copying(4, test_length=12, examples=5).test.examples()["inputs"].shape == (5, 12)
 
 
@@ -136,9 +159,17 @@ def test_copy_and_reverse(backwards):
     [
         (addition, {"length": 2}, "`length` must be at least 3, got 2"),
         (addition, {"length": 9, "test_length": 0}, "`test_length` must be at least 3, got 0"),
-        (addition, {"length": 9, "carries": (1, 5)}, r"`carries` must be .* \(9 tokens - 1\) // 2 = 4, got \(1, 5\)"),
+        (
+            addition,
+            {"length": 9, "carries": (1, 5)},
+            r"`carries` must be .* \(9 tokens - 1\) // 2 = 4, got \(1, 5\)",
+        ),
         (addition, {"length": 9, "carries": (3, 2)}, r"`carries` must be .* got \(3, 2\)"),
-        (addition, {"length": 9, "test_carries": (-1, 2)}, r"`test_carries` must be .* got \(-1, 2\)"),
+        (
+            addition,
+            {"length": 9, "test_carries": (-1, 2)},
+            r"`test_carries` must be .* got \(-1, 2\)",
+        ),
         (addition, {"length": 9, "examples": 0}, "`examples` must be at least 1, got 0"),
         (copying, {"length": 0}, "`length` must be at least 1, got 0"),
         (copying, {"length": 3, "test_length": 0}, "`test_length` must be at least 1, got 0"),

@@ -3,18 +3,22 @@
 import numpy as np
 import pytest
 
-from dynexit.data.arrays import Splits, batch_indices, from_arrays, host_slice
+from dynexit.data.source import Splits, batch_indices, from_arrays, host_slice
 
 
 def source(count=10, split="train"):
-    return from_arrays(split, np.arange(2 * count, dtype=np.uint8).reshape(count, 2), np.arange(count))
+    return from_arrays(
+        split, np.arange(2 * count, dtype=np.uint8).reshape(count, 2), np.arange(count)
+    )
 
 
 def stream(count, seed, positions):
     """The first `positions` rows, one epoch's shuffle after the other, drawn in the plainest way."""
     rows, epoch = [], 0
     while len(rows) < positions:
-        shuffle = np.random.Generator(np.random.Philox(key=np.array([seed, epoch], np.uint64))).permutation(count)
+        shuffle = np.random.Generator(
+            np.random.Philox(key=np.array([seed, epoch], np.uint64))
+        ).permutation(count)
         rows += shuffle.tolist()
         epoch += 1
     return rows[:positions]
@@ -24,7 +28,9 @@ def stream(count, seed, positions):
 def test_batches_are_consecutive_pieces_of_shuffled_epochs(count, size):
     expected = stream(count, 5, 12 * size)
     for step in range(12):
-        np.testing.assert_array_equal(batch_indices(count, 5, step, size), expected[step * size : (step + 1) * size])
+        np.testing.assert_array_equal(
+            batch_indices(count, 5, step, size), expected[step * size : (step + 1) * size]
+        )
 
 
 def test_every_example_comes_once_an_epoch_and_epochs_differ():
@@ -78,11 +84,31 @@ def test_splits_unpack_in_order():
 @pytest.mark.parametrize(
     ("arguments", "error", "text"),
     [
-        (("dev", np.zeros((2, 3)), np.zeros(2, int)), ValueError, "`split` must be one of train, calibration, test, got 'dev'"),
-        (("train", np.zeros((0, 3)), np.zeros(0, int)), ValueError, "`inputs` of split 'train' must have at least one example"),
-        (("train", np.zeros((2, 3)), np.zeros(3, int)), ValueError, r"`labels` must have shape \[2\].*got \(3,\)"),
-        (("train", np.zeros((2, 3)), np.zeros((2, 1), int)), ValueError, r"`labels` must have shape \[2\].*got \(2, 1\)"),
-        (("train", np.zeros((2, 3)), np.zeros(2)), TypeError, "`labels` must be integers, got float64"),
+        (
+            ("dev", np.zeros((2, 3)), np.zeros(2, int)),
+            ValueError,
+            "`split` must be one of train, calibration, test, got 'dev'",
+        ),
+        (
+            ("train", np.zeros((0, 3)), np.zeros(0, int)),
+            ValueError,
+            "`inputs` of split 'train' must have at least one example",
+        ),
+        (
+            ("train", np.zeros((2, 3)), np.zeros(3, int)),
+            ValueError,
+            r"`labels` must have shape \[2\].*got \(3,\)",
+        ),
+        (
+            ("train", np.zeros((2, 3)), np.zeros((2, 1), int)),
+            ValueError,
+            r"`labels` must have shape \[2\].*got \(2, 1\)",
+        ),
+        (
+            ("train", np.zeros((2, 3)), np.zeros(2)),
+            TypeError,
+            "`labels` must be integers, got float64",
+        ),
     ],
 )
 def test_refusals_name_the_argument(arguments, error, text):

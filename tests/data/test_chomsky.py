@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import dynexit as dx
-from dynexit.backbones import rnn
 from dynexit.core.labels import IGNORED, share
-from dynexit.data.chomsky import TASKS, chomsky
+from dynexit.data.tasks.chomsky import TASKS, chomsky
+from dynexit.models.recurrent import rnn
 
 COUNTS = {"R": 4, "DCF": 4, "CS": 7}
 
@@ -45,7 +45,8 @@ def test_a_constant_guess_scores_about_the_chance(name):
         counted = [row[: row.tolist().index(2)] for row in targets]
         targets = np.concatenate(counted)
     best = np.bincount(np.ravel(targets)).max() / np.size(targets)
-    # Signs and zeros make some values likelier; a product has more zeros than ones, and a root's top bit is often 1.
+    # Signs and zeros make some values likelier; a product has more zeros than ones, and a root's
+    # top bit is often 1.
     assert task.chance - 0.02 < best < task.chance + 0.15
 
 
@@ -53,7 +54,10 @@ def test_a_constant_guess_scores_about_the_chance(name):
 def test_untrained_networks_score_about_the_chance(name):
     """Eight of them, each near it and none at 0 or 1: their mean within 0.03."""
     task = TASKS[name]
-    rows = {leaf: a[:: 1 if task.output_length(40) == 1 else 5] for leaf, a in chomsky(task).train.examples().items()}
+    rows = {
+        leaf: a[:: 1 if task.output_length(40) == 1 else 5]
+        for leaf, a in chomsky(task).train.examples().items()
+    }
     assert (rows["labels"] != IGNORED).sum() >= 2000
     model = rnn(task.vocabulary + 2, task.classes, width=16)
 
@@ -61,7 +65,9 @@ def test_untrained_networks_score_about_the_chance(name):
     @jax.vmap
     def score(key):
         params = model.init(key)
-        logits = dx.run_all(model.steps(params), model.embed(params, jnp.asarray(rows["inputs"])), model.depth)[-1]
+        logits = dx.run_all(
+            model.steps(params), model.embed(params, jnp.asarray(rows["inputs"])), model.depth
+        )[-1]
         return share(logits.argmax(axis=-1), rows["labels"]).mean()
 
     scores = score(jax.random.split(jax.random.key(0), 8))
@@ -106,29 +112,40 @@ def test_the_length_is_uniform_and_one_for_a_batch():
 def test_inputs_and_labels_belong_together():
     batch = chomsky(TASKS["bucket_sort"], lengths=(5, 8)).train.batch(0, 0, 20)
     length = batch["steps"][0]
-    np.testing.assert_array_equal(np.sort(batch["inputs"][:, :length], axis=1), batch["labels"][:, length : 2 * length])
+    np.testing.assert_array_equal(
+        np.sort(batch["inputs"][:, :length], axis=1), batch["labels"][:, length : 2 * length]
+    )
 
 
 def test_fixed_sets_have_all_lengths_in_turn():
-    train, calibration, test = chomsky(TASKS["reverse_string"], lengths=(1, 5), test_lengths=(6, 25), examples=10)
+    train, calibration, test = chomsky(
+        TASKS["reverse_string"], lengths=(1, 5), test_lengths=(6, 25), examples=10
+    )
     for source in (train, calibration):
         assert source.examples()["steps"].tolist() == [1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
     assert test.examples()["steps"].tolist() == [6, 8, 10, 12, 14, 16, 18, 20, 22, 24]
     assert test.examples()["inputs"].shape == (10, 50) and test.size == 10
     mixed = test.batch(0, 0, 10)
-    for inputs, labels, length in zip(mixed["inputs"], mixed["labels"], mixed["steps"], strict=True):
+    for inputs, labels, length in zip(
+        mixed["inputs"], mixed["labels"], mixed["steps"], strict=True
+    ):
         np.testing.assert_array_equal(labels[length : 2 * length], inputs[:length][::-1])
 
 
 def test_long_strings_of_the_published_test():
-    test = chomsky(TASKS["binary_multiplication"], test_lengths=(499, 500), examples=4).test.examples()
+    test = chomsky(
+        TASKS["binary_multiplication"], test_lengths=(499, 500), examples=4
+    ).test.examples()
     assert test["inputs"].shape == (4, 1000) and test["steps"].tolist() == [499, 499, 500, 500]
 
 
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ({"lengths": (0, 4)}, r"`lengths` must be \(low, high\) with 1 <= low <= high, got \(0, 4\)"),
+        (
+            {"lengths": (0, 4)},
+            r"`lengths` must be \(low, high\) with 1 <= low <= high, got \(0, 4\)",
+        ),
         ({"test_lengths": (5, 4)}, r"`test_lengths` must be .* got \(5, 4\)"),
         ({"examples": 0}, "`examples` must be at least 1, got 0"),
     ],

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from dynexit.data import chomsky_arithmetic as arithmetic
+from dynexit.data.tasks import chomsky_arithmetic as arithmetic
 
 LENGTHS = [1, 2, 3, 4, 5, 8, 21, 40, 500]
 
@@ -41,21 +41,35 @@ def test_flat_expressions(length):
 
 
 def test_flat_expressions_of_the_paper():
-    for expression, value in {"1+2-4": 4, "1+2*3": 2, "0*1+4*3-2": 0, "1-1-1": 4, "2-3*4*4": 4, "3": 3}.items():
+    for expression, value in {
+        "1+2-4": 4,
+        "1+2*3": 2,
+        "0*1+4*3-2": 0,
+        "1-1-1": 4,
+        "2-3*4*4": 4,
+        "3": 3,
+    }.items():
         assert eval(expression) % 5 == value
-        assert arithmetic.flat_values(np.array([[arithmetic.FLAT[symbol] for symbol in expression]])).tolist() == [value]
+        assert arithmetic.flat_values(
+            np.array([[arithmetic.FLAT[symbol] for symbol in expression]])
+        ).tolist() == [value]
 
 
 def test_a_long_run_of_products_does_not_overflow():
     expression = "*".join("4" * 251)
-    assert arithmetic.flat_values(np.array([[arithmetic.FLAT[symbol] for symbol in expression]])).tolist() == [eval(expression) % 5]
+    assert arithmetic.flat_values(
+        np.array([[arithmetic.FLAT[symbol] for symbol in expression]])
+    ).tolist() == [eval(expression) % 5]
 
 
 def test_operators_are_drawn_alike():
     inputs, _ = drawn(arithmetic.modular_arithmetic, 11, 3000)
     operators = np.bincount(np.array(inputs)[:, 1::2].ravel())[5:]
     np.testing.assert_allclose(operators / 15_000, 1 / 3, atol=0.02)
-    found = "".join(text(tokens, arithmetic.BRACKETED) for tokens in drawn(arithmetic.modular_arithmetic_brackets, 5, 3000)[0])
+    found = "".join(
+        text(tokens, arithmetic.BRACKETED)
+        for tokens in drawn(arithmetic.modular_arithmetic_brackets, 5, 3000)[0]
+    )
     np.testing.assert_allclose([found.count(symbol) / 3000 for symbol in "+-*"], 1 / 3, atol=0.045)
 
 
@@ -69,7 +83,9 @@ def test_expressions_in_brackets(length):
 
 
 def grammar(expression):
-    """Whether an expression is of the grammar: reduces every innermost bracket to the letter g, with the digits it may hold."""
+    """Whether an expression is of the grammar: reduces every innermost bracket to the letter g,
+    with the digits it may hold.
+    """
     while True:
         smaller = re.sub(r"\(-?[0-4]\)|\((?:-?[0-4]|g)[-+*](?:-?[0-4]|g)\)", "g", expression)
         if smaller == expression:
@@ -78,15 +94,26 @@ def grammar(expression):
 
 
 def test_brackets_are_of_the_grammar():
-    assert grammar("((3)+-2)") and grammar("-4") and not grammar("(3+2") and not grammar("3+2") and not grammar("-(3)")
+    assert (
+        grammar("((3)+-2)")
+        and grammar("-4")
+        and not grammar("(3+2")
+        and not grammar("3+2")
+        and not grammar("-(3)")
+    )
     for length in (1, 2, 3, 4, 6, 13, 30):
         for tokens in drawn(arithmetic.modular_arithmetic_brackets, length)[0]:
             assert grammar(text(tokens, arithmetic.BRACKETED))
 
 
 def test_expressions_are_split_anywhere():
-    found = [text(tokens, arithmetic.BRACKETED)[1] for tokens in drawn(arithmetic.modular_arithmetic_brackets, 7, 3000)[0]]
-    shares = [sum(symbol in kind for symbol in found) / 3000 for kind in ("01234", "-", "(")]  # (d+(d)), (-d+-d), ((d)+d)
+    found = [
+        text(tokens, arithmetic.BRACKETED)[1]
+        for tokens in drawn(arithmetic.modular_arithmetic_brackets, 7, 3000)[0]
+    ]
+    shares = [
+        sum(symbol in kind for symbol in found) / 3000 for kind in ("01234", "-", "(")
+    ]  # (d+(d)), (-d+-d), ((d)+d)
     np.testing.assert_allclose(shares, 1 / 3, atol=0.045)
 
 
@@ -99,17 +126,24 @@ def test_equations(length):
             continue
         left, right = text(tokens, arithmetic.EQUATION).split("=")
         assert len(left) == length - 2 and left.count("x") == 1 and "*" not in left
-        assert [digit for digit in range(5) if eval(left.replace("x", str(digit))) % 5 == int(right)] == [target]
+        assert [
+            digit for digit in range(5) if eval(left.replace("x", str(digit))) % 5 == int(right)
+        ] == [target]
 
 
 def test_the_unknown_may_be_any_digit_of_the_expression():
-    places = [text(tokens, arithmetic.EQUATION).index("x") for tokens in drawn(arithmetic.solve_equation, 7, 2000)[0]]
+    places = [
+        text(tokens, arithmetic.EQUATION).index("x")
+        for tokens in drawn(arithmetic.solve_equation, 7, 2000)[0]
+    ]
     assert set(places) == {1, 3}  # (d+d): the first follows "(" and ")" goes round to it
     np.testing.assert_allclose(places.count(1) / 2000, 3 / 5, atol=0.06)
 
 
 @pytest.mark.parametrize("length", [3, 4, 5, 8, 21, 40, 300, 500])
-@pytest.mark.parametrize(("task", "combine"), [("addition", int.__add__), ("multiplication", int.__mul__)])
+@pytest.mark.parametrize(
+    ("task", "combine"), [("addition", int.__add__), ("multiplication", int.__mul__)]
+)
 def test_binary_numbers(task, combine, length):
     inputs, targets = drawn(getattr(arithmetic, f"binary_{task}"), length)
     for tokens, target in zip(inputs, targets, strict=True):
@@ -129,7 +163,9 @@ def test_numbers_have_any_length_and_any_value():
     lengths = np.bincount([tokens.index(2) for tokens in inputs], minlength=6)
     np.testing.assert_allclose(lengths / 8000, [0, *[0.25] * 4, 0], atol=0.025)
     firsts = [low_first(tokens[:3]) for tokens in inputs if tokens[3] == 2]
-    np.testing.assert_allclose(np.bincount(firsts, minlength=8) / len(firsts), [0, *[1 / 7] * 7], atol=0.05)
+    np.testing.assert_allclose(
+        np.bincount(firsts, minlength=8) / len(firsts), [0, *[1 / 7] * 7], atol=0.05
+    )
 
 
 def test_short_strings_hold_one_number():

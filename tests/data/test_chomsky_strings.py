@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from dynexit.data import chomsky_strings as strings
+from dynexit.data.tasks import chomsky_strings as strings
 
 LENGTHS = [1, 2, 3, 4, 7, 20, 41, 500]
 
@@ -58,8 +58,12 @@ ORACLES = {
     strings.reverse_string: lambda tokens: tokens[::-1],
     strings.duplicate_string: lambda tokens: tokens * 2,
     strings.missing_duplicate: missing_duplicate,
-    strings.odds_first: lambda tokens: [t for k, t in enumerate(tokens) if k % 2] + [t for k, t in enumerate(tokens) if not k % 2],
-    strings.bucket_sort: lambda tokens: [bucket for bucket in range(5) for _ in range(tokens.count(bucket))],
+    strings.odds_first: lambda tokens: (
+        [t for k, t in enumerate(tokens) if k % 2] + [t for k, t in enumerate(tokens) if not k % 2]
+    ),
+    strings.bucket_sort: lambda tokens: [
+        bucket for bucket in range(5) for _ in range(tokens.count(bucket))
+    ],
 }
 
 
@@ -76,9 +80,15 @@ def test_even_pairs_is_first_against_last_for_ten_thousand_strings():
 
 
 def test_tokens_are_drawn_alike():
-    for task, tokens in ((strings.parity_check, 2), (strings.cycle_navigation, 3), (strings.bucket_sort, 5)):
+    for task, tokens in (
+        (strings.parity_check, 2),
+        (strings.cycle_navigation, 3),
+        (strings.bucket_sort, 5),
+    ):
         inputs, _ = drawn(task, 10, 4000)
-        np.testing.assert_allclose(np.bincount(np.ravel(inputs)) / 40_000, 1 / tokens, atol=0.013)  # five standard deviations
+        np.testing.assert_allclose(
+            np.bincount(np.ravel(inputs)) / 40_000, 1 / tokens, atol=0.013
+        )  # five standard deviations
 
 
 def test_a_stack_has_any_height_and_then_only_actions():
@@ -88,13 +98,17 @@ def test_a_stack_has_any_height_and_then_only_actions():
         height = sum(token < 2 for token in tokens)
         assert max(tokens[:height]) < 2 and min(tokens[height:]) >= 2
         heights.append(height)
-    np.testing.assert_allclose(np.bincount(heights, minlength=7) / 6000, [0, *[0.2] * 5, 0], atol=0.026)
+    np.testing.assert_allclose(
+        np.bincount(heights, minlength=7) / 6000, [0, *[0.2] * 5, 0], atol=0.026
+    )
     actions = [token for tokens in inputs for token in tokens if token >= 2]
     np.testing.assert_allclose(np.bincount(actions)[2:] / len(actions), 1 / 3, atol=0.02)
 
 
 def test_stacks_of_the_published_examples():
-    found = strings._left_on_stack(np.array([[0, 1, 1, 0, 4, 2, 2], [1, 1, 0, 2, 2, 2, 2]], np.int32))
+    found = strings._left_on_stack(
+        np.array([[0, 1, 1, 0, 4, 2, 2], [1, 1, 0, 2, 2, 2, 2]], np.int32)
+    )
     assert found.tolist() == [[1, 1, 0, 2, 0, 0, 0, 0], [2, 0, 0, 0, 0, 0, 0, 0]]
 
 
@@ -108,5 +122,7 @@ def test_the_missing_token_is_anywhere_in_a_string_written_twice(length):
         places.append(tokens.index(2))
         tokens[places[-1]] = target
         assert tokens[:half] == tokens[half : 2 * half] and set(tokens[:half]) <= {0, 1}
-    np.testing.assert_allclose(np.bincount(places, minlength=2 * half) / 3000, 1 / (2 * half), atol=0.05)
+    np.testing.assert_allclose(
+        np.bincount(places, minlength=2 * half) / 3000, 1 / (2 * half), atol=0.05
+    )
     np.testing.assert_allclose(np.mean(targets), 0.5, atol=0.05)

@@ -8,7 +8,14 @@ import pytest
 from sklearn.datasets import load_digits
 
 from dynexit.data import store
-from dynexit.data.digits import DIGITS_CLASSES, DIGITS_MEAN, DIGITS_STD, RECIPE, digits, stratified_order
+from dynexit.data.vision.digits import (
+    DIGITS_CLASSES,
+    DIGITS_MEAN,
+    DIGITS_STD,
+    RECIPE,
+    digits,
+    stratified_order,
+)
 
 
 @pytest.fixture
@@ -22,12 +29,22 @@ def test_the_splits_are_the_scans_each_once(folder):
     assert [source.split for source in splits] == ["train", "calibration", "test"]
     assert [source.size for source in splits] == [1000, 347, 450]
     images, labels = load_digits(return_X_y=True)
-    given = sorted((label, image.astype(np.uint8).tobytes()) for image, label in zip(images, labels.tolist(), strict=True))
+    given = sorted(
+        (label, image.astype(np.uint8).tobytes())
+        for image, label in zip(images, labels.tolist(), strict=True)
+    )
     found = []
     for source in splits:
         batch = source.examples()
-        assert batch["inputs"].dtype == np.uint8 and batch["inputs"].shape[1:] == (8, 8, 1) and batch["inputs"].max() == 16
-        found += [(label, image.tobytes()) for image, label in zip(batch["inputs"], batch["labels"].tolist(), strict=True)]
+        assert (
+            batch["inputs"].dtype == np.uint8
+            and batch["inputs"].shape[1:] == (8, 8, 1)
+            and batch["inputs"].max() == 16
+        )
+        found += [
+            (label, image.tobytes())
+            for image, label in zip(batch["inputs"], batch["labels"].tolist(), strict=True)
+        ]
     assert sorted(found) == given
 
 
@@ -64,7 +81,9 @@ def test_without_tensorflow_datasets_the_scans_are_the_same(folder, tmp_path, mo
 
 def test_mean_and_deviation_are_those_of_the_training_split(folder):
     inputs = digits(folder=folder).train.examples()["inputs"] / 16.0
-    assert inputs.mean() == pytest.approx(DIGITS_MEAN, abs=1e-4) and inputs.std() == pytest.approx(DIGITS_STD, abs=1e-4)
+    assert inputs.mean() == pytest.approx(DIGITS_MEAN, abs=1e-4) and inputs.std() == pytest.approx(
+        DIGITS_STD, abs=1e-4
+    )
 
 
 def test_stratified_order_spreads_uneven_classes():
@@ -72,14 +91,18 @@ def test_stratified_order_spreads_uneven_classes():
     order = stratified_order(labels, 0)
     np.testing.assert_array_equal(np.sort(order), np.arange(100))
     for begin in range(0, 100, 10):
-        np.testing.assert_allclose(np.bincount(labels[order[begin : begin + 10]], minlength=3), [6, 3, 1], atol=1)
+        np.testing.assert_allclose(
+            np.bincount(labels[order[begin : begin + 10]], minlength=3), [6, 3, 1], atol=1
+        )
 
 
 def test_importing_the_data_modules_loads_neither_jax_nor_tensorflow_datasets():
     script = (
         "import sys\n"
-        "import dynexit.data.arrays, dynexit.data.digits, dynexit.data.fashion_mnist, dynexit.data.parity, dynexit.data.prepare\n"
+        "import dynexit.data.source, dynexit.data.vision.digits, dynexit.data.vision.fashion_mnist, dynexit.data.tasks.parity, dynexit.data.prepare\n"
         "print([name for name in ('jax', 'tensorflow_datasets', 'sklearn') if name in sys.modules])"
     )
-    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    found = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    ).stdout
     assert found.strip() == "[]"

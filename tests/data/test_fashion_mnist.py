@@ -10,11 +10,11 @@ import time
 import numpy as np
 import pytest
 
-from dynexit.data import fashion_mnist as module
 from dynexit.data import prepare as preparing
 from dynexit.data import store
-from dynexit.data.fashion_mnist import fashion_mnist, has_raw, hold_out, parse_idx, read_raw
 from dynexit.data.prepare import prepare
+from dynexit.data.vision import fashion_mnist as module
+from dynexit.data.vision.fashion_mnist import fashion_mnist, has_raw, hold_out, parse_idx, read_raw
 
 
 def idx(values):
@@ -46,14 +46,20 @@ def test_prepared_raw_files_are_loaded_and_split(raw, tmp_path):
     place = prepare("fashion_mnist", raw, tmp_path / "data", progress=False)
     assert place == tmp_path / "data" / "dynexit_fashion_mnist" / "1.0.0"
     splits = fashion_mnist(tmp_path / "data")
-    assert [(source.split, source.size) for source in splits] == [("train", 25), ("calibration", 15), ("test", 12)]
+    assert [(source.split, source.size) for source in splits] == [
+        ("train", 25),
+        ("calibration", 15),
+        ("test", 12),
+    ]
     published = read_raw(raw)
     rows = {image.tobytes(): label for image, label in zip(*published["train"], strict=True)}
     found = [source.examples() for source in splits[:2]]
     images = np.concatenate([part["inputs"] for part in found])
     assert images.dtype == np.uint8 and images.shape == (40, 28, 28, 1)
     assert {image.tobytes() for image in images} == rows.keys()
-    assert [rows[image.tobytes()] for image in images] == np.concatenate([part["labels"] for part in found]).tolist()
+    assert [rows[image.tobytes()] for image in images] == np.concatenate(
+        [part["labels"] for part in found]
+    ).tolist()
     np.testing.assert_array_equal(splits.test.examples()["inputs"], published["test"][0])
 
 
@@ -78,7 +84,9 @@ def test_parse_idx():
     np.testing.assert_array_equal(parse_idx(idx(values)), values)
     with pytest.raises(ValueError, match=r"must hold \(2, 3, 4\) = 24 values, got 23"):
         parse_idx(idx(values)[:-1])
-    with pytest.raises(ValueError, match="must be an idx file of unsigned bytes, got the first bytes 50 4b 03 04"):
+    with pytest.raises(
+        ValueError, match="must be an idx file of unsigned bytes, got the first bytes 50 4b 03 04"
+    ):
         parse_idx(b"PK\x03\x04")
 
 
@@ -87,7 +95,12 @@ def test_unprepared_data_is_refused_at_once_with_cause_and_cure(tmp_path):
     with pytest.raises(store.DataNotPrepared) as error:
         fashion_mnist(tmp_path)
     assert time.perf_counter() - start < 1.0
-    for part in ("does not exist", "dynexit data prepare fashion_mnist", "apt install dataset-fashion-mnist", "--raw FOLDER"):
+    for part in (
+        "does not exist",
+        "dynexit data prepare fashion_mnist",
+        "apt install dataset-fashion-mnist",
+        "--raw FOLDER",
+    ):
         assert part in str(error.value)
 
 
@@ -96,11 +109,16 @@ def test_damaged_and_missing_raw_files_are_named(raw, tmp_path, name):
     content = bytearray((raw / name).read_bytes())
     content[len(content) // 2] ^= 8
     (raw / name).write_bytes(content)
-    with pytest.raises(store.DataDamaged, match=rf"{name} is damaged.*apt install --reinstall dataset-fashion-mnist"):
+    with pytest.raises(
+        store.DataDamaged,
+        match=rf"{name} is damaged.*apt install --reinstall dataset-fashion-mnist",
+    ):
         prepare("fashion_mnist", raw, tmp_path / "data")
     (raw / name).unlink()
     assert not has_raw(raw)
-    with pytest.raises(store.DataNotPrepared, match=rf"{raw} has neither {name.removesuffix('.gz')}"):
+    with pytest.raises(
+        store.DataNotPrepared, match=rf"{raw} has neither {name.removesuffix('.gz')}"
+    ):
         prepare("fashion_mnist", raw, tmp_path / "data")
     assert not (tmp_path / "data").exists()
 
@@ -137,7 +155,10 @@ def test_a_download_is_announced_and_checked(server, raw, tmp_path, capfd):
     assert f"downloading 30 MB from {preparing.URL}" in capfd.readouterr().err
     assert fashion_mnist(tmp_path / "data").train.size == 25
     (raw / "t10k-labels-idx1-ubyte.gz").unlink()
-    with pytest.raises(store.DataNotPrepared, match=r"t10k-labels-idx1-ubyte.gz cannot be downloaded: .*404.*--raw FOLDER"):
+    with pytest.raises(
+        store.DataNotPrepared,
+        match=r"t10k-labels-idx1-ubyte.gz cannot be downloaded: .*404.*--raw FOLDER",
+    ):
         prepare("fashion_mnist", folder=tmp_path / "other", progress=False)
     assert not (tmp_path / "other").exists()
 
@@ -152,7 +173,10 @@ def test_without_a_network_it_fails_in_seconds(raw, tmp_path, monkeypatch, answe
             silent.listen()
         monkeypatch.setattr(preparing, "URL", f"http://127.0.0.1:{silent.getsockname()[1]}/")
         start = time.perf_counter()
-        with pytest.raises(store.DataNotPrepared, match=r"cannot be reached: .*apt install dataset-fashion-mnist.*--raw FOLDER"):
+        with pytest.raises(
+            store.DataNotPrepared,
+            match=r"cannot be reached: .*apt install dataset-fashion-mnist.*--raw FOLDER",
+        ):
             prepare("fashion_mnist", folder=tmp_path / "data")
         assert time.perf_counter() - start < 5.0
 
@@ -173,7 +197,9 @@ def test_prepare_refuses(arguments, text):
         prepare(*arguments)
 
 
-@pytest.mark.skipif(not has_raw(module.DEBIAN), reason="Debian's package dataset-fashion-mnist is not installed")
+@pytest.mark.skipif(
+    not has_raw(module.DEBIAN), reason="Debian's package dataset-fashion-mnist is not installed"
+)
 def test_the_published_files_are_what_the_checksums_say():
     published = read_raw(module.DEBIAN)
     (images, labels), (test_images, test_labels) = published["train"], published["test"]

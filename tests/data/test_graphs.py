@@ -7,10 +7,15 @@ from collections import deque
 import numpy as np
 import pytest
 
-from dynexit.data.graph_algorithms import bellman_ford, breadth_first, floyd_warshall
-from dynexit.data.graphs import erdos_renyi, graphs, grids, paths
+from dynexit.data.tasks.graph_algorithms import bellman_ford, breadth_first, floyd_warshall
+from dynexit.data.tasks.graphs import erdos_renyi, graphs, grids, paths
 
-FAMILIES = {"erdos_renyi": erdos_renyi(0.5), "sparse": erdos_renyi(0.3), "paths": paths, "grids": grids}
+FAMILIES = {
+    "erdos_renyi": erdos_renyi(0.5),
+    "sparse": erdos_renyi(0.3),
+    "paths": paths,
+    "grids": grids,
+}
 
 
 def breadth_first_loop(weights, source):
@@ -37,7 +42,11 @@ def bellman_ford_loop(weights, source):
         old = dict(distance)
         frames.append(list(before))
         for i, j in itertools.product(nodes, nodes):
-            if i in old and weights[i, j] != 0 and (j not in distance or old[i] + weights[i, j] < distance[j]):
+            if (
+                i in old
+                and weights[i, j] != 0
+                and (j not in distance or old[i] + weights[i, j] < distance[j])
+            ):
                 distance[j], before[j] = old[i] + weights[i, j], i
         if distance == old:
             return before, [distance.get(node, -1) for node in nodes], frames
@@ -46,13 +55,19 @@ def bellman_ford_loop(weights, source):
 def floyd_warshall_loop(weights):
     """Pair by pair: predecessors, distances, frames."""
     nodes = range(len(weights))
-    distance = {(i, j): float(weights[i, j]) for i in nodes for j in nodes if i == j or weights[i, j] != 0}
+    distance = {
+        (i, j): float(weights[i, j]) for i in nodes for j in nodes if i == j or weights[i, j] != 0
+    }
     before, frames = [[i for _ in nodes] for i in nodes], []
     for k in nodes:
         old = dict(distance)
         frames.append([list(row) for row in before])
         for i, j in itertools.product(nodes, nodes):
-            if (i, k) in old and (k, j) in old and ((i, j) not in distance or old[i, k] + old[k, j] < distance[i, j]):
+            if (
+                (i, k) in old
+                and (k, j) in old
+                and ((i, j) not in distance or old[i, k] + old[k, j] < distance[i, j])
+            ):
                 distance[i, j] = old[i, k] + old[k, j]
                 before[i][j] = before[k][j]
     return before, [[distance.get((i, j), -1) for j in nodes] for i in nodes], frames
@@ -60,10 +75,19 @@ def floyd_warshall_loop(weights):
 
 def examples(algorithm, nodes, family, count=12):
     """Weights, source, and what was found, one graph at a time."""
-    batch = graphs(algorithm, nodes, family=FAMILIES[family], hints=True).train.batch(0, nodes, count)
-    assert batch["inputs"].dtype == batch["distances"].dtype == np.float32 and batch["labels"].dtype == np.int32
+    batch = graphs(algorithm, nodes, family=FAMILIES[family], hints=True).train.batch(
+        0, nodes, count
+    )
+    assert (
+        batch["inputs"].dtype == batch["distances"].dtype == np.float32
+        and batch["labels"].dtype == np.int32
+    )
     for row in range(count):
-        yield batch["inputs"][row, ..., 0], batch["inputs"][row, ..., 1], {name: leaf[row] for name, leaf in batch.items()}
+        yield (
+            batch["inputs"][row, ..., 0],
+            batch["inputs"][row, ..., 1],
+            {name: leaf[row] for name, leaf in batch.items()},
+        )
 
 
 def source_of(marked):
@@ -80,7 +104,9 @@ def check_frames(found, frames, nodes):
 @pytest.mark.parametrize("nodes", [2, 5, 12, 16, 64])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_breadth_first_search(family, nodes):
-    for weights, marked, found in examples(breadth_first, nodes, family, count=12 if nodes < 64 else 2):
+    for weights, marked, found in examples(
+        breadth_first, nodes, family, count=12 if nodes < 64 else 2
+    ):
         assert set(np.unique(weights)) <= {0.0, 1.0}
         source = source_of(marked)
         before, frames = breadth_first_loop(weights, source)
@@ -95,13 +121,17 @@ def test_breadth_first_search(family, nodes):
                     queue.append(there)
         assert found["distances"].tolist() == [distance.get(node, -1) for node in range(nodes)]
         assert found["steps"] == max(distance.values()) + 1
-        assert all(distance[before[node]] == distance[node] - 1 for node in distance if node != source)
+        assert all(
+            distance[before[node]] == distance[node] - 1 for node in distance if node != source
+        )
 
 
 @pytest.mark.parametrize("nodes", [2, 5, 12, 16, 64])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_bellman_ford(family, nodes):
-    for weights, marked, found in examples(bellman_ford, nodes, family, count=12 if nodes < 64 else 2):
+    for weights, marked, found in examples(
+        bellman_ford, nodes, family, count=12 if nodes < 64 else 2
+    ):
         before, distances, frames = bellman_ford_loop(weights.astype(float), source_of(marked))
         assert found["labels"].tolist() == before
         np.testing.assert_allclose(found["distances"], distances, rtol=1e-6)
@@ -111,7 +141,9 @@ def test_bellman_ford(family, nodes):
 @pytest.mark.parametrize("nodes", [2, 5, 9, 64])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_floyd_warshall(family, nodes):
-    for weights, marked, found in examples(floyd_warshall, nodes, family, count=6 if nodes < 64 else 1):
+    for weights, marked, found in examples(
+        floyd_warshall, nodes, family, count=6 if nodes < 64 else 1
+    ):
         assert not marked.any()
         before, distances, frames = floyd_warshall_loop(weights.astype(float))
         assert found["labels"].tolist() == before
@@ -120,13 +152,17 @@ def test_floyd_warshall(family, nodes):
         for i in range(nodes):
             single = bellman_ford_loop(weights.astype(float), i)[1]
             others = [j for j in range(nodes) if j != i]
-            np.testing.assert_allclose(found["distances"][i, others], np.array(single)[others], rtol=1e-6)
+            np.testing.assert_allclose(
+                found["distances"][i, others], np.array(single)[others], rtol=1e-6
+            )
 
 
 def test_random_graphs_take_the_published_number_of_rounds():
     small = graphs(breadth_first, 16).train.batch(0, 0, 4000)
     assert np.bincount(small["steps"]).argmax() == 4
-    assert ((small["steps"] >= 3) & (small["steps"] <= 7)).mean() > 0.97  # the others: a source without neighbours
+    assert (
+        (small["steps"] >= 3) & (small["steps"] <= 7)
+    ).mean() > 0.97  # the others: a source without neighbours
     np.testing.assert_allclose((small["distances"] < 0).mean(), 0.03, atol=0.015)
     large = graphs(breadth_first, 64).train.batch(0, 0, 300)["steps"]
     assert set(large.tolist()) == {3, 4}
@@ -141,23 +177,37 @@ def test_random_graphs_have_edges_with_the_square_of_the_chance():
 
 
 def test_lengths_of_edges():
-    weights = graphs(bellman_ford, 8, family=erdos_renyi(1.0)).train.batch(0, 0, 3000)["inputs"][..., 0]
+    weights = graphs(bellman_ford, 8, family=erdos_renyi(1.0)).train.batch(0, 0, 3000)["inputs"][
+        ..., 0
+    ]
     np.testing.assert_array_equal(weights, weights.swapaxes(1, 2))
     assert weights.min() >= math.sqrt(1e-3) * 0.999
-    np.testing.assert_allclose((weights[:, 0, 1:] ** 2 - 1e-3).mean(), 0.25, atol=0.01)  # mean of u u'
-    np.testing.assert_allclose((weights[:, 0, 0] ** 2 - 1e-3).mean(), 1 / 3, atol=0.03)  # mean of u u
+    np.testing.assert_allclose(
+        (weights[:, 0, 1:] ** 2 - 1e-3).mean(), 0.25, atol=0.01
+    )  # mean of u u'
+    np.testing.assert_allclose(
+        (weights[:, 0, 0] ** 2 - 1e-3).mean(), 1 / 3, atol=0.03
+    )  # mean of u u
 
 
-@pytest.mark.parametrize(("family", "nodes", "rows"), [(paths, 7, 1), (grids, 12, 3), (grids, 7, 1), (grids, 16, 4), (grids, 2, 1)])
+@pytest.mark.parametrize(
+    ("family", "nodes", "rows"),
+    [(paths, 7, 1), (grids, 12, 3), (grids, 7, 1), (grids, 16, 4), (grids, 2, 1)],
+)
 def test_paths_and_grids(family, nodes, rows):
     columns = nodes // rows
     expected = sorted(
-        sum(0 <= row + a < rows and 0 <= column + b < columns for a, b in ((0, 1), (0, -1), (1, 0), (-1, 0)))
+        sum(
+            0 <= row + a < rows and 0 <= column + b < columns
+            for a, b in ((0, 1), (0, -1), (1, 0), (-1, 0))
+        )
         for row in range(rows)
         for column in range(columns)
     )
     drawn = family(np.random.default_rng(0), 50, nodes)
-    assert len({graph.tobytes() for graph in drawn}) > (1 if nodes > 2 else 0), "always in the same order"
+    assert len({graph.tobytes() for graph in drawn}) > (1 if nodes > 2 else 0), (
+        "always in the same order"
+    )
     for graph in drawn:
         assert np.array_equal(graph, graph.T) and not graph.diagonal().any()
         assert sorted(graph.sum(axis=0).tolist()) == expected
@@ -174,9 +224,15 @@ def test_paths_and_grids_take_many_rounds():
 
 
 def test_the_test_split_has_its_own_nodes_and_family():
-    train, calibration, test = graphs(breadth_first, 8, test_nodes=20, test_family=paths, examples=9)
-    assert train.examples()["inputs"].shape == calibration.examples()["inputs"].shape == (9, 8, 8, 2)
-    assert test.examples()["inputs"].shape == (9, 20, 20, 2) and test.examples()["steps"].min() >= 11
+    train, calibration, test = graphs(
+        breadth_first, 8, test_nodes=20, test_family=paths, examples=9
+    )
+    assert (
+        train.examples()["inputs"].shape == calibration.examples()["inputs"].shape == (9, 8, 8, 2)
+    )
+    assert (
+        test.examples()["inputs"].shape == (9, 20, 20, 2) and test.examples()["steps"].min() >= 11
+    )
     assert "hints" not in test.examples()
 
 

@@ -1,16 +1,20 @@
-"""Mazes against breadth-first search, one place at a time, and against the statistics of the published generator."""
+"""Mazes against breadth-first search, one place at a time, and against the statistics of the
+published generator.
+"""
 
 from collections import deque
 
 import numpy as np
 import pytest
 
-from dynexit.data import maze_walls
-from dynexit.data.mazes import filling_rounds, mazes
+from dynexit.data.tasks import maze_walls
+from dynexit.data.tasks.mazes import filling_rounds, mazes
 
 
 def shortest(free, start, end):
-    """The distance from start to end, how many shortest paths there are, and the places of one; walls are False."""
+    """The distance from start to end, how many shortest paths there are, and the places of one;
+    walls are False.
+    """
     distance, ways, before, queue = {start: 0}, {start: 1}, {}, deque([start])
     while queue:
         row, column = here = queue.popleft()
@@ -41,7 +45,10 @@ def bare(size, count, loops=0.0, seed=0):
         yield image.any(axis=-1), place(image, (0, 1, 0)), place(image, (1, 0, 0)), labels, steps
 
 
-@pytest.mark.parametrize(("size", "loops"), [(3, 0.0), (9, 0.0), (13, 0.0), (3, 1.0), (9, 0.1), (9, 1.0), (15, 0.3), (59, 0.0)])
+@pytest.mark.parametrize(
+    ("size", "loops"),
+    [(3, 0.0), (9, 0.0), (13, 0.0), (3, 1.0), (9, 0.1), (9, 1.0), (15, 0.3), (59, 0.0)],
+)
 def test_labels_are_the_one_shortest_path(size, loops):
     for free, start, end, labels, steps in bare(size, 60 if size < 59 else 4, loops):
         length, ways, path, reached = shortest(free, start, end)
@@ -57,7 +64,9 @@ def test_without_loops_a_maze_is_a_tree_of_all_cells(size):
         assert free.shape == (2 * side + 1, 2 * side + 1)
         assert free[1::2, 1::2].all() and not free[::2, ::2].any()
         assert not (free[0].any() or free[-1].any() or free[:, 0].any() or free[:, -1].any())
-        assert free.sum() == 2 * side**2 - 1  # connected (see above) with one door fewer than cells: no loop
+        assert (
+            free.sum() == 2 * side**2 - 1
+        )  # connected (see above) with one door fewer than cells: no loop
         assert start != end and {coordinate % 2 for coordinate in (*start, *end)} == {1}
 
 
@@ -69,7 +78,11 @@ def plain_length(random, side):
     depth, stack = {start: 0}, [start]
     while stack:
         x, y = stack[-1]
-        free = [(a, b) for a, b in ((x - 1, y), (x + 1, y), (x, y - 1), (x, y + 1)) if 0 <= min(a, b) and max(a, b) < side]
+        free = [
+            (a, b)
+            for a, b in ((x - 1, y), (x + 1, y), (x, y - 1), (x, y + 1))
+            if 0 <= min(a, b) and max(a, b) < side
+        ]
         free = [cell for cell in free if cell not in depth]
         if not free:
             stack.pop()
@@ -80,7 +93,9 @@ def plain_length(random, side):
 
 
 def test_statistics_of_the_published_generator():
-    """Size 9: the mean and the quantiles of the published one. Size 13: 20,000 plain mazes had a mean of 39.67 +- 0.15."""
+    """Size 9: the mean and the quantiles of the published one. Size 13: 20,000 plain mazes had a
+    mean of 39.67 +- 0.15.
+    """
     nine, thirteen = (mazes(size).train.batch(0, 0, 10_000)["steps"] for size in (9, 13))
     np.testing.assert_allclose(nine.mean(), 21.5, atol=0.5)  # four standard errors
     assert np.percentile(nine, 5) == 4 and np.percentile(nine, 95) in (38, 40)
@@ -105,10 +120,16 @@ def test_every_tree_comes_as_often_as_the_plain_backtracker_makes_it(start):
     def explore(stack, before, chance):
         if not stack:
             tree = tuple(before[cell] for cell in sorted(before))
-            chances[tree] = chances.get(tree, 0) + chance  # several orders of turning back may make one tree
+            chances[tree] = (
+                chances.get(tree, 0) + chance
+            )  # several orders of turning back may make one tree
             return
         x, y = stack[-1]
-        free = [(a, b) for a, b in ((x - 1, y), (x + 1, y), (x, y - 1), (x, y + 1)) if 0 <= min(a, b) and max(a, b) < 3]
+        free = [
+            (a, b)
+            for a, b in ((x - 1, y), (x + 1, y), (x, y - 1), (x, y + 1))
+            if 0 <= min(a, b) and max(a, b) < 3
+        ]
         free = [cell for cell in free if cell not in before]
         for cell in free:
             explore([*stack, cell], {**before, cell: (x, y)}, chance / len(free))
@@ -131,7 +152,11 @@ def test_every_tree_comes_as_often_as_the_plain_backtracker_makes_it(start):
 def test_images_have_the_published_sizes_and_repeat_each_place():
     for size, side in ((9, 24), (13, 32), (59, 124), (201, 408)):
         batch = mazes(size).train.batch(0, 0, 1)
-        assert batch["inputs"].shape == (1, side, side, 3) and batch["labels"].shape == (1, side, side)
+        assert batch["inputs"].shape == (1, side, side, 3) and batch["labels"].shape == (
+            1,
+            side,
+            side,
+        )
     small, large = (mazes(9, scale=scale).train.batch(0, 0, 5) for scale in (1, 3))
     assert large["inputs"].shape == (5, 37, 37, 3) and large["labels"].shape == (5, 37, 37)
     assert large["inputs"].dtype == np.uint8 and large["labels"].dtype == np.int32
@@ -139,7 +164,9 @@ def test_images_have_the_published_sizes_and_repeat_each_place():
         assert not large[name][:, :2].any() and not large[name][:, :, -2:].any()
         for row in range(33):
             for column in range(33):
-                assert np.array_equal(large[name][:, row + 2, column + 2], small[name][:, row // 3, column // 3])
+                assert np.array_equal(
+                    large[name][:, row + 2, column + 2], small[name][:, row // 3, column // 3]
+                )
     np.testing.assert_array_equal(large["steps"], small["steps"])
 
 
@@ -149,7 +176,12 @@ def fill_dead_ends(free, ends):
     while True:
         closed = False
         for row, column in np.argwhere(free).tolist():
-            around = free[row, column - 1], free[row, column + 1], free[row - 1, column], free[row + 1, column]
+            around = (
+                free[row, column - 1],
+                free[row, column + 1],
+                free[row - 1, column],
+                free[row + 1, column],
+            )
             if sum(around) < 2 and (row, column) not in ends:
                 free[row, column] = False
                 closed = True
@@ -159,7 +191,8 @@ def fill_dead_ends(free, ends):
 
 def test_filling_dead_ends_solves_trees_and_not_mazes_with_loops():
     solved = lambda loops: [
-        np.array_equal(fill_dead_ends(free, {a, b}), labels > 0) for free, a, b, labels, _ in bare(9, 40, loops)
+        np.array_equal(fill_dead_ends(free, {a, b}), labels > 0)
+        for free, a, b, labels, _ in bare(9, 40, loops)
     ]
     assert all(solved(0.0))
     assert sum(solved(0.3)) < 10
@@ -172,7 +205,9 @@ def test_filling_rounds_are_a_loop_over_places():
     for maze, found in zip(drawn["inputs"][:12], rounds, strict=False):
         free = {tuple(p) for p in np.argwhere(maze.any(-1))}
         ends, wanted = {tuple(p) for p in np.argwhere(maze.any(-1) & ~maze.all(-1))}, 0
-        around = lambda p, free: sum((p[0] + a, p[1] + b) in free for a, b in ((0, 1), (1, 0), (0, -1), (-1, 0)))
+        around = lambda p, free: sum(
+            (p[0] + a, p[1] + b) in free for a, b in ((0, 1), (1, 0), (0, -1), (-1, 0))
+        )
         while dead := {p for p in free - ends if around(p, free) <= 1}:
             free, wanted = free - dead, wanted + 1
         assert found == wanted
@@ -188,7 +223,9 @@ def test_loops_open_that_fraction_of_the_closed_walls():
 
 def test_the_test_split_is_larger():
     train, calibration, test = mazes(9, test_size=15, examples=7)
-    assert train.examples()["inputs"].shape == calibration.examples()["inputs"].shape == (7, 24, 24, 3)
+    assert (
+        train.examples()["inputs"].shape == calibration.examples()["inputs"].shape == (7, 24, 24, 3)
+    )
     assert test.examples()["inputs"].shape == (7, 36, 36, 3)
 
 

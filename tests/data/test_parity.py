@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dynexit.data.parity import PARITY_CLASSES, parity
+from dynexit.data.tasks.parity import PARITY_CLASSES, parity
 
 
 def label(vector):
@@ -43,7 +43,10 @@ def test_extrapolation_trains_on_few_and_tests_on_many():
     train, calibration, test = parity(30, nonzeros=(1, 25), test_nonzeros=(26, 30), examples=300)
     nonzeros = lambda batch: (batch["inputs"] != 0).sum(axis=1)
     for source in (train, calibration):
-        assert nonzeros(source.examples()).max() <= 25 and nonzeros(source.batch(0, 0, 500)).max() <= 25
+        assert (
+            nonzeros(source.examples()).max() <= 25
+            and nonzeros(source.batch(0, 0, 500)).max() <= 25
+        )
     assert nonzeros(test.examples()).min() >= 26 and nonzeros(test.batch(0, 0, 500)).min() >= 26
 
 
@@ -52,7 +55,9 @@ def test_training_batches_depend_on_seed_and_step_alone():
     straight = [train.batch(7, step, 16)["inputs"] for step in range(10)]
     for step in (9, 0, 4):
         np.testing.assert_array_equal(again.batch(7, step, 16)["inputs"], straight[step])
-    distinct = {batch.tobytes() for batch in straight} | {train.batch(8, step, 16)["inputs"].tobytes() for step in range(10)}
+    distinct = {batch.tobytes() for batch in straight} | {
+        train.batch(8, step, 16)["inputs"].tobytes() for step in range(10)
+    }
     assert len(distinct) == 20
 
 
@@ -66,8 +71,16 @@ def test_the_splits_share_no_vector_where_there_are_plenty():
 def test_sizes():
     train, calibration, test = parity(8, examples=37)
     assert train.size is None and calibration.size == 37 and test.size == 37
-    assert [len(source.examples()["labels"]) for source in (train, calibration, test)] == [37, 37, 37]
-    assert [source.split for source in (train, calibration, test)] == ["train", "calibration", "test"]
+    assert [len(source.examples()["labels"]) for source in (train, calibration, test)] == [
+        37,
+        37,
+        37,
+    ]
+    assert [source.split for source in (train, calibration, test)] == [
+        "train",
+        "calibration",
+        "test",
+    ]
 
 
 @pytest.mark.parametrize(

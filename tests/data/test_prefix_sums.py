@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dynexit.data.prefix_sums import prefix_sums
+from dynexit.data.tasks.prefix_sums import prefix_sums
 
 
 @pytest.mark.parametrize("length", [1, 2, 16, 33])
@@ -23,9 +23,14 @@ def test_labels_are_the_parity_so_far(length):
 
 def test_bits_are_even_and_the_test_is_longer():
     train, calibration, test = prefix_sums(32, test_length=100, examples=20)
-    np.testing.assert_allclose(train.batch(0, 0, 5000)["inputs"].mean(axis=0), 0, atol=0.035)  # five standard deviations
+    np.testing.assert_allclose(
+        train.batch(0, 0, 5000)["inputs"].mean(axis=0), 0, atol=0.035
+    )  # five standard deviations
     assert train.examples()["labels"].shape == calibration.examples()["labels"].shape == (20, 32)
-    assert test.examples()["labels"].shape == (20, 100) and test.examples()["steps"].tolist() == [100] * 20
+    assert (
+        test.examples()["labels"].shape == (20, 100)
+        and test.examples()["steps"].tolist() == [100] * 20
+    )
 
 
 @pytest.mark.parametrize(

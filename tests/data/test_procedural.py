@@ -5,16 +5,16 @@ import functools
 import numpy as np
 import pytest
 
-from dynexit.data.addition import addition
-from dynexit.data.arrays import from_leaves, host_slice
-from dynexit.data.chomsky import TASKS, chomsky
-from dynexit.data.copying import copying
-from dynexit.data.graph_algorithms import bellman_ford
-from dynexit.data.graphs import graphs, grids
-from dynexit.data.mazes import mazes
-from dynexit.data.parity import parity
-from dynexit.data.prefix_sums import prefix_sums
-from dynexit.data.procedural import at_least, generated, ordered
+from dynexit.data.source import from_leaves, host_slice
+from dynexit.data.tasks.addition import addition
+from dynexit.data.tasks.chomsky import TASKS, chomsky
+from dynexit.data.tasks.copying import copying
+from dynexit.data.tasks.graph_algorithms import bellman_ford
+from dynexit.data.tasks.graphs import graphs, grids
+from dynexit.data.tasks.mazes import mazes
+from dynexit.data.tasks.parity import parity
+from dynexit.data.tasks.prefix_sums import prefix_sums
+from dynexit.data.tasks.procedural import at_least, generated, ordered
 
 TASK_SPLITS = {
     "parity": lambda: parity(40, examples=30),
@@ -43,7 +43,11 @@ def test_batches_depend_on_seed_and_step_alone_and_splits_differ(task):
     for one, other in ((train, again.train), (calibration, again.calibration), (test, again.test)):
         assert same(one.examples(), other.examples())
         assert same(one.batch(1, 2, 8), other.batch(1, 2, 8))
-    parts = [*straight, train.batch(8, 0, 16), *(source.examples() for source in (train, calibration, test))]
+    parts = [
+        *straight,
+        train.batch(8, 0, 16),
+        *(source.examples() for source in (train, calibration, test)),
+    ]
     assert len({part["inputs"].tobytes() for part in parts}) == len(parts)
 
 
@@ -54,16 +58,30 @@ def test_every_batch_says_how_many_steps_it_takes(task):
         for leaves, rows in ((batch, 9), (examples, 30)):
             assert {"inputs", "labels", "steps"} <= leaves.keys()
             assert {len(leaf) for leaf in leaves.values()} == {rows}
-            assert leaves["steps"].dtype == np.int32 and leaves["steps"].shape == (rows,) and leaves["steps"].min() >= 1
+            assert (
+                leaves["steps"].dtype == np.int32
+                and leaves["steps"].shape == (rows,)
+                and leaves["steps"].min() >= 1
+            )
             assert leaves["labels"].dtype == np.int32
-        assert {name: leaf.dtype for name, leaf in batch.items()} == {name: leaf.dtype for name, leaf in examples.items()}
+        assert {name: leaf.dtype for name, leaf in batch.items()} == {
+            name: leaf.dtype for name, leaf in examples.items()
+        }
     assert host_slice(TASK_SPLITS[task]().train.batch(0, 0, 8), 1, 2)["steps"].shape == (4,)
 
 
 def test_parity_draws_what_it_drew_before_the_tasks_were_given_one_generator():
-    """The recipe of the first recorded runs, written out: Philox by (seed, step), the split in the last word of the counter."""
-    for split, (stream, seed, step) in {"train": (1, 5, 3), "calibration": (3, 0, 0), "test": (4, 0, 0)}.items():
-        bits = np.random.Philox(key=np.array([seed, step], np.uint64), counter=np.array([0, 0, 0, stream], np.uint64))
+    """The recipe of the first recorded runs, written out: Philox by (seed, step), the split in the
+    last word of the counter.
+    """
+    for split, (stream, seed, step) in {
+        "train": (1, 5, 3),
+        "calibration": (3, 0, 0),
+        "test": (4, 0, 0),
+    }.items():
+        bits = np.random.Philox(
+            key=np.array([seed, step], np.uint64), counter=np.array([0, 0, 0, stream], np.uint64)
+        )
         random = np.random.Generator(bits)
         count = random.integers(2, 8, size=(50, 1))
         signs = random.integers(0, 2, size=(50, 9), dtype=np.int8) * 2 - 1
@@ -73,7 +91,9 @@ def test_parity_draws_what_it_drew_before_the_tasks_were_given_one_generator():
             for rank in range(count[row, 0]):
                 expected[row, places[row, rank]] = signs[row, rank]
         splits = parity(9, nonzeros=(2, 7), examples=50)
-        found = splits.train.batch(5, 3, 50) if split == "train" else getattr(splits, split).examples()
+        found = (
+            splits.train.batch(5, 3, 50) if split == "train" else getattr(splits, split).examples()
+        )
         np.testing.assert_array_equal(found["inputs"], expected)
         np.testing.assert_array_equal(found["steps"], (expected != 0).sum(axis=1))
 
@@ -83,7 +103,11 @@ def test_fixed_sets_are_drawn_once_and_only_when_asked_for():
 
     def draw(random, size, mark):
         calls.append(mark)
-        return {"inputs": random.random((size, 2)), "labels": np.zeros(size, np.int32), "steps": np.ones(size, np.int32)}
+        return {
+            "inputs": random.random((size, 2)),
+            "labels": np.zeros(size, np.int32),
+            "steps": np.ones(size, np.int32),
+        }
 
     make = lambda mark: functools.partial(draw, mark=mark)
     train, calibration, test = generated(make("train"), 5, test_draw=make("test"))
@@ -92,11 +116,17 @@ def test_fixed_sets_are_drawn_once_and_only_when_asked_for():
         test.examples(), test.batch(0, 1, 2)
     assert calls == ["test"]
     assert [train.size, calibration.size, test.size] == [None, 5, 5]
-    np.testing.assert_array_equal(np.sort(test.batch(0, 0, 5)["inputs"][:, 0]), np.sort(test.examples()["inputs"][:, 0]))
+    np.testing.assert_array_equal(
+        np.sort(test.batch(0, 0, 5)["inputs"][:, 0]), np.sort(test.examples()["inputs"][:, 0])
+    )
 
 
 def test_leaves_stay_together():
-    leaves = {"inputs": np.arange(12).reshape(6, 2), "labels": np.arange(18).reshape(6, 3), "steps": np.arange(6)}
+    leaves = {
+        "inputs": np.arange(12).reshape(6, 2),
+        "labels": np.arange(18).reshape(6, 3),
+        "steps": np.arange(6),
+    }
     source = from_leaves("test", leaves)
     for step in range(4):
         for inputs, labels, steps in zip(*source.batch(0, step, 4).values(), strict=True):
@@ -109,7 +139,10 @@ def test_leaves_stay_together():
     ("leaves", "text"),
     [
         ({"inputs": np.zeros(3)}, "`leaves` must have `inputs` and `labels`, got inputs"),
-        ({"inputs": np.zeros((3, 2)), "labels": np.zeros((2, 2))}, r"same number of examples.*\(3, 2\).*\(2, 2\)"),
+        (
+            {"inputs": np.zeros((3, 2)), "labels": np.zeros((2, 2))},
+            r"same number of examples.*\(3, 2\).*\(2, 2\)",
+        ),
         ({"inputs": np.zeros((0, 2)), "labels": np.zeros(0)}, "at least one"),
         ({"inputs": np.float32(1), "labels": np.float32(1)}, "at least one"),
     ],
@@ -124,11 +157,17 @@ def test_leaves_that_are_refused(leaves, text):
 def test_refusals_name_the_argument():
     with pytest.raises(ValueError, match="`two` must be at least 1, got 0"):
         at_least(1, one=1, two=0)
-    with pytest.raises(ValueError, match=r"`pair` must be \(low, high\) with 1 <= low <= high, got \(3, 2\)"):
+    with pytest.raises(
+        ValueError, match=r"`pair` must be \(low, high\) with 1 <= low <= high, got \(3, 2\)"
+    ):
         ordered("pair", (3, 2), 1, None)
     with pytest.raises(ValueError, match=r"with 0 <= low <= high <= room 5, got \(2, 6\)"):
         ordered("pair", (2, 6), 0, 5, "room ")
     train = prefix_sums(3).train
-    for arguments, text in (((-1, 0, 2), "`seed`"), ((0, -1, 2), "`step`"), ((0, 0, 0), "`size` must be at least 1, got 0")):
+    for arguments, text in (
+        ((-1, 0, 2), "`seed`"),
+        ((0, -1, 2), "`step`"),
+        ((0, 0, 0), "`size` must be at least 1, got 0"),
+    ):
         with pytest.raises(ValueError, match=text):
             train.batch(*arguments)

@@ -14,13 +14,21 @@ import pytest
 from dynexit.data import store
 
 RECIPE = store.Recipe(
-    name="toys", shape=(3, 2, 1), classes=("a", "b"), description="Toys.", homepage="https://example.org", cure="Run it."
+    name="toys",
+    shape=(3, 2, 1),
+    classes=("a", "b"),
+    description="Toys.",
+    homepage="https://example.org",
+    cure="Run it.",
 )
 
 
 def toys(seed=0):
     random = np.random.default_rng(seed)
-    draw = lambda n: (random.integers(0, 256, (n, 3, 2, 1)).astype(np.uint8), random.integers(0, 2, n).astype(np.int32))
+    draw = lambda n: (
+        random.integers(0, 256, (n, 3, 2, 1)).astype(np.uint8),
+        random.integers(0, 2, n).astype(np.int32),
+    )
     return {"train": draw(50), "test": draw(20)}
 
 
@@ -69,7 +77,10 @@ def test_lost_arrays_are_decoded_from_the_records_once(prepared, tmp_path):
 
 
 def test_unprepared_data_is_refused_with_cause_and_cure(tmp_path):
-    with pytest.raises(store.DataNotPrepared, match=r"toys is not prepared: .*dynexit_toys.* does not exist. Run it."):
+    with pytest.raises(
+        store.DataNotPrepared,
+        match=r"toys is not prepared: .*dynexit_toys.* does not exist. Run it.",
+    ):
         store.load(RECIPE, tmp_path)
 
 
@@ -83,7 +94,9 @@ def test_any_flipped_bit_in_the_arrays_is_found(prepared, tmp_path):
     (arrays,) = prepared.glob("arrays-*.npz")
     for bit in np.random.default_rng(0).integers(0, 8 * arrays.stat().st_size, 50).tolist():
         flip(arrays, bit)
-        with pytest.raises(store.DataDamaged, match=rf"{arrays.name} is damaged.*dynexit data prepare toys"):
+        with pytest.raises(
+            store.DataDamaged, match=rf"{arrays.name} is damaged.*dynexit data prepare toys"
+        ):
             store.load(RECIPE, tmp_path)
         flip(arrays, bit)
     check_equal(store.load(RECIPE, tmp_path), toys())
@@ -121,7 +134,9 @@ def test_a_flipped_bit_in_a_record_never_passes_for_data(prepared, tmp_path):
     for bit in np.random.default_rng(1).integers(0, 8 * records.stat().st_size, 12).tolist():
         flip(records, bit)
         try:
-            check_equal(store.read_records(RECIPE, tmp_path), toys())  # a bit of the padding between chunks carries nothing
+            check_equal(
+                store.read_records(RECIPE, tmp_path), toys()
+            )  # a bit of the padding between chunks carries nothing
         except store.DataDamaged:
             found += 1
         flip(records, bit)
@@ -155,7 +170,8 @@ def test_a_full_disk_is_a_clear_error_and_leaves_nothing(tmp_path, full):
 
     arrays = {"train": (Failing(toys()["train"][0], fail), toys()["train"][1])}
     with pytest.raises(
-        OSError, match=r"cannot prepare toys in .*: No space left on device. Nothing was kept; .*DYNEXIT_DATA"
+        OSError,
+        match=r"cannot prepare toys in .*: No space left on device. Nothing was kept; .*DYNEXIT_DATA",
     ) as error:
         store.prepare(RECIPE, arrays, tmp_path, progress=False)
     assert error.value.errno == errno.ENOSPC
@@ -175,7 +191,9 @@ def test_a_disk_that_fills_up_at_the_last_file_leaves_nothing(tmp_path, monkeypa
 
 
 def test_too_little_space_is_refused_before_writing(tmp_path, monkeypatch):
-    monkeypatch.setattr(shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(2**20, 2**20 - 1000, 1000))
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(2**20, 2**20 - 1000, 1000)
+    )
     with pytest.raises(OSError, match=r"No space left: 1 MiB are needed and 0 MiB are free"):
         store.prepare(RECIPE, toys(), tmp_path, progress=False)
     with pytest.raises(store.DataNotPrepared):
@@ -191,7 +209,13 @@ def test_a_killed_prepare_leaves_nothing_that_passes_for_whole(tmp_path):
         killing = t.Failing(images, lambda: os.kill(os.getpid(), signal.SIGKILL))
         t.store.prepare(t.RECIPE, {"train": (killing, labels)}, sys.argv[2], progress=False)
     """
-    command = [sys.executable, "-c", textwrap.dedent(script), os.path.dirname(__file__), str(tmp_path)]
+    command = [
+        sys.executable,
+        "-c",
+        textwrap.dedent(script),
+        os.path.dirname(__file__),
+        str(tmp_path),
+    ]
     assert subprocess.run(command).returncode == -signal.SIGKILL
     assert list((tmp_path / "dynexit_toys").glob("incomplete.*"))
     with pytest.raises(store.DataNotPrepared):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dynexit.data.sudoku import all_grids, eighth, solved, sudoku
+from dynexit.data.tasks.sudoku import all_grids, eighth, solved, sudoku
 
 
 def conflict(grid, place, digit, box):
@@ -48,14 +48,25 @@ def rounds(grid, box):
         count += 1
 
 
-@pytest.mark.parametrize(("box", "clues", "rows"), [(2, (4, 8), 60), (2, (4, 4), 20), (2, (15, 16), 10), (3, (26, 32), 3)])
+@pytest.mark.parametrize(
+    ("box", "clues", "rows"),
+    [(2, (4, 8), 60), (2, (4, 4), 20), (2, (15, 16), 10), (3, (26, 32), 3)],
+)
 def test_puzzles_have_one_solution_and_it_is_the_label(box, clues, rows):
     for source in sudoku(box, clues, examples=rows):
         batch = source.batch(3, 5, rows)
         n = box * box
-        assert batch["inputs"].shape == batch["labels"].shape == (rows, n * n) and batch["steps"].shape == (rows,)
-        assert (batch["inputs"].dtype, batch["labels"].dtype, batch["steps"].dtype) == (np.int8, np.int32, np.int32)
-        for puzzle, label, steps in zip(batch["inputs"].tolist(), batch["labels"].tolist(), batch["steps"], strict=True):
+        assert batch["inputs"].shape == batch["labels"].shape == (rows, n * n) and batch[
+            "steps"
+        ].shape == (rows,)
+        assert (batch["inputs"].dtype, batch["labels"].dtype, batch["steps"].dtype) == (
+            np.int8,
+            np.int32,
+            np.int32,
+        )
+        for puzzle, label, steps in zip(
+            batch["inputs"].tolist(), batch["labels"].tolist(), batch["steps"], strict=True
+        ):
             assert solutions(puzzle, box) == [[digit + 1 for digit in label]]
             assert rounds(puzzle, box) == ([digit + 1 for digit in label], steps)
             assert clues[0] <= sum(digit > 0 for digit in puzzle) <= clues[1]
@@ -64,7 +75,10 @@ def test_puzzles_have_one_solution_and_it_is_the_label(box, clues, rows):
 def test_small_puzzles_belong_to_one_split_and_splits_to_no_kind_of_puzzle():
     train, calibration, test = sudoku(clues=(4, 6), examples=400)
     drawn = np.concatenate([train.batch(0, step, 256)["inputs"] for step in range(12)])
-    sets = [{row.tobytes() for row in rows} for rows in (drawn, calibration.examples()["inputs"], test.examples()["inputs"])]
+    sets = [
+        {row.tobytes() for row in rows}
+        for rows in (drawn, calibration.examples()["inputs"], test.examples()["inputs"])
+    ]
     assert not (sets[0] & sets[1] or sets[0] & sets[2] or sets[1] & sets[2])
     every = np.array([np.frombuffer(row, np.int8) for row in set.union(*sets)])
     share = np.bincount(eighth(every[(every > 0).sum(axis=1) == 6]), minlength=8)
@@ -98,12 +112,18 @@ def test_clues_and_grids_are_even():
 def test_grids_of_nine_are_permuted_in_lines_as_well_as_digits():
     labels = sudoku(3, (60, 60)).train.batch(0, 0, 100)["labels"]
     assert len({tuple(row) for row in labels[:, :9].tolist()}) == 100
-    renamed = np.stack([np.argsort(grid[:9])[grid] for grid in labels])  # the first row becomes 0..8
-    assert (renamed[:, :9] == np.arange(9)).all() and len({tuple(row) for row in renamed.tolist()}) == 100
+    renamed = np.stack(
+        [np.argsort(grid[:9])[grid] for grid in labels]
+    )  # the first row becomes 0..8
+    assert (renamed[:, :9] == np.arange(9)).all() and len(
+        {tuple(row) for row in renamed.tolist()}
+    ) == 100
 
 
 def test_fewer_clues_take_more_rounds():
-    easy, hard = (sudoku(2, clues).train.batch(0, 0, 300)["steps"].mean() for clues in ((9, 9), (4, 4)))
+    easy, hard = (
+        sudoku(2, clues).train.batch(0, 0, 300)["steps"].mean() for clues in ((9, 9), (4, 4))
+    )
     assert easy + 1 < hard
 
 
@@ -117,10 +137,22 @@ def test_the_test_split_may_be_harder():
     ("arguments", "text"),
     [
         ({"box": 4}, "`box` must be 2 or 3, got 4."),
-        ({"clues": (3, 8)}, "`clues` must be (low, high) with 4 <= low <= high <= all places, 16, got (3, 8)."),
-        ({"clues": (8, 6)}, "`clues` must be (low, high) with 4 <= low <= high <= all places, 16, got (8, 6)."),
-        ({"box": 3, "clues": (26, 82)}, "`clues` must be (low, high) with 26 <= low <= high <= all places, 81, got (26, 82)."),
-        ({"test_clues": (4, 17)}, "`test_clues` must be (low, high) with 4 <= low <= high <= all places, 16, got (4, 17)."),
+        (
+            {"clues": (3, 8)},
+            "`clues` must be (low, high) with 4 <= low <= high <= all places, 16, got (3, 8).",
+        ),
+        (
+            {"clues": (8, 6)},
+            "`clues` must be (low, high) with 4 <= low <= high <= all places, 16, got (8, 6).",
+        ),
+        (
+            {"box": 3, "clues": (26, 82)},
+            "`clues` must be (low, high) with 26 <= low <= high <= all places, 81, got (26, 82).",
+        ),
+        (
+            {"test_clues": (4, 17)},
+            "`test_clues` must be (low, high) with 4 <= low <= high <= all places, 16, got (4, 17).",
+        ),
         ({"examples": 0}, "`examples` must be at least 1, got 0"),
     ],
 )

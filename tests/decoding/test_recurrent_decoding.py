@@ -1,4 +1,6 @@
-"""Writing token by token: against the whole window, against a loop in numpy that remembers every iteration, in any company."""
+"""Writing token by token: against the whole window, against a loop in numpy that remembers every
+iteration, in any company.
+"""
 
 import math
 import re
@@ -9,18 +11,21 @@ import numpy as np
 import pytest
 
 import dynexit as dx
-from dynexit.backbones import deep_thinking, recurrent_depth
-from dynexit.decoding import decode
-from dynexit.decoding.recurrent import _chosen, _decode
+from dynexit.decoding.recurrent import _chosen, _decode, decode
+from dynexit.models.recurrent import deep_thinking, recurrent_depth
 
 V, D, HEADS, STEPS = 11, 8, 2, 4
 MODEL = recurrent_depth(V, width=D, heads=HEADS, steps=STEPS, core=2)
 PARAMS = MODEL.init(jax.random.key(0))
-PARAMS = jax.tree.map(lambda a: a + 0.1 * jax.random.normal(jax.random.key(a.size), a.shape), PARAMS)
+PARAMS = jax.tree.map(
+    lambda a: a + 0.1 * jax.random.normal(jax.random.key(a.size), a.shape), PARAMS
+)
 PROMPTS = jnp.array([[1, 5, 2, 9, 3], [0, 0, 7, 7, 10], [4, 2, 2, 8, 1]])
 NEVER = dx.criteria.at_depth(STEPS)
 EARLY = dx.criteria.residual_below(0.25)
-SETTLED = dx.criteria.divergence_below(0.02)  # reads the logits, so the coda runs at every iteration
+SETTLED = dx.criteria.divergence_below(
+    0.02
+)  # reads the logits, so the coda runs at every iteration
 
 
 def rms(x, p):
@@ -31,29 +36,42 @@ def turned(x, t):
     """Rotary position t of one head, `[d]`."""
     a, b = np.split(x, 2)
     angle = t * 50_000.0 ** (-np.arange(len(a)) / len(a))
-    return np.concatenate([a * np.cos(angle) - b * np.sin(angle), a * np.sin(angle) + b * np.cos(angle)])
+    return np.concatenate(
+        [a * np.cos(angle) - b * np.sin(angle), a * np.sin(angle) + b * np.cos(angle)]
+    )
 
 
 def block(p, x, t, before):
-    """One block on the token at t; `before(s)` is the pair (k, v) `[heads, d]` of token s < t. Also its own pair."""
+    """One block on the token at t; `before(s)` is the pair (k, v) `[heads, d]` of token s < t. Also
+    its own pair.
+    """
     h = rms(x, p["norm1"])
     heads = lambda a: a.reshape(HEADS, -1)
-    q, k = (np.stack([turned(a, t) for a in heads(h @ p[n]["kernel"] + p[n]["bias"])]) for n in ("query", "key"))
+    q, k = (
+        np.stack([turned(a, t) for a in heads(h @ p[n]["kernel"] + p[n]["bias"])])
+        for n in ("query", "key")
+    )
     own = k, heads(h @ p["value"]["kernel"])
     pairs = [before(s) for s in range(t)] + [own]
     mixed = []
     for head in range(HEADS):
         scores = np.array([q[head] @ pair[0][head] for pair in pairs]) / math.sqrt(D // HEADS)
         weights = np.exp(scores - scores.max())
-        mixed.append(sum(w * pair[1][head] for w, pair in zip(weights / weights.sum(), pairs, strict=True)))
+        mixed.append(
+            sum(w * pair[1][head] for w, pair in zip(weights / weights.sum(), pairs, strict=True))
+        )
     x = rms(x + np.concatenate(mixed) @ p["out"]["kernel"], p["norm2"])
     h = rms(x, p["norm3"])
     gate = h @ p["gate"]["kernel"]
-    return rms(x + (gate / (1 + np.exp(-gate)) * (h @ p["up"]["kernel"])) @ p["down"]["kernel"], p["norm4"]), own
+    return rms(
+        x + (gate / (1 + np.exp(-gate)) * (h @ p["up"]["kernel"])) @ p["down"]["kernel"], p["norm4"]
+    ), own
 
 
 def written(prompt, count, threshold, slots, warm):
-    """Tokens, iterations and log-probabilities of one row, token by token, with every iteration of every token in a dictionary."""
+    """Tokens, iterations and log-probabilities of one row, token by token, with every iteration of
+    every token in a dictionary.
+    """
     p = jax.tree.map(lambda a: np.asarray(a, np.float64), PARAMS)
     at = lambda tree, i: jax.tree.map(lambda a: a[i], tree)
     memory, depth, state = {}, {}, None
@@ -67,13 +85,20 @@ def written(prompt, count, threshold, slots, warm):
 
     def through(part, blocks, x, t, i=None):
         for number in range(blocks):
-            seen = lambda s, number=number: memory[part, number, s, None if i is None else visible(s, t, i)]
-            x, memory[part, number, t, i] = block(at(p["block"]["core"] if part == "core" else p[part], number), x, t, seen)
+            seen = lambda s, number=number: memory[
+                part, number, s, None if i is None else visible(s, t, i)
+            ]
+            x, memory[part, number, t, i] = block(
+                at(p["block"]["core"] if part == "core" else p[part], number), x, t, seen
+            )
         return x
 
     tokens, found = list(prompt), []
     for t in range(len(prompt) + count - 1):
-        prompted, e = t < len(prompt), through("prelude", 1, math.sqrt(D) * p["embed"][tokens[t]], t)
+        prompted, e = (
+            t < len(prompt),
+            through("prelude", 1, math.sqrt(D) * p["embed"][tokens[t]], t),
+        )
         state = state if warm and not prompted else np.zeros(D)
         for i in range(STEPS):
             new = through("core", 2, np.concatenate([state, e]) @ p["block"]["adapter"], t, i)
@@ -90,40 +115,66 @@ def written(prompt, count, threshold, slots, warm):
 
 
 @pytest.mark.parametrize(
-    "threshold,slots,warm", [(0.25, 4, False), (0.25, 1, False), (0.25, 2, False), (0.3, 4, True), (0.0, 4, False)]
+    "threshold,slots,warm",
+    [(0.25, 4, False), (0.25, 1, False), (0.25, 2, False), (0.3, 4, True), (0.0, 4, False)],
 )
 def test_equal_to_a_loop_that_remembers_every_iteration(threshold, slots, warm):
-    found = decode(MODEL, PARAMS, PROMPTS, 7, dx.criteria.residual_below(threshold), slots=slots, warm=warm)
+    found = decode(
+        MODEL, PARAMS, PROMPTS, 7, dx.criteria.residual_below(threshold), slots=slots, warm=warm
+    )
     for row, prompt in enumerate(PROMPTS.tolist()):
         tokens, steps, log_p = written(prompt, 7, threshold, slots, warm)
         np.testing.assert_array_equal(found.tokens[row], tokens)
         np.testing.assert_array_equal(found.steps[row], steps)
         np.testing.assert_allclose(found.log_probability[row], log_p, rtol=1e-4, atol=1e-5)
-    assert threshold == 0 or len(set(found.steps[:, 1:].ravel().tolist())) > 1, "tokens of several depths, or this shows little"
+    assert threshold == 0 or len(set(found.steps[:, 1:].ravel().tolist())) > 1, (
+        "tokens of several depths, or this shows little"
+    )
 
 
 def test_at_full_depth_it_is_the_whole_window_read_again_for_every_token():
-    found, tokens = decode(MODEL, PARAMS, PROMPTS, 6, NEVER), jnp.zeros((3, 10), jnp.int32).at[:, :5].set(PROMPTS)
-    whole = jax.jit(lambda tokens: dx.run_full(MODEL.steps(PARAMS), MODEL.embed(PARAMS, tokens), STEPS)[1]["logits"])
+    found, tokens = (
+        decode(MODEL, PARAMS, PROMPTS, 6, NEVER),
+        jnp.zeros((3, 10), jnp.int32).at[:, :5].set(PROMPTS),
+    )
+    whole = jax.jit(
+        lambda tokens: dx.run_full(MODEL.steps(PARAMS), MODEL.embed(PARAMS, tokens), STEPS)[1][
+            "logits"
+        ]
+    )
     for n in range(6):
         logits = whole(tokens)[:, 4 + n]  # what is behind is not seen
         np.testing.assert_array_equal(found.tokens[:, n], logits.argmax(-1))
-        np.testing.assert_allclose(found.log_probability[:, n], jax.nn.log_softmax(logits).max(-1), rtol=1e-4)
+        np.testing.assert_allclose(
+            found.log_probability[:, n], jax.nn.log_softmax(logits).max(-1), rtol=1e-4
+        )
         tokens = tokens.at[:, 5 + n].set(found.tokens[:, n], mode="drop")
     assert found.turns == 5 * STEPS
 
 
-@pytest.mark.parametrize("rule,slots", [(EARLY, 4), pytest.param(SETTLED, 1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "rule,slots", [(EARLY, 4), pytest.param(SETTLED, 1, marks=pytest.mark.slow)]
+)
 def test_a_row_writes_the_same_alone_and_in_company_and_behind_its_padding(rule, slots):
     lengths = jnp.array([5, 3, 5])
     keys = jax.random.split(jax.random.key(3), 3)
     settings = dict(slots=slots, temperature=0.7)
     together = decode(MODEL, PARAMS, PROMPTS, 8, rule, lengths=lengths, keys=keys, **settings)
     for row in range(3):
-        alone = decode(MODEL, PARAMS, PROMPTS[row : row + 1, : lengths[row]], 8, rule, keys=keys[row : row + 1], **settings)
+        alone = decode(
+            MODEL,
+            PARAMS,
+            PROMPTS[row : row + 1, : lengths[row]],
+            8,
+            rule,
+            keys=keys[row : row + 1],
+            **settings,
+        )
         np.testing.assert_array_equal(together.tokens[row], alone.tokens[0])
         np.testing.assert_array_equal(together.steps[row], alone.steps[0])
-        np.testing.assert_allclose(together.log_probability[row], alone.log_probability[0], rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(
+            together.log_probability[row], alone.log_probability[0], rtol=1e-4, atol=1e-6
+        )
 
 
 def test_turns_follow_the_mean_and_not_the_largest_of_each_position():
@@ -145,9 +196,14 @@ def test_a_row_ends_with_its_stop_token_and_the_others_go_on():
 
 
 def test_no_turn_copies_the_cache():
-    """One block a part: nothing that is written depends on what is read, and without an order XLA copies what is written over."""
+    """One block a part: nothing that is written depends on what is read, and without an order XLA
+    copies what is written over.
+    """
     model, rows, room = recurrent_depth(V, width=D, heads=HEADS, steps=STEPS), 6, 12
-    params, prompts = jax.eval_shape(model.init, jax.random.key(0)), jax.ShapeDtypeStruct((rows, room - 2), jnp.int32)
+    params, prompts = (
+        jax.eval_shape(model.init, jax.random.key(0)),
+        jax.ShapeDtypeStruct((rows, room - 2), jnp.int32),
+    )
     write = jax.jit(lambda params, prompts: decode(model, params, prompts, 3, EARLY))
     program = write.lower(params, prompts).compile().as_text()
     for slots in (1, STEPS):
@@ -162,17 +218,26 @@ def test_thresholds_and_models_built_again_compile_once_and_settings_may_be_clos
     first = _decode._cache_size()
     other = decode(again, PARAMS, PROMPTS, 4, dx.criteria.residual_below(0.3), temperature=0.5)
     assert size <= first == _decode._cache_size() and other.turns <= found.turns
-    lengths, settings = jnp.array([5, 3, 5]), dict(keys=jax.random.split(jax.random.key(3), 3), stop=np.int32(3))
+    lengths, settings = (
+        jnp.array([5, 3, 5]),
+        dict(keys=jax.random.split(jax.random.key(3), 3), stop=np.int32(3)),
+    )
     call = lambda p, n, t: decode(MODEL, p, PROMPTS, 4, EARLY, lengths=n, temperature=t, **settings)
     wanted = call(PARAMS, lengths, 0.7)
-    np.testing.assert_array_equal(jax.jit(call)(PARAMS, lengths, jnp.float32(0.7)).tokens, wanted.tokens)
+    np.testing.assert_array_equal(
+        jax.jit(call)(PARAMS, lengths, jnp.float32(0.7)).tokens, wanted.tokens
+    )
     jax.eval_shape(lambda p: call(p, lengths, jnp.float32(0.7)), PARAMS)
 
 
 def test_a_nan_is_counted_and_takes_all_iterations():
     spoilt = PARAMS | {"embed": PARAMS["embed"].at[10].set(jnp.nan)}  # a token that the prompt has
     found, sound = (decode(MODEL, p, PROMPTS[1:2], 4, EARLY) for p in (spoilt, PARAMS))
-    assert found.nan_exits.tolist() == [3 * STEPS] and (found.steps == STEPS).all() and sound.nan_exits.tolist() == [0]
+    assert (
+        found.nan_exits.tolist() == [3 * STEPS]
+        and (found.steps == STEPS).all()
+        and sound.nan_exits.tolist() == [0]
+    )
 
 
 def test_drawing_follows_the_distribution():
@@ -186,23 +251,61 @@ def test_drawing_follows_the_distribution():
 @pytest.mark.parametrize(
     "call,words",
     [
-        (lambda: decode(deep_thinking(1, 1, 2, width=8, steps=3), {}, PROMPTS, 2, NEVER), "`model` must come from"),
-        (lambda: decode(MODEL, PARAMS, PROMPTS[0], 2, NEVER), r"`prompts` must be integers \[B, L\]"),
+        (
+            lambda: decode(deep_thinking(1, 1, 2, width=8, steps=3), {}, PROMPTS, 2, NEVER),
+            "`model` must come from",
+        ),
+        (
+            lambda: decode(MODEL, PARAMS, PROMPTS[0], 2, NEVER),
+            r"`prompts` must be integers \[B, L\]",
+        ),
         (lambda: decode(MODEL, PARAMS, PROMPTS, 0, NEVER), "`count` must be at least 1"),
-        (lambda: decode(MODEL, PARAMS, PROMPTS, 2, NEVER, lengths=jnp.array([1, 2])), r"`lengths` must be integers \[3\]"),
-        (lambda: decode(MODEL, PARAMS, PROMPTS, 2, NEVER, lengths=jnp.array([1, 6, 2])), r"`lengths` must lie in 1..5, got"),
+        (
+            lambda: decode(MODEL, PARAMS, PROMPTS, 2, NEVER, lengths=jnp.array([1, 2])),
+            r"`lengths` must be integers \[3\]",
+        ),
+        (
+            lambda: decode(MODEL, PARAMS, PROMPTS, 2, NEVER, lengths=jnp.array([1, 6, 2])),
+            r"`lengths` must lie in 1..5, got",
+        ),
         (
             lambda: decode(MODEL, PARAMS, PROMPTS, 2, NEVER, temperature=0.0),
             "`temperature` must be above 0, got 0.0; without `keys`",
         ),
-        (lambda: decode(MODEL, PARAMS, PROMPTS.at[0, 0].set(V), 2, NEVER), r"`prompts` must hold tokens in 0..10, got 0..11"),
-        (lambda: decode(MODEL, PARAMS, PROMPTS[:0], 2, NEVER), r"`prompts` must hold at least one row of at least one token"),
-        (lambda: decode(MODEL, PARAMS, PROMPTS, 2, 0.1), "`criterion` must be a dx.Criterion, got float"),
-        (lambda: decode(MODEL, PARAMS, PROMPTS, 2, NEVER, stop=3.0), "`stop` must be one token, an integer that is not traced"),
-        (lambda: decode(MODEL, PARAMS, PROMPTS, 2, NEVER, stop=V), "`stop` must be a token in 0..10, got 11"),
-        (lambda: decode(MODEL, PARAMS, PROMPTS, 2, NEVER, keys=[1, 2, 3]), "`keys` must be an array of jax.random.key, got list"),
-        (lambda: decode(MODEL, PARAMS, PROMPTS, 2, NEVER, temperature=jnp.ones(3)), "`temperature` must be a scalar"),
-        (lambda: decode(MODEL, PARAMS, PROMPTS, 2, NEVER, keys=jax.random.split(jax.random.key(0), 2)), r"`keys` must have shape"),
+        (
+            lambda: decode(MODEL, PARAMS, PROMPTS.at[0, 0].set(V), 2, NEVER),
+            r"`prompts` must hold tokens in 0..10, got 0..11",
+        ),
+        (
+            lambda: decode(MODEL, PARAMS, PROMPTS[:0], 2, NEVER),
+            r"`prompts` must hold at least one row of at least one token",
+        ),
+        (
+            lambda: decode(MODEL, PARAMS, PROMPTS, 2, 0.1),
+            "`criterion` must be a dx.Criterion, got float",
+        ),
+        (
+            lambda: decode(MODEL, PARAMS, PROMPTS, 2, NEVER, stop=3.0),
+            "`stop` must be one token, an integer that is not traced",
+        ),
+        (
+            lambda: decode(MODEL, PARAMS, PROMPTS, 2, NEVER, stop=V),
+            "`stop` must be a token in 0..10, got 11",
+        ),
+        (
+            lambda: decode(MODEL, PARAMS, PROMPTS, 2, NEVER, keys=[1, 2, 3]),
+            "`keys` must be an array of jax.random.key, got list",
+        ),
+        (
+            lambda: decode(MODEL, PARAMS, PROMPTS, 2, NEVER, temperature=jnp.ones(3)),
+            "`temperature` must be a scalar",
+        ),
+        (
+            lambda: decode(
+                MODEL, PARAMS, PROMPTS, 2, NEVER, keys=jax.random.split(jax.random.key(0), 2)
+            ),
+            r"`keys` must have shape",
+        ),
     ],
 )
 def test_refusals(call, words):

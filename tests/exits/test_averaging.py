@@ -1,4 +1,6 @@
-"""ACT as a step against a loop over rows and places: golden numbers, both updates, all schedules, gradients."""
+"""ACT as a step against a loop over rows and places: golden numbers, both updates, all schedules,
+gradients.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -6,21 +8,28 @@ import numpy as np
 import pytest
 
 import dynexit as dx
-from dynexit.backbones import gru_ponder
-from dynexit.exits import averaged, averaged_step, averaging_state
-from dynexit.objectives import act_account, halting_sums
+from dynexit.models.recurrent.gru import gru_ponder
+from dynexit.objectives.act import act_account, halting_sums
+from dynexit.transforms.averaging import averaged, averaged_step, averaging_state
 
 N, B, C = 6, 9, 3
 
 
 def telling(p, y):
-    """A tied step that says what it is told, p `[N, B, ...]` and y `[N, B, ..., C]`, and its first state."""
+    """A tied step that says what it is told, p `[N, B, ...]` and y `[N, B, ..., C]`, and its first
+    state.
+    """
 
     def says(tables, state):
         pick = lambda table: table[state["step"] - 1, state["row"]]
-        return {"logits": pick(tables["y"]), "halt_logit": jax.scipy.special.logit(pick(tables["p"]))}
+        return {
+            "logits": pick(tables["y"]),
+            "halt_logit": jax.scipy.special.logit(pick(tables["p"])),
+        }
 
-    step = dx.tied_step(lambda tables, state: {**state, "step": state["step"] + 1}, says, {"p": p, "y": y})
+    step = dx.tied_step(
+        lambda tables, state: {**state, "step": state["step"] + 1}, says, {"p": p, "y": y}
+    )
     rows = p.shape[1]
     return step, {"step": jnp.zeros(rows, jnp.int32), "row": jnp.arange(rows, dtype=jnp.int32)}
 
@@ -31,7 +40,9 @@ def every_exit(p, y, **options):
 
 
 def loop(p, y, epsilon, update):
-    """One place: at every step its answer if the step were the last, and what it has spent, 1 once halted."""
+    """One place: at every step its answer if the step were the last, and what it has spent, 1 once
+    halted.
+    """
     spent, mean, answers, sums = 0.0, np.zeros(y.shape[1:]), [], []
     keep = lambda w: 1.0 if update == "accumulated" else 1 - w
     for probability, says in zip(p, y, strict=True):
@@ -46,13 +57,20 @@ def loop(p, y, epsilon, update):
 
 def test_golden_identical_answers_tell_the_updates_apart():
     p, y = np.array([[0.3], [0.4], [0.5]]), np.full((3, 1, 1), 5.0)
-    found = {update: float(every_exit(p, y, update=update)["logits"][-1, 0, 0]) for update in ("accumulated", "basic")}
-    np.testing.assert_allclose([found["accumulated"], found["basic"]], [5.0, 0.706 * 5.0], rtol=1e-5)
+    found = {
+        update: float(every_exit(p, y, update=update)["logits"][-1, 0, 0])
+        for update in ("accumulated", "basic")
+    }
+    np.testing.assert_allclose(
+        [found["accumulated"], found["basic"]], [5.0, 0.706 * 5.0], rtol=1e-5
+    )
 
 
 def test_golden_limit():
     """p = 0.05 and 8 steps: the weights sum to 1, so answers that agree are the answer."""
-    np.testing.assert_allclose(every_exit(np.full((8, 1), 0.05), np.full((8, 1, 1), 2.0))["logits"][-1], 2.0, rtol=1e-6)
+    np.testing.assert_allclose(
+        every_exit(np.full((8, 1), 0.05), np.full((8, 1, 1), 2.0))["logits"][-1], 2.0, rtol=1e-6
+    )
 
 
 def test_golden_sure_at_once():
@@ -70,7 +88,9 @@ def test_it_is_the_loop(update, places, epsilon):
     outputs = every_exit(p, y, epsilon=epsilon, update=update)
     for where in np.ndindex(B, *places):
         at = (slice(None), *where)
-        answers, sums = loop(np.asarray(p, np.float64)[at], np.asarray(y, np.float64)[at], epsilon, update)
+        answers, sums = loop(
+            np.asarray(p, np.float64)[at], np.asarray(y, np.float64)[at], epsilon, update
+        )
         np.testing.assert_allclose(outputs["logits"][at], answers, atol=1e-5)
         np.testing.assert_allclose(outputs["accumulated"][at], sums, atol=1e-5)
     sums = np.asarray(outputs["accumulated"])
@@ -85,16 +105,28 @@ def test_sums_and_mean_are_those_of_the_objective():
     p, y = jax.random.uniform(keys[0], (N, B)) ** 2, jax.random.normal(keys[1], (N, B, C))
     outputs, sums = every_exit(p, y), halting_sums(p)
     np.testing.assert_allclose(outputs["accumulated"], sums, atol=1e-6)
-    np.testing.assert_array_equal(np.asarray(outputs["accumulated"]) == 1.0, np.asarray(sums) == 1.0)
-    np.testing.assert_allclose(outputs["logits"][-1], (act_account(sums).weights[..., None] * y).sum(axis=0), atol=1e-5)
+    np.testing.assert_array_equal(
+        np.asarray(outputs["accumulated"]) == 1.0, np.asarray(sums) == 1.0
+    )
+    np.testing.assert_allclose(
+        outputs["logits"][-1], (act_account(sums).weights[..., None] * y).sum(axis=0), atol=1e-5
+    )
 
 
 def test_gradients_are_those_of_the_weighted_sum():
     keys = jax.random.split(jax.random.key(3), 3)
-    p, y, v = jax.random.uniform(keys[0], (N, B)) ** 2, jax.random.normal(keys[1], (N, B, C)), jax.random.normal(keys[2], (B, C))
+    p, y, v = (
+        jax.random.uniform(keys[0], (N, B)) ** 2,
+        jax.random.normal(keys[1], (N, B, C)),
+        jax.random.normal(keys[2], (B, C)),
+    )
     stepwise = lambda p, y: (every_exit(p, y)["logits"][-1] * v).sum()
-    at_once = lambda p, y: ((act_account(halting_sums(p)).weights[..., None] * y).sum(axis=0) * v).sum()
-    for found, wanted in zip(jax.grad(stepwise, (0, 1))(p, y), jax.grad(at_once, (0, 1))(p, y), strict=True):
+    at_once = lambda p, y: (
+        (act_account(halting_sums(p)).weights[..., None] * y).sum(axis=0) * v
+    ).sum()
+    for found, wanted in zip(
+        jax.grad(stepwise, (0, 1))(p, y), jax.grad(at_once, (0, 1))(p, y), strict=True
+    ):
         np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4)
 
 
@@ -105,11 +137,18 @@ def test_a_row_leaves_with_the_answer_that_full_depth_gives_it(places):
     p = jnp.minimum(jax.random.uniform(keys[0], (N, B, *places)) * hurry, 1.0)
     y = jax.random.normal(keys[1], (N, B, *places, C))
     step, state = telling(p, y)
-    run, start, rule = averaged_step(step), averaging_state(step, state), dx.criteria.gate_above(0.99)
+    run, start, rule = (
+        averaged_step(step),
+        averaging_state(step, state),
+        dx.criteria.gate_above(0.99),
+    )
     outputs = dx.run_all(run, start, N)
     wanted = act_account(outputs["accumulated"]).updates.reshape(B, -1).max(axis=1)
     assert len(np.unique(wanted)) > 2
-    halted, streamed = dx.run_until(run, start, N, rule, tile=4), dx.run_stream(run, start, N, rule, slots=3)
+    halted, streamed = (
+        dx.run_until(run, start, N, rule, tile=4),
+        dx.run_stream(run, start, N, rule, slots=3),
+    )
     for found in (halted, streamed):
         np.testing.assert_array_equal(found.exit_depth, wanted)
         np.testing.assert_allclose(found.output["logits"], outputs["logits"][-1], atol=1e-6)
@@ -119,16 +158,25 @@ def test_a_row_leaves_with_the_answer_that_full_depth_gives_it(places):
 def test_the_sum_of_the_logits_gives_the_same_exits():
     p, y = jax.random.uniform(jax.random.key(5), (N, B)) ** 2, jnp.zeros((N, B, C))
     outputs = every_exit(p, y)
-    by_gate, by_sum = (dx.replay(rule(0.99), outputs).exit for rule in (dx.criteria.gate_above, dx.criteria.halting_sum_above))
+    by_gate, by_sum = (
+        dx.replay(rule(0.99), outputs).exit
+        for rule in (dx.criteria.gate_above, dx.criteria.halting_sum_above)
+    )
     np.testing.assert_array_equal(by_gate, by_sum)
 
 
 def test_a_smaller_threshold_is_act_with_a_larger_epsilon():
     keys = jax.random.split(jax.random.key(6))
     p, y = jax.random.uniform(keys[0], (N, B)) ** 2, jax.random.normal(keys[1], (N, B, C))
-    early, meant = dx.replay(dx.criteria.gate_above(0.6), every_exit(p, y)), every_exit(p, y, epsilon=0.4)
+    early, meant = (
+        dx.replay(dx.criteria.gate_above(0.6), every_exit(p, y)),
+        every_exit(p, y, epsilon=0.4),
+    )
     np.testing.assert_allclose(early.output["logits"], meant["logits"][-1], atol=1e-6)
-    assert (np.asarray(early.exit) < np.asarray(dx.replay(dx.criteria.gate_above(0.99), every_exit(p, y)).exit)).any()
+    assert (
+        np.asarray(early.exit)
+        < np.asarray(dx.replay(dx.criteria.gate_above(0.99), every_exit(p, y)).exit)
+    ).any()
 
 
 def test_another_epsilon_is_the_same_program():
@@ -140,7 +188,9 @@ def test_another_epsilon_is_the_same_program():
         traces.append(None)
         return dx.run_all(step, start, N)["accumulated"]
 
-    halted = [int((run(averaged_step(step, epsilon))[:, 0] < 1).sum()) for epsilon in (0.01, 0.3, 0.9)]
+    halted = [
+        int((run(averaged_step(step, epsilon))[:, 0] < 1).sum()) for epsilon in (0.01, 0.3, 0.9)
+    ]
     assert halted == [3, 2, 0] and len(traces) == 1
 
 
@@ -153,7 +203,9 @@ def test_a_nan_spends_nothing_and_never_leaves():
 def test_half_precision_answers_are_averaged_in_float32():
     model = averaged(gru_ponder(4, 2, width=8, steps=5))
     params = jax.tree.map(lambda a: a.astype(jnp.bfloat16), model.init(jax.random.key(0)))
-    outputs = dx.run_all(model.steps(params), model.embed(params, jnp.ones((3, 4), jnp.bfloat16)), 5)
+    outputs = dx.run_all(
+        model.steps(params), model.embed(params, jnp.ones((3, 4), jnp.bfloat16)), 5
+    )
     assert {k: v.dtype for k, v in outputs.items()} == {
         "logits": jnp.float32,
         "halt_logit": jnp.bfloat16,
@@ -163,13 +215,22 @@ def test_half_precision_answers_are_averaged_in_float32():
 
 
 def test_an_averaged_model_says_what_the_model_says_on_average():
-    model, x = gru_ponder(4, 2, width=8, steps=5, halt_bias=-1.0), jax.random.normal(jax.random.key(1), (3, 4))
+    model, x = (
+        gru_ponder(4, 2, width=8, steps=5, halt_bias=-1.0),
+        jax.random.normal(jax.random.key(1), (3, 4)),
+    )
     mean, params = averaged(model), model.init(jax.random.key(0))
     raw = dx.run_all(model.steps(params), model.embed(params, x), 5)
     outputs = dx.run_all(mean.steps(params), mean.embed(params, x), 5)
     weights = act_account(halting_sums(jax.nn.sigmoid(raw["halt_logit"]))).weights
-    np.testing.assert_allclose(outputs["logits"][-1], (weights[..., None] * raw["logits"]).sum(axis=0), atol=1e-5)
-    assert mean.names == model.names and mean.depth == model.depth and (weights > 0.01).all(axis=1).sum() >= 3
+    np.testing.assert_allclose(
+        outputs["logits"][-1], (weights[..., None] * raw["logits"]).sum(axis=0), atol=1e-5
+    )
+    assert (
+        mean.names == model.names
+        and mean.depth == model.depth
+        and (weights > 0.01).all(axis=1).sum() >= 3
+    )
 
 
 PLAIN = dx.tied_step(lambda p, h: h, lambda p, h: h, ())
@@ -178,12 +239,30 @@ PLAIN = dx.tied_step(lambda p, h: h, lambda p, h: h, ())
 @pytest.mark.parametrize(
     "call, error, text",
     [
-        (lambda: averaged_step(PLAIN, 1.0), ValueError, "`epsilon` must lie between 0 and 1, both excluded, got 1.0"),
-        (lambda: averaged_step(PLAIN, update="mean"), ValueError, "`update` must be one of 'accumulated', 'basic', got 'mean'"),
-        (lambda: averaging_state(PLAIN, jnp.ones(2)), ValueError, "and what is averaged beside it, got a ShapeDtypeStruct"),
-        (lambda: averaging_state(PLAIN, {"halt_logit": jnp.ones(2)}), ValueError, "beside it, got the keys ['halt_logit']"),
         (
-            lambda: averaging_state(PLAIN, {"halt_logit": jnp.ones((2, 3)), "logits": jnp.ones((2, 5))}),
+            lambda: averaged_step(PLAIN, 1.0),
+            ValueError,
+            "`epsilon` must lie between 0 and 1, both excluded, got 1.0",
+        ),
+        (
+            lambda: averaged_step(PLAIN, update="mean"),
+            ValueError,
+            "`update` must be one of 'accumulated', 'basic', got 'mean'",
+        ),
+        (
+            lambda: averaging_state(PLAIN, jnp.ones(2)),
+            ValueError,
+            "and what is averaged beside it, got a ShapeDtypeStruct",
+        ),
+        (
+            lambda: averaging_state(PLAIN, {"halt_logit": jnp.ones(2)}),
+            ValueError,
+            "beside it, got the keys ['halt_logit']",
+        ),
+        (
+            lambda: averaging_state(
+                PLAIN, {"halt_logit": jnp.ones((2, 3)), "logits": jnp.ones((2, 5))}
+            ),
             ValueError,
             "`step` gives a halting logit of shape (2, 3) and beside it an entry of shape (2, 5)",
         ),

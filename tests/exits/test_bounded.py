@@ -1,4 +1,6 @@
-"""run_bounded: the values of run_until, and gradients of the unrolled computation that each row really did."""
+"""run_bounded: the values of run_until, and gradients of the unrolled computation that each row
+really did.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +14,12 @@ SCHEDULES = ["masked", "compacted"]
 
 
 def assert_close(got, want):
-    """Equal but for rounding, whose measure is the largest entry of a leaf: gradients add up terms that cancel."""
-    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5 * max(1.0, float(np.abs(want).max())))
+    """Equal but for rounding, whose measure is the largest entry of a leaf: gradients add up terms
+    that cancel.
+    """
+    np.testing.assert_allclose(
+        got, want, rtol=1e-4, atol=1e-5 * max(1.0, float(np.abs(want).max()))
+    )
 
 
 @pytest.mark.parametrize("make", [oracle.homogeneous, oracle.staged, oracle.tied])
@@ -24,7 +30,9 @@ def test_values_equal_run_until(make, schedule):
     until = dx.run_until(problem.step, problem.state, problem.depth, criterion, schedule=schedule)
     bounded = dx.run_bounded(problem.step, problem.state, problem.depth, criterion, schedule)
     assert len(set(np.asarray(until.exit).tolist())) > 1
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), bounded, until)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), bounded, until
+    )
 
 
 @pytest.mark.parametrize("blocks", [1, 2, 17])
@@ -67,16 +75,26 @@ def counting(seed):
 @pytest.mark.parametrize("make", [oracle.staged, oracle.tied, oracle.switched, counting])
 @pytest.mark.parametrize("tile", [None, 4])
 def test_saving_compute_changes_no_gradient(make, tile):
-    """Stages, tied and switched weights; every state that a row left with counts, and integers pass through."""
+    """Stages, tied and switched weights; every state that a row left with counts, and integers pass
+    through.
+    """
     problem = make(seed=1)
     criterion = oracle.leave_at(np.random.default_rng(3).integers(1, problem.exits + 1, 13))
 
     def loss(step, state, schedule, tile):
         halted = dx.run_bounded(step, state, problem.depth, criterion, schedule, tile)
-        floats = [a for a in jax.tree.leaves((halted.output, halted.state)) if jnp.issubdtype(a.dtype, jnp.inexact)]
-        return sum((jnp.cos(a) * (1 + jnp.arange(a.size).reshape(a.shape) / a.size)).sum() for a in floats)
+        floats = [
+            a
+            for a in jax.tree.leaves((halted.output, halted.state))
+            if jnp.issubdtype(a.dtype, jnp.inexact)
+        ]
+        return sum(
+            (jnp.cos(a) * (1 + jnp.arange(a.size).reshape(a.shape) / a.size)).sum() for a in floats
+        )
 
-    gradient = lambda *args: jax.grad(lambda *s: loss(*s, *args), argnums=(0, 1), allow_int=True)(problem.step, problem.state)
+    gradient = lambda *args: jax.grad(lambda *s: loss(*s, *args), argnums=(0, 1), allow_int=True)(
+        problem.step, problem.state
+    )
     want, got = gradient("masked", None), gradient("compacted", tile)
     assert jax.tree.structure(got) == jax.tree.structure(want)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
@@ -94,27 +112,39 @@ def test_rows_that_have_left_take_no_part_in_the_backward_pass():
 
     def loss(p):
         step = dx.tied_step(block, lambda p, h: h, p)
-        return dx.run_bounded(step, jnp.ones((5, 2)), 8, oracle.leave_at([1, 8, 3, 1, 3]), "compacted", tile=1).output.sum()
+        return dx.run_bounded(
+            step, jnp.ones((5, 2)), 8, oracle.leave_at([1, 8, 3, 1, 3]), "compacted", tile=1
+        ).output.sum()
 
     value, gradient = jax.value_and_grad(loss)(jnp.float32(2.0))
     jax.effects_barrier()
     assert float(value) == 2 * (2 * 2 + 256 + 2 * 8)
     assert float(gradient) == 2 * (2 + 8 * 128 + 2 * 3 * 4)
-    assert ran == [1] * 2 * (1 + 8 + 3 + 1 + 3), "each row its own steps, forward and once more on the way back"
+    assert ran == [1] * 2 * (1 + 8 + 3 + 1 + 3), (
+        "each row its own steps, forward and once more on the way back"
+    )
 
 
 @pytest.mark.parametrize("hostile", [jnp.inf, jnp.nan])
 def test_places_of_no_one_poison_no_gradient(hostile):
     """A norm whose gradient at zero is not finite; tiles of 4 for 3 rows."""
-    step = dx.stacked_step(lambda p, h: h * p / jnp.sqrt((h**2).sum(-1, keepdims=True)), lambda p, h: h, jnp.full(5, 2.0))
-    loss = lambda x: dx.run_bounded(step, x, 5, oracle.leave_at([2, 5, 3]), "compacted", tile=4).output.sum()
+    step = dx.stacked_step(
+        lambda p, h: h * p / jnp.sqrt((h**2).sum(-1, keepdims=True)),
+        lambda p, h: h,
+        jnp.full(5, 2.0),
+    )
+    loss = lambda x: dx.run_bounded(
+        step, x, 5, oracle.leave_at([2, 5, 3]), "compacted", tile=4
+    ).output.sum()
     assert np.isfinite(jax.grad(loss)(jnp.ones((3, 2)))).all()
     poisoned = jax.grad(loss)(jnp.ones((3, 2)).at[1].set(hostile))
     assert np.isfinite(poisoned[jnp.array([0, 2])]).all()
 
 
 def test_memory_grows_with_the_logarithm_of_the_depth():
-    """Four times the depth adds about four states to what a gradient holds; held whole, they would be 64, 256 and 1024."""
+    """Four times the depth adds about four states to what a gradient holds; held whole, they would
+    be 64, 256 and 1024.
+    """
     rows = jnp.ones((64, 64))
 
     def temporary(depth: int, schedule: str = "masked") -> float:
@@ -122,7 +152,9 @@ def test_memory_grows_with_the_logarithm_of_the_depth():
 
         def loss(p):
             step = dx.tied_step(lambda p, h: jnp.tanh(h @ p), lambda p, h: h[:, :2], p)
-            return dx.run_bounded(step, rows, depth, oracle.leave_at([depth] * 64), schedule).output.sum()
+            return dx.run_bounded(
+                step, rows, depth, oracle.leave_at([depth] * 64), schedule
+            ).output.sum()
 
         program = jax.jit(jax.grad(loss)).lower(jnp.ones((64, 64))).compile()
         return program.memory_analysis().temp_size_in_bytes / rows.nbytes
@@ -143,13 +175,17 @@ def test_data_parallel_gradients_inside_shard_map():
 
     def gradient(schedule):
         def loss(step, state):
-            return (dx.run_bounded(step, state, problem.depth, leave, schedule).output["logits"] ** 2).sum()
+            return (
+                dx.run_bounded(step, state, problem.depth, leave, schedule).output["logits"] ** 2
+            ).sum()
 
         return lambda step, state: jax.grad(loss, allow_int=True)(step, state)
 
     spec = jax.sharding.PartitionSpec
     spread = lambda schedule: jax.jit(
-        jax.shard_map(gradient(schedule), mesh=mesh, in_specs=(spec(), spec("data")), out_specs=spec())
+        jax.shard_map(
+            gradient(schedule), mesh=mesh, in_specs=(spec(), spec("data")), out_specs=spec()
+        )
     )
     want = gradient("masked")(problem.step, state)
     for schedule in SCHEDULES:
@@ -165,19 +201,27 @@ def test_steps_after_the_last_row_left_are_skipped_in_both_directions():
         return h * p
 
     def loss(p):
-        halted = dx.run_bounded(dx.tied_step(block, lambda p, h: h, p), jnp.ones((2, 2)), 16, oracle.leave_at([1, 3]))
+        halted = dx.run_bounded(
+            dx.tied_step(block, lambda p, h: h, p), jnp.ones((2, 2)), 16, oracle.leave_at([1, 3])
+        )
         return halted.output.sum()
 
     value, gradient = jax.value_and_grad(loss)(jnp.float32(2.0))
     jax.effects_barrier()
     assert float(value) == 2 * 2.0 + 2 * 8.0
     assert float(gradient) == 2 * 1.0 + 2 * 3 * 4.0
-    assert 3 <= len(ran) <= 9, "forward, and once more for each checkpointed chunk, but not for the 13 steps that nobody took"
+    assert 3 <= len(ran) <= 9, (
+        "forward, and once more for each checkpointed chunk, but not for the 13 steps that nobody took"
+    )
 
 
 def test_refuses_something_that_is_no_criterion():
     problem = oracle.homogeneous()
     with pytest.raises(TypeError, match=r"`criterion` must be a dx.Criterion, got float"):
         dx.run_bounded(problem.step, problem.state, 6, 0.9)
-    with pytest.raises(ValueError, match=r"`schedule` must be one of 'masked', 'compacted', got 'per_row'"):
-        dx.run_bounded(problem.step, problem.state, 6, dx.criteria.max_probability_above(0.9), "per_row")
+    with pytest.raises(
+        ValueError, match=r"`schedule` must be one of 'masked', 'compacted', got 'per_row'"
+    ):
+        dx.run_bounded(
+            problem.step, problem.state, 6, dx.criteria.max_probability_above(0.9), "per_row"
+        )

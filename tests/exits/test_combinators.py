@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import dynexit as dx
-from dynexit.exits import criteria
-from dynexit.exits.combinators import start
+from dynexit import criteria
+from dynexit.criteria.combinators import start
 
 E, B, C = 6, 9, 3
 
@@ -24,7 +24,9 @@ def verdicts(criterion, outputs):
     one = jax.tree.map(lambda a: a[0], outputs)
     memory, found = start(criterion, B, jax.eval_shape(lambda o: o, one)), []
     for e in range(E):
-        halt, memory = criterion.update(jnp.int32(e), jax.tree.map(lambda a, e=e: a[e], outputs), memory)
+        halt, memory = criterion.update(
+            jnp.int32(e), jax.tree.map(lambda a, e=e: a[e], outputs), memory
+        )
         found.append(np.asarray(halt))
     return np.stack(found)
 
@@ -60,7 +62,9 @@ def test_not_before(depth):
     outputs = stored()
     inner = verdicts(criteria.patience(1), outputs)
     fires = inner & (np.arange(E)[:, None] + 1 >= depth)
-    np.testing.assert_array_equal(verdicts(criteria.not_before(depth, criteria.patience(1)), outputs), fires)
+    np.testing.assert_array_equal(
+        verdicts(criteria.not_before(depth, criteria.patience(1)), outputs), fires
+    )
     exits = dx.replay(criteria.not_before(depth, criteria.patience(1)), outputs).exit
     assert exits.min() >= min(depth, E) - 1
 
@@ -68,18 +72,28 @@ def test_not_before(depth):
 def test_memory_is_kept_before_rows_may_leave():
     logits = jnp.tile(jnp.array([2.0, 0.0, 0.0]), (E, B, 1))
     halted = dx.replay(criteria.not_before(3, criteria.patience(2)), logits)
-    np.testing.assert_array_equal(halted.exit_depth, np.full(B, 3))  # and not 5, had it begun to count at 3
+    np.testing.assert_array_equal(
+        halted.exit_depth, np.full(B, 3)
+    )  # and not 5, had it begun to count at 3
     np.testing.assert_array_equal(halted.memory.agreements, np.full(B, 2))
 
 
 def test_depths_and_members_are_leaves():
-    a, b = (criteria.not_before(d, criteria.any_of(criteria.patience(k), MEMBERS[0])) for d, k in ((1, 2), (4, 3)))
+    a, b = (
+        criteria.not_before(d, criteria.any_of(criteria.patience(k), MEMBERS[0]))
+        for d, k in ((1, 2), (4, 3))
+    )
     assert jax.tree.structure(a) == jax.tree.structure(b)
-    assert [int(x) for x in jax.tree.leaves(b) if jnp.issubdtype(x.dtype, jnp.integer)].count(4) >= 1
+    assert [int(x) for x in jax.tree.leaves(b) if jnp.issubdtype(x.dtype, jnp.integer)].count(
+        4
+    ) >= 1
 
 
 def test_start_hands_on_shapes_where_they_are_asked_for():
-    shapes = {"logits": jax.ShapeDtypeStruct((B, C), jnp.bfloat16), "gate": jax.ShapeDtypeStruct((B,), jnp.float32)}
+    shapes = {
+        "logits": jax.ShapeDtypeStruct((B, C), jnp.bfloat16),
+        "gate": jax.ShapeDtypeStruct((B,), jnp.float32),
+    }
     assert start(criteria.gate_above(0.5), B, shapes) == ()
     memory = start(criteria.all_of(*MEMBERS), B, shapes)
     assert [len(jax.tree.leaves(m)) for m in memory] == [0, 2, 0, 1]
@@ -92,18 +106,44 @@ def test_combinators_refuse(combine):
         combine()
     with pytest.raises(TypeError, match=r"`criteria\[1\]` must be a dx.Criterion, got float"):
         combine(MEMBERS[0], 0.5)
-    with pytest.raises(ValueError, match=r"`criteria` must be meant for one number of exits, got \[3, 5\]"):
-        combine(criteria.gate_above(jnp.zeros(4)), criteria.gate_above(0.5), criteria.gate_above(jnp.zeros(2)))
+    with pytest.raises(
+        ValueError, match=r"`criteria` must be meant for one number of exits, got \[3, 5\]"
+    ):
+        combine(
+            criteria.gate_above(jnp.zeros(4)),
+            criteria.gate_above(0.5),
+            criteria.gate_above(jnp.zeros(2)),
+        )
 
 
 @pytest.mark.parametrize(
     "make, error, words",
     [
-        (lambda: criteria.not_before(0, MEMBERS[0]), ValueError, "`depth` must be at least 1, got 0"),
-        (lambda: criteria.not_before(1.5, MEMBERS[0]), TypeError, "`depth` must be an integer, got float64"),
-        (lambda: criteria.not_before(jnp.array([1, 2]), MEMBERS[0]), ValueError, r"`depth` must be a scalar, got shape \(2,\)"),
-        (lambda: criteria.not_before(1, None), TypeError, "`criterion` must be a dx.Criterion, got NoneType"),
-        (lambda: criteria.decaying(criteria.gate_above, 0.5, steps=0), ValueError, "`steps` must be at least 1, got 0"),
+        (
+            lambda: criteria.not_before(0, MEMBERS[0]),
+            ValueError,
+            "`depth` must be at least 1, got 0",
+        ),
+        (
+            lambda: criteria.not_before(1.5, MEMBERS[0]),
+            TypeError,
+            "`depth` must be an integer, got float64",
+        ),
+        (
+            lambda: criteria.not_before(jnp.array([1, 2]), MEMBERS[0]),
+            ValueError,
+            r"`depth` must be a scalar, got shape \(2,\)",
+        ),
+        (
+            lambda: criteria.not_before(1, None),
+            TypeError,
+            "`criterion` must be a dx.Criterion, got NoneType",
+        ),
+        (
+            lambda: criteria.decaying(criteria.gate_above, 0.5, steps=0),
+            ValueError,
+            "`steps` must be at least 1, got 0",
+        ),
     ],
 )
 def test_other_arguments_are_refused(make, error, words):
@@ -124,15 +164,21 @@ def test_decay_as_published(decay, expected):
 
 
 def test_clipped_decay_stays_in_its_range():
-    np.testing.assert_array_equal(criteria.clipped_decay(jnp.array([1.1, -0.5]), 0, 8, 4.0), [1.0, 0.0])
+    np.testing.assert_array_equal(
+        criteria.clipped_decay(jnp.array([1.1, -0.5]), 0, 8, 4.0), [1.0, 0.0]
+    )
 
 
 def test_decaying_over_exits_is_a_threshold_an_exit():
     outputs = stored()
-    falling = jnp.array([0.9 * (0.9 + 0.1 * np.exp(-40.0 * e / E)) for e in range(E - 1)], jnp.float32)
+    falling = jnp.array(
+        [0.9 * (0.9 + 0.1 * np.exp(-40.0 * e / E)) for e in range(E - 1)], jnp.float32
+    )
     rule = criteria.decaying(criteria.max_probability_above, 0.9, steps=E, tau=40.0)
     assert rule.exits == E
-    np.testing.assert_array_equal(verdicts(rule, outputs), verdicts(criteria.max_probability_above(falling), outputs))
+    np.testing.assert_array_equal(
+        verdicts(rule, outputs), verdicts(criteria.max_probability_above(falling), outputs)
+    )
     assert (verdicts(rule, outputs) != verdicts(criteria.max_probability_above(0.9), outputs)).any()
 
 
@@ -142,7 +188,13 @@ def test_decaying_over_a_time_of_the_caller_is_traced():
     @jax.jit
     def depths(position):
         traces.append(None)
-        rule = criteria.decaying(criteria.max_probability_above, 0.95, steps=64, time=position, decay=criteria.clipped_decay)
+        rule = criteria.decaying(
+            criteria.max_probability_above,
+            0.95,
+            steps=64,
+            time=position,
+            decay=criteria.clipped_decay,
+        )
         return dx.replay(rule, outputs).exit
 
     for position in (0, 5, 63):

@@ -1,4 +1,6 @@
-"""Each exit rule against published figures and Python loops over stored outputs; what is refused, and in which words."""
+"""Each exit rule against published figures and Python loops over stored outputs; what is refused,
+and in which words.
+"""
 
 import math
 
@@ -8,8 +10,9 @@ import numpy as np
 import pytest
 
 import dynexit as dx
-from dynexit.exits import criteria, scores
-from dynexit.exits.combinators import start
+from dynexit import criteria
+from dynexit.criteria import scores
+from dynexit.criteria.combinators import start
 
 E, B, C = 6, 7, 4
 
@@ -19,7 +22,8 @@ def stored(seed=0):
     keys = jax.random.split(jax.random.key(seed), 4)
     growth = jnp.linspace(0.3, 4.0, E)[:, None, None]
     return {
-        "logits": jax.random.normal(keys[0], (1, B, C)) * growth + jax.random.normal(keys[1], (E, B, C)) * 0.5,
+        "logits": jax.random.normal(keys[0], (1, B, C)) * growth
+        + jax.random.normal(keys[1], (E, B, C)) * 0.5,
         "gate": jax.random.uniform(keys[2], (E, B)),
         "halt_logit": jax.random.normal(keys[3], (E, B)) - 1.0,
         "hidden": jnp.cumsum(jax.random.normal(keys[1], (E, B, 5)), axis=0),
@@ -52,7 +56,9 @@ def assert_exits(criterion, outputs, fires):
 )
 def test_rules_on_logits(make, score, sign, scale, t, temperature):
     outputs, t = stored(), np.float32(t) * np.float32(scale)
-    values = np.array(score(outputs["logits"], np.broadcast_to(np.float32(temperature).reshape(-1, 1), (E, B))))
+    values = np.array(
+        score(outputs["logits"], np.broadcast_to(np.float32(temperature).reshape(-1, 1), (E, B)))
+    )
     thresholds, fires = np.broadcast_to(t, E - 1), np.zeros((E, B), bool)
     for e in range(E - 1):
         for b in range(B):
@@ -105,12 +111,16 @@ def test_q_exit_does_not_underflow():
     np.testing.assert_allclose(halted.memory[1], -steps * math.exp(-20.0), rtol=1e-4)
 
 
-@pytest.mark.parametrize("halting, step", [((0.3, 0.4, 0.5, 0.5), 3), ((0.269,) * 6, 4), ((0.9, 0.05, 0.03, 0.9), 4)])
+@pytest.mark.parametrize(
+    "halting, step", [((0.3, 0.4, 0.5, 0.5), 3), ((0.269,) * 6, 4), ((0.9, 0.05, 0.03, 0.9), 4)]
+)
 def test_halting_sum_as_published(halting, step):
     outputs = {"halt_logit": jax.scipy.special.logit(jnp.array(halting))[:, None]}
     assert int(dx.replay(criteria.halting_sum_above(), outputs).exit_depth[0]) == step
     # The product rule passes 0.99 later than the sum: the two rules are not one.
-    assert int(dx.replay(criteria.cumulative_halting_above(0.99), outputs).exit_depth[0]) == len(halting)
+    assert int(dx.replay(criteria.cumulative_halting_above(0.99), outputs).exit_depth[0]) == len(
+        halting
+    )
 
 
 def test_divergence_looks_from_the_exit_before_to_this_one():
@@ -123,7 +133,9 @@ def test_divergence_looks_from_the_exit_before_to_this_one():
             fires[e, b] = (old * np.log(old / new)).sum() < 0.15
             reverse[e, b] = (new * np.log(new / old)).sum() < 0.15
     assert (first(fires) != first(reverse)).any(), "the case must tell the two directions apart"
-    assert_exits(criteria.divergence_below(0.15, jnp.array(temperature, jnp.float32)), outputs, fires)
+    assert_exits(
+        criteria.divergence_below(0.15, jnp.array(temperature, jnp.float32)), outputs, fires
+    )
 
 
 def test_saturation_is_the_cosine_with_the_exit_before():
@@ -156,8 +168,12 @@ def test_the_first_exit_has_nothing_to_compare_with(make):
 def test_depths_are_kept_row_by_row_and_beyond_the_last_means_the_last():
     outputs = stored()
     depths = jnp.array([3, 1, 6, 2, 99, 4, 5])
-    np.testing.assert_array_equal(dx.replay(criteria.at_depth(depths), outputs).exit_depth, [3, 1, 6, 2, 6, 4, 5])
-    np.testing.assert_array_equal(dx.replay(criteria.at_depth(2), outputs).exit_depth, np.full(B, 2))
+    np.testing.assert_array_equal(
+        dx.replay(criteria.at_depth(depths), outputs).exit_depth, [3, 1, 6, 2, 6, 4, 5]
+    )
+    np.testing.assert_array_equal(
+        dx.replay(criteria.at_depth(2), outputs).exit_depth, np.full(B, 2)
+    )
 
 
 def test_read_says_where_to_look():
@@ -199,7 +215,9 @@ THRESHOLDS = [
 
 @pytest.mark.parametrize("make", THRESHOLDS)
 def test_wrong_thresholds_are_refused(make):
-    with pytest.raises(ValueError, match=r"`threshold` must be a scalar or have shape \[E-1\], got shape \(2, 3\)"):
+    with pytest.raises(
+        ValueError, match=r"`threshold` must be a scalar or have shape \[E-1\], got shape \(2, 3\)"
+    ):
         make(jnp.zeros((2, 3)))
     with pytest.raises(ValueError, match=r"`threshold` must not hold a NaN, got \[0.5, nan\]"):
         make(jnp.array([0.5, jnp.nan]))
@@ -217,9 +235,14 @@ def test_traced_thresholds_are_not_looked_into():
 def test_wrong_temperatures_are_refused(make):
     with pytest.raises(ValueError, match=r"`temperature` must be above 0, got \[1.0, 0.0\]"):
         make(0.5, jnp.array([1.0, 0.0]))
-    with pytest.raises(ValueError, match=r"`temperature` must be a scalar or have shape \[E\], got shape \(1, 1\)"):
+    with pytest.raises(
+        ValueError, match=r"`temperature` must be a scalar or have shape \[E\], got shape \(1, 1\)"
+    ):
         make(0.5, jnp.ones((1, 1)))
-    with pytest.raises(ValueError, match=r"`temperature` has shape \(5,\), for 5 exits, and `threshold` has shape \(3,\), for 4"):
+    with pytest.raises(
+        ValueError,
+        match=r"`temperature` has shape \(5,\), for 5 exits, and `threshold` has shape \(3,\), for 4",
+    ):
         make(jnp.zeros(3), jnp.ones(5))
     assert make(0.5, jnp.ones(5)).exits == 5
 
@@ -227,14 +250,38 @@ def test_wrong_temperatures_are_refused(make):
 @pytest.mark.parametrize(
     "make, error, words",
     [
-        (lambda: criteria.cumulative_halting_above(1.5), ValueError, r"`q` must lie in 0..1, got 1.5"),
-        (lambda: criteria.cumulative_halting_above(jnp.zeros((1, 1))), ValueError, r"`q` must be a scalar or have shape \[E-1\]"),
+        (
+            lambda: criteria.cumulative_halting_above(1.5),
+            ValueError,
+            r"`q` must lie in 0..1, got 1.5",
+        ),
+        (
+            lambda: criteria.cumulative_halting_above(jnp.zeros((1, 1))),
+            ValueError,
+            r"`q` must be a scalar or have shape \[E-1\]",
+        ),
         (lambda: criteria.patience(0), ValueError, "`k` must be at least 1, got 0"),
         (lambda: criteria.patience(2.0), TypeError, "`k` must be an integer, got float"),
-        (lambda: criteria.patience(jnp.array([1, 2])), ValueError, r"`k` must be a scalar, got shape \(2,\)"),
-        (lambda: criteria.at_depth(jnp.array([1, 0])), ValueError, "`depths` must be at least 1, got 0"),
-        (lambda: criteria.at_depth(jnp.array([1.0])), TypeError, "`depths` must be an integer, got float32"),
-        (lambda: criteria.at_depth(jnp.ones((2, 2), int)), ValueError, r"`depths` must be a scalar or have shape \[B\]"),
+        (
+            lambda: criteria.patience(jnp.array([1, 2])),
+            ValueError,
+            r"`k` must be a scalar, got shape \(2,\)",
+        ),
+        (
+            lambda: criteria.at_depth(jnp.array([1, 0])),
+            ValueError,
+            "`depths` must be at least 1, got 0",
+        ),
+        (
+            lambda: criteria.at_depth(jnp.array([1.0])),
+            TypeError,
+            "`depths` must be an integer, got float32",
+        ),
+        (
+            lambda: criteria.at_depth(jnp.ones((2, 2), int)),
+            ValueError,
+            r"`depths` must be a scalar or have shape \[B\]",
+        ),
     ],
 )
 def test_other_arguments_are_refused(make, error, words):
@@ -255,11 +302,31 @@ def test_other_arguments_are_refused(make, error, words):
             {"logits": jnp.zeros((2, B, C))},
             r"reads output\['gate'\], and the output has the keys \['logits'\]",
         ),
-        (criteria.margin_above(0.5), {"z": jnp.zeros((2, B, C))}, r"reads output\['logits'\], and the output has the keys \['z'\]"),
-        (criteria.saturation_above(0.5), jnp.zeros((2, B, C)), r"reads output\['hidden'\], and the output is a bare array"),
-        (criteria.margin_above(0.5), (jnp.zeros((2, B, C)),), r"reads output\['logits'\], and the output is a tuple"),
-        (criteria.margin_above(0.5), jnp.zeros((2, B)), r"reads logits of shape \[b, C\] or \[b, ..., C\], got shape \(7,\)"),
-        (criteria.gate_above(0.5), {"gate": jnp.zeros((2, B, 1))}, r"reads output\['gate'\] of shape \[b\], got shape \(7, 1\)"),
+        (
+            criteria.margin_above(0.5),
+            {"z": jnp.zeros((2, B, C))},
+            r"reads output\['logits'\], and the output has the keys \['z'\]",
+        ),
+        (
+            criteria.saturation_above(0.5),
+            jnp.zeros((2, B, C)),
+            r"reads output\['hidden'\], and the output is a bare array",
+        ),
+        (
+            criteria.margin_above(0.5),
+            (jnp.zeros((2, B, C)),),
+            r"reads output\['logits'\], and the output is a tuple",
+        ),
+        (
+            criteria.margin_above(0.5),
+            jnp.zeros((2, B)),
+            r"reads logits of shape \[b, C\] or \[b, ..., C\], got shape \(7,\)",
+        ),
+        (
+            criteria.gate_above(0.5),
+            {"gate": jnp.zeros((2, B, 1))},
+            r"reads output\['gate'\] of shape \[b\], got shape \(7, 1\)",
+        ),
     ],
 )
 def test_outputs_that_do_not_fit_are_refused(criterion, outputs, words):
@@ -267,7 +334,10 @@ def test_outputs_that_do_not_fit_are_refused(criterion, outputs, words):
         dx.replay(criterion, outputs)
 
 
-PLACED = jax.random.normal(jax.random.key(5), (6, B, 3, C)) * jnp.linspace(0.5, 4.0, 6)[:, None, None, None]
+PLACED = (
+    jax.random.normal(jax.random.key(5), (6, B, 3, C))
+    * jnp.linspace(0.5, 4.0, 6)[:, None, None, None]
+)
 
 
 @pytest.mark.parametrize(
@@ -284,8 +354,13 @@ PLACED = jax.random.normal(jax.random.key(5), (6, B, 3, C)) * jnp.linspace(0.5, 
 def test_a_row_with_many_places_leaves_once_each_of_them_would(make, strictness):
     rule = make(strictness)
     found = dx.replay(rule, PLACED)
-    # place by place, each as a row of its own: the verdicts of a rule do not depend on whether it has been followed
-    memory, expected, verdicts = start(rule, B * 3, jax.ShapeDtypeStruct((B * 3, C), jnp.float32)), np.full(B, 5), []
+    # place by place, each as a row of its own: the verdicts of a rule do not depend on whether it
+    # has been followed
+    memory, expected, verdicts = (
+        start(rule, B * 3, jax.ShapeDtypeStruct((B * 3, C), jnp.float32)),
+        np.full(B, 5),
+        [],
+    )
     for i in range(6):
         halt, memory = rule.update(jnp.int32(i), PLACED[i].reshape(B * 3, C), memory)
         verdicts.append(np.asarray(halt).reshape(B, 3).all(axis=1))
@@ -297,6 +372,11 @@ def test_a_row_with_many_places_leaves_once_each_of_them_would(make, strictness)
 
 def test_persistently_counts_verdicts_in_a_row():
     sure = jnp.array([[5.0, 0.0], [0.0, 0.0]])  # sure or not
-    logits = sure[jnp.array([[0, 1, 0, 0, 0, 1], [0, 0, 1, 0, 0, 0], [1, 1, 1, 1, 1, 0]]).T]  # [E=6, B=3, C=2]
-    exits = [dx.replay(criteria.persistently(k, criteria.margin_above(0.5)), logits).exit.tolist() for k in (1, 2, 3)]
+    logits = sure[
+        jnp.array([[0, 1, 0, 0, 0, 1], [0, 0, 1, 0, 0, 0], [1, 1, 1, 1, 1, 0]]).T
+    ]  # [E=6, B=3, C=2]
+    exits = [
+        dx.replay(criteria.persistently(k, criteria.margin_above(0.5)), logits).exit.tolist()
+        for k in (1, 2, 3)
+    ]
     assert exits == [[0, 0, 5], [3, 1, 5], [4, 5, 5]]

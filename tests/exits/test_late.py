@@ -1,4 +1,6 @@
-"""Entries that are read late: the same results as when everything is read at every exit, and none of the work on the way."""
+"""Entries that are read late: the same results as when everything is read at every exit, and none
+of the work on the way.
+"""
 
 import functools
 import importlib
@@ -10,11 +12,13 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 
 import dynexit as dx
-from dynexit.analysis.costs import costs_of
+from dynexit import criteria
 from dynexit.core.cost import cost_of
-from dynexit.exits import criteria, dropped_blocks, every_iteration, most_certain, read_late
-from dynexit.exits.late import late_parts, read_throughout
-from dynexit.exits.steps import rematerialised
+from dynexit.engine.deferred import late_parts, read_late, read_throughout
+from dynexit.engine.steps import every_iteration, rematerialised
+from dynexit.evaluation.costs import costs_of
+from dynexit.transforms import best_so_far as most_certain
+from dynexit.transforms.stochastic_depth import dropped_blocks
 
 B, D, C, N = 7, 5, 37, 6  # of C entries there is but one kind
 KEYS = jax.random.split(jax.random.key(0), 4)
@@ -59,11 +63,17 @@ def close(found, wanted):
 
 
 def inside_loops(program, *arguments):
-    """Whether a product with C columns is made within the loop over depth, a `while`; reading at the end is a `scan` over tiles."""
+    """Whether a product with C columns is made within the loop over depth, a `while`; reading at
+    the end is a `scan` over tiles.
+    """
 
     def search(jaxpr, looping):
         for equation in jaxpr.eqns:
-            if looping and equation.primitive.name == "dot_general" and equation.outvars[0].aval.shape[-1:] == (C,):
+            if (
+                looping
+                and equation.primitive.name == "dot_general"
+                and equation.outvars[0].aval.shape[-1:] == (C,)
+            ):
                 return True
             inner = looping or equation.primitive.name == "while"
             if any(search(j, inner) for j in jaxprs_in_params(equation.params)):
@@ -76,7 +86,9 @@ def inside_loops(program, *arguments):
 @pytest.mark.parametrize("run", RUNS)
 @pytest.mark.parametrize("kind", STEPS)
 def test_late_is_what_the_last_exit_would_have_read(kind, run):
-    found, wanted = (RUNS[run](step, BY_STATE) for step in (STEPS[kind], read_throughout(STEPS[kind])))
+    found, wanted = (
+        RUNS[run](step, BY_STATE) for step in (STEPS[kind], read_throughout(STEPS[kind]))
+    )
     assert len(set(wanted.exit_depth.tolist())) > 2 and set(found.output) == {"logits", "residual"}
     close(found, wanted)
     every = dx.run_all(STEPS[kind], STATE, N)
@@ -87,8 +99,27 @@ def test_late_is_what_the_last_exit_would_have_read(kind, run):
 def test_the_work_on_the_way_is_left_out_where_the_criterion_goes_without(run):
     made = lambda rule: inside_loops(lambda state: RUNS[run](STEPS["tied"], rule), STATE)
     both = lambda rule: criteria.any_of(BY_STATE, rule)
-    assert not any(map(made, (BY_STATE, criteria.at_depth(3), both(criteria.at_depth(5)), criteria.persistently(2, BY_STATE))))
-    assert all(map(made, (criteria.max_probability_above(0.9), criteria.divergence_below(0.1), both(criteria.patience(2)))))
+    assert not any(
+        map(
+            made,
+            (
+                BY_STATE,
+                criteria.at_depth(3),
+                both(criteria.at_depth(5)),
+                criteria.persistently(2, BY_STATE),
+            ),
+        )
+    )
+    assert all(
+        map(
+            made,
+            (
+                criteria.max_probability_above(0.9),
+                criteria.divergence_below(0.1),
+                both(criteria.patience(2)),
+            ),
+        )
+    )
 
 
 def test_a_rule_on_the_answer_finds_it_at_every_exit():
@@ -100,7 +131,10 @@ def test_a_rule_on_the_answer_finds_it_at_every_exit():
 
 
 def test_the_state_is_kept_for_those_who_want_it_alone():
-    kept, dropped = (dx.run_until(STEPS["tied"], STATE, N, BY_STATE, tile=2, keep_state=keep) for keep in (True, False))
+    kept, dropped = (
+        dx.run_until(STEPS["tied"], STATE, N, BY_STATE, tile=2, keep_state=keep)
+        for keep in (True, False)
+    )
     assert dropped.state is None
     close(dropped.output, kept.output)
     close(kept.output["logits"], kept.state["h"] @ HEAD)
@@ -109,7 +143,10 @@ def test_the_state_is_kept_for_those_who_want_it_alone():
 def test_chunks_of_a_queue():
     chunks = [jax.tree.map(lambda a, r=r: a[r], STATE) for r in (slice(0, 4), slice(4, B))]
     found = [h.output for h in dx.stream_chunks(STEPS["tied"], chunks, N, BY_STATE, slots=2)]
-    close(jax.tree.map(lambda *a: jnp.concatenate(a), *found), RUNS["stream"](STEPS["tied"], BY_STATE).output)
+    close(
+        jax.tree.map(lambda *a: jnp.concatenate(a), *found),
+        RUNS["stream"](STEPS["tied"], BY_STATE).output,
+    )
 
 
 def test_thresholds_do_not_recompile():
@@ -129,11 +166,16 @@ def test_steps_made_of_it_keep_the_entries():
     for made in (every_iteration(several), rematerialised(STEPS["tied"])):
         assert late_parts(made)
         close(dx.run_all(made, STATE, N), dx.run_all(STEPS["tied"], STATE, N))
-    close(dx.run_all(rematerialised(several), STATE, N), jax.tree.map(lambda a: a[1::2], dx.run_all(STEPS["tied"], STATE, N)))
+    close(
+        dx.run_all(rematerialised(several), STATE, N),
+        jax.tree.map(lambda a: a[1::2], dx.run_all(STEPS["tied"], STATE, N)),
+    )
     model = dx.Model(lambda key: {}, lambda p, x: x, lambda p: STEPS["tied"], N, tuple("abcdef"))
     certain = most_certain(model)
     outputs = dx.run_all(certain.steps({}), certain.embed({}, STATE), N)
-    assert (jnp.diff(jax.nn.softmax(outputs["logits"]).max(-1), axis=0) > -1e-6).all(), "whole outputs were compared"
+    assert (jnp.diff(jax.nn.softmax(outputs["logits"]).max(-1), axis=0) > -1e-6).all(), (
+        "whole outputs were compared"
+    )
 
 
 @pytest.mark.parametrize("rebalance", [(), (2,)])
@@ -163,16 +205,27 @@ def test_a_nan_that_is_read_is_counted():
     well = RUNS["compacted"](STEPS["tied"], BY_STATE)
     assert halted.nan_exits.tolist() == [0, 0, N, 0, 0, 0, 0] and int(halted.exit_depth[2]) == N
     others = np.array([0, 1, 3, 4, 5, 6])
-    close(jax.tree.map(lambda a: a[others], halted.output), jax.tree.map(lambda a: a[others], well.output))
+    close(
+        jax.tree.map(lambda a: a[others], halted.output),
+        jax.tree.map(lambda a: a[others], well.output),
+    )
 
 
 @pytest.mark.parametrize("run", RUNS)
 def test_a_nan_among_late_entries_is_counted_once(run):
-    spoilt = read_late(dx.tied_step(block, residual, ONE), lambda w, s: {"logits": jnp.sqrt(s["h"][:, :1] - w)}, STATE["h"].min())
+    spoilt = read_late(
+        dx.tied_step(block, residual, ONE),
+        lambda w, s: {"logits": jnp.sqrt(s["h"][:, :1] - w)},
+        STATE["h"].min(),
+    )
     halted = RUNS[run](spoilt, BY_STATE)
     assert halted.exit_depth.tolist() == RUNS[run](STEPS["tied"], BY_STATE).exit_depth.tolist()
-    assert halted.nan_exits.tolist() == jnp.isnan(halted.output["logits"][:, 0]).astype(int).tolist()
-    worse = read_late(dx.tied_step(block, residual, ONE), lambda w, s: {"logits": jnp.log(s["h"][:, :1] - w)}, 1e9)
+    assert (
+        halted.nan_exits.tolist() == jnp.isnan(halted.output["logits"][:, 0]).astype(int).tolist()
+    )
+    worse = read_late(
+        dx.tied_step(block, residual, ONE), lambda w, s: {"logits": jnp.log(s["h"][:, :1] - w)}, 1e9
+    )
     assert RUNS[run](worse, BY_STATE).nan_exits.tolist() == [1] * B
 
 
@@ -185,7 +238,12 @@ def test_gradients_are_those_of_everything_read():
         outputs = dx.run_all(step, STATE, N)
         return (outputs["logits"] * weight).sum() + outputs["residual"].sum()
 
-    close(*(jax.grad(functools.partial(loss, late=late), argnums=(0, 1))(ONE, HEAD) for late in (True, False)))
+    close(
+        *(
+            jax.grad(functools.partial(loss, late=late), argnums=(0, 1))(ONE, HEAD)
+            for late in (True, False)
+        )
+    )
 
 
 def test_costs_and_tuning_know_the_rule(monkeypatch):
@@ -203,7 +261,7 @@ def test_costs_and_tuning_know_the_rule(monkeypatch):
         measured.append(inside_loops(run, state))
         return {B: 1.0}
 
-    monkeypatch.setattr(importlib.import_module("dynexit.exits.tune"), "_measure", measure)
+    monkeypatch.setattr(importlib.import_module("dynexit.engine.tuning.tune"), "_measure", measure)
     for rule in (None, BY_STATE, criteria.patience(1)):
         dx.tune(STEPS["tied"], STATE, N, sizes=(B,), criterion=rule)
     dx.tune((STEPS["tied"], STEPS["tied"]), STATE, (N, N), sizes=(B,))
@@ -214,10 +272,25 @@ def test_costs_and_tuning_know_the_rule(monkeypatch):
 @pytest.mark.parametrize(
     "step, read, error, text",
     [
-        (dx.tied_step(block, lambda p, s: s["residual"], ONE), logits, TypeError, "two dicts together"),
+        (
+            dx.tied_step(block, lambda p, s: s["residual"], ONE),
+            logits,
+            TypeError,
+            "two dicts together",
+        ),
         (dx.tied_step(block, residual, ONE), lambda p, s: s["h"], TypeError, "two dicts together"),
-        (dx.tied_step(block, residual, ONE), lambda p, s: residual(p, s), ValueError, r"got \['residual'\] again"),
-        (dx.tied_step(block, residual, ONE), lambda p, s: {"a": s["h"][:1]}, ValueError, r"output\['a'\] of shape \[1, 5\]"),
+        (
+            dx.tied_step(block, residual, ONE),
+            lambda p, s: residual(p, s),
+            ValueError,
+            r"got \['residual'\] again",
+        ),
+        (
+            dx.tied_step(block, residual, ONE),
+            lambda p, s: {"a": s["h"][:1]},
+            ValueError,
+            r"output\['a'\] of shape \[1, 5\]",
+        ),
     ],
 )
 def test_refusals(step, read, error, text, run):
@@ -248,26 +321,41 @@ def test_a_criterion_sees_the_keys_that_it_sees_in_a_replay(score, run):
     rule = dx.Criterion(lambda batch: (), lambda i, output, memory: (score(output), memory))
     wanted = dx.replay(rule, dx.run_all(STEPS["tied"], STATE, N))
     found = RUNS[run](STEPS["tied"], rule)
-    assert found.exit_depth.tolist() == wanted.exit_depth.tolist() and len(set(found.exit_depth.tolist())) > 1
+    assert (
+        found.exit_depth.tolist() == wanted.exit_depth.tolist()
+        and len(set(found.exit_depth.tolist())) > 1
+    )
     close(found.output, wanted.output)
 
 
 def test_a_rule_may_count_on_the_exits_of_rows_in_a_stream():
-    rule = dx.Criterion(lambda batch: (), lambda i, o, memory: ((i[:, None] > 2).all(1) | (o["residual"] < 2.5), memory))
+    rule = dx.Criterion(
+        lambda batch: (),
+        lambda i, o, memory: ((i[:, None] > 2).all(1) | (o["residual"] < 2.5), memory),
+    )
     halted = RUNS["stream"](STEPS["tied"], rule)
-    assert halted.exit_depth.tolist() == jnp.minimum(RUNS["stream"](STEPS["tied"], BY_STATE).exit_depth, 4).tolist()
+    assert (
+        halted.exit_depth.tolist()
+        == jnp.minimum(RUNS["stream"](STEPS["tied"], BY_STATE).exit_depth, 4).tolist()
+    )
     assert not inside_loops(lambda state: RUNS["stream"](STEPS["tied"], rule), STATE)
 
 
 def test_an_output_of_late_entries_alone_is_read_at_every_exit():
     step = read_late(dx.tied_step(block, lambda p, s: {}, ONE), logits, HEAD)
     halted = RUNS["compacted"](step, criteria.max_probability_above(0.6))
-    assert halted.exit.tolist() == RUNS["compacted"](STEPS["tied"], criteria.max_probability_above(0.6)).exit.tolist()
+    assert (
+        halted.exit.tolist()
+        == RUNS["compacted"](STEPS["tied"], criteria.max_probability_above(0.6)).exit.tolist()
+    )
 
 
 def test_blocks_are_dropped_beneath_late_entries():
     kept, ones = jnp.array([True, False, True, True, False, True]), jnp.ones(N)
-    dropped, plain = (dropped_blocks(s, kept, ones) for s in (STEPS["stacked"], dx.stacked_step(block, residual, MANY)))
+    dropped, plain = (
+        dropped_blocks(s, kept, ones)
+        for s in (STEPS["stacked"], dx.stacked_step(block, residual, MANY))
+    )
     assert late_parts(dropped)
     found = dx.run_all(dropped, STATE, N)
     close(found["residual"], dx.run_all(plain, STATE, N)["residual"])
@@ -287,7 +375,13 @@ def test_rematerialised_heads_keep_no_inner_values():
     wide = jax.random.normal(KEYS[0], (D, 4000))
 
     def temporaries(make):
-        step = lambda w: make(read_late(dx.tied_step(block, residual, ONE), lambda w, s: {"a": jnp.tanh(s["h"] @ w).sum(1)}, w))
+        step = lambda w: make(
+            read_late(
+                dx.tied_step(block, residual, ONE),
+                lambda w, s: {"a": jnp.tanh(s["h"] @ w).sum(1)},
+                w,
+            )
+        )
         loss = lambda w: dx.run_all(step(w), STATE, N)["a"].sum()
         return jax.jit(jax.grad(loss)).lower(wide).compile().memory_analysis().temp_size_in_bytes
 
@@ -302,7 +396,9 @@ def test_late_entries_are_read_a_tile_at_a_time():
         widest.append(state["h"].shape[0])
         return logits(w, state)
 
-    halted = dx.run_stream(read_late(dx.tied_step(block, residual, ONE), read, HEAD), many, N, BY_STATE, slots=8)
+    halted = dx.run_stream(
+        read_late(dx.tied_step(block, residual, ONE), read, HEAD), many, N, BY_STATE, slots=8
+    )
     assert set(widest[-2:]) == {8, 210 % 8}
     close(halted.output["logits"], halted.state["h"] @ HEAD)
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import dynexit as dx
-from dynexit.exits import certainty, most_certain
+from dynexit.transforms import best_so_far as most_certain
+from dynexit.transforms.best_so_far import certainty
 
 EXITS, ROWS, PLACES, CLASSES = 5, 7, 3, 4
 SAID = 2 * np.random.default_rng(0).normal(size=(EXITS, ROWS, PLACES, CLASSES)).astype(np.float32)
@@ -17,7 +18,9 @@ def speaking(said, depth=EXITS):
     says = lambda p, s: {"logits": p[s["exit"], s["row"]]}
     step = lambda p: dx.tied_step(lambda p, s: s | {"exit": s["exit"] + 1}, says, p)
     embed = lambda p, rows: {"row": rows, "exit": jnp.full(rows.shape, -1, jnp.int32)}
-    return dx.Model(lambda key: jnp.asarray(said), embed, step, depth, tuple(f"s{i}" for i in range(EXITS)))
+    return dx.Model(
+        lambda key: jnp.asarray(said), embed, step, depth, tuple(f"s{i}" for i in range(EXITS))
+    )
 
 
 def certainty_by_hand(logits):
@@ -42,7 +45,9 @@ def run(said, rows=ROWS):
 
 def test_the_answer_is_the_most_certain_so_far():
     _, _, outputs = run(SAID)
-    np.testing.assert_allclose(jax.vmap(certainty)(jnp.asarray(SAID)), CERTAIN, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        jax.vmap(certainty)(jnp.asarray(SAID)), CERTAIN, rtol=1e-4, atol=1e-5
+    )
     np.testing.assert_array_equal(outputs["current"], SAID)
     np.testing.assert_array_equal(outputs["logits"], SAID[BEST, np.arange(ROWS)[None]])
     assert 1 < len({*BEST[-1]}) and (BEST[-1] < EXITS - 1).any()
@@ -53,7 +58,9 @@ def test_rows_leave_as_without_it_but_the_last_gives_its_best(schedule):
     step, state, outputs = run(SAID)
     threshold = np.sort(CERTAIN.max(axis=0))[2:4].mean()
     criterion = dx.criteria.gate_above(threshold, certainty)
-    first = [next((i for i in range(EXITS) if CERTAIN[i, b] > threshold), None) for b in range(ROWS)]
+    first = [
+        next((i for i in range(EXITS) if CERTAIN[i, b] > threshold), None) for b in range(ROWS)
+    ]
     assert None in first and len({*first}) > 2
     if schedule == "stream":
         halted = dx.run_stream(step, state, EXITS, criterion, slots=2)
@@ -63,16 +70,28 @@ def test_rows_leave_as_without_it_but_the_last_gives_its_best(schedule):
     for b, i in enumerate(first):
         wanted = CERTAIN[:, b].argmax() if i is None else i
         np.testing.assert_array_equal(halted.output["logits"][b], SAID[wanted, b])
-    np.testing.assert_array_equal(dx.replay(criterion, outputs).output["logits"], halted.output["logits"])
+    np.testing.assert_array_equal(
+        dx.replay(criterion, outputs).output["logits"], halted.output["logits"]
+    )
 
 
 def test_of_equals_the_first_and_a_nan_is_never_better():
     two = SAID[..., :2]  # of two classes either order has the same sums
-    said = np.stack([two[:2, 0], two[:2, 0][:, :, ::-1], two[1:3, 1], np.full_like(two[:2, 0], np.nan), two[3:5, 2]])
+    said = np.stack(
+        [
+            two[:2, 0],
+            two[:2, 0][:, :, ::-1],
+            two[1:3, 1],
+            np.full_like(two[:2, 0], np.nan),
+            two[3:5, 2],
+        ]
+    )
     certain = np.array([[certainty_by_hand(row) for row in exit] for exit in said])
     np.testing.assert_allclose(certain[0], certain[1])
     _, _, outputs = run(said, rows=2)
-    best = np.array([[np.nanargmax(np.round(certain[: i + 1, b], 9)) for b in range(2)] for i in range(EXITS)])
+    best = np.array(
+        [[np.nanargmax(np.round(certain[: i + 1, b], 9)) for b in range(2)] for i in range(EXITS)]
+    )
     assert (best[1] == 0).all() and (best[3] == best[2]).all()
     np.testing.assert_array_equal(outputs["logits"], said[best, np.arange(2)[None]])
     assert np.isnan(outputs["current"][3]).all()
@@ -80,7 +99,9 @@ def test_of_equals_the_first_and_a_nan_is_never_better():
 
 def test_the_gradient_goes_to_the_exit_that_was_kept():
     model = most_certain(speaking(SAID))
-    answer = lambda said: dx.run_all(model.steps(said), model.embed(said, jnp.arange(ROWS)), EXITS)["logits"][-1]
+    answer = lambda said: dx.run_all(model.steps(said), model.embed(said, jnp.arange(ROWS)), EXITS)[
+        "logits"
+    ][-1]
     slope = np.asarray(jax.grad(lambda said: answer(said)[..., 0].sum())(jnp.asarray(SAID)))
     wanted = np.zeros_like(SAID)
     wanted[BEST[-1], np.arange(ROWS), :, 0] = 1
@@ -88,11 +109,19 @@ def test_the_gradient_goes_to_the_exit_that_was_kept():
 
 
 def test_refusals():
-    with pytest.raises(TypeError, match="`model` must be one block or stack of blocks, not 2 stages"):
+    with pytest.raises(
+        TypeError, match="`model` must be one block or stack of blocks, not 2 stages"
+    ):
         most_certain(speaking(SAID)._replace(depth=(2, 3)))
     model = most_certain(speaking(SAID[..., :1]))
     with pytest.raises(ValueError, match="`logits` must have at least 2 classes"):
-        dx.run_all(model.steps(jnp.asarray(SAID[..., :1])), model.embed(jnp.asarray(SAID[..., :1]), jnp.arange(ROWS)), EXITS)
-    silent = speaking(SAID)._replace(steps=lambda p: dx.tied_step(lambda p, s: s, lambda p, s: {"gate": s["row"]}, p))
+        dx.run_all(
+            model.steps(jnp.asarray(SAID[..., :1])),
+            model.embed(jnp.asarray(SAID[..., :1]), jnp.arange(ROWS)),
+            EXITS,
+        )
+    silent = speaking(SAID)._replace(
+        steps=lambda p: dx.tied_step(lambda p, s: s, lambda p, s: {"gate": s["row"]}, p)
+    )
     with pytest.raises(ValueError, match="the output has the keys"):
         most_certain(silent).embed(jnp.asarray(SAID), jnp.arange(ROWS))

@@ -1,4 +1,6 @@
-"""Newton over time against the recurrence step by step: values, gradients, convergence, and what is said where it fails."""
+"""Newton over time against the recurrence step by step: values, gradients, convergence, and what is
+said where it fails.
+"""
 
 import importlib
 
@@ -8,8 +10,8 @@ import numpy as np
 import pytest
 from jax import lax
 
-from dynexit.exits import newton_scan as solve
-from dynexit.exits.newton_scan import affine_scan, check_elementwise
+from dynexit.solvers import newton_scan as solve
+from dynexit.solvers.newton_scan import affine_scan, check_elementwise
 
 B, L, D = 3, 48, 5
 
@@ -24,7 +26,11 @@ def gru(a, h, u):
 def drawn(scale, dtype=jnp.float32, length=L):
     keys = jax.random.split(jax.random.key(0), 3)
     draw = lambda key, shape: jax.random.normal(key, shape, dtype)
-    return scale * draw(keys[0], (3, D)), draw(keys[1], (B, length, 3, D)), 0.5 * draw(keys[2], (B, D))
+    return (
+        scale * draw(keys[0], (3, D)),
+        draw(keys[1], (B, length, 3, D)),
+        0.5 * draw(keys[2], (B, D)),
+    )
 
 
 def step_by_step(a, x, h):
@@ -38,7 +44,11 @@ def test_states_are_those_of_the_loop(scale, most):
     problem = drawn(scale)
     found = jax.jit(lambda *p: solve(gru, *p, most, 1e-6))(*problem)
     np.testing.assert_allclose(found.states, step_by_step(*problem), atol=3e-6)
-    assert bool(found.converged.all()) and (found.residual <= 1e-6).all() and (found.iterations <= most).all()
+    assert (
+        bool(found.converged.all())
+        and (found.residual <= 1e-6).all()
+        and (found.iterations <= most).all()
+    )
     assert (found.iterations >= 2).all()
 
 
@@ -51,26 +61,44 @@ def test_in_double_precision_to_the_tenth_digit():
 
 
 def sheets(scale):
-    """The sheet's problem in float64, T = 256 and d = 16: recurrent weights of that scale, inputs, h_0."""
+    """The sheet's problem in float64, T = 256 and d = 16: recurrent weights of that scale, inputs,
+    h_0.
+    """
     keys = jax.random.split(jax.random.key(0))
-    weights, x = (jax.random.normal(key, shape, jnp.float64) for key, shape in zip(keys, [(3, 16), (1, 256, 3, 16)], strict=True))
+    weights, x = (
+        jax.random.normal(key, shape, jnp.float64)
+        for key, shape in zip(keys, [(3, 16), (1, 256, 3, 16)], strict=True)
+    )
     return scale * weights, x, jnp.zeros((1, 16))
 
 
 def test_golden_errors_after_every_correction():
-    """Within a factor of 4 of the sheet's, the first k + 1 states exact; with weights of scale 3 it does not converge."""
-    run = jax.jit(lambda tolerance, *problem: (solve(gru, *problem, 8, tolerance), step_by_step(*problem)))
+    """Within a factor of 4 of the sheet's, the first k + 1 states exact; with weights of scale 3 it
+    does not converge.
+    """
+    run = jax.jit(
+        lambda tolerance, *problem: (solve(gru, *problem, 8, tolerance), step_by_step(*problem))
+    )
 
     def corrected(problem, tolerance):
         found, wanted = run(jnp.float32(tolerance), *problem)
         assert found.states.dtype == jnp.float64
-        return int(found.iterations[0]), float(found.residual[0]), np.abs(np.asarray(found.states - wanted)[0]).max(axis=1)
+        return (
+            int(found.iterations[0]),
+            float(found.residual[0]),
+            np.abs(np.asarray(found.states - wanted)[0]).max(axis=1),
+        )
 
     with jax.enable_x64(True):
-        for scale, sheet in {0.3: [1e-1, 2e-3, 6e-7, 7e-14, 3e-16], 1.0: [5e-1, 2e-1, 2e-2, 1e-4, 2e-8]}.items():
+        for scale, sheet in {
+            0.3: [1e-1, 2e-3, 6e-7, 7e-14, 3e-16],
+            1.0: [5e-1, 2e-1, 2e-2, 1e-4, 2e-8],
+        }.items():
             found, (k, residual, wrong) = [], corrected(sheets(scale), np.inf)
             while k < 5:
-                k, residual, wrong = corrected(sheets(scale), 0.99 * residual)  # just below: one more
+                k, residual, wrong = corrected(
+                    sheets(scale), 0.99 * residual
+                )  # just below: one more
                 found.append(wrong.max())
                 assert k == len(found) and wrong[: k + 1].max() < 1e-12
             np.testing.assert_allclose(np.log10(found), np.log10(sheet), atol=np.log10(4))
@@ -84,7 +112,10 @@ def test_golden_gradients_in_double_precision():
     with jax.enable_x64(True):
         pull = jax.random.normal(jax.random.key(1), (1, 256, 16), jnp.float64)
         slopes = lambda run: jax.jit(jax.grad(lambda *p: (pull * run(*p)).sum(), argnums=(0, 1, 2)))
-        by_newton, by_scan = slopes(lambda *p: solve(gru, *p, 8, 1e-13).states), slopes(step_by_step)
+        by_newton, by_scan = (
+            slopes(lambda *p: solve(gru, *p, 8, 1e-13).states),
+            slopes(step_by_step),
+        )
         for scale in (0.3, 1.0):
             for one, other in zip(by_newton(*sheets(scale)), by_scan(*sheets(scale)), strict=True):
                 assert one.dtype == jnp.float64
@@ -112,8 +143,12 @@ def test_gradients_are_those_through_the_loop():
 
 
 def test_a_jacobian_of_another_time_does_not_converge(monkeypatch):
-    """The convergence above is owed to the right Jacobians: shifted by one, as many corrections leave large errors."""
-    module = importlib.import_module("dynexit.exits.newton_scan")  # the package gives the function of that name
+    """The convergence above is owed to the right Jacobians: shifted by one, as many corrections
+    leave large errors.
+    """
+    module = importlib.import_module(
+        "dynexit.solvers.newton_scan"
+    )  # the package gives the function of that name
     problem, right = drawn(0.3), module.linearised
     good = solve(gru, *problem, 4, 1e-6)
 
@@ -163,7 +198,10 @@ def test_a_cell_that_mixes_channels_converges_and_is_told_apart():
     mixing = lambda p, h, u: jnp.tanh(h @ p + u)
     x, h = jax.random.normal(jax.random.key(6), (B, 12, D)), jnp.zeros((B, D))
     assert solve(mixing, w, x, h, 12, 1e-4).converged.all()
-    with pytest.raises(ValueError, match=r"`f` must be element-wise in h, but entry . of its result changes with entry . of h"):
+    with pytest.raises(
+        ValueError,
+        match=r"`f` must be element-wise in h, but entry . of its result changes with entry . of h",
+    ):
         check_elementwise(mixing, w, x[:, 0], jnp.ones((B, D)))
     check_elementwise(lambda p, h, u: jnp.tanh(h * p[:1] + u), w, x[:, 0], jnp.ones((B, D)))
 
@@ -175,7 +213,10 @@ def test_a_cell_that_mixes_channels_converges_and_is_told_apart():
         (dict(h=jnp.zeros(D)), "`h` must be floating point of shape [B, D], got float32[5]"),
         (dict(h=jnp.zeros((B, D), jnp.int32)), "got int32[3, 5]"),
         (dict(x=jnp.zeros(B)), "`x` must have leaves of shape [B, L, ...] with one L"),
-        (dict(f=lambda p, h, u: h[:, :1]), "`f` must return what h is, float32[3, 5], got float32[3, 1]"),
+        (
+            dict(f=lambda p, h, u: h[:, :1]),
+            "`f` must return what h is, float32[3, 5], got float32[3, 1]",
+        ),
         (dict(h=jnp.zeros((2, D))), "x and h"),
     ],
 )

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import dynexit as dx
-from dynexit.exits import Solver, begin_ode, ode_step
+from dynexit.solvers.ode import Solver, begin_ode, ode_step
 
 diffrax = pytest.importorskip("diffrax")
 ARRIVED = dx.criteria.gate_above(0.999)
@@ -33,7 +33,9 @@ def test_a_tolerance_sets_the_steps(rtol, steps, value):
     """Golden: y' = -y over [0, 1]."""
     found = run([1.0], Solver(rtol=rtol))
     assert int(found.exit_depth[0]) == steps
-    assert int(run([1.0], Solver(rtol=rtol, first=None)).exit_depth[0]) < steps  # estimated, the first step is longer
+    assert (
+        int(run([1.0], Solver(rtol=rtol, first=None)).exit_depth[0]) < steps
+    )  # estimated, the first step is longer
     assert float(found.output["logits"][0]) == pytest.approx(value, abs=5e-6)  # as printed
 
 
@@ -41,8 +43,13 @@ def test_each_row_takes_the_steps_that_diffrax_takes():
     rates, y, solver = [0.1, 1.0, 10.0, 50.0], jnp.array([1.0, -2.0, 0.5, 1.0]), Solver(rtol=1e-4)
 
     def theirs(rate, y):
-        term, controller = diffrax.ODETerm(lambda t, y, a: -rate * y), diffrax.PIDController(rtol=1e-4, atol=1e-6)
-        return diffrax.diffeqsolve(term, diffrax.Tsit5(), 0.0, 1.0, None, y, stepsize_controller=controller)
+        term, controller = (
+            diffrax.ODETerm(lambda t, y, a: -rate * y),
+            diffrax.PIDController(rtol=1e-4, atol=1e-6),
+        )
+        return diffrax.diffeqsolve(
+            term, diffrax.Tsit5(), 0.0, 1.0, None, y, stepsize_controller=controller
+        )
 
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         wanted = jax.vmap(theirs)(jnp.array(rates), y)
@@ -51,20 +58,28 @@ def test_each_row_takes_the_steps_that_diffrax_takes():
     np.testing.assert_allclose(found.output["logits"], wanted.ys[:, 0], rtol=1e-5, atol=1e-7)
     assert int(found.rows_executed) <= int(found.exit_depth.sum()) + 2 * 2  # tiles of two rows
     alone = run(rates[2:3], solver, y=y[2:3])
-    assert alone.exit_depth[0] == found.exit_depth[2] and alone.output["logits"][0] == pytest.approx(found.output["logits"][2])
+    assert alone.exit_depth[0] == found.exit_depth[2] and alone.output["logits"][
+        0
+    ] == pytest.approx(found.output["logits"][2])
 
 
 def test_the_steps_of_four_rates_and_of_one_problem_that_has_them_all():
-    """Golden: the sheet's table is that of atol = 1e-7; a shared step is nearly that of the stiffest."""
+    """Golden: the sheet's table is that of atol = 1e-7; a shared step is nearly that of the
+    stiffest.
+    """
     rates, solver = [0.1, 1.0, 10.0, 50.0], Solver(rtol=1e-4, atol=1e-7)
     for schedule in ("compacted", "masked"):
         assert run(rates, solver, schedule=schedule).exit_depth.tolist() == [3, 4, 16, 31]
-        assert run([rates], solver, y=jnp.ones((1, 4)), schedule=schedule).exit_depth.tolist() == [28]
+        assert run([rates], solver, y=jnp.ones((1, 4)), schedule=schedule).exit_depth.tolist() == [
+            28
+        ]
 
 
 def test_copies_of_a_row_are_copies():
     found = run([3.0] * 32, Solver())
-    assert len(set(found.exit_depth.tolist())) == 1 and len(set(found.output["logits"].tolist())) == 1
+    assert (
+        len(set(found.exit_depth.tolist())) == 1 and len(set(found.output["logits"].tolist())) == 1
+    )
 
 
 def bend(params, t, y, x):
@@ -73,7 +88,9 @@ def bend(params, t, y, x):
 
 def test_euler_is_the_residual_loop_and_so_is_its_gradient():
     solver, depth = Solver(scheme=diffrax.Euler, dt=0.125), 8
-    weights, x, y = (jax.random.normal(jax.random.key(k), s) for k, s in enumerate([(3, 3), (4, 3), (4, 3)]))
+    weights, x, y = (
+        jax.random.normal(jax.random.key(k), s) for k, s in enumerate([(3, 3), (4, 3), (4, 3)])
+    )
 
     def ours(weights, y):
         step = ode_step(bend, read, weights, solver)
@@ -82,24 +99,37 @@ def test_euler_is_the_residual_loop_and_so_is_its_gradient():
     def loop(weights, y):
         seen = []
         for k in range(depth):
-            y = y + 0.125 * jax.vmap(lambda y, x, k=k: bend(weights, jnp.float32(0.125 * k), y, x))(y, x)
+            y = y + 0.125 * jax.vmap(lambda y, x, k=k: bend(weights, jnp.float32(0.125 * k), y, x))(
+                y, x
+            )
             seen.append(y)
         return jnp.stack(seen)
 
     np.testing.assert_allclose(jax.jit(ours)(weights, y), loop(weights, y), rtol=1e-6, atol=1e-6)
-    slopes = [jax.jit(jax.grad(lambda w, y, f=f: jnp.square(f(w, y)[-1]).sum(), argnums=(0, 1)))(weights, y) for f in (ours, loop)]
+    slopes = [
+        jax.jit(jax.grad(lambda w, y, f=f: jnp.square(f(w, y)[-1]).sum(), argnums=(0, 1)))(
+            weights, y
+        )
+        for f in (ours, loop)
+    ]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *slopes)
 
 
 def test_the_gradient_is_that_of_finite_differences():
-    """Of all adaptive steps, to 3e-4 of the largest (the sheet's 1e-4 is of float64): central differences leave 1e-4."""
-    weights, x, y = (jax.random.normal(jax.random.key(k), s) for k, s in enumerate([(3, 3), (4, 3), (4, 3)]))
+    """Of all adaptive steps, to 3e-4 of the largest (the sheet's 1e-4 is of float64): central
+    differences leave 1e-4.
+    """
+    weights, x, y = (
+        jax.random.normal(jax.random.key(k), s) for k, s in enumerate([(3, 3), (4, 3), (4, 3)])
+    )
     solver = Solver(rtol=1e-6, atol=1e-6)
 
     @jax.jit
     def loss_and_slopes(weights, y):
         def loss(weights, y):
-            outputs = dx.run_all(ode_step(bend, read, weights, solver), begin_ode(bend, weights, x, y, solver), 12)
+            outputs = dx.run_all(
+                ode_step(bend, read, weights, solver), begin_ode(bend, weights, x, y, solver), 12
+            )
             return jnp.square(outputs["logits"][-1]).mean(), outputs["gate"][-1]
 
         return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(weights, y)
@@ -119,10 +149,20 @@ def test_the_gradient_is_that_of_finite_differences():
 
 
 def test_a_nan_row_uses_the_depth_up_and_stays_alone():
-    clean, broken = (run([1.0, 2.0, 10.0], Solver(), y=jnp.array([1.0, bad, 1.0])) for bad in (1.0, np.nan))
-    np.testing.assert_array_equal(np.asarray(broken.exit_depth)[[0, 2]], np.asarray(clean.exit_depth)[[0, 2]])
-    np.testing.assert_array_equal(np.asarray(broken.output["logits"])[[0, 2]], np.asarray(clean.output["logits"])[[0, 2]])
-    assert broken.exit_depth[1] == 60 and broken.nan_exits.tolist() == [0, 1, 0] and broken.output["gate"][1] < 1
+    clean, broken = (
+        run([1.0, 2.0, 10.0], Solver(), y=jnp.array([1.0, bad, 1.0])) for bad in (1.0, np.nan)
+    )
+    np.testing.assert_array_equal(
+        np.asarray(broken.exit_depth)[[0, 2]], np.asarray(clean.exit_depth)[[0, 2]]
+    )
+    np.testing.assert_array_equal(
+        np.asarray(broken.output["logits"])[[0, 2]], np.asarray(clean.output["logits"])[[0, 2]]
+    )
+    assert (
+        broken.exit_depth[1] == 60
+        and broken.nan_exits.tolist() == [0, 1, 0]
+        and broken.output["gate"][1] < 1
+    )
 
 
 def test_rows_that_arrived_stay():
@@ -155,5 +195,7 @@ def test_a_solver_of_another_kind_is_refused():
 
     field, steady = lambda p, t, y, x: -x * y, Solver(scheme=diffrax.Euler, dt=0.1)
     state = begin_ode(field, (), jnp.ones(2), jnp.ones(2), steady)
-    with pytest.raises(ValueError, match="`solver` must be the one that `begin_ode` was given for this state"):
+    with pytest.raises(
+        ValueError, match="`solver` must be the one that `begin_ode` was given for this state"
+    ):
         dx.run_all(ode_step(field, lambda p, y: y, (), Solver()), state, 3)

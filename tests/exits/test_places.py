@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import dynexit as dx
-from dynexit.exits.places import by_place
+from dynexit.transforms.per_token import by_place
 
 B, L, D, N = 5, 4, 6, 12
 W = 0.9 * jax.random.orthogonal(jax.random.key(0), D)
@@ -26,7 +26,12 @@ RULE = dx.criteria.divergence_below(2e-3)
 def oracle(h):
     """One row, place by place; a place that has left keeps its state and its answer."""
     h, places = np.array(h), len(h)
-    before, answer, steps, alive = None, np.zeros((places, 3)), np.zeros(places, int), np.ones(places, bool)
+    before, answer, steps, alive = (
+        None,
+        np.zeros((places, 3)),
+        np.zeros(places, int),
+        np.ones(places, bool),
+    )
     while alive.any() and steps.max() < N:
         new = np.asarray(block(W, {"h": jnp.asarray(h)[None]})["h"][0])
         h[alive] = new[alive]
@@ -53,7 +58,10 @@ def test_every_place_leaves_on_its_own(schedule):
     for row in range(B):
         answer, steps, depth = oracle(H[row])
         np.testing.assert_allclose(halted.output["output"][row], answer, atol=1e-5)
-        assert halted.output["steps"][row].tolist() == steps.tolist() and halted.exit_depth[row] == depth
+        assert (
+            halted.output["steps"][row].tolist() == steps.tolist()
+            and halted.exit_depth[row] == depth
+        )
     assert len(set(np.asarray(halted.output["steps"]).ravel().tolist())) > 3, "places differ"
 
 
@@ -66,15 +74,20 @@ def test_refusals():
         by_place(STEP, {"h": H}, 0.1)
     rows = dx.tied_step(block, lambda w, state: state["h"][:, 0, 0], W)
     with pytest.raises(
-        ValueError, match=r"`step` must give outputs of shape \[b, L, ...\], one place axis for all, got float32\[5\]"
+        ValueError,
+        match=r"`step` must give outputs of shape \[b, L, ...\], one place axis for all, got float32\[5\]",
     ):
         by_place(rows, {"h": H}, RULE)
 
 
 def test_several_iterations_a_step_are_counted():
-    step = dx.tied_step(lambda p, s: {"h": s["h"] + p}, lambda p, s: s["h"], jnp.float32(1.0), blocks=4)
+    step = dx.tied_step(
+        lambda p, s: {"h": s["h"] + p}, lambda p, s: s["h"], jnp.float32(1.0), blocks=4
+    )
     never = dx.Criterion(lambda places: (), lambda i, output, memory: (output < 0.0, memory))
-    halted = dx.run_until(*by_place(step, {"h": jnp.zeros((2, 3))}, never), 8, dx.criteria.gate_above(0.5))
+    halted = dx.run_until(
+        *by_place(step, {"h": jnp.zeros((2, 3))}, never), 8, dx.criteria.gate_above(0.5)
+    )
     assert (halted.output["output"] == 8.0).all() and halted.exit_depth.tolist() == [8, 8]
 
 

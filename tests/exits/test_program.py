@@ -12,8 +12,8 @@ import oracle
 import pytest
 
 import dynexit as dx
-from dynexit.exits.run import _run_until
-from dynexit.exits.stream import stream
+from dynexit.engine.run import _run_until
+from dynexit.engine.streaming.stream import stream
 
 STATM = pathlib.Path("/proc/self/statm")
 CALLED = re.compile(
@@ -48,29 +48,48 @@ def test_the_parser_finds_what_a_loop_does():
         return jax.lax.fori_loop(0, x.astype(jnp.int32)[0], lambda _, x: jnp.sort(x), x)
 
     text = (
-        jax.jit(lambda x: jnp.cumsum(jax.lax.fori_loop(0, 5, lambda _, x: inner(x) + 1, x))).lower(jnp.ones(7)).compile().as_text()
+        jax.jit(lambda x: jnp.cumsum(jax.lax.fori_loop(0, 5, lambda _, x: inner(x) + 1, x)))
+        .lower(jnp.ones(7))
+        .compile()
+        .as_text()
     )
     loops = in_loops(text)
-    assert any(" sort(" in line for line in loops) and any(" sort(" in line for line in text.splitlines())
+    assert any(" sort(" in line for line in loops) and any(
+        " sort(" in line for line in text.splitlines()
+    )
     assert not any("ENTRY" in line for line in loops) and len(loops) < len(text.splitlines())
 
 
 def program(make, schedule, tile=None, keep=True, rows=123):
     problem = make(rows=rows)
     criterion = dx.criteria.any_of(dx.criteria.max_probability_above(0.6), dx.criteria.patience(2))
-    return _run_until.lower(problem.step, problem.state, problem.depth, criterion, schedule, tile, keep, None)
+    return _run_until.lower(
+        problem.step, problem.state, problem.depth, criterion, schedule, tile, keep, None
+    )
 
 
 @pytest.mark.parametrize(
-    "make, keep", [(oracle.homogeneous, True), (oracle.homogeneous, False), (oracle.switched, True), (oracle.tied, False)]
+    "make, keep",
+    [
+        (oracle.homogeneous, True),
+        (oracle.homogeneous, False),
+        (oracle.switched, True),
+        (oracle.tied, False),
+    ],
 )
 def test_the_loops_of_tiles_copy_no_state(make, keep):
-    """The live rows (123 places) and the departed (a tile's end more) are written in place, tiles of one row among them."""
+    """The live rows (123 places) and the departed (a tile's end more) are written in place, tiles
+    of one row among them.
+    """
     tiling = (dx.Tiling((8, 1), (8.5, 1.5)),)
     text = program(make, "compacted", tiling, keep).compile().as_text()
     room = 123 + tiling[0].waste(123)
-    assert re.search(r"f32\[123,4,6\]\S* (fusion|dynamic-update-slice)\(", "\n".join(in_loops(text)))
-    copies = [line for line in in_loops(text) if re.search(rf"= f32\[(123|{room}),4,6\]\S* copy\(", line)]
+    assert re.search(
+        r"f32\[123,4,6\]\S* (fusion|dynamic-update-slice)\(", "\n".join(in_loops(text))
+    )
+    copies = [
+        line for line in in_loops(text) if re.search(rf"= f32\[(123|{room}),4,6\]\S* copy\(", line)
+    ]
     assert copies == []
 
 
@@ -87,7 +106,9 @@ def test_one_row_has_one_loop_and_no_tiles():
         lower = lambda schedule, rows, make=make: _lowered(make, schedule, rows)
         auto, masked = lower("auto", 1), lower("masked", 1)
         assert auto == masked
-        assert loops(auto) == (2 if make is oracle.staged else 1)  # one for each stage of several steps
+        assert loops(auto) == (
+            2 if make is oracle.staged else 1
+        )  # one for each stage of several steps
         assert "stablehlo.sort" not in auto
         assert loops(lower("auto", 2)) > loops(auto) and "stablehlo.sort" in lower("auto", 2)
 
@@ -95,21 +116,31 @@ def test_one_row_has_one_loop_and_no_tiles():
 def _lowered(make, schedule, rows):
     problem = make(rows=rows)
     step, depth = (tuple(x) if isinstance(x, list) else x for x in (problem.step, problem.depth))
-    return _run_until.lower(step, problem.state, depth, oracle.leave_at([1] * rows), schedule, None, True, None).as_text()
+    return _run_until.lower(
+        step, problem.state, depth, oracle.leave_at([1] * rows), schedule, None, True, None
+    ).as_text()
 
 
 def bounded(schedule):
     def gradient(step, state, depth, criterion):
-        loss = lambda step: (dx.run_bounded(step, state, depth, criterion, schedule, 4).output["logits"] ** 2).sum()
+        loss = lambda step: (
+            dx.run_bounded(step, state, depth, criterion, schedule, 4).output["logits"] ** 2
+        ).sum()
         return jax.grad(loss, allow_int=True)(step)
 
     return jax.jit(gradient, static_argnums=2)
 
 
 PROGRAMS = {
-    "compacted": lambda p, c: _run_until.lower(p.step, p.state, p.depth, c, "compacted", 4, True, None),
-    "masked": lambda p, c: _run_until.lower(p.step, p.state, p.depth, c, "masked", None, True, None),
-    "per_row": lambda p, c: _run_until.lower(p.step, p.state, p.depth, c, "per_row", None, True, None),
+    "compacted": lambda p, c: _run_until.lower(
+        p.step, p.state, p.depth, c, "compacted", 4, True, None
+    ),
+    "masked": lambda p, c: _run_until.lower(
+        p.step, p.state, p.depth, c, "masked", None, True, None
+    ),
+    "per_row": lambda p, c: _run_until.lower(
+        p.step, p.state, p.depth, c, "per_row", None, True, None
+    ),
     "stream": lambda p, c: stream.lower(p.step, p.state, np.int32(13), p.depth, c, 4, True),
     "gradient, masked": lambda p, c: bounded("masked").lower(p.step, p.state, p.depth, c),
     "gradient, compacted": lambda p, c: bounded("compacted").lower(p.step, p.state, p.depth, c),
@@ -118,17 +149,24 @@ PROGRAMS = {
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_programs_do_not_grow_with_the_depth_and_never_call_the_host(name):
-    # The masked schedule with a gradient is a tree of checkpoints, and one more level with every fourfold depth: both of these
-    # depths have 3 levels. A level makes the program a third larger (12 blocks: 63 kB of StableHLO, 48 blocks: 87 kB).
+    # The masked schedule with a gradient is a tree of checkpoints, and one more level with every
+    # fourfold depth: both of these depths have 3 levels. A level makes the program a third larger
+    # (12 blocks: 63 kB of StableHLO, 48 blocks: 87 kB).
     shallow, deep = (20, 60) if name == "gradient, masked" else (12, 48)
     lowered, compiled = [], []
     for blocks in (shallow, deep):
-        made = PROGRAMS[name](oracle.homogeneous(blocks=blocks), dx.criteria.max_probability_above(0.6))
+        made = PROGRAMS[name](
+            oracle.homogeneous(blocks=blocks), dx.criteria.max_probability_above(0.6)
+        )
         lowered.append(made.as_text())
         compiled.append(made.compile().as_text())
     assert len(lowered[1]) <= 1.15 * len(lowered[0])
     assert len(compiled[1]) <= 1.15 * len(compiled[0])
-    host = [line for line in compiled[1].splitlines() if re.search(r"callback| (infeed|outfeed|send|recv)(-done)?\(", line)]
+    host = [
+        line
+        for line in compiled[1].splitlines()
+        if re.search(r"callback| (infeed|outfeed|send|recv)(-done)?\(", line)
+    ]
     assert host == []
 
 
@@ -136,13 +174,22 @@ def test_a_level_of_the_tree_of_checkpoints_makes_the_gradient_no_more_than_half
     sizes = []
     for blocks in (4, 16, 64, 256):
         problem = oracle.homogeneous(blocks=blocks)
-        sizes.append(len(bounded("masked").lower(problem.step, problem.state, blocks, dx.criteria.patience(1)).as_text()))
+        sizes.append(
+            len(
+                bounded("masked")
+                .lower(problem.step, problem.state, blocks, dx.criteria.patience(1))
+                .as_text()
+            )
+        )
     assert (np.diff(sizes) < 0.5 * sizes[1]).all(), sizes
 
 
 @pytest.mark.parametrize("name", ["until", "bounded", "stream"])
 def test_a_thousand_calls_leave_nothing_behind(name):
-    traces, problem = [], oracle.tied(rows=6, blocks=4) if name == "stream" else oracle.homogeneous(rows=6, blocks=4)
+    traces, problem = (
+        [],
+        oracle.tied(rows=6, blocks=4) if name == "stream" else oracle.homogeneous(rows=6, blocks=4),
+    )
 
     def apply(w, i, state):
         traces.append(1)
@@ -156,7 +203,10 @@ def test_a_thousand_calls_leave_nothing_behind(name):
     }[name]
 
     def calls(count):
-        exits = {tuple(np.asarray(run(dx.criteria.max_probability_above(t)).exit).tolist()) for t in np.linspace(0.3, 0.99, count)}
+        exits = {
+            tuple(np.asarray(run(dx.criteria.max_probability_above(t)).exit).tolist())
+            for t in np.linspace(0.3, 0.99, count)
+        }
         gc.collect()
         return len(exits), len(jax.live_arrays()), len(traces), resident()
 
@@ -166,7 +216,10 @@ def test_a_thousand_calls_leave_nothing_behind(name):
     assert (arrays_after, traced_after) == (arrays, traced)
     if bytes_ is None:
         pytest.skip("no /proc: the resident size is unknown")
-    limit, grown = 8 * 2**20, bytes_after - bytes_  # 8 KiB a call; the outputs of one are 0.6 KiB, its program far more
+    limit, grown = (
+        8 * 2**20,
+        bytes_after - bytes_,
+    )  # 8 KiB a call; the outputs of one are 0.6 KiB, its program far more
     if grown >= limit:  # on a busy machine the allocator keeps some, once; a leak grows again
         grown = calls(1000)[-1] - bytes_after
     assert grown < limit
@@ -174,4 +227,6 @@ def test_a_thousand_calls_leave_nothing_behind(name):
 
 def resident():
     """Bytes of this process in memory, or None."""
-    return int(STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if STATM.exists() else None
+    return (
+        int(STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if STATM.exists() else None
+    )

@@ -1,7 +1,8 @@
 """Random networks, batches, criteria and schedules against a Python loop over rows.
 
-The arithmetic is exact in every dtype: states are integers modulo 7, weights are -1, 0 and 1, logits are quarters. So no decision
-flips by rounding, the loop is numpy in float64, and results are compared for equality.
+The arithmetic is exact in every dtype: states are integers modulo 7, weights are -1, 0 and 1,
+logits are quarters. So no decision flips by rounding, the loop is numpy in float64, and results are
+compared for equality.
 """
 
 from typing import Any, NamedTuple
@@ -15,7 +16,12 @@ import pytest
 
 import dynexit as dx
 
-FEW: dict = {"derandomize": True, "deadline": None, "database": None, "suppress_health_check": list(hypothesis.HealthCheck)}
+FEW: dict = {
+    "derandomize": True,
+    "deadline": None,
+    "database": None,
+    "suppress_health_check": list(hypothesis.HealthCheck),
+}
 FEW["phases"] = (hypothesis.Phase.generate,)  # shrinking compiles hundreds of programs
 MANY = hypothesis.settings(max_examples=200, **FEW)
 DTYPES = ("float32", "bfloat16", "float16")
@@ -58,7 +64,9 @@ class Problem(NamedTuple):
 
 def pack(x, age, flag, like):
     """A state of the form of `like`, a state or the name of a form; in a bare one there is x alone."""
-    form = like if isinstance(like, str) else {dict: "dict", tuple: "nested"}.get(type(like), "bare")
+    form = (
+        like if isinstance(like, str) else {dict: "dict", tuple: "nested"}.get(type(like), "bare")
+    )
     return {"bare": x, "dict": {"x": x, "age": age}, "nested": (age, ({"x": x}, flag))}[form]
 
 
@@ -75,7 +83,9 @@ def block(p, state):
     dtype = p["w"].dtype
     shift = p["k"] if age is None else (p["k"] + age % 2)[:, None]
     x = jnp.mod(x.astype(dtype) @ p["w"] + shift.astype(dtype), jnp.asarray(7, dtype))
-    return pack(x, None if age is None else (3 * age + p["k"]) % 97, None if flag is None else ~flag, state)
+    return pack(
+        x, None if age is None else (3 * age + p["k"]) % 97, None if flag is None else ~flag, state
+    )
 
 
 def head(p, state):
@@ -89,7 +99,9 @@ def step_of(part):
         return dx.tied_step(block, head, part.weights[0])
     if part.kind == "switched":
         return dx.switched_step(block, head, part.weights)
-    return dx.stacked_step(block, head, jax.tree.map(lambda *a: np.stack(a), *part.weights), blocks=part.blocks)
+    return dx.stacked_step(
+        block, head, jax.tree.map(lambda *a: np.stack(a), *part.weights), blocks=part.blocks
+    )
 
 
 def network(problem):
@@ -104,9 +116,11 @@ def criterion_of(rule):
         return getattr(dx.criteria, name)(*map(criterion_of, values))
     if name == "not_before":
         return dx.criteria.not_before(values[0], criterion_of(values[1]))
-    return {"at_depth": dx.criteria.at_depth, "max": dx.criteria.max_probability_above, "patience": dx.criteria.patience}[name](
-        *values
-    )
+    return {
+        "at_depth": dx.criteria.at_depth,
+        "max": dx.criteria.max_probability_above,
+        "patience": dx.criteria.patience,
+    }[name](*values)
 
 
 # The oracle: a row, block by block.
@@ -118,7 +132,9 @@ def first_memory(rule, b):
         return tuple(first_memory(r, b) for r in values)
     if name == "not_before":
         return first_memory(values[1], b)
-    return {"at_depth": lambda: values[0][b], "max": lambda: (), "patience": lambda: (-1, 0)}[name]()
+    return {"at_depth": lambda: values[0][b], "max": lambda: (), "patience": lambda: (-1, 0)}[
+        name
+    ]()
 
 
 def verdict(rule, exit, logits, memory):
@@ -126,7 +142,9 @@ def verdict(rule, exit, logits, memory):
     name, *values = rule
     if name in ("any_of", "all_of"):
         said = [verdict(r, exit, logits, m) for r, m in zip(values, memory, strict=True)]
-        return (any if name == "any_of" else all)(halt for halt, _ in said), tuple(m for _, m in said)
+        return (any if name == "any_of" else all)(halt for halt, _ in said), tuple(
+            m for _, m in said
+        )
     if name == "not_before":
         halt, memory = verdict(values[1], exit, logits, memory)
         return halt and exit + 1 >= values[0], memory
@@ -155,8 +173,12 @@ class Row(NamedTuple):
 
 
 def run_row(problem, b):
-    """Row b alone: the definition. A state for every stage: as the row left it, None where it never came."""
-    x, age, flag = (np.asarray(a[b], t) for a, t in zip(problem.rows, (np.float64, int, bool), strict=True))
+    """Row b alone: the definition. A state for every stage: as the row left it, None where it never
+    came.
+    """
+    x, age, flag = (
+        np.asarray(a[b], t) for a, t in zip(problem.rows, (np.float64, int, bool), strict=True)
+    )
     memory, states, found, exit, nans, depth = first_memory(problem.rule, b), [], None, -1, 0, 0
     for part in problem.parts:
         if found is not None:
@@ -187,7 +209,9 @@ def run_rows(problem):
 
 def assert_equal(halted, rows, several, replayed=False):
     """`halted` is what the loop over rows found, exactly."""
-    same = lambda got, want: np.testing.assert_array_equal(np.asarray(got, np.float64), np.asarray(want, np.float64))
+    same = lambda got, want: np.testing.assert_array_equal(
+        np.asarray(got, np.float64), np.asarray(want, np.float64)
+    )
     same(halted.exit, [r.exit for r in rows])
     same(halted.nan_exits, [r.nans for r in rows])
     same(halted.exit_depth, [r.exit + 1 if replayed else r.depth for r in rows])
@@ -197,8 +221,14 @@ def assert_equal(halted, rows, several, replayed=False):
         for got, want in ((halted.output, row.output), (halted.memory, row.memory)):
             jax.tree.map(same, of_row(got), jax.tree.leaves(want))
         if not replayed and halted.state is not None:
-            for got, want in zip(halted.state if several else [halted.state], row.states, strict=True):
-                jax.tree.map(same, of_row(got), [0 * a for a in of_row(got)] if want is None else jax.tree.leaves(want))
+            for got, want in zip(
+                halted.state if several else [halted.state], row.states, strict=True
+            ):
+                jax.tree.map(
+                    same,
+                    of_row(got),
+                    [0 * a for a in of_row(got)] if want is None else jax.tree.leaves(want),
+                )
 
 
 # How the engine may run it.
@@ -215,7 +245,14 @@ def until(schedule):
 
 def bounded(schedule):
     def run(problem, step, depth, state, criterion, draw):
-        return dx.run_bounded(step, state, depth, criterion, schedule, draw(tiles(problem)) if schedule == "compacted" else None)
+        return dx.run_bounded(
+            step,
+            state,
+            depth,
+            criterion,
+            schedule,
+            draw(tiles(problem)) if schedule == "compacted" else None,
+        )
 
     return run
 
@@ -225,14 +262,20 @@ def streamed(problem, step, depth, state, criterion, draw):
 
 
 def replayed(problem, step, depth, state, criterion, draw):
-    return dx.replay(criterion, jax.jit(lambda step, state: dx.run_all(step, state, depth))(step, state))
+    return dx.replay(
+        criterion, jax.jit(lambda step, state: dx.run_all(step, state, depth))(step, state)
+    )
 
 
 def sharded(problem, step, depth, state, criterion, draw):
     each = problem.parts[0].blocks
-    rebalance = sorted(draw(st.sets(st.sampled_from(range(each, depth, each))))) if depth > each else []
+    rebalance = (
+        sorted(draw(st.sets(st.sampled_from(range(each, depth, each))))) if depth > each else []
+    )
     mesh = jax.make_mesh((2,), ("data",))
-    return dx.run_sharded(step, state, depth, criterion, mesh, rebalance=rebalance, tile=draw(tiles(problem)))
+    return dx.run_sharded(
+        step, state, depth, criterion, mesh, rebalance=rebalance, tile=draw(tiles(problem))
+    )
 
 
 EVERYWHERE = {
@@ -247,14 +290,21 @@ ONE_STEP = {"stream": streamed, "sharded": sharded}
 
 
 def tilings(rows):
-    sizes = st.sets(st.integers(1, rows + 3), min_size=1, max_size=3).map(lambda s: sorted(s, reverse=True))
+    sizes = st.sets(st.integers(1, rows + 3), min_size=1, max_size=3).map(
+        lambda s: sorted(s, reverse=True)
+    )
     cost = lambda s: st.lists(st.floats(0.5, 8), min_size=len(s), max_size=len(s))
     return sizes.flatmap(lambda s: cost(s).map(lambda c: dx.Tiling(tuple(s), tuple(c))))
 
 
 def tiles(problem):
     rows = len(problem.rows[0])
-    return st.one_of(st.none(), st.integers(1, rows + 3), tilings(rows), st.tuples(*(tilings(rows) for _ in problem.parts)))
+    return st.one_of(
+        st.none(),
+        st.integers(1, rows + 3),
+        tilings(rows),
+        st.tuples(*(tilings(rows) for _ in problem.parts)),
+    )
 
 
 @st.composite
@@ -272,19 +322,31 @@ def rules(draw, rows, exits):
     made = draw(st.sampled_from(["leaf"] * 5 + ["any_of", "all_of", "not_before"]))
     if made == "leaf":
         return leaf()
-    return (made, draw(st.integers(1, exits + 1)), leaf()) if made == "not_before" else (made, leaf(), leaf())
+    return (
+        (made, draw(st.integers(1, exits + 1)), leaf())
+        if made == "not_before"
+        else (made, leaf(), leaf())
+    )
 
 
 @st.composite
 def problems(draw, dtypes=DTYPES, poison=True):
     numbers = np.random.default_rng(draw(st.integers(0, 999)))
-    rows, dtype, form = draw(st.integers(1, 24)), draw(st.sampled_from(dtypes)), draw(st.sampled_from(["bare", "dict", "nested"]))
+    rows, dtype, form = (
+        draw(st.integers(1, 24)),
+        draw(st.sampled_from(dtypes)),
+        draw(st.sampled_from(["bare", "dict", "nested"])),
+    )
     several, width, inner = draw(st.booleans()) and draw(st.booleans()), 4, dtype
     x = numbers.integers(0, 7, (rows, width)).astype(jnp.dtype(dtype))
     parts, left = [], draw(st.integers(1 + several, 7))
     while left and len(parts) < 4:
-        kind, each = draw(st.sampled_from([("stacked", 1), ("stacked", 2), ("switched", 1), ("tied", 1)]))
-        depth = draw(st.integers(1, left - (not parts)) | st.just(1)) if several else left  # one block may change width and dtype
+        kind, each = draw(
+            st.sampled_from([("stacked", 1), ("stacked", 2), ("switched", 1), ("tied", 1)])
+        )
+        depth = (
+            draw(st.integers(1, left - (not parts)) | st.just(1)) if several else left
+        )  # one block may change width and dtype
         each = each if depth % each == 0 else 1
         wide, narrow = width, draw(st.sampled_from([2, 3])) if depth == 1 and several else width
         inner = draw(st.sampled_from([dtype, "float32"])) if depth == 1 and several else inner
@@ -300,7 +362,10 @@ def problems(draw, dtypes=DTYPES, poison=True):
         width, left = narrow, left - depth
     if poison and draw(st.integers(0, 3)) == 0:
         x[numbers.integers(rows), 0] = np.nan
-    age, flag = numbers.integers(0, 97, rows).astype(np.int32), numbers.integers(0, 2, (rows, 2)).astype(bool)
+    age, flag = (
+        numbers.integers(0, 97, rows).astype(np.int32),
+        numbers.integers(0, 2, (rows, 2)).astype(bool),
+    )
     problem = Problem(parts, form, (x, age, flag), ())
     return problem._replace(rule=draw(rules(rows, problem.exits)))
 
@@ -308,7 +373,11 @@ def problems(draw, dtypes=DTYPES, poison=True):
 def chosen(problem, order):
     """The problem for some of its rows."""
     pick = lambda rule: tuple(
-        value[order] if rule[0] == "at_depth" and n else pick(value) if isinstance(value, tuple) else value
+        value[order]
+        if rule[0] == "at_depth" and n
+        else pick(value)
+        if isinstance(value, tuple)
+        else value
         for n, value in enumerate(rule)
     )
     return problem._replace(rows=tuple(a[order] for a in problem.rows), rule=pick(problem.rule))
@@ -317,7 +386,9 @@ def chosen(problem, order):
 def engine(problem, way, draw):
     step, depth = network(problem)
     run = {**EVERYWHERE, **ONE_STEP}[way]
-    return run(problem, step, depth, pack(*problem.rows, problem.form), criterion_of(problem.rule), draw)
+    return run(
+        problem, step, depth, pack(*problem.rows, problem.form), criterion_of(problem.rule), draw
+    )
 
 
 def ways(problem, most):
@@ -341,11 +412,21 @@ def check_schedules(problem, data):
 
 
 def check_company(problem, data):
-    """The order of the batch and who else is in it change nothing: the loop over the rows is asked once."""
-    rows, order = run_rows(problem), np.asarray(data.draw(st.permutations(range(len(problem.rows[0])))))
+    """The order of the batch and who else is in it change nothing: the loop over the rows is asked
+    once.
+    """
+    rows, order = (
+        run_rows(problem),
+        np.asarray(data.draw(st.permutations(range(len(problem.rows[0]))))),
+    )
     (way,) = data.draw(ways(problem, 1))
     replay = way == "replay"
-    assert_equal(engine(chosen(problem, order), way, data.draw), [rows[b] for b in order], problem.several, replay)
+    assert_equal(
+        engine(chosen(problem, order), way, data.draw),
+        [rows[b] for b in order],
+        problem.several,
+        replay,
+    )
     few = order[: data.draw(st.integers(1, 3))]
     alone = chosen(problem, few)
     way = way if way != "sharded" or len(few) == 2 else "stream"
@@ -353,7 +434,9 @@ def check_company(problem, data):
 
 
 def gradient_of_rows(problem, rows, of_logits, of_x):
-    """Backwards by hand, row by row: modulo 7 has the slope 1 and decisions have none. For x, and for w and out of each block."""
+    """Backwards by hand, row by row: modulo 7 has the slope 1 and decisions have none. For x, and
+    for w and out of each block.
+    """
     weights = problem.parts[0].weights
     of_w, of_out = ([np.zeros(p[name].shape) for p in weights] for name in ("w", "out"))
     of_start = np.zeros(problem.rows[0].shape)
@@ -391,10 +474,14 @@ def check_gradients(problem, data):
             step = {
                 "tied": lambda: dx.tied_step(block, head, whole[0]),
                 "switched": lambda: dx.switched_step(block, head, whole),
-                "stacked": lambda: dx.stacked_step(block, head, jax.tree.map(stack, *whole), blocks=part.blocks),
+                "stacked": lambda: dx.stacked_step(
+                    block, head, jax.tree.map(stack, *whole), blocks=part.blocks
+                ),
             }[part.kind]()
             state = pack(x, *problem.rows[1:], problem.form)
-            halted = dx.run_bounded(step, state, part.depth, criterion_of(problem.rule), schedule, tile)
+            halted = dx.run_bounded(
+                step, state, part.depth, criterion_of(problem.rule), schedule, tile
+            )
             logits = halted.output if problem.form == "bare" else halted.output["logits"]
             return (logits * of_logits).sum() + (unpack(halted.state)[0] * of_x).sum()
 

@@ -14,7 +14,9 @@ LEAVE = dx.criteria.max_probability_above(0.5)
 
 def run(step=None, state=None, depth=6, criterion=LEAVE, **kwargs):
     problem = oracle.homogeneous()
-    return dx.run_until(step or problem.step, problem.state if state is None else state, depth, criterion, **kwargs)
+    return dx.run_until(
+        step or problem.step, problem.state if state is None else state, depth, criterion, **kwargs
+    )
 
 
 def plain(apply):
@@ -28,7 +30,11 @@ def plain(apply):
         (dict(depth=2.5), TypeError, "`depth` must be a Python integer, got float 2.5"),
         (dict(depth=[3, 3]), TypeError, "`step` is one step, so `depth` must be one integer, got"),
         (dict(step=7), TypeError, "`step` must be a dx.Step, got int"),
-        (dict(schedule="fast"), ValueError, "`schedule` must be one of 'auto', 'compacted', 'masked', 'per_row', got 'fast'"),
+        (
+            dict(schedule="fast"),
+            ValueError,
+            "`schedule` must be one of 'auto', 'compacted', 'masked', 'per_row', got 'fast'",
+        ),
         (dict(tile=0), ValueError, "`tile` must be at least 1, got 0"),
         (dict(criterion=0.9), TypeError, "`criterion` must be a dx.Criterion, got float"),
         (dict(state={"x": jnp.zeros((0, 4))}), ValueError, r"`state` is an empty batch \(0 rows\)"),
@@ -42,7 +48,11 @@ def plain(apply):
             ValueError,
             r"has thresholds of shape \[6\], but the run has 6 exits and wants \[5\] \(or temperatures of \[7\], where \[6\]",
         ),
-        (dict(criterion=dx.criteria.at_depth(jnp.ones(7, jnp.int32))), ValueError, "for a batch of 13 rows"),
+        (
+            dict(criterion=dx.criteria.at_depth(jnp.ones(7, jnp.int32))),
+            ValueError,
+            "for a batch of 13 rows",
+        ),
         (
             dict(criterion=dx.Criterion(lambda b: (), lambda i, o, m: o["gate"] > 0)),
             TypeError,
@@ -54,7 +64,11 @@ def plain(apply):
             r"must return halt as bool\[13\], one entry a row, got float32\[13\]",
         ),
         (
-            dict(criterion=dx.Criterion(lambda b: jnp.zeros(b), lambda i, o, m: (m > 1, m.astype(jnp.int32)))),
+            dict(
+                criterion=dx.Criterion(
+                    lambda b: jnp.zeros(b), lambda i, o, m: (m > 1, m.astype(jnp.int32))
+                )
+            ),
             ValueError,
             "`criterion.update` changed the memory",
         ),
@@ -78,7 +92,11 @@ def plain(apply):
             ValueError,
             r"was given 13 rows and returned output of shape \[\]; its leading axis must be the 13 rows",
         ),
-        (dict(step=plain(lambda w, i, h: (h, ()))), ValueError, "returned an output without arrays"),
+        (
+            dict(step=plain(lambda w, i, h: (h, ()))),
+            ValueError,
+            "returned an output without arrays",
+        ),
     ],
 )
 def test_bad_input_is_refused_by_name(arguments, kind, message):
@@ -93,13 +111,22 @@ def test_stages_are_refused_by_place():
         dx.run_until(problem.step, problem.state, [2, 1, 3], leave)
     with pytest.raises(ValueError, match=r"`depth\[1\]` must be at least 1, got 0"):
         dx.run_until(problem.step, problem.state, [2, 0, 3, 1], leave)
-    with pytest.raises(ValueError, match=r"`depth\[1\]` is 2, and `step\[1\]` is made for 1 blocks at most"):
+    with pytest.raises(
+        ValueError, match=r"`depth\[1\]` is 2, and `step\[1\]` is made for 1 blocks at most"
+    ):
         dx.run_until(problem.step, problem.state, [2, 2, 3, 1], leave)
     endless = [dataclasses.replace(step, depth=None) for step in problem.step]
     with pytest.raises(ValueError, match=r"`step\[1\].apply` changed state\['x'\]"):
         dx.run_until(endless, problem.state, [2, 2, 3, 1], leave)
-    wider = dx.tied_step(lambda p, h: h, lambda p, h: {**oracle.head(p, h), "gate": h["bias"]}, {"out": jnp.ones((6, 5))})
-    with pytest.raises(ValueError, match=r"`step\[1\]` gives output\['gate'\] as float32\[13, 6\], `step\[0\]` as float32\[13\]"):
+    wider = dx.tied_step(
+        lambda p, h: h,
+        lambda p, h: {**oracle.head(p, h), "gate": h["bias"]},
+        {"out": jnp.ones((6, 5))},
+    )
+    with pytest.raises(
+        ValueError,
+        match=r"`step\[1\]` gives output\['gate'\] as float32\[13, 6\], `step\[0\]` as float32\[13\]",
+    ):
         dx.run_all([problem.step[0], wider], problem.state, [2, 1])
 
 
@@ -112,7 +139,9 @@ def test_blocks_a_step_must_divide():
     with pytest.raises(TypeError, match=r"`blocks` must be a Python integer, got float 1.5"):
         dx.tied_step(oracle.block, oracle.head, params, blocks=1.5)
     step = dx.stacked_step(oracle.block, oracle.head, params, blocks=2)
-    with pytest.raises(ValueError, match="`depth` is 5, not a multiple of the 2 blocks that one step executes"):
+    with pytest.raises(
+        ValueError, match="`depth` is 5, not a multiple of the 2 blocks that one step executes"
+    ):
         run(step=step, depth=5)
     with pytest.raises(ValueError, match="`params` must hold at least one block, got none"):
         dx.switched_step(oracle.block, oracle.head, [])
@@ -124,15 +153,22 @@ def test_no_run_goes_deeper_than_there_are_weights(blocks):
     stacked = dx.stacked_step(oracle.block, oracle.head, params, blocks=blocks)
     switched = dx.switched_step(oracle.block, oracle.head, dx.core.stacking.unstack(params))
     for step in (stacked, switched):
-        for go in (lambda s: run(step=s, depth=6), lambda s: dx.run_all(s, oracle.staged().state, 6)):
-            with pytest.raises(ValueError, match="`depth` is 6, and `step` is made for 4 blocks at most"):
+        for go in (
+            lambda s: run(step=s, depth=6),
+            lambda s: dx.run_all(s, oracle.staged().state, 6),
+        ):
+            with pytest.raises(
+                ValueError, match="`depth` is 6, and `step` is made for 4 blocks at most"
+            ):
                 go(step)
     assert run(step=stacked, depth=4).exit_depth.max() <= 4
 
 
 def test_a_model_is_no_step():
-    with pytest.raises(TypeError, match=r"`step` must be a dx.Step, got a dx.Model: hand in `model.steps"):
-        dx.run_all(dx.backbones.mlp((4,), 2, width=8, depth=2), jnp.ones((3, 4)), 2)
+    with pytest.raises(
+        TypeError, match=r"`step` must be a dx.Step, got a dx.Model: hand in `model.steps"
+    ):
+        dx.run_all(dx.models.mlp((4,), 2, width=8, depth=2), jnp.ones((3, 4)), 2)
 
 
 def test_replay_refuses_nothing_to_replay():
@@ -140,5 +176,7 @@ def test_replay_refuses_nothing_to_replay():
         dx.replay(LEAVE, jnp.zeros((0, 3, 4)))
     with pytest.raises(ValueError, match=r"is an empty batch"):
         dx.replay(LEAVE, jnp.zeros((2, 0, 4)))
-    with pytest.raises(ValueError, match=r"thresholds of shape \[5\], but the run has 3 exits and wants \[2\]"):
+    with pytest.raises(
+        ValueError, match=r"thresholds of shape \[5\], but the run has 3 exits and wants \[2\]"
+    ):
         dx.replay(dx.criteria.max_probability_above(jnp.full(5, 0.5)), jnp.zeros((3, 2, 4)))

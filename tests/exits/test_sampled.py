@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 import dynexit as dx
-from dynexit.exits import criteria
-from dynexit.objectives import halting_mixture, log_halting
+from dynexit import criteria
+from dynexit.objectives.mixture import halting_mixture
+from dynexit.objectives.ponder import log_halting
 
 N, B = 5, 12
 LOGITS = jax.random.normal(jax.random.key(0), (N, B)) - 0.7
@@ -22,9 +23,13 @@ def network():
 
 def test_exits_are_drawn_from_the_halting_distribution():
     column, rows = LOGITS[:, :1], 40_000
-    exits = dx.replay(criteria.halting_sampled(jax.random.key(1)), {"halt_logit": jnp.tile(column, (1, rows))}).exit
+    exits = dx.replay(
+        criteria.halting_sampled(jax.random.key(1)), {"halt_logit": jnp.tile(column, (1, rows))}
+    ).exit
     found = np.bincount(np.asarray(exits), minlength=N) / rows
-    np.testing.assert_allclose(found, jnp.exp(log_halting(column))[:, 0], atol=0.0125)  # five standard deviations
+    np.testing.assert_allclose(
+        found, jnp.exp(log_halting(column))[:, 0], atol=0.0125
+    )  # five standard deviations
 
 
 def test_an_exit_is_the_quantile_of_the_row_s_own_draw():
@@ -48,7 +53,9 @@ def test_all_schedules_and_a_stream_draw_alike():
     wanted = dx.replay(rule, {"halt_logit": LOGITS}).exit
     assert len(np.unique(wanted)) > 2
     for schedule in ("compacted", "masked"):
-        np.testing.assert_array_equal(dx.run_until(step, state, N, rule, schedule, tile=4).exit, wanted)
+        np.testing.assert_array_equal(
+            dx.run_until(step, state, N, rule, schedule, tile=4).exit, wanted
+        )
     np.testing.assert_array_equal(dx.run_stream(step, state, N, rule, slots=3).exit, wanted)
 
 
@@ -57,8 +64,13 @@ def test_other_rows_do_not_move_a_draw_and_keys_do():
     exits = dx.replay(rule, outputs).exit
     np.testing.assert_array_equal(dx.replay(rule, {"halt_logit": LOGITS[:, :7]}).exit, exits[:7])
     changed = dx.replay(rule, {"halt_logit": LOGITS.at[:, 2].set(9.0)}).exit
-    np.testing.assert_array_equal(np.delete(np.asarray(changed), 2), np.delete(np.asarray(exits), 2))
-    again = [dx.replay(criteria.halting_sampled(jax.random.key(k)), outputs).exit.tolist() for k in (4, 5)]
+    np.testing.assert_array_equal(
+        np.delete(np.asarray(changed), 2), np.delete(np.asarray(exits), 2)
+    )
+    again = [
+        dx.replay(criteria.halting_sampled(jax.random.key(k)), outputs).exit.tolist()
+        for k in (4, 5)
+    ]
     assert again[0] == exits.tolist() != again[1]
 
 
@@ -69,7 +81,9 @@ def test_a_nan_does_not_leave():
 
 
 def test_golden_q_exit_does_not_vary_and_sampling_does():
-    """Sheet, point 6, with the answer right from a row's median step on: the Q-exit is right, sampling often too early."""
+    """Sheet, point 6, with the answer right from a row's median step on: the Q-exit is right,
+    sampling often too early.
+    """
     ready = (jnp.cumsum(jnp.exp(log_halting(LOGITS)), axis=0) > 0.5).astype(jnp.float32)
     outputs = {"logits": jnp.stack([1 - ready, ready], axis=-1), "halt_logit": LOGITS}
     right = lambda halted: float((halted.output["logits"].argmax(-1) == 1).mean())
@@ -80,10 +94,15 @@ def test_golden_q_exit_does_not_vary_and_sampling_does():
     np.testing.assert_array_equal(*repeated)
     mean = np.mean([right(h) for h in drawn])
     assert right(dx.replay(criteria.cumulative_halting_above(0.5), outputs)) == 1.0 > mean
-    # and the mixture's probability of being right is what sampling gets on average (its classes drawn too)
+    # and the mixture's probability of being right is what sampling gets on average (its classes
+    # drawn too)
     chance = jax.nn.softmax(outputs["logits"])[..., 1]
     sampled = [chance[np.asarray(h.exit), np.arange(B)].mean() for h in drawn]
-    np.testing.assert_allclose(jnp.exp(halting_mixture(outputs["logits"], LOGITS))[:, 1].mean(), np.mean(sampled), atol=0.02)
+    np.testing.assert_allclose(
+        jnp.exp(halting_mixture(outputs["logits"], LOGITS))[:, 1].mean(),
+        np.mean(sampled),
+        atol=0.02,
+    )
 
 
 def test_the_key_is_a_leaf():
@@ -98,7 +117,9 @@ def test_the_key_is_a_leaf():
     assert len(traces) == 1 and len(found) > 2
 
 
-@pytest.mark.parametrize("key", [0, jnp.zeros(2, jnp.uint32), jax.random.split(jax.random.key(0), 3)])
+@pytest.mark.parametrize(
+    "key", [0, jnp.zeros(2, jnp.uint32), jax.random.split(jax.random.key(0), 3)]
+)
 def test_refusals(key):
     with pytest.raises(TypeError, match=r"`key` must be one key of jax.random.key, got "):
         criteria.halting_sampled(key)

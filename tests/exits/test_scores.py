@@ -7,10 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dynexit.exits import scores
+from dynexit.criteria import scores
 
 CASES = [(5.0, 1.0, 0.0), (1.0, 0.9, 0.8), (10.0, 9.9, -5.0), (-3.0, 2.0, 2.0), (0.0, 0.0, 0.0)]
-SCORES = [scores.max_probability, scores.entropy, scores.normalised_entropy, scores.margin, scores.energy]
+SCORES = [
+    scores.max_probability,
+    scores.entropy,
+    scores.normalised_entropy,
+    scores.margin,
+    scores.energy,
+]
 
 
 def probabilities(z, t=1.0):
@@ -45,12 +51,16 @@ def test_energies_as_published():
     np.testing.assert_allclose(-scores.energy(z), [5.02474, 2.00194, 10.64440], atol=1e-5)
     np.testing.assert_allclose(scores.max_probability(z), [0.97556, 0.36717, 0.52498], atol=1e-5)
     # The third is the most familiar by energy and only the second surest by probability.
-    assert int(jnp.argmin(scores.energy(z))) == 2 and int(jnp.argmax(scores.max_probability(z))) == 0
+    assert (
+        int(jnp.argmin(scores.energy(z))) == 2 and int(jnp.argmax(scores.max_probability(z))) == 0
+    )
 
 
 def test_ln_of_the_probability_is_logit_plus_energy():
     z = jax.random.normal(jax.random.key(0), (64, 10)) * 4
-    np.testing.assert_allclose(jnp.log(scores.max_probability(z)), z.max(-1) + scores.energy(z), atol=2e-6)
+    np.testing.assert_allclose(
+        jnp.log(scores.max_probability(z)), z.max(-1) + scores.energy(z), atol=2e-6
+    )
 
 
 def test_entropy_at_the_extremes():
@@ -112,5 +122,8 @@ def test_kl_at_the_extremes():
 
 @pytest.mark.parametrize("score", [scores.margin, scores.normalised_entropy])
 def test_one_class_is_refused(score):
-    with pytest.raises(ValueError, match=r"`logits` must have at least 2 classes on the last axis, got shape \(4, 1\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"`logits` must have at least 2 classes on the last axis, got shape \(4, 1\)",
+    ):
         score(jnp.zeros((4, 1)))

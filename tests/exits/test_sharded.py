@@ -1,4 +1,6 @@
-"""Rows spread over devices: the same results, each device on its own, survivors dealt out evenly, and no one waited for in vain."""
+"""Rows spread over devices: the same results, each device on its own, survivors dealt out evenly,
+and no one waited for in vain.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +22,10 @@ def mesh(*shape, names=("data",), kind=AxisType.Auto):
 @pytest.fixture(scope="module")
 def network():
     keys = jax.random.split(jax.random.key(0), 3)
-    params = {"up": jax.random.normal(keys[0], (N, D, 16)) / 3, "down": jax.random.normal(keys[1], (N, 16, D)) / 4}
+    params = {
+        "up": jax.random.normal(keys[0], (N, D, 16)) / 3,
+        "down": jax.random.normal(keys[1], (N, 16, D)) / 4,
+    }
     return params, jax.random.normal(keys[2], (B, D))
 
 
@@ -40,14 +45,22 @@ def assert_equal(got, want):
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_run_until_inside_shard_map_needs_no_communication(network, schedule, check_vma):
     params, x = network
-    rule = lambda t: dx.criteria.any_of(dx.criteria.max_probability_above(t), dx.criteria.patience(4))
+    rule = lambda t: dx.criteria.any_of(
+        dx.criteria.max_probability_above(t), dx.criteria.patience(4)
+    )
 
     def run(params, x, t):
         halted = dx.run_until(dx.stacked_step(block, head, params), x, N, rule(t), schedule)
         return halted._replace(rows_executed=halted.rows_executed[None])
 
     spread = jax.jit(
-        jax.shard_map(run, mesh=mesh(DEVICES), in_specs=(P(), P("data"), P()), out_specs=P("data"), check_vma=check_vma)
+        jax.shard_map(
+            run,
+            mesh=mesh(DEVICES),
+            in_specs=(P(), P("data"), P()),
+            out_specs=P("data"),
+            check_vma=check_vma,
+        )
     )
     want = dx.run_until(dx.stacked_step(block, head, params), x, N, rule(0.6), schedule)
     got = spread(params, x, 0.6)
@@ -55,18 +68,30 @@ def test_run_until_inside_shard_map_needs_no_communication(network, schedule, ch
     assert_equal(got._replace(rows_executed=()), want._replace(rows_executed=()))
     assert got.rows_executed.shape == (DEVICES,) and len(set(got.rows_executed.tolist())) > 1
     text = spread.lower(params, x, 0.6).compile().as_text()
-    assert not any(f"{word}(" in text for word in ("all-reduce", "all-gather", "all-to-all", "collective-permute"))
+    assert not any(
+        f"{word}(" in text
+        for word in ("all-reduce", "all-gather", "all-to-all", "collective-permute")
+    )
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_a_step_may_communicate_where_the_decision_is_the_same(network, schedule):
-    """Tensor parallelism: half of the hidden units on each device of `model`, whose rows leave together."""
+    """Tensor parallelism: half of the hidden units on each device of `model`, whose rows leave
+    together.
+    """
     params, x = network
     parallel = lambda p, h: h + jax.lax.psum(jax.nn.relu(h @ p["up"]) @ p["down"], "model")
     leave = dx.criteria.max_probability_above(0.6)
-    run = lambda p, x: dx.run_until(dx.stacked_step(parallel, head, p), x, N, leave, schedule)._replace(rows_executed=())
+    run = lambda p, x: dx.run_until(
+        dx.stacked_step(parallel, head, p), x, N, leave, schedule
+    )._replace(rows_executed=())
     layout = {"up": P(None, None, "model"), "down": P(None, "model", None)}
-    spread = jax.shard_map(run, mesh=mesh(2, 2, names=("data", "model")), in_specs=(layout, P("data")), out_specs=P("data"))
+    spread = jax.shard_map(
+        run,
+        mesh=mesh(2, 2, names=("data", "model")),
+        in_specs=(layout, P("data")),
+        out_specs=P("data"),
+    )
     want = dx.run_until(dx.stacked_step(block, head, params), x, N, leave)
     assert_equal(jax.jit(spread)(params, x), want._replace(rows_executed=()))
 
@@ -74,7 +99,9 @@ def test_a_step_may_communicate_where_the_decision_is_the_same(network, schedule
 @pytest.mark.parametrize("schedule", [*SCHEDULES, "bounded", "stream"])
 @pytest.mark.parametrize("check_vma", [True, False])
 @pytest.mark.parametrize("stages", [False, True])
-def test_a_step_that_would_make_devices_wait_is_refused_while_tracing(network, schedule, check_vma, stages):
+def test_a_step_that_would_make_devices_wait_is_refused_while_tracing(
+    network, schedule, check_vma, stages
+):
     params, x = network
     mean = lambda p, h: block(p, h) + jax.lax.pmean(h.mean(), "data")
     step = dx.stacked_step(mean, head, params)
@@ -86,9 +113,14 @@ def test_a_step_that_would_make_devices_wait_is_refused_while_tracing(network, s
         run = lambda x: dx.run_stream(step, x, depth, leave).output
     else:
         run = lambda x: dx.run_until(step, x, depth, leave, schedule).output
-    spread = jax.shard_map(run, mesh=mesh(DEVICES), in_specs=P("data"), out_specs=P("data"), check_vma=check_vma)
+    spread = jax.shard_map(
+        run, mesh=mesh(DEVICES), in_specs=P("data"), out_specs=P("data"), check_vma=check_vma
+    )
     hint = "rows leave apart" if check_vma else "check_vma=False hides"
-    with pytest.raises(ValueError, match=rf"communicates over the mesh axis 'data' \(psum.*{hint}.*waited for without end"):
+    with pytest.raises(
+        ValueError,
+        match=rf"communicates over the mesh axis 'data' \(psum.*{hint}.*waited for without end",
+    ):
         jax.jit(spread).lower(x)
 
 
@@ -100,13 +132,24 @@ def test_each_collective_is_found(network):
         lambda a: jax.lax.ppermute(a, "data", swap),
         lambda a: jax.lax.pmax(a, "data"),
         lambda a: jax.lax.all_to_all(a, "data", 1, 1, tiled=True),
-        lambda a: jnp.tile(jax.lax.psum_scatter(a, "data", scatter_dimension=1, tiled=True), (1, DEVICES)),
-        lambda a: jax.lax.cond(a.sum() > 0, lambda a: jax.lax.psum(a, "data") * 1.0, lambda a: jax.lax.psum(a, "data"), a),
+        lambda a: jnp.tile(
+            jax.lax.psum_scatter(a, "data", scatter_dimension=1, tiled=True), (1, DEVICES)
+        ),
+        lambda a: jax.lax.cond(
+            a.sum() > 0,
+            lambda a: jax.lax.psum(a, "data") * 1.0,
+            lambda a: jax.lax.psum(a, "data"),
+            a,
+        ),
     ):
         step = dx.stacked_step(lambda p, h, c=collective: block(p, h) + c(h), head, params)
-        run = lambda x, step=step: dx.run_until(step, x, N, dx.criteria.max_probability_above(0.6)).output
+        run = lambda x, step=step: (
+            dx.run_until(step, x, N, dx.criteria.max_probability_above(0.6)).output
+        )
         with pytest.raises(ValueError, match="communicates over the mesh axis 'data'"):
-            jax.jit(jax.shard_map(run, mesh=mesh(DEVICES), in_specs=P("data"), out_specs=P("data"))).lower(x)
+            jax.jit(
+                jax.shard_map(run, mesh=mesh(DEVICES), in_specs=P("data"), out_specs=P("data"))
+            ).lower(x)
 
 
 @pytest.mark.parametrize("kind, tile", [(AxisType.Auto, None), (AxisType.Explicit, 2)])
@@ -115,17 +158,30 @@ def test_run_sharded_equals_run_until(network, rebalance, kind, tile):
     params, x = network
     step = dx.stacked_step(block, head, params)
     for depths in (
-        np.sort(np.random.default_rng(0).integers(1, N + 1, B))[::-1],  # all deep rows on the first device
+        np.sort(np.random.default_rng(0).integers(1, N + 1, B))[
+            ::-1
+        ],  # all deep rows on the first device
         np.where(np.arange(B) < B // DEVICES, 1, N),  # a device without survivors
         np.full(B, N),
         np.full(B, 1),
     ):
         leave = dx.criteria.at_depth(jnp.asarray(depths.copy(), jnp.int32))
         want = dx.run_until(step, x, N, leave)
-        got = dx.run_sharded(step, x, N, leave, mesh(DEVICES, kind=kind), rebalance=rebalance, tile=tile)
+        got = dx.run_sharded(
+            step, x, N, leave, mesh(DEVICES, kind=kind), rebalance=rebalance, tile=tile
+        )
         assert_equal(got._replace(rows_executed=()), want._replace(rows_executed=()))
         assert got.output.sharding.is_equivalent_to(jax.NamedSharding(mesh(DEVICES), P("data")), 2)
-    without = dx.run_sharded(step, x, N, leave, mesh(DEVICES, kind=kind), rebalance=rebalance, tile=tile, keep_state=False)
+    without = dx.run_sharded(
+        step,
+        x,
+        N,
+        leave,
+        mesh(DEVICES, kind=kind),
+        rebalance=rebalance,
+        tile=tile,
+        keep_state=False,
+    )
     assert without.state is None
     assert_equal(without.output, want.output)
 
@@ -133,8 +189,13 @@ def test_run_sharded_equals_run_until(network, rebalance, kind, tile):
 def test_survivors_are_dealt_out_evenly(network):
     """Half of the rows are deep, and all of them stand on the first two devices."""
     params, x = network
-    step, leave = dx.stacked_step(block, head, params), dx.criteria.at_depth(jnp.where(jnp.arange(B) < B // 2, N, 1))
-    run = lambda rebalance: dx.run_sharded(step, x, N, leave, mesh(DEVICES), rebalance=rebalance, tile=1).rows_executed.tolist()
+    step, leave = (
+        dx.stacked_step(block, head, params),
+        dx.criteria.at_depth(jnp.where(jnp.arange(B) < B // 2, N, 1)),
+    )
+    run = lambda rebalance: dx.run_sharded(
+        step, x, N, leave, mesh(DEVICES), rebalance=rebalance, tile=1
+    ).rows_executed.tolist()
     assert run(()) == [36, 36, 6, 6]
     assert run((1,)) == [6 + 5 * 3] * DEVICES
     assert run((3,)) == [18 + 9, 18 + 9, 6 + 9, 6 + 9]
@@ -152,10 +213,18 @@ def test_several_blocks_a_step_and_criteria_with_memory(network):
 
 def test_bad_arguments_are_named(network):
     params, x = network
-    step, leave, four = dx.stacked_step(block, head, params), dx.criteria.max_probability_above(0.6), mesh(DEVICES)
-    with pytest.raises(ValueError, match="`state` has 22 rows, which the 4 devices of axis 'data' do not divide"):
+    step, leave, four = (
+        dx.stacked_step(block, head, params),
+        dx.criteria.max_probability_above(0.6),
+        mesh(DEVICES),
+    )
+    with pytest.raises(
+        ValueError, match="`state` has 22 rows, which the 4 devices of axis 'data' do not divide"
+    ):
         dx.run_sharded(step, x[:22], N, leave, four)
-    with pytest.raises(ValueError, match=r"`axis` must be one of the mesh's \('data',\), got 'rows'"):
+    with pytest.raises(
+        ValueError, match=r"`axis` must be one of the mesh's \('data',\), got 'rows'"
+    ):
         dx.run_sharded(step, x, N, leave, four, axis="rows")
     with pytest.raises(TypeError, match=r"`mesh` must be a jax.sharding.Mesh, got list"):
         dx.run_sharded(step, x, N, leave, jax.devices())
@@ -165,4 +234,6 @@ def test_bad_arguments_are_named(network):
         with pytest.raises(ValueError, match=r"`rebalance` must be rising depths within 1..5"):
             dx.run_sharded(step, x, N, leave, four, rebalance=wrong)
     with pytest.raises(ValueError, match="multiples of the 2 blocks of a step, got"):
-        dx.run_sharded(dx.stacked_step(block, head, params, blocks=2), x, N, leave, four, rebalance=(3,))
+        dx.run_sharded(
+            dx.stacked_step(block, head, params, blocks=2), x, N, leave, four, rebalance=(3,)
+        )

@@ -1,4 +1,6 @@
-"""State addressed by row: a step with a key/value cache, under every schedule, against a loop over rows in numpy."""
+"""State addressed by row: a step with a key/value cache, under every schedule, against a loop over
+rows in numpy.
+"""
 
 import re
 
@@ -10,16 +12,27 @@ import pytest
 import dynexit as dx
 
 N, B, L, D, C = 4, 7, 6, 8, 5  # blocks, rows, places in the cache, width, classes
-SCHEDULES = [("compacted", None), ("compacted", 1), ("compacted", 3), ("masked", None), ("per_row", None)]
+SCHEDULES = [
+    ("compacted", None),
+    ("compacted", 1),
+    ("compacted", 3),
+    ("masked", None),
+    ("per_row", None),
+]
 
 
 def weights(key):
     shapes = {"q": (N, D, D), "k": (N, D, D), "v": (N, D, D), "out": (N, D, C)}
-    return {n: jax.random.normal(k, s) / D**0.5 for k, (n, s) in zip(jax.random.split(key, 4), shapes.items(), strict=True)}
+    return {
+        n: jax.random.normal(k, s) / D**0.5
+        for k, (n, s) in zip(jax.random.split(key, 4), shapes.items(), strict=True)
+    }
 
 
 def cached_attention(params):
-    """One token a row: its key and value go to the row's place in the cache, then it attends to all that stand there."""
+    """One token a row: its key and value go to the row's place in the cache, then it attends to all
+    that stand there.
+    """
 
     def apply(w, i, state, rows, side):
         w, i = w
@@ -40,8 +53,13 @@ def in_numpy(params, h, place, side, depths):
     h, read = np.array(h, np.float64), np.zeros((B, C))
     for row in range(B):
         for i in range(depths[row]):
-            side["k"][i, row, place[row]], side["v"][i, row, place[row]] = h[row] @ p["k"][i], h[row] @ p["v"][i]
-            keys, values = (side[n][i, row, : place[row] + 1].astype(np.float64) for n in ("k", "v"))
+            side["k"][i, row, place[row]], side["v"][i, row, place[row]] = (
+                h[row] @ p["k"][i],
+                h[row] @ p["v"][i],
+            )
+            keys, values = (
+                side[n][i, row, : place[row] + 1].astype(np.float64) for n in ("k", "v")
+            )
             scores = np.exp(keys @ (h[row] @ p["q"][i]) / D**0.5)
             h[row] += (scores / scores.sum()) @ values
             read[row] = h[row] @ p["out"][i]
@@ -50,7 +68,9 @@ def in_numpy(params, h, place, side, depths):
 
 @pytest.mark.parametrize(("schedule", "tile"), SCHEDULES)
 def test_a_cache_is_read_and_written_by_row(schedule, tile):
-    """Two tokens after another; rows that leave early write nothing into the cache of deeper blocks."""
+    """Two tokens after another; rows that leave early write nothing into the cache of deeper
+    blocks.
+    """
     keys = jax.random.split(jax.random.key(0), 4)
     params, h = weights(keys[0]), jax.random.normal(keys[1], (2, B, D))
     side = {n: jax.random.normal(k, (N, B, L, D)) for n, k in zip("kv", keys[2:], strict=True)}
@@ -60,7 +80,13 @@ def test_a_cache_is_read_and_written_by_row(schedule, tile):
         depths = np.random.default_rng(token).integers(1, N + 1, B).astype(np.int32)
         state = {"h": h[token], "place": jnp.asarray(place + token)}
         halted = dx.run_until(
-            cached_attention(params), state, N, dx.criteria.at_depth(jnp.asarray(depths)), schedule, tile, side=side
+            cached_attention(params),
+            state,
+            N,
+            dx.criteria.at_depth(jnp.asarray(depths)),
+            schedule,
+            tile,
+            side=side,
         )
         final, read = in_numpy(params, h[token], place + token, expected, depths)
         side = halted.side
@@ -76,7 +102,9 @@ def test_the_cache_is_never_copied_in_the_loop():
     side = {n: jnp.zeros((N, 64, L, D)) for n in "kv"}
     state = {"h": jnp.ones((64, D)), "place": jnp.zeros(64, jnp.int32)}
     depths = jnp.arange(64, dtype=jnp.int32) % N + 1
-    run = lambda side: dx.run_until(cached_attention(params), state, N, dx.criteria.at_depth(depths), "compacted", 16, side=side)
+    run = lambda side: dx.run_until(
+        cached_attention(params), state, N, dx.criteria.at_depth(depths), "compacted", 16, side=side
+    )
     text = jax.jit(run, donate_argnums=0).lower(side).compile().as_text()
     whole = re.escape(f"f32[{N},64,{L},{D}]")
     assert re.search(whole, text)
@@ -96,7 +124,14 @@ def test_a_step_may_count_its_own_rows(schedule):
         dx.Step(lambda i: (), lambda w, i, h, rows, side: count(i, h, rows, side)),
     )
     depths = jnp.array([1, 5, 3, 2, 6, 4, 1], jnp.int32)
-    halted = dx.run_until(steps, jnp.ones((7, 3)), (2, 1, 3), dx.criteria.at_depth(depths), schedule, side=jnp.zeros(7, jnp.int32))
+    halted = dx.run_until(
+        steps,
+        jnp.ones((7, 3)),
+        (2, 1, 3),
+        dx.criteria.at_depth(depths),
+        schedule,
+        side=jnp.zeros(7, jnp.int32),
+    )
     np.testing.assert_array_equal(halted.side, depths)
     np.testing.assert_array_equal(halted.exit_depth, depths)
 
@@ -105,7 +140,8 @@ def test_a_step_that_does_not_keep_the_side_is_refused():
     state, leave = jnp.ones((3, 2)), dx.criteria.at_depth(jnp.array([1, 2, 2]))
     forgets = dx.Step(lambda i: (), lambda w, i, h, rows, side: (h, h))
     with pytest.raises(
-        TypeError, match=r"`step.apply` must return \(state, output, side\) where a `side` is given, got a tuple of 2"
+        TypeError,
+        match=r"`step.apply` must return \(state, output, side\) where a `side` is given, got a tuple of 2",
     ):
         dx.run_until(forgets, state, 2, leave, side=jnp.zeros(3))
     changes = dx.Step(lambda i: (), lambda w, i, h, rows, side: (h, h, side.astype(jnp.int32)))

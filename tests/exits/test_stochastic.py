@@ -1,4 +1,6 @@
-"""Blocks left out at random: the law, what is added on average, what is skipped, and the plain network where nothing is dropped."""
+"""Blocks left out at random: the law, what is added on average, what is skipped, and the plain
+network where nothing is dropped.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +8,7 @@ import numpy as np
 import pytest
 
 import dynexit as dx
-from dynexit.exits import dropped_blocks, survival
+from dynexit.transforms.stochastic_depth import dropped_blocks, survival
 
 N, B, D = 6, 4, 5
 KEYS = jax.random.split(jax.random.key(0), 4)
@@ -37,7 +39,9 @@ def by_hand(h, kept, scale):
 
 
 def test_survival_falls_linearly_and_keeps_three_quarters():
-    np.testing.assert_allclose(survival(54, 0.5), [1 - l / 54 * 0.5 for l in range(1, 55)], rtol=1e-6)
+    np.testing.assert_allclose(
+        survival(54, 0.5), [1 - l / 54 * 0.5 for l in range(1, 55)], rtol=1e-6
+    )
     for depth in (1, 12, 54):
         np.testing.assert_allclose(survival(depth, 0.5).sum(), (3 * depth - 1) / 4, rtol=1e-6)
     assert float(survival(54, 0.5).sum()) == 40.25
@@ -60,7 +64,9 @@ def test_outputs_and_gradients_are_the_loop(by):
 
 def test_with_all_blocks_kept_it_is_the_plain_network():
     plain = jax.jit(lambda x: dx.run_all(step(), x, N))(X)
-    kept = jax.jit(lambda x: dx.run_all(dropped_blocks(step(), jnp.ones(N, bool), survival(N, 1.0)), x, N))(X)
+    kept = jax.jit(
+        lambda x: dx.run_all(dropped_blocks(step(), jnp.ones(N, bool), survival(N, 1.0)), x, N)
+    )(X)
     np.testing.assert_allclose(kept, plain, rtol=1e-5, atol=1e-6)
 
 
@@ -93,8 +99,12 @@ def test_blocks_left_out_by_the_batch_are_not_computed():
 
 
 def test_a_block_that_changes_the_shape_is_kept():
-    widening = dx.stacked_step(lambda p, h: jnp.concatenate([h, h], axis=1), lambda p, h: h, jnp.ones(1))
-    told = dx.exits.run_full(dropped_blocks(widening, jnp.zeros(1, bool), jnp.full(1, 2.0)), jnp.ones((3, 2)), 1)[0]
+    widening = dx.stacked_step(
+        lambda p, h: jnp.concatenate([h, h], axis=1), lambda p, h: h, jnp.ones(1)
+    )
+    told = dx.engine.run_full(
+        dropped_blocks(widening, jnp.zeros(1, bool), jnp.full(1, 2.0)), jnp.ones((3, 2)), 1
+    )[0]
     assert told.tolist() == [[1.0] * 4] * 3
 
 
@@ -105,11 +115,17 @@ def test_a_block_that_changes_the_shape_is_kept():
         (lambda: survival(4, 0.0), "`last` must be above 0 and at most 1, got 0.0"),
         (lambda: survival(4, 1.5), "`last` must be above 0 and at most 1, got 1.5"),
         (
-            lambda: dropped_blocks(dx.Step(lambda i: (), lambda w, i, s: (s, s)), jnp.ones(2, bool), jnp.ones(2)),
+            lambda: dropped_blocks(
+                dx.Step(lambda i: (), lambda w, i, s: (s, s)), jnp.ones(2, bool), jnp.ones(2)
+            ),
             "`step` must come from",
         ),
         (
-            lambda: dropped_blocks(dx.stacked_step(block, lambda p, h: h, PARAMS, blocks=2), jnp.ones(3, bool), jnp.ones(3)),
+            lambda: dropped_blocks(
+                dx.stacked_step(block, lambda p, h: h, PARAMS, blocks=2),
+                jnp.ones(3, bool),
+                jnp.ones(3),
+            ),
             "one block a step",
         ),
         (

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import dynexit as dx
-from dynexit.exits.tiling import choose_sizes, default_tiling
+from dynexit.engine.executors.tiling import choose_sizes, default_tiling
 
 
 def cheapest(tiling, n, batch):
@@ -16,10 +16,17 @@ def cheapest(tiling, n, batch):
     tiles = list(zip(tiling.sizes, tiling.costs, strict=True))
     counts = itertools.product(*(range(-(-n // s) + 1) for s, _ in tiles))
     sums = ((sum(k * s for k, (s, _) in zip(ks, tiles, strict=True)), ks) for ks in counts)
-    return min(sum(k * c for k, (_, c) in zip(ks, tiles, strict=True)) for rows, ks in sums if n <= rows <= batch)
+    return min(
+        sum(k * c for k, (_, c) in zip(ks, tiles, strict=True))
+        for rows, ks in sums
+        if n <= rows <= batch
+    )
 
 
-@pytest.mark.parametrize("sizes, costs", [((8, 3, 1), (9.0, 4.0, 2.0)), ((4, 2, 1), (2.0, 1.9, 1.8)), ((5, 1), (1.0, 1.0))])
+@pytest.mark.parametrize(
+    "sizes, costs",
+    [((8, 3, 1), (9.0, 4.0, 2.0)), ((4, 2, 1), (2.0, 1.9, 1.8)), ((5, 1), (1.0, 1.0))],
+)
 @pytest.mark.parametrize("batch", [8, 11])
 def test_plans_are_the_cheapest_cover(sizes, costs, batch):
     tiling = dx.Tiling(sizes, costs).within(batch)
@@ -43,7 +50,9 @@ def test_a_batch_that_the_sizes_do_not_make_up_gets_single_rows(sizes):
 
 
 def test_the_default_follows_the_size_of_a_row():
-    sizes = lambda width, batch, tile=None: default_tiling(jax.ShapeDtypeStruct((batch, width), jnp.float32), batch, tile).sizes
+    sizes = lambda width, batch, tile=None: (
+        default_tiling(jax.ShapeDtypeStruct((batch, width), jnp.float32), batch, tile).sizes
+    )
     assert sizes(100, 512)[0] == 256
     assert sizes(100_000, 512)[0] == 8
     assert sizes(10_000_000, 512)[0] == 8
@@ -78,13 +87,20 @@ def test_faulty_tilings_are_refused(sizes, costs, message):
         dx.Tiling(sizes, costs)
 
 
-@pytest.mark.parametrize("sizes, costs", [((8, 3, 1), (9.0, 4.0, 2.0)), ((4, 2), (3.0, 1.0)), ((5, 1), (1.0, 1.0)), ((4,), (1.0,))])
+@pytest.mark.parametrize(
+    "sizes, costs",
+    [((8, 3, 1), (9.0, 4.0, 2.0)), ((4, 2), (3.0, 1.0)), ((5, 1), (1.0, 1.0)), ((4,), (1.0,))],
+)
 def test_plans_for_a_symbolic_batch_are_the_cheapest_cover_too(sizes, costs):
     tiling = dx.Tiling(sizes, costs)
-    counts = np.asarray(jax.jit(jax.vmap(tiling.counts_for))(jnp.arange(12 * sizes[0], dtype=jnp.int32)))
+    counts = np.asarray(
+        jax.jit(jax.vmap(tiling.counts_for))(jnp.arange(12 * sizes[0], dtype=jnp.int32))
+    )
     assert not counts[0].any()
     for n in range(1, len(counts)):
         rows = counts[n] @ np.array(sizes)
         assert n <= rows < n + sizes[0]
-        assert rows - n < min(s for s, k in zip(sizes, counts[n], strict=True) if k), "only the last tile may be ragged"
+        assert rows - n < min(s for s, k in zip(sizes, counts[n], strict=True) if k), (
+            "only the last tile may be ragged"
+        )
         np.testing.assert_allclose(counts[n] @ np.array(costs), cheapest(tiling, n, n + sizes[0]))

@@ -1,4 +1,6 @@
-"""Truncated backpropagation: zero before the last k steps, exact after, one program for all numbers of steps."""
+"""Truncated backpropagation: zero before the last k steps, exact after, one program for all numbers
+of steps.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,7 @@ import pytest
 from jax.tree_util import Partial
 
 import dynexit as dx
-from dynexit.exits import run_truncated
+from dynexit.engine.gradients.truncated import run_truncated
 
 D, MOST = 3, 8
 KEYS = jax.random.split(jax.random.key(0), 4)
@@ -25,14 +27,20 @@ def step(params):
 
 @jax.jit
 def truncated(params, x, h, free, steps):
-    return (run_truncated(step(params), {"input": x, "h": h}, free, steps, MOST, injected=("input",))[1] ** 2).sum()
+    return (
+        run_truncated(step(params), {"input": x, "h": h}, free, steps, MOST, injected=("input",))[1]
+        ** 2
+    ).sum()
 
 
 def reference(params, x, h, free, steps):
     """A Python loop that detaches weights, input and state of the free steps."""
     still, state = jax.lax.stop_gradient((params, x)), {"input": x, "h": h}
     for _ in range(free):
-        state = {"input": x, "h": jax.lax.stop_gradient(block(still[0], {**state, "input": still[1]})["h"])}
+        state = {
+            "input": x,
+            "h": jax.lax.stop_gradient(block(still[0], {**state, "input": still[1]})["h"]),
+        }
     for _ in range(steps):
         state = block(params, state)
     return (state["h"] ** 2).sum()
@@ -44,7 +52,9 @@ def test_value_and_gradient_are_the_loop(free, steps):
     wanted = jax.value_and_grad(reference, argnums=(0, 1, 2))(PARAMS, X, H, free, steps)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, wanted)
     beginning = found[1][2]
-    assert (np.asarray(beginning) == 0).all() == (free > 0), "the first state has a gradient only where all steps carry one"
+    assert (np.asarray(beginning) == 0).all() == (free > 0), (
+        "the first state has a gradient only where all steps carry one"
+    )
     assert np.abs(found[1][1]).max() > 0, "the injected input always has one"
 
 
@@ -56,7 +66,9 @@ def test_golden_of_twenty_steps_the_last_eight_carry_gradients():
 
     def loss(run, push):
         state = {"input": X, "h": H}
-        return (run(dx.Step(Partial(lambda p, i: p, {**PARAMS, "push": push}), pushed), state)[1] ** 2).sum()
+        return (
+            run(dx.Step(Partial(lambda p, i: p, {**PARAMS, "push": push}), pushed), state)[1] ** 2
+        ).sum()
 
     def loop(step, state):
         for i in range(20):
@@ -64,7 +76,10 @@ def test_golden_of_twenty_steps_the_last_eight_carry_gradients():
         return state, output
 
     truncated = lambda step, state: run_truncated(step, state, 12, 8, MOST, injected=("input",))
-    found, wanted = (jax.jit(jax.grad(lambda push, run=run: loss(run, push)))(jnp.zeros((20, 2, D))) for run in (truncated, loop))
+    found, wanted = (
+        jax.jit(jax.grad(lambda push, run=run: loss(run, push)))(jnp.zeros((20, 2, D)))
+        for run in (truncated, loop)
+    )
     assert not found[:12].any() and np.abs(wanted[11]).max() > 0
     assert (np.abs(found[12:]).max(axis=(1, 2)) > 0).all()
     np.testing.assert_allclose(found[12:], wanted[12:], rtol=1e-5, atol=1e-9)
@@ -87,7 +102,11 @@ def test_steps_that_are_not_asked_for_are_skipped():
 
     f = jax.jit(
         lambda free, steps: run_truncated(
-            dx.tied_step(counted, lambda p, s: s["h"], PARAMS), {"input": X, "h": H}, free, steps, MOST
+            dx.tied_step(counted, lambda p, s: s["h"], PARAMS),
+            {"input": X, "h": H},
+            free,
+            steps,
+            MOST,
         )
     )
     jax.block_until_ready(f(2, 3))
@@ -96,7 +115,9 @@ def test_steps_that_are_not_asked_for_are_skipped():
 
 
 def test_refusals():
-    with pytest.raises(ValueError, match=r"`injected` names \['e'\], which the state does not have"):
+    with pytest.raises(
+        ValueError, match=r"`injected` names \['e'\], which the state does not have"
+    ):
         run_truncated(step(PARAMS), {"input": X, "h": H}, 0, 1, 1, injected=("e",))
     with pytest.raises(ValueError, match="`most` must be at least 1"):
         run_truncated(step(PARAMS), {"input": X, "h": H}, 0, 1, 0)

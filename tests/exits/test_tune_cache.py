@@ -1,4 +1,6 @@
-"""Costs kept in a file or handed in: what is measured again and what is not, and files that cannot be used."""
+"""Costs kept in a file or handed in: what is measured again and what is not, and files that cannot
+be used.
+"""
 
 import concurrent.futures
 import importlib
@@ -12,9 +14,11 @@ import oracle
 import pytest
 
 import dynexit as dx
-from dynexit.exits import tune_cache
+from dynexit.engine.tuning import tune_cache
 
-module = importlib.import_module("dynexit.exits.tune")  # the package holds the function of that name
+module = importlib.import_module(
+    "dynexit.engine.tuning.tune"
+)  # the package holds the function of that name
 
 
 @pytest.fixture
@@ -64,11 +68,14 @@ def test_what_costs_depend_on_is_measured_again(measured, monkeypatch, tmp_path,
         arguments = {"sizes": (1, 6)}
     elif what == "dtype":
         problem = problem._replace(
-            step=jax.tree.map(lambda a: a.astype(jnp.bfloat16), problem.step), state=jax.tree.map(jnp.bfloat16, problem.state)
+            step=jax.tree.map(lambda a: a.astype(jnp.bfloat16), problem.step),
+            state=jax.tree.map(jnp.bfloat16, problem.state),
         )
     elif what == "block":
         another = lambda p, h: oracle.block(p, oracle.block(p, h))
-        problem = problem._replace(step=dx.stacked_step(another, oracle.head, oracle.parameters(jax.random.key(0), 3)))
+        problem = problem._replace(
+            step=dx.stacked_step(another, oracle.head, oracle.parameters(jax.random.key(0), 3))
+        )
     elif what == "cores":
         monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(77)))
     else:
@@ -80,17 +87,33 @@ def test_what_costs_depend_on_is_measured_again(measured, monkeypatch, tmp_path,
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b'{"form', b"[]", b"7", b'{"a": 1}', b'{"format": "other", "costs": {}}', b"\xff\xfe", b"[" * 10**5]
+    "content",
+    [
+        b"",
+        b'{"form',
+        b"[]",
+        b"7",
+        b'{"a": 1}',
+        b'{"format": "other", "costs": {}}',
+        b"\xff\xfe",
+        b"[" * 10**5,
+    ],
 )
 def test_a_file_that_cannot_be_read_is_said_and_written_over(measured, tmp_path, content):
     cache, problem = tmp_path / "c.json", oracle.homogeneous(rows=3, blocks=2)
     cache.write_bytes(content)
-    with pytest.warns(UserWarning, match=r"`cache` .*c\.json is no file of tile costs \(.*it is measured anew and written over"):
+    with pytest.warns(
+        UserWarning,
+        match=r"`cache` .*c\.json is no file of tile costs \(.*it is measured anew and written over",
+    ):
         tune(problem, cache=cache)
     assert tune(problem, cache=cache).origin == "cache" and measured == [0]
 
 
-@pytest.mark.parametrize("entry", [7, [], [{"1": 1.0}], [{"1": 1.0, "2": -1.0, "3": 2.0}], [{"1": None, "2": 1.0, "3": 2.0}]])
+@pytest.mark.parametrize(
+    "entry",
+    [7, [], [{"1": 1.0}], [{"1": 1.0, "2": -1.0, "3": 2.0}], [{"1": None, "2": 1.0, "3": 2.0}]],
+)
 def test_a_damaged_entry_is_said_and_measured_again(measured, tmp_path, entry):
     cache, problem = tmp_path / "c.json", oracle.homogeneous(rows=3, blocks=2)
     tune(problem, cache=cache)
@@ -106,7 +129,10 @@ def test_a_damaged_entry_is_said_and_measured_again(measured, tmp_path, entry):
 
 def test_a_file_that_cannot_be_written_loses_nothing_but_time(measured, tmp_path, recwarn):
     (tmp_path / "file").write_text("")
-    assert tune(oracle.homogeneous(rows=3, blocks=2), cache=tmp_path / "file" / "c.json").origin == "measured"
+    assert (
+        tune(oracle.homogeneous(rows=3, blocks=2), cache=tmp_path / "file" / "c.json").origin
+        == "measured"
+    )
     assert any("could not be written" in str(w.message) for w in recwarn)
 
 
@@ -115,14 +141,18 @@ def test_those_who_write_at_once_lose_nothing(tmp_path):
     keys = [f"key {k}" for k in range(60)]
     with concurrent.futures.ThreadPoolExecutor(12) as pool:
         list(pool.map(lambda key: tune_cache.write(path, key, ({1: 1.0},)), keys))
-    assert sorted(json.loads(path.read_text())["costs"]) == sorted(keys) and list(tmp_path.iterdir()) == [path]
+    assert sorted(json.loads(path.read_text())["costs"]) == sorted(keys) and list(
+        tmp_path.iterdir()
+    ) == [path]
 
 
 def test_costs_handed_in_are_not_measured(measured):
     problem = oracle.homogeneous(rows=6)
     first = tune(problem)
     again = tune(problem, costs=first.costs, exits=np.array([0, 5]))
-    assert measured == [0] and again.costs == first.costs and str(again).endswith("; costs as given")
+    assert (
+        measured == [0] and again.costs == first.costs and str(again).endswith("; costs as given")
+    )
     assert again == tune(problem, exits=np.array([0, 5]))._replace(origin="given")
     assert tune(problem, costs=list(first.costs), sizes=(1, 4)).costs == ({1: 2.0, 4: 5.0},)
 
@@ -132,11 +162,20 @@ def test_costs_handed_in_are_not_measured(measured):
     [
         (dict(cache="c.json", costs=({1: 1.0},)), "`cache` and `costs` exclude each other"),
         (dict(cache="."), "`cache` must be the path of a JSON file, got the folder"),
-        (dict(costs=()), "`costs` must be `Tuned.costs`: seconds by rows of a tile for each of the 1 stages"),
+        (
+            dict(costs=()),
+            "`costs` must be `Tuned.costs`: seconds by rows of a tile for each of the 1 stages",
+        ),
         (dict(costs=({},)), "`costs` must be `Tuned.costs`"),
-        (dict(costs=({1: 1.0, 14: 2.0},)), r"`costs` must be positive seconds of tiles of 1\.\.13 rows"),
+        (
+            dict(costs=({1: 1.0, 14: 2.0},)),
+            r"`costs` must be positive seconds of tiles of 1\.\.13 rows",
+        ),
         (dict(costs=({1: 0.0},)), r"`costs` must be positive seconds of tiles of 1\.\.13 rows"),
-        (dict(costs=({1: 1.0},), sizes=(1, 2)), r"`costs` must hold all `sizes`, got none for \[2\]"),
+        (
+            dict(costs=({1: 1.0},), sizes=(1, 2)),
+            r"`costs` must hold all `sizes`, got none for \[2\]",
+        ),
     ],
 )
 def test_faulty_costs_and_caches_are_refused(arguments, message):

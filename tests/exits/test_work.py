@@ -1,4 +1,6 @@
-"""The work that really ran: which blocks, how many rows, how many compilations, and programs for other machines."""
+"""The work that really ran: which blocks, how many rows, how many compilations, and programs for
+other machines.
+"""
 
 import jax
 import jax.export
@@ -10,15 +12,21 @@ import pytest
 import dynexit as dx
 
 
-@pytest.mark.parametrize("costs", [(4.0, 1.0), (2.0, 1.0)], ids=["nothing in vain", "a ragged last tile"])
+@pytest.mark.parametrize(
+    "costs", [(4.0, 1.0), (2.0, 1.0)], ids=["nothing in vain", "a ragged last tile"]
+)
 def test_rows_executed_counts_the_tiles_that_ran(costs):
     depths = np.array([1, 6, 2, 2, 3, 1, 1, 5, 2, 1, 1, 4, 1])
     step = dx.Step(lambda i: (), lambda w, i, h: (h + 1.0, h[:, :1]))
     tiling = dx.Tiling((4, 1), costs)
-    run = lambda schedule: dx.run_until(step, jnp.zeros((13, 1)), 6, oracle.leave_at(depths), schedule=schedule, tile=tiling)
+    run = lambda schedule: dx.run_until(
+        step, jnp.zeros((13, 1)), 6, oracle.leave_at(depths), schedule=schedule, tile=tiling
+    )
     live = [int((depths > i).sum()) for i in range(6)]
     assert live == [13, 7, 4, 3, 2, 1]
-    ran = [13, 7, 4, 3, 2, 1] if costs[0] == 4.0 else [13, 8, 4, 4, 2, 1]  # a tile of 4 as dear as two rows alone
+    ran = (
+        [13, 7, 4, 3, 2, 1] if costs[0] == 4.0 else [13, 8, 4, 4, 2, 1]
+    )  # a tile of 4 as dear as two rows alone
     assert int(run("masked").rows_executed) == len(depths) * depths.max()
     assert int(run("per_row").rows_executed) == depths.sum()
     assert int(run("compacted").rows_executed) == sum(ran)
@@ -30,10 +38,15 @@ def test_blocks_beyond_the_deepest_row_never_run(schedule):
     ran = []
     step = dx.Step(
         lambda i: i,
-        lambda w, i, h: (jax.debug.callback(lambda i, rows: ran.append((int(i), rows.shape[0])), i, h), (h + 1.0, h))[1],
+        lambda w, i, h: (
+            jax.debug.callback(lambda i, rows: ran.append((int(i), rows.shape[0])), i, h),
+            (h + 1.0, h),
+        )[1],
     )
     depths = [2, 4, 1, 1, 1, 2, 1, 1, 1]
-    halted = dx.run_until(step, jnp.zeros(9), 12, oracle.leave_at(depths), schedule=schedule, tile=4)
+    halted = dx.run_until(
+        step, jnp.zeros(9), 12, oracle.leave_at(depths), schedule=schedule, tile=4
+    )
     jax.block_until_ready(halted)
     jax.effects_barrier()
     blocks = [i for i, _ in ran]
@@ -47,7 +60,14 @@ def test_stages_that_no_row_enters_do_not_run():
     problem = oracle.staged()
     rows = jax.tree.leaves(problem.state)[0].shape[0]
     for schedule in ("masked", "compacted"):
-        halted = dx.run_until(problem.step, problem.state, problem.depth, oracle.leave_at([2] * rows), schedule=schedule, tile=rows)
+        halted = dx.run_until(
+            problem.step,
+            problem.state,
+            problem.depth,
+            oracle.leave_at([2] * rows),
+            schedule=schedule,
+            tile=rows,
+        )
         assert int(halted.rows_executed) == 2 * rows
 
 
@@ -61,17 +81,26 @@ def test_nothing_recompiles_when_thresholds_temperatures_or_the_mix_of_depths_ch
     keys = jax.random.split(jax.random.key(0), 2)
     params, state = oracle.parameters(keys[0], 6), oracle.batch_of(keys[1], 13)
     runs = {
-        "until": lambda c: dx.run_until(dx.stacked_step(block, oracle.head, params), state, 6, c, tile=4),
-        "bounded": lambda c: dx.run_bounded(dx.stacked_step(block, oracle.head, params), state, 6, c),
-        "stream": lambda c: dx.run_stream(dx.tied_step(block, oracle.head, jax.tree.map(lambda a: a[0], params)), state, 6, c),
-        "stream untied": lambda c: dx.run_stream(dx.stacked_step(block, oracle.head, params), state, 6, c, slots=4),
+        "until": lambda c: dx.run_until(
+            dx.stacked_step(block, oracle.head, params), state, 6, c, tile=4
+        ),
+        "bounded": lambda c: dx.run_bounded(
+            dx.stacked_step(block, oracle.head, params), state, 6, c
+        ),
+        "stream": lambda c: dx.run_stream(
+            dx.tied_step(block, oracle.head, jax.tree.map(lambda a: a[0], params)), state, 6, c
+        ),
+        "stream untied": lambda c: dx.run_stream(
+            dx.stacked_step(block, oracle.head, params), state, 6, c, slots=4
+        ),
     }
     for name, run in runs.items():
         seen, depths = set(), set()
         for t in (0.3, 0.5, 0.7, 0.99):
             for temperature in (0.5, 2.0):
                 c = dx.criteria.any_of(
-                    dx.criteria.max_probability_above(jnp.full(5, t), temperature=temperature), dx.criteria.patience(int(10 * t))
+                    dx.criteria.max_probability_above(jnp.full(5, t), temperature=temperature),
+                    dx.criteria.patience(int(10 * t)),
                 )
                 depths.add(tuple(np.asarray(run(c).exit)))
                 seen.add(len(traces))
@@ -88,14 +117,18 @@ def test_every_primitive_lowers_for_every_platform(platform):
         "run_all": lambda s: dx.run_all(flat.step, s, flat.depth),
         "run_full": lambda s: dx.run_full(flat.step, s, flat.depth),
         "masked": lambda s: dx.run_until(flat.step, s, flat.depth, criterion, schedule="masked"),
-        "compacted": lambda s: dx.run_until(flat.step, s, flat.depth, criterion, schedule="compacted", tile=4),
+        "compacted": lambda s: dx.run_until(
+            flat.step, s, flat.depth, criterion, schedule="compacted", tile=4
+        ),
         "per_row": lambda s: dx.run_until(flat.step, s, flat.depth, criterion, schedule="per_row"),
         "stages": lambda s: dx.run_until(stages.step, s, stages.depth, criterion, tile=4),
         "stream": lambda s: dx.run_stream(loop.step, s, loop.depth, criterion, slots=4),
         "stream untied": lambda s: dx.run_stream(flat.step, s, flat.depth, criterion, slots=4),
         "bounded": lambda s: dx.run_bounded(flat.step, s, flat.depth, criterion),
         "replay": lambda s: dx.replay(criterion, outputs),
-        "gradient": jax.grad(lambda s: dx.run_bounded(flat.step, s, flat.depth, criterion).output["logits"].sum()),
+        "gradient": jax.grad(
+            lambda s: dx.run_bounded(flat.step, s, flat.depth, criterion).output["logits"].sum()
+        ),
     }
     for name, program in programs.items():
         exported = jax.export.export(jax.jit(program), platforms=[platform])(flat.state)
@@ -107,12 +140,24 @@ def test_inside_jit_vmap_over_thresholds_and_no_host_transfer():
     problem = oracle.homogeneous()
     outputs = dx.run_all(problem.step, problem.state, problem.depth)
     thresholds = jnp.linspace(0.3, 0.9, 5)
-    swept = jax.vmap(lambda t: dx.replay(dx.criteria.max_probability_above(t), outputs).exit)(thresholds)
-    run = jax.jit(lambda t: dx.run_until(problem.step, problem.state, 6, dx.criteria.max_probability_above(t), tile=4).exit)
+    swept = jax.vmap(lambda t: dx.replay(dx.criteria.max_probability_above(t), outputs).exit)(
+        thresholds
+    )
+    run = jax.jit(
+        lambda t: (
+            dx.run_until(
+                problem.step, problem.state, 6, dx.criteria.max_probability_above(t), tile=4
+            ).exit
+        )
+    )
     one_by_one = []
     for t in thresholds:
         with jax.transfer_guard("allow"):
             one_by_one.append(run(t))
     np.testing.assert_array_equal(swept, jnp.stack(one_by_one))
-    text = jax.jit(lambda s: dx.run_until(problem.step, s, 6, dx.criteria.patience(1), tile=4)).lower(problem.state).as_text()
+    text = (
+        jax.jit(lambda s: dx.run_until(problem.step, s, 6, dx.criteria.patience(1), tile=4))
+        .lower(problem.state)
+        .as_text()
+    )
     assert "callback" not in text and "outfeed" not in text and "stablehlo.while" in text

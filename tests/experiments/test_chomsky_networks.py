@@ -1,4 +1,6 @@
-"""The six networks of the Chomsky experiment: each answers at the places that count, and its method takes it."""
+"""The six networks of the Chomsky experiment: each answers at the places that count, and its method
+takes it.
+"""
 
 import dataclasses
 from pathlib import Path
@@ -32,7 +34,9 @@ def test_every_network_answers_where_the_task_asks(kind):
     inputs = batch["inputs"] if experiment.prepare is None else experiment.prepare(batch["inputs"])
     model, method = experiment.model, experiment.method
     params = jax.jit(model.init)(jax.random.key(0))
-    outputs = jax.jit(lambda p, x: dx.run_all(model.steps(p), model.embed(p, x), model.depth))(params, inputs)
+    outputs = jax.jit(lambda p, x: dx.run_all(model.steps(p), model.embed(p, x), model.depth))(
+        params, inputs
+    )
     answers = np.asarray(method.predict(jax.tree.map(lambda a: a[-1], outputs)))
     assert answers.shape == batch["labels"].shape and answers.max() < len(experiment.classes)
     assert batch["labels"].max() < len(experiment.classes) and (batch["labels"] != IGNORED).any()
@@ -40,7 +44,9 @@ def test_every_network_answers_where_the_task_asks(kind):
     if method.loss is None:
         losses, _ = method.objective(outputs, labels, half)
     else:
-        losses, _ = jax.jit(lambda p: method.loss(model, p, inputs, labels, jax.random.key(1), half))(params)
+        losses, _ = jax.jit(
+            lambda p: method.loss(model, p, inputs, labels, jax.random.key(1), half)
+        )(params)
     assert losses.shape == (4,) and np.isfinite(losses).all() and method.grade is share
 
 

@@ -1,4 +1,6 @@
-"""The two parity experiments beside each other: ranges of non-zeros for extrapolation, and the plain network."""
+"""The two parity experiments beside each other: ranges of non-zeros for extrapolation, and the
+plain network.
+"""
 
 import dataclasses
 from pathlib import Path
@@ -35,11 +37,16 @@ def test_the_splits_have_the_non_zeros_of_their_ranges(file, data, ranges):
     experiment = file.build(settings)
     for source, (low, high) in zip((experiment.calibration, experiment.test), ranges, strict=True):
         assert set(source.examples()["steps"].tolist()) == set(range(low, high + 1))
-    assert set(experiment.train.batch(0, 0, 500)["steps"].tolist()) == set(range(1, ranges[0][1] + 1))
+    assert set(experiment.train.batch(0, 0, 500)["steps"].tolist()) == set(
+        range(1, ranges[0][1] + 1)
+    )
 
 
 @both
-@pytest.mark.parametrize("data", [{"train_nonzeros": 9}, {"train_nonzeros": 0}, {"train_nonzeros": 5, "test_nonzeros": 4}])
+@pytest.mark.parametrize(
+    "data",
+    [{"train_nonzeros": 9}, {"train_nonzeros": 0}, {"train_nonzeros": 5, "test_nonzeros": 4}],
+)
 def test_ranges_that_do_not_rise_are_faults(file, data):
     (sentence,) = faults(with_data(file, **data))
     assert sentence.startswith("data.train_nonzeros and test_nonzeros must be rising in 1..8, got ")
@@ -47,14 +54,29 @@ def test_ranges_that_do_not_rise_are_faults(file, data):
 
 def test_the_plain_network_is_the_same_cell_at_full_depth():
     file = FILES[0]
-    plain = dataclasses.replace(file.settings, method=dataclasses.replace(file.settings.method, fixed_depth=True))
+    plain = dataclasses.replace(
+        file.settings, method=dataclasses.replace(file.settings.method, fixed_depth=True)
+    )
     experiment = file.build(plain)
-    points = experiment.method.candidates({"logits": jnp.zeros((10, 4, 2))}, jnp.zeros(4, jnp.int32), jnp.ones(10))
+    points = experiment.method.candidates(
+        {"logits": jnp.zeros((10, 4, 2))}, jnp.zeros(4, jnp.int32), jnp.ones(10)
+    )
     assert points["depth"].tolist() == [10] and experiment.model.depth == 10
 
 
 def test_both_train_one_network_on_one_task():
     models = [file.build(file.settings) for file in FILES]
-    shared = [(file.settings.data, file.settings.training, file.settings.model.width, file.settings.model.steps) for file in FILES]
-    assert dataclasses.asdict(shared[0][0]) == dataclasses.asdict(shared[1][0]) and shared[0][1:] == shared[1][1:]
+    shared = [
+        (
+            file.settings.data,
+            file.settings.training,
+            file.settings.model.width,
+            file.settings.model.steps,
+        )
+        for file in FILES
+    ]
+    assert (
+        dataclasses.asdict(shared[0][0]) == dataclasses.asdict(shared[1][0])
+        and shared[0][1:] == shared[1][1:]
+    )
     assert models[0].classes == models[1].classes

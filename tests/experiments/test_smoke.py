@@ -16,14 +16,24 @@ FILES = sorted((Path(__file__).parents[2] / "experiments").glob("*.py"))
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory):
-    """A data folder with drawn pictures in the place of Fashion-MNIST, through the same records and files."""
-    from dynexit.data import fashion_mnist, store
+    """A data folder with drawn pictures in the place of Fashion-MNIST, through the same records and
+    files.
+    """
+    from dynexit.data import store
+    from dynexit.data.vision import fashion_mnist
 
     random, folder = np.random.default_rng(0), tmp_path_factory.mktemp("data")
     label = lambda rows: random.integers(0, 10, rows).astype(np.int32)
-    picture = lambda labels: (random.integers(0, 40, (len(labels), 28, 28, 1)) + 20 * labels[:, None, None, None]).astype(np.uint8)
+    picture = lambda labels: (
+        random.integers(0, 40, (len(labels), 28, 28, 1)) + 20 * labels[:, None, None, None]
+    ).astype(np.uint8)
     splits = {split: label(rows) for split, rows in (("train", 5400), ("test", 300))}
-    store.prepare(fashion_mnist.RECIPE, {s: (picture(labels), labels) for s, labels in splits.items()}, folder, progress=False)
+    store.prepare(
+        fashion_mnist.RECIPE,
+        {s: (picture(labels), labels) for s, labels in splits.items()},
+        folder,
+        progress=False,
+    )
     return folder
 
 
@@ -32,9 +42,14 @@ def test_the_smoke_twin_runs(file, prepared, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("DYNEXIT_DATA", str(prepared))
     assert main(["train", str(file), "--smoke", "--run", str(tmp_path / "run")]) == 0
     report = json.loads((tmp_path / "run" / "report.json").read_text())
-    assert report["depth"] == report["depth_of_exit"][-1] and 1 <= report["mean_depth"] <= report["depth"]
+    assert (
+        report["depth"] == report["depth_of_exit"][-1]
+        and 1 <= report["mean_depth"] <= report["depth"]
+    )
     assert len(report["accuracy_per_exit"]) == len(report["depth_of_exit"])
-    assert report["live_equals_replay"] > 0.98 and report["examples"] == report["data"]["test"] == sum(report["rows_per_exit"])
+    assert report["live_equals_replay"] > 0.98 and report["examples"] == report["data"][
+        "test"
+    ] == sum(report["rows_per_exit"])
     assert str(tmp_path / "run") in capsys.readouterr().out
 
 
@@ -43,7 +58,10 @@ def test_settings_are_whole_and_in_range(file):
     found = load(file)
     for settings in (found.settings, found.smoke):
         assert type(settings) is type(found.settings) and faults(settings) == []
-        kinds = [type(getattr(settings, name)) for name in ("training", "calibration", "evaluation", "seed")]
+        kinds = [
+            type(getattr(settings, name))
+            for name in ("training", "calibration", "evaluation", "seed")
+        ]
         assert kinds == [Training, Calibration, Evaluation, int]
 
 
@@ -55,15 +73,23 @@ def test_the_head_says_command_hardware_and_what_to_expect(file):
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_only_settings_are_imported_before_build(file):
-    top = [node for node in ast.parse(file.read_text()).body if isinstance(node, (ast.Import, ast.ImportFrom))]
+    top = [
+        node
+        for node in ast.parse(file.read_text()).body
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+    ]
     names = {alias.name for node in top if isinstance(node, ast.Import) for alias in node.names}
     assert names == {"dataclasses", "dynexit"}
-    assert {node.module for node in top if isinstance(node, ast.ImportFrom)} - {"typing"} == {"dynexit.core.settings"}
+    assert {node.module for node in top if isinstance(node, ast.ImportFrom)} - {"typing"} == {
+        "dynexit.core.settings"
+    }
 
 
 def test_a_teacher_that_is_not_there_is_named_with_the_command_that_trains_it(tmp_path, capsys):
     file, teacher = next(f for f in FILES if f.stem == "digits_raptor"), str(tmp_path / "teacher")
-    assert main(["train", str(file), "--model.teacher", teacher, "--run", str(tmp_path / "run")]) == 2
+    assert (
+        main(["train", str(file), "--model.teacher", teacher, "--run", str(tmp_path / "run")]) == 2
+    )
     said = capsys.readouterr().err
     assert f"model.teacher is {teacher}, which is not there" in said and f"--run {teacher}`" in said
     assert not (tmp_path / "run").exists()
@@ -74,5 +100,8 @@ def test_unprepared_data_says_how_to_get_it(tmp_path, monkeypatch, capsys):
     file = next(f for f in FILES if f.stem == "fashion_vit")
     assert main(["train", str(file), "--smoke", "--run", str(tmp_path / "run")]) == 1
     said = capsys.readouterr().err
-    assert "fashion_mnist is not prepared" in said and "Run `dynexit data prepare fashion_mnist`" in said
+    assert (
+        "fashion_mnist is not prepared" in said
+        and "Run `dynexit data prepare fashion_mnist`" in said
+    )
     assert not (tmp_path / "run").exists()

@@ -1,4 +1,6 @@
-"""The recursive network of the Sudoku experiment, trained shortly: it knows which of its answers are right."""
+"""The recursive network of the Sudoku experiment, trained shortly: it knows which of its answers
+are right.
+"""
 
 import dataclasses
 from pathlib import Path
@@ -23,17 +25,29 @@ def area_under_curve(scores, right):
 
 
 def test_the_area_of_known_scores():
-    assert area_under_curve(np.array([1.0, 2.0, 3.0, 3.0]), np.array([False, True, False, True])) == (1 + 0 + 1 + 0.5) / 4
+    assert (
+        area_under_curve(np.array([1.0, 2.0, 3.0, 3.0]), np.array([False, True, False, True]))
+        == (1 + 0 + 1 + 0.5) / 4
+    )
 
 
 @pytest.mark.slow
 def test_golden_the_halting_logit_tells_right_answers_from_wrong_ones(tmp_path):
-    """Sheet, point 3: an area above 0.9 on 4x4 Sudoku, over all answers of the segments of training."""
+    """Sheet, point 3: an area above 0.9 on 4x4 Sudoku, over all answers of the segments of
+    training.
+    """
     experiment, segments = FILE.build(FILE.settings), FILE.settings.method.segments
     training = dataclasses.replace(FILE.settings.training, steps=1200, checkpoint_every=1200)
     params = fit(experiment, training, tmp_path, seed=0, progress=False).params
     batch, model = experiment.test.examples(), experiment.model
-    outputs = jax.jit(lambda p, x: dx.run_all(model.steps(p), model.embed(p, x), segments))(params, batch["inputs"])
-    right = np.stack([np.asarray(exact(experiment.method.predict(logits), batch["labels"])) > 0 for logits in outputs["logits"]])
+    outputs = jax.jit(lambda p, x: dx.run_all(model.steps(p), model.embed(p, x), segments))(
+        params, batch["inputs"]
+    )
+    right = np.stack(
+        [
+            np.asarray(exact(experiment.method.predict(logits), batch["labels"])) > 0
+            for logits in outputs["logits"]
+        ]
+    )
     assert right[-1].mean() > 0.9 > right[0].mean(), "it has learned, and not every answer is right"
     assert area_under_curve(np.asarray(outputs["halt_logit"]).ravel(), right.ravel()) > 0.9

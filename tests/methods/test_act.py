@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dynexit.calibration import Predictions, choose, curve
-from dynexit.exits import replay
-from dynexit.methods import act
-from dynexit.objectives import act_account, halting_sums
+from dynexit.calibration.choose import choose
+from dynexit.calibration.curve import Predictions, curve
+from dynexit.engine import replay
+from dynexit.methods.halting import act
+from dynexit.objectives.act import act_account, halting_sums
 
 N, B, L, C = 6, 120, 3, 4
 COSTS = np.arange(1.0, N + 1)
@@ -16,7 +17,9 @@ PROGRESS = jnp.float32(1.0)
 
 
 def averaged_outputs(halting, y, epsilon=0.01):
-    """What an averaged step gives at every step, from all steps at once: the mean so far and the rest on this step."""
+    """What an averaged step gives at every step, from all steps at once: the mean so far and the
+    rest on this step.
+    """
     sums = halting_sums(halting, epsilon)
     before = jnp.concatenate([jnp.zeros_like(sums[:1]), sums[:-1]])
     w = (sums - before)[..., None]
@@ -26,13 +29,17 @@ def averaged_outputs(halting, y, epsilon=0.01):
 
 
 def synthetic(places):
-    """Place k of row b can be answered from step needed on, and the halting probabilities half know it."""
+    """Place k of row b can be answered from step needed on, and the halting probabilities half know
+    it.
+    """
     keys = jax.random.split(jax.random.key(0), 4)
     labels = jax.random.randint(keys[0], (B, *places), 0, C)
     needed = jax.random.randint(keys[1], (B, *places), 0, N)
     steps = jnp.arange(N).reshape((N,) + (1,) * needed.ndim)
     ready = (steps >= needed[None]).astype(jnp.float32)
-    y = 3 * ready[..., None] * jax.nn.one_hot(labels, C)[None] + jax.random.normal(keys[2], (N, B, *places, C))
+    y = 3 * ready[..., None] * jax.nn.one_hot(labels, C)[None] + jax.random.normal(
+        keys[2], (N, B, *places, C)
+    )
     halting = jax.nn.sigmoid(5 * ready - 3.5 + jax.random.normal(keys[3], ready.shape))
     return halting, averaged_outputs(halting, y), labels
 
@@ -43,7 +50,10 @@ def test_objective_and_metrics_are_the_loop(places):
     loss, metrics = jax.jit(act(tau=0.3).objective)(outputs, labels, PROGRESS)
     logits = np.asarray(outputs["logits"], np.float64).reshape(N, B, -1, C)
     p, wanted = np.asarray(halting, np.float64).reshape(N, B, -1), np.asarray(labels).reshape(B, -1)
-    losses, ponders, updates, limit, right = np.zeros((B, p.shape[2])), *(np.zeros((B, p.shape[2])) for _ in range(4))
+    losses, ponders, updates, limit, right = (
+        np.zeros((B, p.shape[2])),
+        *(np.zeros((B, p.shape[2])) for _ in range(4)),
+    )
     for b in range(B):
         for k in range(p.shape[2]):
             spent, n = 0.0, 0
@@ -64,7 +74,11 @@ def test_objective_and_metrics_are_the_loop(places):
         "accuracy_halted": right.all(axis=1).mean(),
         "accuracy_exit_first": (logits[0].argmax(-1) == wanted).all(axis=1).mean(),
     }
-    assert oracle.keys() == metrics.keys() and 0 < oracle["at_limit"] < 1 and 0.1 < oracle["accuracy_halted"] < 1
+    assert (
+        oracle.keys() == metrics.keys()
+        and 0 < oracle["at_limit"] < 1
+        and 0.1 < oracle["accuracy_halted"] < 1
+    )
     for name, value in oracle.items():
         np.testing.assert_allclose(metrics[name], value, rtol=1e-5, err_msg=name)
         assert metrics[name].dtype == jnp.float32 and metrics[name].shape == ()
@@ -74,10 +88,14 @@ def test_the_price_pushes_every_probability_before_the_halting_step():
     halting = jnp.full((N, 1), 0.2)  # halts at 5
 
     def loss(halting, tau):
-        outputs = averaged_outputs(halting, jnp.zeros((N, 1, C)))  # answers that are alike: no gradient but the price's
+        outputs = averaged_outputs(
+            halting, jnp.zeros((N, 1, C))
+        )  # answers that are alike: no gradient but the price's
         return act(tau).objective(outputs, jnp.array([0]), PROGRESS)[0].sum()
 
-    np.testing.assert_allclose(jax.grad(loss)(halting, 0.5)[:, 0], [-0.5] * 4 + [0.0] * 2, atol=1e-6)
+    np.testing.assert_allclose(
+        jax.grad(loss)(halting, 0.5)[:, 0], [-0.5] * 4 + [0.0] * 2, atol=1e-6
+    )
     np.testing.assert_allclose(jax.grad(loss)(halting, 0.0), 0.0, atol=1e-6)
 
 
@@ -92,7 +110,14 @@ def test_one_step_is_the_plain_loss_and_the_least_price():
 def test_candidates_go_from_the_first_step_to_full_depth(places):
     method, (_, outputs, labels) = act(), synthetic(places)
     known = Predictions("calibration", outputs, np.asarray(labels), "digest")
-    found = curve(known, method.candidates(outputs, labels, COSTS), method.criterion, method.predict, COSTS, replay)
+    found = curve(
+        known,
+        method.candidates(outputs, labels, COSTS),
+        method.criterion,
+        method.predict,
+        COSTS,
+        replay,
+    )
     assert found.mean_depth[0] == 1 and found.mean_depth[-1] == N
     assert (np.diff(found.mean_depth) >= 0).all()
     steps = np.asarray(act_account(outputs["accumulated"]).updates).reshape(B, -1).max(axis=1)
@@ -104,7 +129,9 @@ def test_calibration_end_to_end():
     method, (_, outputs, labels) = act(), synthetic(())
     known = Predictions("calibration", outputs, np.asarray(labels), "digest")
     points = method.candidates(outputs, labels, COSTS)
-    choice = choose(known, points, method.criterion, method.predict, COSTS, replay, accept_loss=0.02)
+    choice = choose(
+        known, points, method.criterion, method.predict, COSTS, replay, accept_loss=0.02
+    )
     assert choice.accuracy >= choice.accuracy_full - 0.02 - 1e-9 and choice.cost_fraction < 0.9
 
 
@@ -115,8 +142,12 @@ def test_calibration_end_to_end():
         (lambda: act(thresholds=[0.5, 0.9]), "and hold 1 (full depth), got "),
         (lambda: act(thresholds=[0.5, 1.0, 1.5]), "lie in 0..1"),
         (
-            lambda: act().objective({"logits": jnp.zeros((2, 1, C)), "halt_logit": jnp.zeros((2, 1))}, jnp.array([0]), PROGRESS),
-            "`outputs` must have the entry 'accumulated': act wants an averaged model (dx.exits.averaged)",
+            lambda: act().objective(
+                {"logits": jnp.zeros((2, 1, C)), "halt_logit": jnp.zeros((2, 1))},
+                jnp.array([0]),
+                PROGRESS,
+            ),
+            "`outputs` must have the entry 'accumulated': act wants an averaged model (dx.transforms.averaged)",
         ),
     ],
 )

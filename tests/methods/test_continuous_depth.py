@@ -1,4 +1,6 @@
-"""Continuous depth: the loss at arrival and on the way, and rows that leave when their own steps have taken them there."""
+"""Continuous depth: the loss at arrival and on the way, and rows that leave when their own steps
+have taken them there.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -6,9 +8,11 @@ import numpy as np
 import pytest
 
 import dynexit as dx
-from dynexit.methods import neural_ode
+from dynexit.methods.recurrent import neural_ode
 
-WAY = np.array([[0.1, 0.4, 0.2], [0.5, 1.0, 0.2], [1.0, 1.0, 0.6], [1.0, 1.0, 0.9]], np.float32)  # [E, B]; the last never arrives
+WAY = np.array(
+    [[0.1, 0.4, 0.2], [0.5, 1.0, 0.2], [1.0, 1.0, 0.6], [1.0, 1.0, 0.9]], np.float32
+)  # [E, B]; the last never arrives
 LOGITS = np.asarray(jax.random.normal(jax.random.key(0), (4, 3, 5)))
 OUTPUTS, LABELS = {"logits": jnp.asarray(LOGITS), "gate": jnp.asarray(WAY)}, jnp.array([0, 3, 1])
 
@@ -27,17 +31,24 @@ def test_rows_leave_at_the_time_asked_for():
     method = neural_ode()
     levels = method.candidates(OUTPUTS, LABELS, None)["threshold"]
     assert levels[-1] == 1.0
-    exits = lambda t: dx.replay(method.criterion({"threshold": jnp.float32(t)}), OUTPUTS).exit.tolist()
+    exits = lambda t: dx.replay(
+        method.criterion({"threshold": jnp.float32(t)}), OUTPUTS
+    ).exit.tolist()
     assert exits(0.999) == [2, 1, 3] and exits(0.3) == [1, 0, 2] and exits(levels[-1]) == [3, 3, 3]
 
 
 def test_arrival_is_as_good_as_all_steps():
     """A row that has arrived holds still: what it says there is what the last exit says."""
     pytest.importorskip("diffrax")
-    model = dx.backbones.neural_ode((4,), 3, width=6, hidden=8, steps=10)
+    model = dx.models.neural_ode((4,), 3, width=6, hidden=8, steps=10)
     params = jax.tree.map(lambda a: 2 * a, model.init(jax.random.key(0)))
-    step, state = model.steps(params), model.embed(params, jax.random.normal(jax.random.key(1), (5, 4)))
-    halted = dx.run_until(step, state, model.depth, neural_ode().criterion({"threshold": jnp.float32(0.999)}))
+    step, state = (
+        model.steps(params),
+        model.embed(params, jax.random.normal(jax.random.key(1), (5, 4))),
+    )
+    halted = dx.run_until(
+        step, state, model.depth, neural_ode().criterion({"threshold": jnp.float32(0.999)})
+    )
     every = dx.run_all(step, state, model.depth)
     assert (halted.exit_depth < 10).all() and (every["gate"][-1] > 0.999).all()
     np.testing.assert_allclose(halted.output["logits"], every["logits"][-1], atol=1e-5)

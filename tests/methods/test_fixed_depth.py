@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dynexit.exits import replay
-from dynexit.methods import fixed_depth
+from dynexit.engine import replay
+from dynexit.methods.exits import fixed_depth
 
 LOGITS = jax.random.normal(jax.random.key(0), (4, 6, 3))
 LABELS = jax.random.randint(jax.random.key(1), (6,), 0, 3)
@@ -15,9 +15,13 @@ PROGRESS = jnp.float32(0.0)
 
 def test_the_loss_is_the_last_exit_s():
     loss, metrics = fixed_depth().objective({"logits": LOGITS}, LABELS, PROGRESS)
-    np.testing.assert_allclose(loss, optax.softmax_cross_entropy_with_integer_labels(LOGITS[-1], LABELS), rtol=1e-5)
+    np.testing.assert_allclose(
+        loss, optax.softmax_cross_entropy_with_integer_labels(LOGITS[-1], LABELS), rtol=1e-5
+    )
     wanted = [(LOGITS[e].argmax(-1) == LABELS).mean() for e in (0, -1)]
-    np.testing.assert_allclose([metrics["accuracy_exit_first"], metrics["accuracy_exit_last"]], wanted, rtol=1e-6)
+    np.testing.assert_allclose(
+        [metrics["accuracy_exit_first"], metrics["accuracy_exit_last"]], wanted, rtol=1e-6
+    )
     slope = jax.grad(lambda z: fixed_depth().objective(z, LABELS, PROGRESS)[0].sum())(LOGITS)
     assert not slope[:-1].any() and (jnp.abs(slope[-1]).sum(axis=-1) > 0).all()
 

@@ -5,10 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dynexit.calibration import Predictions, choose, curve
-from dynexit.exits import replay
-from dynexit.methods import pondernet
-from dynexit.objectives import geometric_renormalised, kl_posterior_prior, multi_exit_cross_entropy, ponder_loss
+from dynexit.calibration.choose import choose
+from dynexit.calibration.curve import Predictions, curve
+from dynexit.engine import replay
+from dynexit.methods.halting import pondernet
+from dynexit.objectives.multi_exit import multi_exit_cross_entropy
+from dynexit.objectives.ponder import geometric_renormalised, kl_posterior_prior, ponder_loss
 
 N, B, C = 6, 200, 4
 COSTS = np.arange(1.0, N + 1)
@@ -21,8 +23,13 @@ def synthetic():
     labels = jax.random.randint(keys[0], (B,), 0, C)
     needed = jax.random.randint(keys[1], (B,), 0, N)
     ready = (jnp.arange(N)[:, None] >= needed[None]).astype(jnp.float32)
-    logits = 8 * ready[..., None] * jax.nn.one_hot(labels, C)[None] + jax.random.normal(keys[2], (N, B, C))
-    return {"logits": logits, "halt_logit": 6 * ready - 4 + jax.random.normal(keys[3], (N, B))}, labels
+    logits = 8 * ready[..., None] * jax.nn.one_hot(labels, C)[None] + jax.random.normal(
+        keys[2], (N, B, C)
+    )
+    return {
+        "logits": logits,
+        "halt_logit": 6 * ready - 4 + jax.random.normal(keys[3], (N, B)),
+    }, labels
 
 
 OUTPUTS, LABELS = synthetic()
@@ -40,9 +47,15 @@ def q_exit(logits, q):
 
 def test_golden_q_exits():
     rate = np.array([0.2, 0.5, 0.5, 0.9])
-    outputs = {"logits": jnp.zeros((4, 1, C)), "halt_logit": jnp.float32(np.log(rate / (1 - rate)))[:, None]}
+    outputs = {
+        "logits": jnp.zeros((4, 1, C)),
+        "halt_logit": jnp.float32(np.log(rate / (1 - rate)))[:, None],
+    }
     method = pondernet()
-    steps = [int(replay(method.criterion({"quantile": jnp.float32(q)}), outputs).exit[0]) + 1 for q in (0.5, 0.59, 0.61)]
+    steps = [
+        int(replay(method.criterion({"quantile": jnp.float32(q)}), outputs).exit[0]) + 1
+        for q in (0.5, 0.59, 0.61)
+    ]
     assert steps == [2, 2, 3]
     metrics = method.objective(outputs, jnp.array([0]), PROGRESS)[1]
     np.testing.assert_allclose([metrics["mean_steps"], metrics["q_steps"]], [2.4, 2.0], rtol=1e-6)
@@ -52,9 +65,15 @@ def test_objective_and_metrics_are_the_loop():
     method = pondernet(0.3, 0.05, geometric_renormalised, kl_posterior_prior)
     loss, metrics = jax.jit(method.objective)(OUTPUTS, LABELS, PROGRESS)
     losses = multi_exit_cross_entropy(OUTPUTS["logits"], LABELS)
-    wanted = ponder_loss(losses, OUTPUTS["halt_logit"], geometric_renormalised(N, 0.3), 0.05, kl_posterior_prior)
+    wanted = ponder_loss(
+        losses, OUTPUTS["halt_logit"], geometric_renormalised(N, 0.3), 0.05, kl_posterior_prior
+    )
     np.testing.assert_allclose(loss, wanted.loss, rtol=1e-5)
-    halting, classes, labels = np.asarray(OUTPUTS["halt_logit"]), np.asarray(OUTPUTS["logits"].argmax(-1)), np.asarray(LABELS)
+    halting, classes, labels = (
+        np.asarray(OUTPUTS["halt_logit"]),
+        np.asarray(OUTPUTS["logits"].argmax(-1)),
+        np.asarray(LABELS),
+    )
     exits = np.array([q_exit(halting[:, b], 0.5) for b in range(B)])
     oracle = {
         "expected_loss": wanted.expected_loss.mean(),
@@ -83,14 +102,18 @@ def test_candidates_go_from_the_first_step_to_full_depth():
     halting = np.asarray(OUTPUTS["halt_logit"])
     for k in (5, 20, 35):
         q = float(points["quantile"][k])
-        np.testing.assert_allclose(found.mean_depth[k], np.mean([q_exit(halting[:, b], q) + 1 for b in range(B)]))
+        np.testing.assert_allclose(
+            found.mean_depth[k], np.mean([q_exit(halting[:, b], q) + 1 for b in range(B)])
+        )
 
 
 def test_calibration_end_to_end():
     method = pondernet()
     known = Predictions("calibration", OUTPUTS, np.asarray(LABELS), "digest")
     points = method.candidates(OUTPUTS, LABELS, COSTS)
-    choice = choose(known, points, method.criterion, method.predict, COSTS, replay, accept_loss=0.02)
+    choice = choose(
+        known, points, method.criterion, method.predict, COSTS, replay, accept_loss=0.02
+    )
     assert choice.accuracy >= choice.accuracy_full - 0.02 - 1e-9 and choice.cost_fraction < 0.95
     assert 0 < choice.point["quantile"] < 1
 

@@ -1,4 +1,6 @@
-"""The progressive loss against a Python loop, its law of steps, and the exit where the answer stands still."""
+"""The progressive loss against a Python loop, its law of steps, and the exit where the answer
+stands still.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -6,14 +8,18 @@ import numpy as np
 import pytest
 
 import dynexit as dx
-from dynexit.backbones import deep_thinking as network
-from dynexit.exits.steps import rematerialised
-from dynexit.methods.deep_thinking import deep_thinking, progress_drawn
+from dynexit.engine.steps import rematerialised
+from dynexit.methods.recurrent.deep_thinking import deep_thinking, progress_drawn
+from dynexit.models.recurrent import deep_thinking as network
 
 MODEL = network(1, 1, 2, width=6, steps=9, blocks=1)
 PARAMS = MODEL.init(jax.random.key(0))
 X = jax.random.normal(jax.random.key(1), (4, 7, 1))
-LABELS = jnp.where(jax.random.bernoulli(jax.random.key(3), 0.2, (4, 7)), -1, jax.random.randint(jax.random.key(2), (4, 7), 0, 2))
+LABELS = jnp.where(
+    jax.random.bernoulli(jax.random.key(3), 0.2, (4, 7)),
+    -1,
+    jax.random.randint(jax.random.key(2), (4, 7), 0, 2),
+)
 
 
 def after(params, free, steps):
@@ -28,7 +34,10 @@ def after(params, free, steps):
         state, output = step.apply(step.select(0), i, state)
     log_p = jax.nn.log_softmax(output)
     labels = np.asarray(LABELS)
-    row = lambda b: sum(-log_p[b, t, labels[b, t]] for t in range(7) if labels[b, t] >= 0) / float((labels[b] >= 0).sum())
+    row = lambda b: (
+        sum(-log_p[b, t, labels[b, t]] for t in range(7) if labels[b, t] >= 0)
+        / float((labels[b] >= 0).sum())
+    )
     return sum(row(b) for b in range(4)) / 4
 
 
@@ -36,9 +45,15 @@ def after(params, free, steps):
 def test_loss_and_gradient_are_the_loop(alpha, key):
     method, key = deep_thinking(6, alpha), jax.random.key(key)
     n, k = map(int, progress_drawn(key, 6))
-    wanted = jax.value_and_grad(lambda p: alpha * after(p, n, k) + (1 - alpha) * after(p, 0, 6))(PARAMS)
-    found = jax.value_and_grad(lambda p: method.loss(MODEL, p, X, LABELS, key, 0.0)[0].mean())(PARAMS)
-    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=4e-5 * np.abs(b).max())  # rounding follows the largest
+    wanted = jax.value_and_grad(lambda p: alpha * after(p, n, k) + (1 - alpha) * after(p, 0, 6))(
+        PARAMS
+    )
+    found = jax.value_and_grad(lambda p: method.loss(MODEL, p, X, LABELS, key, 0.0)[0].mean())(
+        PARAMS
+    )
+    close = lambda a, b: np.testing.assert_allclose(
+        a, b, rtol=1e-3, atol=4e-5 * np.abs(b).max()
+    )  # rounding follows the largest
     jax.tree.map(close, found, wanted)
     metrics = method.loss(MODEL, PARAMS, X, LABELS, key, 0.0)[1]
     assert int(metrics["iterations"]) == n + k and ("loss_full" in metrics) == (alpha < 1)
@@ -48,7 +63,12 @@ def test_exits_several_iterations_apart_are_the_same_network_read_less_often():
     seldom = network(1, 1, 2, width=6, steps=9, blocks=1, every=3)
     outputs, less = (dx.run_all(m.steps(PARAMS), m.embed(PARAMS, X), 9) for m in (MODEL, seldom))
     np.testing.assert_allclose(less, outputs[2::3], atol=1e-5)
-    halted = dx.run_until(seldom.steps(PARAMS), seldom.embed(PARAMS, X), 9, dx.criteria.at_depth(jnp.array([1, 3, 2, 1])))
+    halted = dx.run_until(
+        seldom.steps(PARAMS),
+        seldom.embed(PARAMS, X),
+        9,
+        dx.criteria.at_depth(jnp.array([1, 3, 2, 1])),
+    )
     assert halted.exit_depth.tolist() == [3, 9, 6, 3]
     key = jax.random.key(1)
     n, k = map(int, progress_drawn(key, 5))
@@ -56,7 +76,9 @@ def test_exits_several_iterations_apart_are_the_same_network_read_less_often():
     np.testing.assert_allclose(losses.mean(), after(PARAMS, n, k), rtol=1e-4)
     assert int(metrics["iterations"]) == n + k
     with pytest.raises(ValueError, match=r"`step` must be a tied one .* got another of 2 blocks"):
-        dx.exits.every_iteration(dx.stacked_step(lambda p, h: h, lambda p, h: h, jnp.ones(4), blocks=2))
+        dx.engine.every_iteration(
+            dx.stacked_step(lambda p, h: h, lambda p, h: h, jnp.ones(4), blocks=2)
+        )
     with pytest.raises(ValueError, match="`every` must divide the 9 iterations"):
         network(1, 1, 2, width=6, steps=9, every=2)
 
@@ -66,7 +88,9 @@ def test_the_law_of_the_steps():
     assert set(n.tolist()) == set(range(5)) and k.min() == 1 and (n + k).max() == 5
     np.testing.assert_allclose(np.bincount(n) / 20_000, 0.2, atol=0.02)
     for m in range(5):  # k is even on 1..5-n
-        np.testing.assert_allclose(np.bincount(k[n == m], minlength=6 - m)[1:] / (n == m).sum(), 1 / (5 - m), atol=0.04)
+        np.testing.assert_allclose(
+            np.bincount(k[n == m], minlength=6 - m)[1:] / (n == m).sum(), 1 / (5 - m), atol=0.04
+        )
 
 
 def test_a_row_leaves_once_no_place_moves_for_two_iterations():
@@ -100,6 +124,8 @@ def test_refusals(call, words):
 def test_blocks_computed_anew_in_the_backward_pass_change_nothing_where_exits_lie_apart():
     model = network(1, 1, 2, width=6, steps=9, blocks=1, every=3)
     again = model._replace(steps=lambda params: rematerialised(model.steps(params)))
-    run = lambda model, p: deep_thinking(6).loss(model, p, X, LABELS, jax.random.key(1), jnp.float32(0.0))[0].mean()
+    run = lambda model, p: (
+        deep_thinking(6).loss(model, p, X, LABELS, jax.random.key(1), jnp.float32(0.0))[0].mean()
+    )
     slopes = [jax.grad(lambda p, model=model: run(model, p))(PARAMS) for model in (model, again)]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *slopes)

@@ -1,4 +1,6 @@
-"""Raptor: its two errors against loops, what the rollout may see, and a teacher that is block-recurrent itself."""
+"""Raptor: its two errors against loops, what the rollout may see, and a teacher that is
+block-recurrent itself.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -7,11 +9,14 @@ import optax
 import pytest
 
 import dynexit as dx
-from dynexit.analysis import phases, similarity
-from dynexit.backbones import block_recurrent, features, vit
-from dynexit.backbones.block_recurrent import DepthScale
-from dynexit.methods import raptor
-from dynexit.methods.raptor import one_step_errors, rollout, teacher_forcing_weight
+from dynexit.evaluation import phases
+from dynexit.evaluation.phases import similarity
+from dynexit.methods.recurrent import raptor
+from dynexit.methods.recurrent.raptor import one_step_errors, rollout, teacher_forcing_weight
+from dynexit.models import features
+from dynexit.models.distilled import block_recurrent
+from dynexit.models.distilled.block_recurrent import DepthScale
+from dynexit.models.vision import vit
 
 B, IMAGE, SIZES = 4, (4, 4, 1), dict(patch=2, width=8, heads=2)
 TEACHER = vit(IMAGE, 3, depth=5, **SIZES)
@@ -23,7 +28,11 @@ PARAMS = STUDENT.init(jax.random.key(1))
 INPUTS = jax.random.normal(jax.random.key(2), (B, *IMAGE))
 LABELS = jnp.array([0, 1, 2, 0], jnp.int32)
 STATES = jnp.stack([TEACHER.embed(TAUGHT, INPUTS), *features(TEACHER, TAUGHT, INPUTS).values()])
-ONE = jax.jit(lambda params, i, state: STUDENT.steps(params).apply(STUDENT.steps(params).select(i), i, state)[0])
+ONE = jax.jit(
+    lambda params, i, state: STUDENT.steps(params).apply(STUDENT.steps(params).select(i), i, state)[
+        0
+    ]
+)
 
 
 def by_loop(params, given):
@@ -35,13 +44,21 @@ def by_loop(params, given):
     return np.stack(made)
 
 
-@pytest.mark.parametrize("progress, given", [(0.1, FIRST), (0.9, np.array([True, False, False, False, False]))])
+@pytest.mark.parametrize(
+    "progress, given", [(0.1, FIRST), (0.9, np.array([True, False, False, False, False]))]
+)
 def test_the_loss_is_that_of_loops(progress, given):
     method = raptor(TEACHER, TAUGHT, COUNTS)
-    losses, metrics = jax.jit(lambda p: method.loss(STUDENT, p, INPUTS, LABELS, jax.random.key(3), jnp.float32(progress)))(PARAMS)
+    losses, metrics = jax.jit(
+        lambda p: method.loss(STUDENT, p, INPUTS, LABELS, jax.random.key(3), jnp.float32(progress))
+    )(PARAMS)
     distance = lambda a, b: ((np.asarray(a) - np.asarray(b)) ** 2).mean(axis=(1, 2))
-    forced = np.mean([distance(ONE(PARAMS, jnp.int32(i), STATES[i]), STATES[i + 1]) for i in range(5)], axis=0)
-    alone = np.mean([distance(x, a) for x, a in zip(by_loop(PARAMS, given), STATES[1:], strict=True)], axis=0)
+    forced = np.mean(
+        [distance(ONE(PARAMS, jnp.int32(i), STATES[i]), STATES[i + 1]) for i in range(5)], axis=0
+    )
+    alone = np.mean(
+        [distance(x, a) for x, a in zip(by_loop(PARAMS, given), STATES[1:], strict=True)], axis=0
+    )
     lam = max(0.0, 1 - progress / 0.25)
     np.testing.assert_allclose(losses, lam * forced + (1 - lam) * alone, rtol=1e-4)
     np.testing.assert_allclose(metrics["teacher_forcing"], forced.mean(), rtol=1e-4)
@@ -69,60 +86,94 @@ def test_the_weight_of_teacher_forcing_falls_over_the_first_quarter():
 
 
 def test_a_phase_has_one_block_and_the_teachers_heads():
-    for block, teachers in zip(jax.tree.leaves(PARAMS["heads"]), jax.tree.leaves(TAUGHT["blocks"]["head"]), strict=True):
+    for block, teachers in zip(
+        jax.tree.leaves(PARAMS["heads"]), jax.tree.leaves(TAUGHT["blocks"]["head"]), strict=True
+    ):
         np.testing.assert_array_equal(block, teachers)
     assert {leaf.shape[0] for leaf in jax.tree.leaves(PARAMS["blocks"])} == {2}
     outputs = dx.run_all(STUDENT.steps(PARAMS), STUDENT.embed(PARAMS, INPUTS), 5)
     states = by_loop(PARAMS, [True, False, False, False, False])
     for i in range(5):
         before = STATES[0] if i == 0 else states[i - 1]
-        moved = np.linalg.norm(np.reshape(states[i] - before, (B, -1)), axis=1) / np.linalg.norm(states[i].reshape(B, -1), axis=1)
+        moved = np.linalg.norm(np.reshape(states[i] - before, (B, -1)), axis=1) / np.linalg.norm(
+            states[i].reshape(B, -1), axis=1
+        )
         np.testing.assert_allclose(outputs["residual"][i], moved, rtol=1e-3)
 
 
 def test_golden_scales_of_a_new_student_are_one():
-    """t1, t2 and t3 of every layer; what they are made with is N(0, 1e-4), weights and biases alike."""
+    """t1, t2 and t3 of every layer; what they are made with is N(0, 1e-4), weights and biases
+    alike.
+    """
     depth = PARAMS["blocks"]["depth"]
     np.testing.assert_allclose(depth["out"]["kernel"].std(), 1e-4, rtol=0.1)
     np.testing.assert_allclose(depth["out"]["bias"].std(), 1e-4, rtol=0.3)
-    scales = jax.jit(jax.vmap(lambda p: DepthScale(SIZES["width"]).apply({"params": p}, jnp.arange(1, 6), jnp.float32)))(depth)
+    scales = jax.jit(
+        jax.vmap(
+            lambda p: DepthScale(SIZES["width"]).apply({"params": p}, jnp.arange(1, 6), jnp.float32)
+        )
+    )(depth)
     assert len(scales) == 3 and all(0 < float(jnp.abs(scale - 1).max()) < 0.01 for scale in scales)
 
 
 def test_the_embedding_and_the_teacher_get_no_gradient():
     method = raptor(TEACHER, TAUGHT, COUNTS)
-    loss = lambda p, progress: method.loss(STUDENT, p, INPUTS, LABELS, jax.random.key(3), progress)[0].mean()
+    loss = lambda p, progress: method.loss(STUDENT, p, INPUTS, LABELS, jax.random.key(3), progress)[
+        0
+    ].mean()
     slope = jax.jit(jax.grad(loss))
     for progress in (0.1, 0.9):
         found = slope(PARAMS, jnp.float32(progress))
         assert all(not leaf.any() for leaf in jax.tree.leaves((found["embed"], found["heads"])))
-        assert all(float(jnp.abs(leaf).max()) > 0 for leaf in jax.tree.leaves(found["blocks"]["qkv"]["kernel"]))
+        assert all(
+            float(jnp.abs(leaf).max()) > 0
+            for leaf in jax.tree.leaves(found["blocks"]["qkv"]["kernel"])
+        )
     with_labels = raptor(TEACHER, TAUGHT, COUNTS, labels=1.0)
-    slope = jax.jit(jax.grad(lambda p: with_labels.loss(STUDENT, p, INPUTS, LABELS, None, jnp.float32(0.9))[0].mean()))(PARAMS)
-    assert slope["heads"]["logits"]["kernel"][-1].any() and not slope["heads"]["logits"]["kernel"][:-1].any()
+    slope = jax.jit(
+        jax.grad(
+            lambda p: with_labels.loss(STUDENT, p, INPUTS, LABELS, None, jnp.float32(0.9))[0].mean()
+        )
+    )(PARAMS)
+    assert (
+        slope["heads"]["logits"]["kernel"][-1].any()
+        and not slope["heads"]["logits"]["kernel"][:-1].any()
+    )
 
 
 def test_rows_leave_where_a_phase_settles_and_not_at_its_start():
     method = raptor(TEACHER, TAUGHT, COUNTS, thresholds=(0.0, 0.1, 0.5))
     points = method.candidates(None, None, None)
     np.testing.assert_allclose(points["threshold"], [[0] * 4, [0, 0.1, 0.1, 0], [0, 0.5, 0.5, 0]])
-    residual = jnp.array([[0.01, 0.3, 0.9], [0.2, 0.3, 0.9], [0.05, 0.3, 0.9], [0.01, 0.01, 0.01], [0.3, 0.3, 0.3]])
-    exits = [dx.replay(method.criterion({"threshold": t}), {"residual": residual}).exit.tolist() for t in points["threshold"]]
+    residual = jnp.array(
+        [[0.01, 0.3, 0.9], [0.2, 0.3, 0.9], [0.05, 0.3, 0.9], [0.01, 0.01, 0.01], [0.3, 0.3, 0.3]]
+    )
+    exits = [
+        dx.replay(method.criterion({"threshold": t}), {"residual": residual}).exit.tolist()
+        for t in points["threshold"]
+    ]
     assert exits == [[4, 4, 4], [2, 4, 4], [1, 1, 4]]
 
 
 def recurrent_teacher(counts=(3, 3), moves=(1.0, -6.0)):
-    """A vision transformer whose blocks are two, each applied again and again, which move the tokens in different directions."""
+    """A vision transformer whose blocks are two, each applied again and again, which move the
+    tokens in different directions.
+    """
     depth, which = sum(counts), np.repeat([0, 1], counts)
     model = vit(IMAGE, 3, depth=depth, **SIZES)
     params = jax.jit(model.init)(jax.random.key(4))
     again = jax.tree.map(lambda a: a[which], params["blocks"]["block"])
-    again["down"] = {**again["down"], "bias": jnp.zeros((depth, 8)).at[jnp.arange(depth), which].set(np.asarray(moves)[which])}
+    again["down"] = {
+        **again["down"],
+        "bias": jnp.zeros((depth, 8)).at[jnp.arange(depth), which].set(np.asarray(moves)[which]),
+    }
     return model, {**params, "blocks": {**params["blocks"], "block": again}}
 
 
 def distilled(counts, steps=600, last=1.0):
-    """Errors of one step and of a rollout from a_0, relative to the states' own size, after training up to progress `last`."""
+    """Errors of one step and of a rollout from a_0, relative to the states' own size, after
+    training up to progress `last`.
+    """
     teacher, taught = recurrent_teacher()
     method = raptor(teacher, taught, counts)
     student = block_recurrent(IMAGE, 3, counts, teacher=taught, **SIZES)
@@ -132,26 +183,38 @@ def distilled(counts, steps=600, last=1.0):
         params, moments = carry
         inputs = jax.random.normal(jax.random.fold_in(jax.random.key(5), k), (16, *IMAGE))
         progress = last * k / jnp.float32(steps)
-        loss = lambda p: method.loss(student, p, inputs, jnp.zeros(16, jnp.int32), None, progress)[0].mean()
+        loss = lambda p: method.loss(student, p, inputs, jnp.zeros(16, jnp.int32), None, progress)[
+            0
+        ].mean()
         moved, moments = optimizer.update(jax.grad(loss)(params), moments, params)
         return (optax.apply_updates(params, moved), moments), None
 
     @jax.jit
     def train(params):
-        (params, _), _ = jax.lax.scan(update, (params, optimizer.init(params)), jnp.arange(float(steps)))
-        states = jnp.stack([teacher.embed(taught, INPUTS), *features(teacher, taught, INPUTS).values()])
+        (params, _), _ = jax.lax.scan(
+            update, (params, optimizer.init(params)), jnp.arange(float(steps))
+        )
+        states = jnp.stack(
+            [teacher.embed(taught, INPUTS), *features(teacher, taught, INPUTS).values()]
+        )
         step, scale = student.steps(params), jnp.square(states[1:]).mean()
         alone = rollout(step, states, np.arange(6) == 0)["state"]
-        return one_step_errors(step, states).mean() / scale, jnp.square(alone - states[1:]).mean() / scale
+        return one_step_errors(step, states).mean() / scale, jnp.square(
+            alone - states[1:]
+        ).mean() / scale
 
     with jax.numpy_dtype_promotion("standard"):  # optax raises a float to an integer count
         return tuple(map(float, train(student.init(jax.random.key(6)))))
 
 
 def test_golden_phases_of_seven_and_five_layers():
-    """Two blocks whose moves outweigh what is random in them: random blocks that drift are cut a layer late, at 8."""
+    """Two blocks whose moves outweigh what is random in them: random blocks that drift are cut a
+    layer late, at 8.
+    """
     teacher, taught = recurrent_teacher((7, 5), moves=(3.0, -24.0))
-    found = phases(similarity(features(teacher, taught, jax.random.normal(jax.random.key(7), (32, *IMAGE)))), 2)
+    found = phases(
+        similarity(features(teacher, taught, jax.random.normal(jax.random.key(7), (32, *IMAGE)))), 2
+    )
     assert found.cuts == (0, 7, 12) and found.counts == (7, 5)
 
 
@@ -161,11 +224,16 @@ def test_a_block_recurrent_teacher_is_found_out_and_copied():
     found = phases(similarity(features(teacher, taught, inputs)), 2)
     assert found.cuts == (0, 3, 6)
     student = block_recurrent(IMAGE, 3, found.counts, teacher=taught, **SIZES)
-    params, same = student.init(jax.random.key(1)), jax.tree.map(lambda a: a[::3], taught["blocks"]["block"])
+    params, same = (
+        student.init(jax.random.key(1)),
+        jax.tree.map(lambda a: a[::3], taught["blocks"]["block"]),
+    )
     still = jax.tree.map(jnp.zeros_like, params["blocks"]["depth"])
     copied = student.steps({**params, "blocks": {**same, "depth": still}})
     states = jnp.stack([teacher.embed(taught, inputs), *features(teacher, taught, inputs).values()])
-    np.testing.assert_allclose(rollout(copied, states, np.arange(6) == 0)["state"], states[1:], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        rollout(copied, states, np.arange(6) == 0)["state"], states[1:], rtol=1e-4, atol=1e-4
+    )
 
 
 @pytest.mark.slow
@@ -176,7 +244,9 @@ def test_two_phases_are_learned_by_two_blocks_and_not_by_one():
 
 @pytest.mark.slow
 def test_teacher_forcing_alone_learns_the_step_and_not_the_rollout():
-    """One block for both phases, with progress fixed at 0 and then as it should run: better at a step, worse on its own."""
+    """One block for both phases, with progress fixed at 0 and then as it should run: better at a
+    step, worse on its own.
+    """
     forced, trained = distilled((6,), last=0.0), distilled((6,))
     assert forced[0] < 0.02 and forced[0] < trained[0], (forced, trained)
     assert forced[1] > 4 * forced[0] and forced[1] > 1.5 * trained[1], (forced, trained)
@@ -199,7 +269,8 @@ def test_refusals(arguments, text):
 
 
 @pytest.mark.parametrize(
-    "counts, text", [((), "`counts` must hold at least one phase"), ((3, 3), "as many blocks as `counts` sums to")]
+    "counts, text",
+    [((), "`counts` must hold at least one phase"), ((3, 3), "as many blocks as `counts` sums to")],
 )
 def test_refusals_of_the_student(counts, text):
     with pytest.raises(ValueError, match=text):
@@ -209,7 +280,11 @@ def test_refusals_of_the_student(counts, text):
 def test_a_student_of_another_depth_is_refused_and_none_runs_beyond_its_layers():
     short = block_recurrent(IMAGE, 3, (2, 2), **SIZES)
     params = short.init(jax.random.key(0))
-    with pytest.raises(ValueError, match="`model` must have the 5 layers that `counts` sums to, got a depth of 4"):
-        raptor(TEACHER, TAUGHT, COUNTS).loss(short, params, INPUTS, LABELS, jax.random.key(0), jnp.float32(0.0))
+    with pytest.raises(
+        ValueError, match="`model` must have the 5 layers that `counts` sums to, got a depth of 4"
+    ):
+        raptor(TEACHER, TAUGHT, COUNTS).loss(
+            short, params, INPUTS, LABELS, jax.random.key(0), jnp.float32(0.0)
+        )
     with pytest.raises(ValueError, match="`depth` is 8, and `step` is made for 5 blocks at most"):
         dx.run_all(STUDENT.steps(PARAMS), STUDENT.embed(PARAMS, INPUTS), 8)

@@ -7,8 +7,8 @@ import optax
 import pytest
 
 import dynexit as dx
-from dynexit.backbones import recurrent_depth as decoder
-from dynexit.methods.recurrent_depth import first_state, recurrent_depth, sampled_steps
+from dynexit.methods.recurrent.recurrent_depth import first_state, recurrent_depth, sampled_steps
+from dynexit.models.recurrent import recurrent_depth as decoder
 
 MODEL = decoder(7, width=8, heads=2, steps=24)
 PARAMS = MODEL.init(jax.random.key(0))
@@ -17,7 +17,9 @@ LABELS = jax.random.randint(jax.random.key(2), (3, 6), 0, 7)
 
 
 def draws(mean, count=60_000):
-    return np.asarray(jax.vmap(lambda key: sampled_steps(key, mean))(jax.random.split(jax.random.key(0), count)))
+    return np.asarray(
+        jax.vmap(lambda key: sampled_steps(key, mean))(jax.random.split(jax.random.key(0), count))
+    )
 
 
 def test_the_law_of_the_steps_has_its_golden_numbers():
@@ -38,11 +40,16 @@ def test_all_devices_draw_the_same_depth_and_the_key_alone_decides_it():
     drawn = lambda p, x, key: method.loss(MODEL, p, x, x, key, 0.0)[1]["iterations"][None]
     whole, rows = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec("data")
     mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    one, four = jax.jit(drawn), jax.jit(jax.shard_map(drawn, mesh=mesh, in_specs=(whole, rows, whole), out_specs=rows))
+    one, four = (
+        jax.jit(drawn),
+        jax.jit(jax.shard_map(drawn, mesh=mesh, in_specs=(whole, rows, whole), out_specs=rows)),
+    )
     seen = []
     for key in jax.random.split(jax.random.key(4), 6):
         seen += one(PARAMS, tokens, key).tolist()
-        assert one(jax.tree.map(lambda a: 2 * a, PARAMS), (tokens + 1) % 7, key).tolist() == seen[-1:]
+        assert (
+            one(jax.tree.map(lambda a: 2 * a, PARAMS), (tokens + 1) % 7, key).tolist() == seen[-1:]
+        )
         assert four(PARAMS, tokens, key).tolist() == seen[-1:] * 4
     assert len(set(seen)) > 2
 
@@ -54,12 +61,17 @@ def test_the_first_state_has_the_spread_of_the_release():
 
 
 def reference(params, r, truncate, start):
-    """The loss of r iterations by a Python loop; `start` is added to the state before the iterations that carry gradients."""
+    """The loss of r iterations by a Python loop; `start` is added to the state before the
+    iterations that carry gradients.
+    """
     step, state = MODEL.steps(params), MODEL.embed(params, TOKENS)
     still = MODEL.steps(jax.lax.stop_gradient(params))
     for i in range(r):
         if i < r - truncate:
-            state = {**state, "h": still.apply(still.select(0), i, jax.lax.stop_gradient(state))[0]["h"]}
+            state = {
+                **state,
+                "h": still.apply(still.select(0), i, jax.lax.stop_gradient(state))[0]["h"],
+            }
             continue
         if i == max(0, r - truncate):
             state = {**state, "h": state["h"] + start}
@@ -79,14 +91,24 @@ def test_loss_and_gradient_are_the_loop(key):
     (value, r), gradient = jax.jit(jax.value_and_grad(mean, has_aux=True))(PARAMS)
     wanted, slope = jax.jit(jax.value_and_grad(lambda p: reference(p, int(r), 3, 0.0)))(PARAMS)
     np.testing.assert_allclose(value, wanted, rtol=1e-5)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), gradient, slope)
-    assert max(np.abs(g).max() for g in jax.tree.leaves(gradient["prelude"])) > 0, "through the injections"
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), gradient, slope
+    )
+    assert max(np.abs(g).max() for g in jax.tree.leaves(gradient["prelude"])) > 0, (
+        "through the injections"
+    )
 
 
 @pytest.mark.slow
 def test_two_first_states_come_to_one_answer():
-    """After training, KL between the answers of two draws of s_0: clear after one iteration, gone after all (prefix parity)."""
-    model, method, optimizer = decoder(2, width=8, heads=2, steps=24), recurrent_depth(4.0, truncate=2), optax.adam(3e-3)
+    """After training, KL between the answers of two draws of s_0: clear after one iteration, gone
+    after all (prefix parity).
+    """
+    model, method, optimizer = (
+        decoder(2, width=8, heads=2, steps=24),
+        recurrent_depth(4.0, truncate=2),
+        optax.adam(3e-3),
+    )
 
     def bits(key):
         drawn = jax.random.randint(key, (32, 6), 0, 2)
@@ -112,17 +134,28 @@ def test_two_first_states_come_to_one_answer():
     def answers(key):
         tokens, _ = bits(jax.random.key(6))
         h = first_state(key, model.embed(params, tokens)["h"])
-        run = dx.run_all(model.steps(params), model.embed(params, {"tokens": tokens, "h": h}), model.depth)
+        run = dx.run_all(
+            model.steps(params), model.embed(params, {"tokens": tokens, "h": h}), model.depth
+        )
         return jax.nn.log_softmax(run["logits"])
 
     one, other = (answers(jax.random.key(seed)) for seed in (1, 2))
-    divergence = (jnp.exp(one) * (one - other)).sum(axis=-1).mean(axis=(1, 2))[jnp.array([0, 1, 3, 23])]
-    assert divergence[0] > 1e-3 and (divergence[1:3] < 0.5 * divergence[:2]).all() and divergence[-1] < 1e-6, divergence
+    divergence = (
+        (jnp.exp(one) * (one - other)).sum(axis=-1).mean(axis=(1, 2))[jnp.array([0, 1, 3, 23])]
+    )
+    assert (
+        divergence[0] > 1e-3
+        and (divergence[1:3] < 0.5 * divergence[:2]).all()
+        and divergence[-1] < 1e-6
+    ), divergence
 
 
 def test_steps_never_exceed_the_model():
     method = recurrent_depth(500.0)
-    assert int(method.loss(MODEL, PARAMS, TOKENS, LABELS, jax.random.key(0), 0.0)[1]["iterations"]) == 24
+    assert (
+        int(method.loss(MODEL, PARAMS, TOKENS, LABELS, jax.random.key(0), 0.0)[1]["iterations"])
+        == 24
+    )
 
 
 @pytest.mark.parametrize("name, threshold", [("divergence", 1e-3), ("latent", 0.05)])
@@ -134,10 +167,16 @@ def test_a_row_in_company_is_the_row_alone_and_a_nan_poisons_no_other(name, thre
     streamed = dx.run_stream(step, state, MODEL.depth, rule, slots=2)
     assert len(set(together.exit_depth.tolist())) > 1
     for row in range(3):
-        alone = dx.run_until(step, jax.tree.map(lambda a, r=row: a[r : r + 1], state), MODEL.depth, rule)
+        alone = dx.run_until(
+            step, jax.tree.map(lambda a, r=row: a[r : r + 1], state), MODEL.depth, rule
+        )
         for found in (together, streamed):
             assert found.exit_depth[row] == alone.exit_depth[0]
-            jax.tree.map(lambda a, b, r=row: np.testing.assert_allclose(a[r], b[0], atol=1e-5), found.output, alone.output)
+            jax.tree.map(
+                lambda a, b, r=row: np.testing.assert_allclose(a[r], b[0], atol=1e-5),
+                found.output,
+                alone.output,
+            )
     state["input"] = state["input"].at[0, 0, 0].set(jnp.nan)
     for run in (dx.run_until, dx.run_stream):
         ill = run(step, state, MODEL.depth, rule)
@@ -148,14 +187,21 @@ def test_a_row_in_company_is_the_row_alone_and_a_nan_poisons_no_other(name, thre
 def test_thresholds_and_refusals():
     points = recurrent_depth(4.0).candidates(None, None, None)["threshold"]
     outputs = jnp.zeros((5, 2, 3, 4))
-    assert dx.replay(recurrent_depth(4.0).criterion({"threshold": points[0]}), outputs).exit.tolist() == [4, 4], "full depth"
-    assert dx.replay(recurrent_depth(4.0).criterion({"threshold": points[1]}), outputs).exit.tolist() == [1, 1]
+    assert dx.replay(
+        recurrent_depth(4.0).criterion({"threshold": points[0]}), outputs
+    ).exit.tolist() == [4, 4], "full depth"
+    assert dx.replay(
+        recurrent_depth(4.0).criterion({"threshold": points[1]}), outputs
+    ).exit.tolist() == [1, 1]
     for call, words in (
         (lambda: recurrent_depth(0.0), "`mean` must be above 0, got 0.0"),
         (lambda: recurrent_depth(4.0, sigma=-1.0), "`sigma` must be at least 0, got -1.0"),
         (lambda: recurrent_depth(4.0, thresholds=(0.1,)), "`thresholds` must have shape"),
         (lambda: recurrent_depth(4.0, truncate=0), "`truncate` must be at least 1"),
-        (lambda: recurrent_depth(4.0, rule="kl"), "`rule` must be 'divergence' or 'latent', got 'kl'"),
+        (
+            lambda: recurrent_depth(4.0, rule="kl"),
+            "`rule` must be 'divergence' or 'latent', got 'kl'",
+        ),
     ):
         with pytest.raises(ValueError, match=words):
             call()

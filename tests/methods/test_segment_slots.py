@@ -1,4 +1,6 @@
-"""Segments in slots against a loop over slots, the reset of a slot bit by bit, and a 4 x 4 Sudoku learned in slots."""
+"""Segments in slots against a loop over slots, the reset of a slot bit by bit, and a 4 x 4 Sudoku
+learned in slots.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -6,21 +8,24 @@ import numpy as np
 import pytest
 
 import dynexit as dx
-from dynexit.methods import segments
-from dynexit.methods.segments import least_segments
+from dynexit.methods.recurrent import segments
+from dynexit.methods.recurrent.segments import least_segments
 from dynexit.training.sharding import data_mesh, put_batch
 from dynexit.training.state import create_state
 from dynexit.training.step import make_train_step
 
 S, B, L, V, C, W = 4, 16, 3, 5, 4, 0.7
 PROGRESS = jnp.float32(0.0)
-MODEL = dx.backbones.recursive(L, V, C, width=8, segments=S, inner=1, cycles=2, layers=1)
+MODEL = dx.models.recursive(L, V, C, width=8, segments=S, inner=1, cycles=2, layers=1)
 METHOD = segments(S, explore=0.5, halting_weight=W, refill=True)
 
 
 def params():
     drawn = MODEL.init(jax.random.key(0))
-    drawn["head"]["halt"] = {"kernel": jnp.linspace(-2.0, 2.0, 8)[:, None], "bias": jnp.full(1, 0.3)}  # some halt, some do not
+    drawn["head"]["halt"] = {
+        "kernel": jnp.linspace(-2.0, 2.0, 8)[:, None],
+        "bias": jnp.full(1, 0.3),
+    }  # some halt, some do not
     return drawn
 
 
@@ -58,16 +63,28 @@ def test_losses_metrics_and_slots_are_a_loop_over_slots():
             slot = slots[b]
             slot["state"], output = one(slot["state"])
             slot["taken"] += 1
-            log_p, q = np.asarray(jax.nn.log_softmax(output["logits"][0])), float(output["halt_logit"][0])
+            log_p, q = (
+                np.asarray(jax.nn.log_softmax(output["logits"][0])),
+                float(output["halt_logit"][0]),
+            )
             right = (log_p.argmax(-1) == np.asarray(slot["labels"])).all()
             chance = 1 / (1 + np.exp(-q))
-            wanted.append(-log_p[np.arange(L), slot["labels"]].mean() - W * np.log(chance if right else 1 - chance))
+            wanted.append(
+                -log_p[np.arange(L), slot["labels"]].mean()
+                - W * np.log(chance if right else 1 - chance)
+            )
             done.append((q > 0 and slot["taken"] >= slot["least"]) or slot["taken"] == S)
         np.testing.assert_allclose(losses, wanted, rtol=1e-3)
         np.testing.assert_array_equal(carry["halted"], done)
         np.testing.assert_array_equal(carry["taken"], [slot["taken"] for slot in slots])
-        np.testing.assert_allclose(carry["state"]["z"][3], slots[3]["state"]["z"][0], rtol=1e-4, atol=1e-5)
-        told = {"refilled": refilled[-1] / B, "halted": np.mean(done), "slot_segments": np.mean([s["taken"] for s in slots])}
+        np.testing.assert_allclose(
+            carry["state"]["z"][3], slots[3]["state"]["z"][0], rtol=1e-4, atol=1e-5
+        )
+        told = {
+            "refilled": refilled[-1] / B,
+            "halted": np.mean(done),
+            "slot_segments": np.mean([s["taken"] for s in slots]),
+        }
         for name, value in told.items():
             np.testing.assert_allclose(metrics[name], value, rtol=1e-6)
         halts += sum(done)
@@ -91,8 +108,12 @@ def test_a_halted_slot_begins_anew_bit_by_bit():
 
 def test_no_gradient_reaches_the_segment_before_but_through_the_input():
     carry = update(begun(), *batch(0), jax.random.key(0))[2]
-    loss = lambda p, carry: METHOD.carried.loss(MODEL, p, carry, *batch(1), jax.random.key(1), PROGRESS)[0].mean()
-    by_state = jax.jit(jax.grad(lambda state: loss(PARAMS, {**carry, "state": state})))(carry["state"])
+    loss = lambda p, carry: METHOD.carried.loss(
+        MODEL, p, carry, *batch(1), jax.random.key(1), PROGRESS
+    )[0].mean()
+    by_state = jax.jit(jax.grad(lambda state: loss(PARAMS, {**carry, "state": state})))(
+        carry["state"]
+    )
     assert all(float(jnp.abs(leaf).max()) == 0 for leaf in jax.tree.leaves(by_state))
     by_params = jax.jit(jax.grad(lambda p: loss(p, carry)))(PARAMS)
     assert (
@@ -106,14 +127,21 @@ def test_a_train_step_carries_the_slots(precision):
     import dataclasses
 
     from dynexit.core.settings import Training
-    from dynexit.data.sudoku import sudoku
+    from dynexit.data.tasks.sudoku import sudoku
 
     train, calibration, test = sudoku(2, (4, 6), examples=8)
-    model = dx.backbones.recursive(16, 5, 4, width=16, segments=S, inner=1, cycles=1, layers=1)
-    experiment = dx.Experiment(model, METHOD, train, calibration, test, None, None, ("1", "2", "3", "4"))
-    settings = dataclasses.replace(Training(), steps=40, batch_size=16, learning_rate=3e-3, precision=precision)
+    model = dx.models.recursive(16, 5, 4, width=16, segments=S, inner=1, cycles=1, layers=1)
+    experiment = dx.Experiment(
+        model, METHOD, train, calibration, test, None, None, ("1", "2", "3", "4")
+    )
+    settings = dataclasses.replace(
+        Training(), steps=40, batch_size=16, learning_rate=3e-3, precision=precision
+    )
     mesh = data_mesh()
-    state, step = create_state(experiment, settings, 0, mesh), make_train_step(experiment, settings, mesh)
+    state, step = (
+        create_state(experiment, settings, 0, mesh),
+        make_train_step(experiment, settings, mesh),
+    )
     losses = []
     for i in range(40):
         state, metrics = step(state, put_batch(train.batch(0, i, 16), mesh))
@@ -125,9 +153,11 @@ def test_a_train_step_carries_the_slots(precision):
 
 
 def test_models_that_cannot_fill_slots_are_refused():
-    short = dx.backbones.recursive(L, V, C, width=8, segments=2, inner=1, cycles=2, layers=1)
+    short = dx.models.recursive(L, V, C, width=8, segments=2, inner=1, cycles=2, layers=1)
     with pytest.raises(ValueError, match="`model` has 2 segments, fewer than the 4 of training"):
         METHOD.carried.begin(short, PARAMS, *batch(0))
-    stacked = dx.backbones.mlp((4,), C, width=8, depth=S)
+    stacked = dx.models.mlp((4,), C, width=8, depth=S)
     with pytest.raises(ValueError, match="`model` must be weight-tied"):
-        METHOD.carried.begin(stacked, stacked.init(jax.random.key(0)), jnp.ones((B, 4)), jnp.zeros(B, jnp.int32))
+        METHOD.carried.begin(
+            stacked, stacked.init(jax.random.key(0)), jnp.ones((B, 4)), jnp.zeros(B, jnp.int32)
+        )

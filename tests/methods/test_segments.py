@@ -1,4 +1,6 @@
-"""Segments: the loss and its metrics against a loop over rows, golden halting, candidates, calibration."""
+"""Segments: the loss and its metrics against a loop over rows, golden halting, candidates,
+calibration.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -6,10 +8,11 @@ import numpy as np
 import pytest
 
 import dynexit as dx
-from dynexit.calibration import Predictions, choose, curve
-from dynexit.exits import replay
-from dynexit.methods import segments
-from dynexit.methods.segments import THRESHOLDS, detached, least_segments, live_segments
+from dynexit.calibration.choose import choose
+from dynexit.calibration.curve import Predictions, curve
+from dynexit.engine import replay
+from dynexit.methods.recurrent import segments
+from dynexit.methods.recurrent.segments import THRESHOLDS, detached, least_segments, live_segments
 
 S, B, L, C, D = 5, 24, 3, 4, 6
 PROGRESS = jnp.float32(0.0)
@@ -17,30 +20,49 @@ KEY = jax.random.key(7)
 
 
 def toy(depth=S):
-    """A tied model whose halting logit and answers differ from row to row; its state is {"input", "y"}."""
+    """A tied model whose halting logit and answers differ from row to row; its state is {"input",
+    "y"}.
+    """
 
     def block(p, state):
         return {"input": state["input"], "y": jnp.tanh(state["y"] @ p["w"] + state["input"])}
 
     def head(p, state):
         logits = 2 * state["y"] @ p["out"]
-        return {"logits": logits, "halt_logit": 3 * state["y"].mean((1, 2)) + p["bias"], "change": jnp.abs(state["y"]).max((1, 2))}
+        return {
+            "logits": logits,
+            "halt_logit": 3 * state["y"].mean((1, 2)) + p["bias"],
+            "change": jnp.abs(state["y"]).max((1, 2)),
+        }
 
     def init(key):
         keys = jax.random.split(key)
-        return {"w": jax.random.normal(keys[0], (D, D)), "out": jax.random.normal(keys[1], (D, C)), "bias": jnp.float32(-0.2)}
+        return {
+            "w": jax.random.normal(keys[0], (D, D)),
+            "out": jax.random.normal(keys[1], (D, C)),
+            "bias": jnp.float32(-0.2),
+        }
 
     embed = lambda p, x: {"input": x, "y": jnp.zeros_like(x)}
-    return dx.Model(init, embed, lambda p: dx.tied_step(block, head, p), depth, tuple(f"s{i}" for i in range(depth)))
+    return dx.Model(
+        init,
+        embed,
+        lambda p: dx.tied_step(block, head, p),
+        depth,
+        tuple(f"s{i}" for i in range(depth)),
+    )
 
 
 MODEL = toy()
 PARAMS = MODEL.init(jax.random.key(0))
 INPUTS = jax.random.normal(jax.random.key(1), (B, L, D))
 OUTPUTS = dx.run_all(MODEL.steps(PARAMS), MODEL.embed(PARAMS, INPUTS), S)
-# Every third row is answered rightly at segment 3, so that some answers are exactly right and some are not.
+# Every third row is answered rightly at segment 3, so that some answers are exactly right and some
+# are not.
 LABELS = jnp.where(
-    (jnp.arange(B) % 3 == 0)[:, None], OUTPUTS["logits"][2].argmax(-1), jax.random.randint(jax.random.key(2), (B, L), 0, C)
+    (jnp.arange(B) % 3 == 0)[:, None],
+    OUTPUTS["logits"][2].argmax(-1),
+    jax.random.randint(jax.random.key(2), (B, L), 0, C),
 )
 LABELS = LABELS.at[5, 0].set(-1)
 
@@ -59,7 +81,12 @@ def by_row(outputs, labels, least, weight, loss):
             logits, q = np.asarray(outputs["logits"][i, b]), float(outputs["halt_logit"][i, b])
             places = [p for p in range(L) if labels[b, p] >= 0]
             terms["answer"].append(
-                np.mean([-np.log(s_of(logits[p], loss)[labels[b, p]] / s_of(logits[p], loss).sum()) for p in places])
+                np.mean(
+                    [
+                        -np.log(s_of(logits[p], loss)[labels[b, p]] / s_of(logits[p], loss).sum())
+                        for p in places
+                    ]
+                )
             )
             right = all(logits[p].argmax() == labels[b, p] for p in places)
             chance = 1 / (1 + np.exp(-q))
@@ -87,13 +114,21 @@ def by_row(outputs, labels, least, weight, loss):
 @pytest.mark.parametrize("explore", [0.0, 0.6])
 def test_loss_and_metrics_are_the_loop(loss, explore):
     method = segments(S, explore=explore, halting_weight=0.7, loss=loss)
-    losses, metrics = jax.jit(lambda p, key: method.loss(MODEL, p, INPUTS, LABELS, key, PROGRESS))(PARAMS, KEY)
+    losses, metrics = jax.jit(lambda p, key: method.loss(MODEL, p, INPUTS, LABELS, key, PROGRESS))(
+        PARAMS, KEY
+    )
     least = np.asarray(least_segments(KEY, B, S, explore))
     wanted, oracle = by_row(OUTPUTS, np.asarray(LABELS), least, 0.7, loss)
     np.testing.assert_allclose(losses, wanted, rtol=1e-4)
-    right = (np.asarray(OUTPUTS["logits"]).argmax(-1) == np.asarray(LABELS)) | (np.asarray(LABELS) < 0)
+    right = (np.asarray(OUTPUTS["logits"]).argmax(-1) == np.asarray(LABELS)) | (
+        np.asarray(LABELS) < 0
+    )
     oracle |= {"accuracy_first": right[0].all(-1).mean(), "accuracy_last": right[-1].all(-1).mean()}
-    assert oracle.keys() == metrics.keys() and 1 < oracle["live_segments"] < S and 0 < oracle["halted"] < 1
+    assert (
+        oracle.keys() == metrics.keys()
+        and 1 < oracle["live_segments"] < S
+        and 0 < oracle["halted"] < 1
+    )
     assert 0 < oracle["accuracy_halted"] < 1
     for name, value in oracle.items():
         np.testing.assert_allclose(metrics[name], value, rtol=1e-4, err_msg=name)
@@ -122,15 +157,21 @@ def test_segments_are_detached_but_for_the_input():
 
     loss = lambda p, x: method.loss(MODEL, p, x, LABELS, KEY, PROGRESS)[0].mean()
     found = jax.jit(jax.grad(loss, argnums=(0, 1)))(PARAMS, INPUTS)
-    wanted = jax.jit(jax.grad(lambda p, x: looped(p, x, jax.lax.stop_gradient), argnums=(0, 1)))(PARAMS, INPUTS)
-    whole = jax.jit(jax.grad(lambda p, x: looped(p, x, lambda y: y), argnums=(0, 1)))(PARAMS, INPUTS)
+    wanted = jax.jit(jax.grad(lambda p, x: looped(p, x, jax.lax.stop_gradient), argnums=(0, 1)))(
+        PARAMS, INPUTS
+    )
+    whole = jax.jit(jax.grad(lambda p, x: looped(p, x, lambda y: y), argnums=(0, 1)))(
+        PARAMS, INPUTS
+    )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), found, wanted)
     assert float(jnp.abs(whole[0]["w"] - wanted[0]["w"]).max()) > 1e-2
 
 
 def test_detached_steps_give_the_same_outputs():
     outputs = dx.run_all(detached(MODEL.steps(PARAMS)), MODEL.embed(PARAMS, INPUTS), S)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), outputs, OUTPUTS)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), outputs, OUTPUTS
+    )
 
 
 def test_no_row_halts_while_the_logit_is_at_its_start():
@@ -141,7 +182,9 @@ def test_no_row_halts_while_the_logit_is_at_its_start():
     np.testing.assert_array_equal(halted.exit, [15] * 4)
     # sigmoid(-5) = .0067: from that threshold on nobody leaves, below it everyone does at once
     for threshold, exit in ((0.0068, 15), (0.0066, 0)):
-        found = replay(method.criterion({"threshold": jnp.float32(threshold)}), {"halt_logit": sure})
+        found = replay(
+            method.criterion({"threshold": jnp.float32(threshold)}), {"halt_logit": sure}
+        )
         np.testing.assert_array_equal(found.exit, [exit] * 4)
 
 
@@ -149,7 +192,11 @@ def test_exploration_is_drawn_row_by_row():
     least = np.asarray(least_segments(jax.random.key(3), 20_000, 16, 0.1))
     np.testing.assert_allclose((least > 1).mean(), 0.1, atol=0.011)  # five standard deviations
     counts = np.bincount(least[least > 1], minlength=17)[2:]
-    assert len(counts) == 15 and counts.min() > 0.5 * counts.mean() and counts.max() < 1.5 * counts.mean()
+    assert (
+        len(counts) == 15
+        and counts.min() > 0.5 * counts.mean()
+        and counts.max() < 1.5 * counts.mean()
+    )
     assert np.asarray(least_segments(jax.random.key(3), 50, 1, 1.0)).tolist() == [1] * 50
 
 
@@ -157,7 +204,11 @@ def test_exploration_is_drawn_row_by_row():
 def test_candidates_go_from_the_first_segments_to_full_depth(rule):
     """Against a loop over each row's segments."""
     method, costs = segments(S, rule=rule), np.arange(1.0, S + 1)
-    settling = OUTPUTS | {"change": jnp.exp(-jnp.arange(S, dtype=jnp.float32)[:, None] * jnp.linspace(0.3, 2.0, B)[None])}
+    settling = OUTPUTS | {
+        "change": jnp.exp(
+            -jnp.arange(S, dtype=jnp.float32)[:, None] * jnp.linspace(0.3, 2.0, B)[None]
+        )
+    }
     known = Predictions("calibration", settling, np.asarray(LABELS), "digest")
     points = method.candidates(settling, LABELS, costs)
     found = curve(known, points, method.criterion, method.predict, costs, replay)
@@ -177,18 +228,32 @@ def test_calibration_end_to_end():
     needed = np.arange(B) % S
     ready = jnp.asarray(np.arange(S)[:, None] >= needed[None])
     outputs = {
-        "logits": jnp.where(ready[..., None, None], jax.nn.one_hot(jnp.maximum(LABELS, 0), C)[None], jnp.float32(0.1)),
+        "logits": jnp.where(
+            ready[..., None, None],
+            jax.nn.one_hot(jnp.maximum(LABELS, 0), C)[None],
+            jnp.float32(0.1),
+        ),
         "halt_logit": jnp.where(ready, 3.0, -3.0),
     }
     method, costs = segments(S), np.arange(1.0, S + 1)
     known = Predictions("calibration", outputs, np.asarray(LABELS), "digest")
-    choice = choose(known, method.candidates(outputs, LABELS, costs), method.criterion, method.predict, costs, replay, 0.0)
+    choice = choose(
+        known,
+        method.candidates(outputs, LABELS, costs),
+        method.criterion,
+        method.predict,
+        costs,
+        replay,
+        0.0,
+    )
     assert choice.accuracy == choice.accuracy_full == 1.0
     np.testing.assert_allclose(choice.mean_depth, np.mean(needed + 1))
 
 
 def test_a_model_of_too_few_segments_is_named():
-    with pytest.raises(ValueError, match=r"`model` has 5 segments, fewer than the 6 of training \(`most`\)"):
+    with pytest.raises(
+        ValueError, match=r"`model` has 5 segments, fewer than the 6 of training \(`most`\)"
+    ):
         segments(6).loss(MODEL, PARAMS, INPUTS, LABELS, KEY, PROGRESS)
 
 

@@ -1,4 +1,6 @@
-"""Stochastic depth around another method: its loss on a network with blocks left out, its inference untouched."""
+"""Stochastic depth around another method: its loss on a network with blocks left out, its inference
+untouched.
+"""
 
 import itertools
 
@@ -8,13 +10,14 @@ import numpy as np
 import pytest
 
 import dynexit as dx
-from dynexit.backbones import features
-from dynexit.exits import dropped_blocks, survival
-from dynexit.methods import confidence_exits, fixed_depth, recurrent_depth, stochastic_depth
-from dynexit.methods.stochastic_depth import changing
+from dynexit.methods.exits import confidence_exits, fixed_depth, stochastic_depth
+from dynexit.methods.exits.stochastic_depth import changing
+from dynexit.methods.recurrent import recurrent_depth
+from dynexit.models import features
+from dynexit.transforms.stochastic_depth import dropped_blocks, survival
 
 B, N, C = 16, 6, 3
-MODEL = dx.backbones.mlp((4,), C, width=8, depth=N)
+MODEL = dx.models.mlp((4,), C, width=8, depth=N)
 PARAMS = MODEL.init(jax.random.key(0))
 X = jax.random.normal(jax.random.key(1), (B, 4))
 LABELS = jax.random.randint(jax.random.key(2), (B,), 0, C)
@@ -26,9 +29,13 @@ PROGRESS = jnp.float32(0.0)
 def test_the_loss_is_the_method_s_on_the_blocks_that_were_kept(by, inner):
     method, key, chance = stochastic_depth(inner(), 0.4, by), jax.random.key(3), survival(N, 0.4)
     losses, metrics = jax.jit(lambda p: method.loss(MODEL, p, X, LABELS, key, PROGRESS))(PARAMS)
-    kept = jax.random.bernoulli(key, chance if by == "batch" else chance[:, None], (N,) if by == "batch" else (N, B))
+    kept = jax.random.bernoulli(
+        key, chance if by == "batch" else chance[:, None], (N,) if by == "batch" else (N, B)
+    )
     assert 0 < kept.sum() < kept.size
-    outputs = dx.run_all(dropped_blocks(MODEL.steps(PARAMS), kept, 1 / chance), MODEL.embed(PARAMS, X), N)
+    outputs = dx.run_all(
+        dropped_blocks(MODEL.steps(PARAMS), kept, 1 / chance), MODEL.embed(PARAMS, X), N
+    )
     wanted, told = inner().objective(outputs, LABELS, PROGRESS)
     np.testing.assert_allclose(losses, wanted, rtol=1e-4)
     assert metrics.keys() == told.keys() | {"kept_blocks"}
@@ -36,30 +43,47 @@ def test_the_loss_is_the_method_s_on_the_blocks_that_were_kept(by, inner):
 
 
 def test_blocks_that_change_the_shape_are_always_kept_and_counted_as_such():
-    model = dx.backbones.resnet((6, 6, 1), 2, stages=((8, 1), (8, 1), (16, 2)))
+    model = dx.models.resnet((6, 6, 1), 2, stages=((8, 1), (8, 1), (16, 2)))
     params, x = model.init(jax.random.key(0)), jnp.ones((4, 6, 6, 1))
     always = changing(model.steps(params), model.depth, jax.eval_shape(model.embed, params, x))
     states = [model.embed(params, x), *features(model, params, x).values()]
     told = [a.shape != b.shape for a, b in itertools.pairwise(states)]
     assert np.concatenate(always).tolist() == told and any(told) and not all(told)
     method = stochastic_depth(fixed_depth(), 1e-6)
-    share = jax.jit(lambda key: method.loss(model, params, x, LABELS[:4] % 2, key, PROGRESS)[1]["kept_blocks"])
+    share = jax.jit(
+        lambda key: method.loss(model, params, x, LABELS[:4] % 2, key, PROGRESS)[1]["kept_blocks"]
+    )
     shares = {float(share(jax.random.key(k))) for k in range(4)}
     assert min(shares) >= sum(told) / 4 - 1e-6
 
 
 def test_with_last_one_it_is_the_method_itself():
-    losses, metrics = stochastic_depth(fixed_depth(), 1.0).loss(MODEL, PARAMS, X, LABELS, jax.random.key(0), PROGRESS)
+    losses, metrics = stochastic_depth(fixed_depth(), 1.0).loss(
+        MODEL, PARAMS, X, LABELS, jax.random.key(0), PROGRESS
+    )
     outputs = dx.run_all(MODEL.steps(PARAMS), MODEL.embed(PARAMS, X), N)
-    np.testing.assert_allclose(losses, fixed_depth().objective(outputs, LABELS, PROGRESS)[0], rtol=1e-5)
+    np.testing.assert_allclose(
+        losses, fixed_depth().objective(outputs, LABELS, PROGRESS)[0], rtol=1e-5
+    )
     assert float(metrics["kept_blocks"]) == 1.0
 
 
 def test_stages_are_walked_through():
-    """Blocks that change the shape are kept whatever is drawn, and the rest counts on through the stages."""
-    model = dx.backbones.resnet((8, 8, 1), C, stages=((8, 2), (16, 2)))
-    params, images = model.init(jax.random.key(0)), jax.random.normal(jax.random.key(1), (4, 8, 8, 1))
-    loss = jax.jit(lambda p, key: stochastic_depth(fixed_depth(), 0.2).loss(model, p, images, LABELS[:4], key, PROGRESS)[0].mean())
+    """Blocks that change the shape are kept whatever is drawn, and the rest counts on through the
+    stages.
+    """
+    model = dx.models.resnet((8, 8, 1), C, stages=((8, 2), (16, 2)))
+    params, images = (
+        model.init(jax.random.key(0)),
+        jax.random.normal(jax.random.key(1), (4, 8, 8, 1)),
+    )
+    loss = jax.jit(
+        lambda p, key: (
+            stochastic_depth(fixed_depth(), 0.2)
+            .loss(model, p, images, LABELS[:4], key, PROGRESS)[0]
+            .mean()
+        )
+    )
     values = {round(float(loss(params, jax.random.key(k))), 6) for k in range(8)}
     assert len(values) > 1 and all(np.isfinite(list(values)))
 
@@ -67,16 +91,29 @@ def test_stages_are_walked_through():
 def test_inference_is_the_method_s():
     inner = confidence_exits()
     method = stochastic_depth(inner)
-    assert (method.criterion, method.candidates, method.predict) == (inner.criterion, inner.candidates, inner.predict)
+    assert (method.criterion, method.candidates, method.predict) == (
+        inner.criterion,
+        inner.candidates,
+        inner.predict,
+    )
     assert method.objective is None
 
 
 @pytest.mark.parametrize(
     ("call", "text"),
     [
-        (lambda: stochastic_depth(recurrent_depth(2.0, truncate=1)), "`method` must have an objective"),
-        (lambda: stochastic_depth(fixed_depth(), by="token"), "`by` must be 'batch' or 'row', got 'token'"),
-        (lambda: stochastic_depth(fixed_depth(), last=0.0), "`last` must be above 0 and at most 1, got 0.0"),
+        (
+            lambda: stochastic_depth(recurrent_depth(2.0, truncate=1)),
+            "`method` must have an objective",
+        ),
+        (
+            lambda: stochastic_depth(fixed_depth(), by="token"),
+            "`by` must be 'batch' or 'row', got 'token'",
+        ),
+        (
+            lambda: stochastic_depth(fixed_depth(), last=0.0),
+            "`last` must be above 0 and at most 1, got 0.0",
+        ),
     ],
 )
 def test_refusals(call, text):

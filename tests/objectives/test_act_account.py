@@ -1,11 +1,13 @@
-"""ACT's arithmetic: the golden numbers of the papers' sheet, a loop over rows and places, gradients."""
+"""ACT's arithmetic: the golden numbers of the papers' sheet, a loop over rows and places,
+gradients.
+"""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dynexit.objectives import act_account, halting_sums
+from dynexit.objectives.act import act_account, halting_sums
 
 
 def account_of(halting, epsilon=0.01):
@@ -73,7 +75,12 @@ def test_it_is_the_loop_at_every_place(epsilon):
 
 
 def test_weights_sum_to_one_for_any_probabilities():
-    for halting in (jnp.zeros((5, 2)), jnp.ones((5, 2)), jax.random.uniform(jax.random.key(1), (5, 2)), jnp.full((1, 2), 0.2)):
+    for halting in (
+        jnp.zeros((5, 2)),
+        jnp.ones((5, 2)),
+        jax.random.uniform(jax.random.key(1), (5, 2)),
+        jnp.full((1, 2), 0.2),
+    ):
         np.testing.assert_allclose(account_of(halting).weights.sum(axis=0), 1.0, atol=1e-6)
 
 
@@ -100,7 +107,9 @@ def test_no_gradient_where_nothing_can_be_moved():
 def test_gradient_of_a_weighted_mean():
     """w_n = p_n before the halting step, 1 - sum p at it: d/dp_k of sum w y is y_k - y_halt."""
     y = jnp.array([[2.0], [5.0], [-1.0], [7.0]])
-    slope = jax.grad(lambda p: (account_of(p).weights * y).sum())(jnp.array([[0.3], [0.4], [0.5], [0.5]]))
+    slope = jax.grad(lambda p: (account_of(p).weights * y).sum())(
+        jnp.array([[0.3], [0.4], [0.5], [0.5]])
+    )
     np.testing.assert_allclose(slope[:, 0], [2.0 + 1.0, 5.0 + 1.0, 0.0, 0.0], atol=1e-6)
 
 
@@ -113,9 +122,18 @@ def test_half_precision_is_summed_in_float32():
 @pytest.mark.parametrize(
     "call, text",
     [
-        (lambda: halting_sums(jnp.zeros(3)), "`halting` must have shape [N, B] or [N, B, ...], none of them 0, got (3,)"),
-        (lambda: halting_sums(jnp.zeros((3, 1)), 0.0), "`epsilon` must lie between 0 and 1, both excluded, got 0.0"),
-        (lambda: act_account(jnp.zeros((0, 2))), "`sums` must have shape [N, B] or [N, B, ...], none of them 0, got (0, 2)"),
+        (
+            lambda: halting_sums(jnp.zeros(3)),
+            "`halting` must have shape [N, B] or [N, B, ...], none of them 0, got (3,)",
+        ),
+        (
+            lambda: halting_sums(jnp.zeros((3, 1)), 0.0),
+            "`epsilon` must lie between 0 and 1, both excluded, got 0.0",
+        ),
+        (
+            lambda: act_account(jnp.zeros((0, 2))),
+            "`sums` must have shape [N, B] or [N, B, ...], none of them 0, got (0, 2)",
+        ),
     ],
 )
 def test_refusals(call, text):

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dynexit.objectives import deep_supervision, distilled_cross_entropy, multi_exit_cross_entropy, self_distillation, weighted
+from dynexit.objectives.distillation import distilled_cross_entropy, self_distillation
+from dynexit.objectives.multi_exit import deep_supervision, multi_exit_cross_entropy, weighted
 
 E, B, C = 3, 4, 5
 LOGITS = 3 * jax.random.normal(jax.random.key(0), (E, B, C))
@@ -36,7 +37,9 @@ def oracle_distillation(logits, temperature):
     for e in range(logits.shape[0]):
         for b in range(logits.shape[1]):
             teacher, student = softmax(logits[-1, b]), softmax(logits[e, b])
-            out[e, b] = temperature**2 * sum(t * math.log(t / s) for t, s in zip(teacher, student, strict=True))
+            out[e, b] = temperature**2 * sum(
+                t * math.log(t / s) for t, s in zip(teacher, student, strict=True)
+            )
     return out
 
 
@@ -49,7 +52,9 @@ def test_cross_entropy_is_the_loop(smoothing):
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
 def test_distillation_is_the_loop(temperature):
     distance = self_distillation(LOGITS, temperature)
-    np.testing.assert_allclose(distance, oracle_distillation(LOGITS, temperature), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(
+        distance, oracle_distillation(LOGITS, temperature), rtol=1e-4, atol=1e-6
+    )
     assert (distance[-1] == 0).all() and (distance[:-1] > 0).all()
 
 
@@ -74,7 +79,9 @@ def test_mixture_leaves_the_last_exit_to_the_labels():
     np.testing.assert_allclose(mixed[-1], labels[-1], rtol=1e-5)
     # FastBERT: with alpha 1 the early exits do not look at the labels at all.
     other = distilled_cross_entropy(LOGITS, (LABELS + 1) % C, alpha=1.0)
-    np.testing.assert_array_equal(other[:-1], distilled_cross_entropy(LOGITS, LABELS, alpha=1.0)[:-1])
+    np.testing.assert_array_equal(
+        other[:-1], distilled_cross_entropy(LOGITS, LABELS, alpha=1.0)[:-1]
+    )
 
 
 def test_weighted_is_the_loop_and_supervision_its_composition():
@@ -87,18 +94,46 @@ def test_weighted_is_the_loop_and_supervision_its_composition():
 @pytest.mark.parametrize(
     "call, kind, text",
     [
-        (lambda: multi_exit_cross_entropy(LOGITS[0], LABELS), ValueError, "`logits` must have shape [E, B, C]"),
+        (
+            lambda: multi_exit_cross_entropy(LOGITS[0], LABELS),
+            ValueError,
+            "`logits` must have shape [E, B, C]",
+        ),
         (
             lambda: multi_exit_cross_entropy(LOGITS, LABELS[:3]),
             ValueError,
             "`labels` must have shape [4] for `logits` (3, 4, 5)",
         ),
-        (lambda: multi_exit_cross_entropy(LOGITS, LOGITS[0, :, 0]), TypeError, "`labels` must be integers, got float32"),
-        (lambda: multi_exit_cross_entropy(LABELS, LABELS), TypeError, "`logits` must be floating point, got int32"),
-        (lambda: multi_exit_cross_entropy(LOGITS, LABELS, 1.5), ValueError, "`label_smoothing` must lie in 0..1, got 1.5"),
-        (lambda: weighted(LOGITS[..., 0], jnp.ones(2)), ValueError, "`weights` must have shape [E] for `losses` [E, B]"),
-        (lambda: self_distillation(LOGITS, 0.0), ValueError, "`temperature` must be above 0, got 0.0"),
-        (lambda: distilled_cross_entropy(LOGITS, LABELS, -0.1), ValueError, "`alpha` must lie in 0..1, got -0.1"),
+        (
+            lambda: multi_exit_cross_entropy(LOGITS, LOGITS[0, :, 0]),
+            TypeError,
+            "`labels` must be integers, got float32",
+        ),
+        (
+            lambda: multi_exit_cross_entropy(LABELS, LABELS),
+            TypeError,
+            "`logits` must be floating point, got int32",
+        ),
+        (
+            lambda: multi_exit_cross_entropy(LOGITS, LABELS, 1.5),
+            ValueError,
+            "`label_smoothing` must lie in 0..1, got 1.5",
+        ),
+        (
+            lambda: weighted(LOGITS[..., 0], jnp.ones(2)),
+            ValueError,
+            "`weights` must have shape [E] for `losses` [E, B]",
+        ),
+        (
+            lambda: self_distillation(LOGITS, 0.0),
+            ValueError,
+            "`temperature` must be above 0, got 0.0",
+        ),
+        (
+            lambda: distilled_cross_entropy(LOGITS, LABELS, -0.1),
+            ValueError,
+            "`alpha` must lie in 0..1, got -0.1",
+        ),
     ],
 )
 def test_refusals(call, kind, text):

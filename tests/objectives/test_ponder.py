@@ -1,4 +1,6 @@
-"""PonderNet's loss: the golden numbers of the papers' sheet, loops, extremes, and convergence to the prior."""
+"""PonderNet's loss: the golden numbers of the papers' sheet, loops, extremes, and convergence to
+the prior.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -6,8 +8,9 @@ import numpy as np
 import optax
 import pytest
 
-from dynexit.exits import criteria, replay
-from dynexit.objectives import (
+from dynexit import criteria
+from dynexit.engine import replay
+from dynexit.objectives.ponder import (
     geometric_last,
     geometric_renormalised,
     halting_entropy,
@@ -39,19 +42,28 @@ def test_golden_pmf_and_its_mean():
 
 
 def test_golden_cumulative_halting():
-    """F of the Q-exit's own memory, ln(1 - F), where a last step that is sure has nothing to be forced."""
-    rule, output = criteria.cumulative_halting_above(0.5), jax.scipy.special.logit(jnp.array([0.2, 0.5, 0.5, 1.0]))
+    """F of the Q-exit's own memory, ln(1 - F), where a last step that is sure has nothing to be
+    forced.
+    """
+    rule, output = (
+        criteria.cumulative_halting_above(0.5),
+        jax.scipy.special.logit(jnp.array([0.2, 0.5, 0.5, 1.0])),
+    )
     memory, found = rule.init(1), []
     for i in range(4):
         _, memory = rule.update(jnp.int32(i), {"halt_logit": output[i : i + 1]}, memory)
         found.append(float(-jnp.expm1(memory[0])))
     np.testing.assert_allclose(found, [0.2, 0.6, 0.8, 1.0], rtol=1e-6)
-    np.testing.assert_allclose(jnp.cumsum(jnp.exp(log_halting(GOLDEN)), axis=0)[:, 0], [0.2, 0.6, 0.8, 1.0], rtol=1e-6)
+    np.testing.assert_allclose(
+        jnp.cumsum(jnp.exp(log_halting(GOLDEN)), axis=0)[:, 0], [0.2, 0.6, 0.8, 1.0], rtol=1e-6
+    )
 
 
 def test_golden_kl_separates_direction_and_tail():
     log_p = log_halting(GOLDEN)
-    np.testing.assert_allclose(jnp.exp(geometric_last(4, 0.5)), [0.5, 0.25, 0.125, 0.125], rtol=1e-6)
+    np.testing.assert_allclose(
+        jnp.exp(geometric_last(4, 0.5)), [0.5, 0.25, 0.125, 0.125], rtol=1e-6
+    )
     wanted = [0.5333, 0.2667, 0.1333, 0.0667]
     np.testing.assert_allclose(jnp.exp(geometric_renormalised(4, 0.5)), wanted, atol=5e-5)
     found = [
@@ -74,14 +86,21 @@ def test_means_of_the_two_priors():
 @pytest.mark.parametrize("steps", [1, 2, 60])
 @pytest.mark.parametrize("rate", [1e-4, 0.3, 0.999])
 def test_priors_sum_to_one(prior, steps, rate):
-    np.testing.assert_allclose(np.exp(np.asarray(prior(steps, rate), np.float64)).sum(), 1.0, atol=1e-5)
+    np.testing.assert_allclose(
+        np.exp(np.asarray(prior(steps, rate), np.float64)).sum(), 1.0, atol=1e-5
+    )
 
 
 def test_pmf_is_the_loop_and_sums_to_one():
     logits = 2 * jax.random.normal(jax.random.key(0), (7, 5))
     p = jnp.exp(log_halting(logits))
     np.testing.assert_allclose(p, oracle_pmf(logits), rtol=1e-4)
-    for z in (logits, jnp.full((9, 2), -50.0), jnp.full((9, 2), 50.0), jnp.array([[-1e4], [1e4], [0.0]])):
+    for z in (
+        logits,
+        jnp.full((9, 2), -50.0),
+        jnp.full((9, 2), 50.0),
+        jnp.array([[-1e4], [1e4], [0.0]]),
+    ):
         np.testing.assert_allclose(jnp.exp(log_halting(z)).sum(axis=0), 1.0, atol=1e-6)
 
 
@@ -89,7 +108,9 @@ def test_loss_is_the_loop_and_stays_unreduced():
     logits = jax.random.normal(jax.random.key(1), (4, 3))
     losses = jax.random.uniform(jax.random.key(2), (4, 3))
     prior, p = np.exp(np.asarray(geometric_last(4, 0.3), np.float64)), oracle_pmf(logits)
-    out = ponder_loss(losses, logits, geometric_last(4, 0.3), beta=0.7, divergence=kl_prior_posterior)
+    out = ponder_loss(
+        losses, logits, geometric_last(4, 0.3), beta=0.7, divergence=kl_prior_posterior
+    )
     for b in range(3):
         expected = sum(p[n, b] * float(losses[n, b]) for n in range(4))
         kl = sum(prior[n] * np.log(prior[n] / p[n, b]) for n in range(4))
@@ -101,7 +122,9 @@ def test_loss_is_the_loop_and_stays_unreduced():
 
 def test_step_that_is_right_attracts_halting():
     losses = jnp.array([[0.0], [1.0], [1.0]])
-    gradient = jax.grad(lambda z: ponder_loss(losses, z, geometric_last(3, 0.5), 0.0).loss.sum())(jnp.zeros((3, 1)))
+    gradient = jax.grad(lambda z: ponder_loss(losses, z, geometric_last(3, 0.5), 0.0).loss.sum())(
+        jnp.zeros((3, 1))
+    )
     assert gradient[0, 0] < 0  # descent raises lambda_1
     assert gradient[2, 0] == 0  # the last step's logit is not used
 
@@ -110,24 +133,31 @@ def test_step_that_is_right_attracts_halting():
 def test_gradients_are_finite_at_extremes(divergence):
     logits = jnp.array([[1e4, -1e4, 200.0], [-1e4, -1e4, -200.0], [0.0, 1e4, 1e4]])
     losses = jnp.array([[1e4, 0.0, 1.0], [0.0, 1.0, 0.0], [1.0, 1.0, 1e4]])
-    loss, gradient = jax.value_and_grad(lambda z: ponder_loss(losses, z, geometric_last(3, 0.5), 0.01, divergence).loss.sum())(
-        logits
-    )
+    loss, gradient = jax.value_and_grad(
+        lambda z: ponder_loss(losses, z, geometric_last(3, 0.5), 0.01, divergence).loss.sum()
+    )(logits)
     assert jnp.isfinite(loss) and jnp.isfinite(gradient).all()
 
 
 @pytest.mark.parametrize("divergence", [kl_posterior_prior, kl_prior_posterior])
 def test_the_kl_alone_leads_to_the_prior(divergence):
-    """Free halting logits, N = 10, Adam 0.05, 2000 updates: mean steps and Q-exit of the prior, both tails, four rates."""
+    """Free halting logits, N = 10, Adam 0.05, 2000 updates: mean steps and Q-exit of the prior,
+    both tails, four rates.
+    """
     rates, steps = (0.1, 0.3, 0.5, 0.9), 10
-    priors = jnp.stack([prior(steps, r) for prior in (geometric_last, geometric_renormalised) for r in rates], axis=1)
+    priors = jnp.stack(
+        [prior(steps, r) for prior in (geometric_last, geometric_renormalised) for r in rates],
+        axis=1,
+    )
     wanted_mean = [6.513, 3.239, 1.998, 1.111, 4.647, 3.043, 1.990, 1.111]
     wanted_q = [7, 2, 2, 1, 4, 2, 1, 1]
     optimizer = optax.adam(0.05)
 
     def total(logits):
         log_p = log_halting(logits)
-        return sum(divergence(log_p[:, k : k + 1], priors[:, k]).sum() for k in range(priors.shape[1]))
+        return sum(
+            divergence(log_p[:, k : k + 1], priors[:, k]).sum() for k in range(priors.shape[1])
+        )
 
     @jax.jit
     def train(logits):
@@ -143,8 +173,11 @@ def test_the_kl_alone_leads_to_the_prior(divergence):
     out = ponder_loss(jnp.zeros_like(logits), logits, geometric_last(steps, 0.5), 0.0)
     np.testing.assert_allclose(out.probabilities, jnp.exp(priors), atol=3e-4)
     np.testing.assert_allclose(out.mean_steps, wanted_mean, atol=1.5e-3)
-    q_exit = lambda logits: np.asarray(replay(criteria.cumulative_halting_above(0.5), {"halt_logit": logits}).exit_depth)
-    # For r = 0.5 with the tail on the last step F_1 is 0.5, not above it, by the last bit alone: not asked of what was trained.
+    q_exit = lambda logits: np.asarray(
+        replay(criteria.cumulative_halting_above(0.5), {"halt_logit": logits}).exit_depth
+    )
+    # For r = 0.5 with the tail on the last step F_1 is 0.5, not above it, by the last bit alone:
+    # not asked of what was trained.
     tie = 2
     np.testing.assert_array_equal(np.delete(q_exit(logits), tie), np.delete(wanted_q, tie))
     np.testing.assert_array_equal(q_exit(logits_of(priors)), wanted_q)
@@ -169,13 +202,22 @@ def test_entropy_of_a_collapsed_and_of_a_uniform_distribution():
     [
         (lambda: log_halting(jnp.zeros(3)), "`halt_logits` must have shape [N, B]"),
         (lambda: geometric_last(3, 1.0), "`rate` must lie between 0 and 1, both excluded, got 1.0"),
-        (lambda: kl_prior_posterior(jnp.zeros((3, 1)), jnp.zeros(2)), "`log_prior` must have shape [N] for `log_p` [N, B]"),
-        (lambda: ponder_loss(jnp.zeros((3, 1)), GOLDEN, jnp.zeros(4), 0.1), "`losses` must have the shape of `halt_logits`"),
+        (
+            lambda: kl_prior_posterior(jnp.zeros((3, 1)), jnp.zeros(2)),
+            "`log_prior` must have shape [N] for `log_p` [N, B]",
+        ),
+        (
+            lambda: ponder_loss(jnp.zeros((3, 1)), GOLDEN, jnp.zeros(4), 0.1),
+            "`losses` must have the shape of `halt_logits`",
+        ),
         (
             lambda: ponder_loss(GOLDEN, GOLDEN, jnp.full(4, 0.25), 0.1),
             "`log_prior` must be the logarithm of probabilities that sum to 1",
         ),
-        (lambda: ponder_loss(GOLDEN, GOLDEN, jnp.zeros(4), -1.0), "`beta` must be at least 0, got -1.0"),
+        (
+            lambda: ponder_loss(GOLDEN, GOLDEN, jnp.zeros(4), -1.0),
+            "`beta` must be at least 0, got -1.0",
+        ),
     ],
 )
 def test_refusals(call, text):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dynexit.core.labels import IGNORED
-from dynexit.objectives import log_stablemax, stablemax_cross_entropy
+from dynexit.objectives.stablemax import log_stablemax, stablemax_cross_entropy
 
 
 def s(z):
@@ -20,7 +20,9 @@ def by_hand(row):
 
 def test_golden_values():
     assert [s(0.0), s(1.0), s(-1.0)] == [1.0, 2.0, 0.5]
-    np.testing.assert_allclose(log_stablemax(jnp.array([0.0, 1.0, -1.0])), np.log([2 / 7, 4 / 7, 1 / 7]), rtol=1e-6)
+    np.testing.assert_allclose(
+        log_stablemax(jnp.array([0.0, 1.0, -1.0])), np.log([2 / 7, 4 / 7, 1 / 7]), rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 30.0, 1e6])
@@ -35,7 +37,8 @@ def test_log_probabilities_are_the_definition_and_sum_to_one(scale):
 def test_gradients_are_finite_and_go_down_where_the_softmax_is_saturated():
     logits = jnp.array([[[-300.0, 200.0, 0.0]]])
     gradient = jax.grad(lambda z: stablemax_cross_entropy(z, jnp.array([0]))[0, 0])(logits)[0, 0]
-    # d(-ln p_0): for the label -s'(z)/s(z) + s'(z)/total, for another s'(z)/total, s' = 1/(1 - z)^2 below 0 and 1 above
+    # d(-ln p_0): for the label -s'(z)/s(z) + s'(z)/total, for another s'(z)/total, s' = 1/(1 - z)^2
+    # below 0 and 1 above
     total = 1 / 301 + 201 + 1
     wanted = [-1 / 301 + 1 / 301**2 / total, 1 / total, 1 / total]
     np.testing.assert_allclose(gradient, wanted, rtol=1e-4)
@@ -47,7 +50,11 @@ def test_the_loss_is_the_mean_over_places_that_count():
     found = stablemax_cross_entropy(logits, jnp.asarray(labels))
     for e in range(2):
         for b in range(3):
-            terms = [-by_hand(np.asarray(logits[e, b, p]))[c] for p, c in enumerate(labels[b]) if c != IGNORED]
+            terms = [
+                -by_hand(np.asarray(logits[e, b, p]))[c]
+                for p, c in enumerate(labels[b])
+                if c != IGNORED
+            ]
             np.testing.assert_allclose(found[e, b], np.mean(terms) if terms else 0.0, rtol=1e-5)
 
 
@@ -56,7 +63,9 @@ def test_half_precision_is_computed_in_float32():
     labels = jnp.array([0, 1, 2, 0])
     found = stablemax_cross_entropy(logits, labels)
     assert found.dtype == jnp.float32
-    np.testing.assert_allclose(found, stablemax_cross_entropy(logits.astype(jnp.float32), labels), rtol=1e-6)
+    np.testing.assert_allclose(
+        found, stablemax_cross_entropy(logits.astype(jnp.float32), labels), rtol=1e-6
+    )
 
 
 def test_refusals_name_the_argument():

@@ -43,7 +43,12 @@ def test_msdnet_sums_where_uniform_averages():
 
 @pytest.mark.parametrize(
     "make",
-    [weights.uniform, weights.linear, weights.layerskip, lambda e: weights.early_scaled(np.sqrt(np.arange(1, e + 1)), 0.3)],
+    [
+        weights.uniform,
+        weights.linear,
+        weights.layerskip,
+        lambda e: weights.early_scaled(np.sqrt(np.arange(1, e + 1)), 0.3),
+    ],
     ids=["uniform", "linear", "layerskip", "early_scaled"],
 )
 @pytest.mark.parametrize("exits", [1, 2, 12])
@@ -61,7 +66,10 @@ def test_sum_is_one_and_the_last_counts(make, exits):
         (lambda: weights.layerskip(4, -1.0), "`early_scale` must be at least 0, got -1.0"),
         (lambda: weights.early_scaled([1.0, 0.0]), "`curve` must be at least 0 and end above 0"),
         (lambda: weights.early_scaled([]), "`curve` must have shape [E] with at least one exit"),
-        (lambda: weights.sdn([1e6, 2e6], 0.5), "`relative_costs` must lie in 0..1, fractions of the last exit's, got [1000000.0"),
+        (
+            lambda: weights.sdn([1e6, 2e6], 0.5),
+            "`relative_costs` must lie in 0..1, fractions of the last exit's, got [1000000.0",
+        ),
         (lambda: weights.sdn([[1.0]], 0.5), "`relative_costs` must have shape [E]"),
     ],
 )

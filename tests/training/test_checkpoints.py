@@ -16,7 +16,10 @@ from dynexit.training.checkpoints import CheckpointError, Saver, restore, restor
 def tree(step):
     rng = np.random.default_rng(step)
     return {
-        "params": {"w": jnp.asarray(rng.normal(size=(40, 30)).astype(np.float32)), "half": jnp.full((3, 2), step, jnp.bfloat16)},
+        "params": {
+            "w": jnp.asarray(rng.normal(size=(40, 30)).astype(np.float32)),
+            "half": jnp.full((3, 2), step, jnp.bfloat16),
+        },
         "moments": (jnp.zeros((0, 3)), {"count": jnp.int32(step)}),
         "key": jax.random.key(step),
     }
@@ -57,11 +60,17 @@ def test_parameters_alone(tmp_path):
 @pytest.mark.parametrize("place", [0.1, 0.5, 0.9])
 def test_a_flipped_bit_is_found_and_the_checkpoint_before_is_taken(tmp_path, place):
     save(tmp_path, 1, 2)
-    arrays = max((p for p in (step_folder(tmp_path, 2) / "arrays").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    arrays = max(
+        (p for p in (step_folder(tmp_path, 2) / "arrays").rglob("*") if p.is_file()),
+        key=lambda p: p.stat().st_size,
+    )
     data = bytearray(arrays.read_bytes())
     data[int(place * len(data))] ^= 4
     arrays.write_bytes(data)
-    with pytest.warns(RuntimeWarning, match=r"00000002 is passed over: (params/w: sha256 is|its arrays cannot be read)"):
+    with pytest.warns(
+        RuntimeWarning,
+        match=r"00000002 is passed over: (params/w: sha256 is|its arrays cannot be read)",
+    ):
         found = restore(tmp_path, tree(0))
     assert found.step == 1 and bits(found.tree) == bits(tree(1))
 
@@ -70,14 +79,21 @@ def test_wrong_data_that_reads_well_is_found_by_its_sha256(tmp_path):
     save(tmp_path, 1, 2)
     shutil.rmtree(step_folder(tmp_path, 2) / "arrays")
     shutil.copytree(step_folder(tmp_path, 1) / "arrays", step_folder(tmp_path, 2) / "arrays")
-    with pytest.warns(RuntimeWarning, match=r"00000002 is passed over: key: sha256 is \w{64}, \w{64} was saved"):
+    with pytest.warns(
+        RuntimeWarning, match=r"00000002 is passed over: key: sha256 is \w{64}, \w{64} was saved"
+    ):
         assert restore(tmp_path, tree(0)).step == 1
 
 
-@pytest.mark.filterwarnings("ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning")  # a read ends after orbax's loop
+@pytest.mark.filterwarnings(
+    "ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning"
+)  # a read ends after orbax's loop
 def test_truncated_arrays_missing_arrays_and_an_edited_manifest(tmp_path):
     save(tmp_path, 1, 2, 3, 4)
-    largest = max((p for p in (step_folder(tmp_path, 2) / "arrays").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    largest = max(
+        (p for p in (step_folder(tmp_path, 2) / "arrays").rglob("*") if p.is_file()),
+        key=lambda p: p.stat().st_size,
+    )
     largest.write_bytes(largest.read_bytes()[:50])
     shutil.rmtree(step_folder(tmp_path, 3) / "arrays")
     path = step_folder(tmp_path, 4) / "manifest.json"
@@ -95,7 +111,10 @@ def test_all_damaged_is_an_error_and_only_unfinished_is_a_fresh_start(tmp_path):
     path = step_folder(tmp_path, 1) / "manifest.json"
     good = path.read_text()
     path.write_text(good[:40])
-    with pytest.warns(RuntimeWarning, match="cannot be read"), pytest.raises(CheckpointError, match=r"no good .* 1 damaged"):
+    with (
+        pytest.warns(RuntimeWarning, match="cannot be read"),
+        pytest.raises(CheckpointError, match=r"no good .* 1 damaged"),
+    ):
         restore(tmp_path, tree(0))
     path.unlink()
     with pytest.warns(RuntimeWarning, match="its saving was cut short"):
@@ -113,7 +132,10 @@ def test_all_damaged_is_an_error_and_only_unfinished_is_a_fresh_start(tmp_path):
             {"w": jnp.zeros((40, 30)), "half": jnp.zeros((3, 2))},
             r"params/half is bfloat16\[3, 2\], .* wants float32\[3, 2\]",
         ),
-        ({"v": jnp.zeros((40, 30))}, r"has no leaf params/v, which the model wants; it has key, moments/0"),
+        (
+            {"v": jnp.zeros((40, 30))},
+            r"has no leaf params/v, which the model wants; it has key, moments/0",
+        ),
     ],
 )
 def test_another_model_is_an_error_that_names_the_leaf(tmp_path, change, text):
@@ -126,7 +148,10 @@ def test_a_full_disk_names_folder_and_need_and_keeps_the_good_checkpoint(tmp_pat
     save(tmp_path, 1, keep=1)
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=100))
-    with pytest.raises(CheckpointError, match=r"step 2 could not be written to .*checkpoints, which needs .* MB are free"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"step 2 could not be written to .*checkpoints, which needs .* MB are free",
+    ):
         save(tmp_path, 2, keep=1)
     monkeypatch.undo()
     assert restore(tmp_path, tree(0)).step == 1
@@ -140,7 +165,9 @@ def test_a_disk_that_fills_while_writing(tmp_path, monkeypatch):
     monkeypatch.setattr(manifest, "write", full)
     saver = Saver(tmp_path, 1, seed=7)
     saver.save(2, tree(2))
-    with pytest.raises(CheckpointError, match="No space left on device; checkpoints saved before are untouched"):
+    with pytest.raises(
+        CheckpointError, match="No space left on device; checkpoints saved before are untouched"
+    ):
         saver.finish()
     monkeypatch.undo()
     saver.save(3, tree(3))
@@ -151,7 +178,10 @@ def test_a_disk_that_fills_while_writing(tmp_path, monkeypatch):
 
 def test_a_failed_save_does_not_hide_what_ended_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: (_ for _ in ()).throw(OSError("gone")))
-    with pytest.warns(RuntimeWarning, match="could not be written"), pytest.raises(KeyError, match="first"):
+    with (
+        pytest.warns(RuntimeWarning, match="could not be written"),
+        pytest.raises(KeyError, match="first"),
+    ):
         with Saver(tmp_path, 1, seed=0) as saver:
             saver.save(1, tree(1))
             raise KeyError("first")
@@ -175,7 +205,9 @@ def test_the_manifest_is_plain_json(tmp_path):
 
 def test_verify_names_a_missing_leaf():
     leaf = np.ones((2, 3), np.float32)
-    wanted = manifest.Manifest(1, 0, {"w": {**manifest.describe(leaf), "sha256": manifest.digest(leaf)}})
+    wanted = manifest.Manifest(
+        1, 0, {"w": {**manifest.describe(leaf), "sha256": manifest.digest(leaf)}}
+    )
     manifest.verify(wanted, {"w": leaf})
     with pytest.raises(manifest.Damaged, match="w is missing"):
         manifest.verify(wanted, {})

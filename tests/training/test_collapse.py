@@ -2,8 +2,8 @@
 
 import pytest
 
-from dynexit.training import fit
 from dynexit.training.collapse import CollapseWatch
+from dynexit.training.loop import fit
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,12 @@ def test_a_run_says_it(toy, tmp_path, capsys):
     experiment = toy.build()
     objective = experiment.method.objective
     told = lambda o, y, p: (objective(o, y, p)[0], {"at_limit": p * 0 + 1})
-    fit(experiment._replace(method=experiment.method._replace(objective=told)), toy.SETTINGS, tmp_path, seed=0, progress=False)
+    fit(
+        experiment._replace(method=experiment.method._replace(objective=told)),
+        toy.SETTINGS,
+        tmp_path,
+        seed=0,
+        progress=False,
+    )
     said = [line for line in capsys.readouterr().err.splitlines() if "collapsed" in line]
     assert len(said) == 1 and "halting has collapsed to the limit" in said[0]

@@ -1,4 +1,6 @@
-"""`fit` end to end: it learns, equal seeds give equal bits, and a run that stopped goes on as if it had not."""
+"""`fit` end to end: it learns, equal seeds give equal bits, and a run that stopped goes on as if it
+had not.
+"""
 
 import dataclasses
 import os
@@ -15,7 +17,7 @@ import numpy as np
 import pytest
 
 from dynexit.core.types import Carried
-from dynexit.exits.run import run_all
+from dynexit.engine.run import run_all
 from dynexit.training.checkpoints import named_leaves, restore, restore_params
 from dynexit.training.logs import read_records, without_clock
 from dynexit.training.loop import NonFiniteLoss, fit
@@ -54,23 +56,36 @@ def test_it_learns_records_and_keeps_the_newest_checkpoints(toy, tmp_path):
     assert records[-1]["loss"] < 0.5 * records[0]["loss"]
     assert [r["step"] for r in records] == [1, *range(3, 61, 3), 61]
     assert fitted.metrics == without_clock(records[-1])
-    assert {"loss", "grad_norm", "learning_rate", "last_exit_loss", "seconds", "examples_per_second"} < records[0].keys()
+    assert {
+        "loss",
+        "grad_norm",
+        "learning_rate",
+        "last_exit_loss",
+        "seconds",
+        "examples_per_second",
+    } < records[0].keys()
     assert steps_kept(tmp_path) == [60, 61]
     params, step = restore_params(tmp_path, jax.eval_shape(toy.init, jax.random.key(0)))
     assert step == 61 and different(fitted.params, params) == []
 
 
 def test_equal_seeds_give_equal_bits_and_other_seeds_do_not(toy, tmp_path):
-    first, again, other = (train(toy, tmp_path / name, seed=seed) for name, seed in (("a", 3), ("b", 3), ("c", 4)))
+    first, again, other = (
+        train(toy, tmp_path / name, seed=seed) for name, seed in (("a", 3), ("b", 3), ("c", 4))
+    )
     assert different(first.params, again.params) == []
     assert history(tmp_path / "a") == history(tmp_path / "b")
     assert len(different(first.params, other.params)) == len(jax.tree.leaves(first.params))
 
 
-def test_a_real_signal_stops_the_run_and_resuming_gives_the_bits_of_an_uninterrupted_one(toy, tmp_path):
+def test_a_real_signal_stops_the_run_and_resuming_gives_the_bits_of_an_uninterrupted_one(
+    toy, tmp_path
+):
     cut, whole = tmp_path / "cut", tmp_path / "whole"
     program = [sys.executable, Path(toy.__file__), cut]
-    with subprocess.Popen(program, stdout=subprocess.PIPE, text=True, env=dict(os.environ)) as process:
+    with subprocess.Popen(
+        program, stdout=subprocess.PIPE, text=True, env=dict(os.environ)
+    ) as process:
         until = time.monotonic() + 60
         while len(history(cut)) < 4 and process.poll() is None and time.monotonic() < until:
             time.sleep(0.02)
@@ -108,7 +123,10 @@ def test_a_run_killed_in_a_save_goes_on_from_the_one_before(toy, tmp_path):
     train(toy, tmp_path / "whole")
     train(toy, tmp_path / "killed")
     (tmp_path / "killed" / "checkpoints" / "00000012" / "manifest.json").unlink()
-    with pytest.warns(RuntimeWarning, match=r"00000012 is passed over: it has no manifest.json: its saving was cut short"):
+    with pytest.warns(
+        RuntimeWarning,
+        match=r"00000012 is passed over: it has no manifest.json: its saving was cut short",
+    ):
         train(toy, tmp_path / "killed")
     assert history(tmp_path / "killed") == history(tmp_path / "whole")
     ends = [saved_state(toy, tmp_path / name, toy.SETTINGS) for name in ("whole", "killed")]
@@ -123,13 +141,22 @@ def test_slots_that_outlive_a_batch_are_in_the_checkpoint(toy, tmp_path):
 
     def loss(model, params, carry, inputs, labels, key, progress):
         free = carry["left"] == 0
-        inputs, labels = jnp.where(free[:, None], inputs, carry["inputs"]), jnp.where(free, labels, carry["labels"])
+        inputs, labels = (
+            jnp.where(free[:, None], inputs, carry["inputs"]),
+            jnp.where(free, labels, carry["labels"]),
+        )
         outputs = run_all(model.steps(params), model.embed(params, inputs), model.depth)
         losses, metrics = toy.objective(outputs, labels, progress)
-        return losses, metrics, {"inputs": inputs, "labels": labels, "left": jnp.where(free, 2, carry["left"] - 1)}
+        return (
+            losses,
+            metrics,
+            {"inputs": inputs, "labels": labels, "left": jnp.where(free, 2, carry["left"] - 1)},
+        )
 
     experiment = toy.build()
-    experiment = experiment._replace(method=experiment.method._replace(objective=None, carried=Carried(begin, loss)))
+    experiment = experiment._replace(
+        method=experiment.method._replace(objective=None, carried=Carried(begin, loss))
+    )
     for name in ("whole", "killed"):
         train(toy, tmp_path / name, experiment=experiment)
     (tmp_path / "killed" / "checkpoints" / "00000012" / "manifest.json").unlink()
@@ -138,8 +165,12 @@ def test_slots_that_outlive_a_batch_are_in_the_checkpoint(toy, tmp_path):
     template = create_state(experiment, toy.SETTINGS, 0, data_mesh())
     ends = [restore(tmp_path / name, template) for name in ("whole", "killed")]
     assert {"carry/inputs", "carry/labels", "carry/left"} < named_leaves(ends[0].tree).keys()
-    assert np.asarray(ends[0].tree.carry["left"]).tolist() == [0] * 8  # twelve updates are four times three
-    assert different(ends[0].tree, ends[1].tree) == [] and history(tmp_path / "whole") == history(tmp_path / "killed")
+    assert (
+        np.asarray(ends[0].tree.carry["left"]).tolist() == [0] * 8
+    )  # twelve updates are four times three
+    assert different(ends[0].tree, ends[1].tree) == [] and history(tmp_path / "whole") == history(
+        tmp_path / "killed"
+    )
 
 
 def test_a_finished_run_is_only_read(toy, tmp_path):
@@ -157,7 +188,9 @@ def test_a_loss_that_is_not_finite_names_the_step_and_keeps_the_state_before_it(
 
     experiment = toy.build()
     experiment = experiment._replace(train=experiment.train._replace(batch=poisoned))
-    with pytest.raises(NonFiniteLoss, match=r"step 7: loss nan, gradient norm nan; the state after step 6 is saved"):
+    with pytest.raises(
+        NonFiniteLoss, match=r"step 7: loss nan, gradient norm nan; the state after step 6 is saved"
+    ):
         train(toy, tmp_path / "bad", experiment=experiment)
     kept = saved_state(toy, tmp_path / "bad", toy.SETTINGS)
     assert kept.step == 6 == int(kept.tree.step)
@@ -179,29 +212,44 @@ def test_a_failing_source_is_raised_as_it_is_and_leaves_no_thread(toy, tmp_path)
     with pytest.raises(OSError, match="disk gone"):
         train(toy, tmp_path, experiment=experiment)
     assert steps_kept(tmp_path) == [4]
-    assert not [t.name for t in threading.enumerate() if t.name.startswith(("prefetch", "checkpoints"))]
+    assert not [
+        t.name for t in threading.enumerate() if t.name.startswith(("prefetch", "checkpoints"))
+    ]
 
 
 def test_refusals(toy, tmp_path):
     train(toy, tmp_path, steps=4)
-    with pytest.raises(FileExistsError, match="already holds checkpoints; resume the run or choose another folder"):
+    with pytest.raises(
+        FileExistsError, match="already holds checkpoints; resume the run or choose another folder"
+    ):
         train(toy, tmp_path, resume=False)
     with pytest.raises(ValueError, match=r"`seed` is 9, but the run in .* was begun with 3"):
         train(toy, tmp_path, seed=9)
     with pytest.raises(ValueError, match=r"`steps` is 2, but the run in .* is already at step 4"):
         train(toy, tmp_path, steps=2)
-    with pytest.raises(ValueError, match=r"`batch_size` must be divisible by the 4 devices of the mesh, got 10; the nearest is 8"):
+    with pytest.raises(
+        ValueError,
+        match=r"`batch_size` must be divisible by the 4 devices of the mesh, got 10; the nearest is 8",
+    ):
         train(toy, tmp_path, batch_size=10)
     for wrong, text in (
         ({"optimizer": "adma"}, "`settings`: optimizer must be one of adamw, sgd, got 'adma'"),
-        ({"log_every": 0, "steps": -3}, "`settings`: steps must be at least 1, got -3; log_every must be at least 1, got 0"),
+        (
+            {"log_every": 0, "steps": -3},
+            "`settings`: steps must be at least 1, got -3; log_every must be at least 1, got 0",
+        ),
     ):
         with pytest.raises(ValueError, match=text):
             train(toy, tmp_path / "wrong", **wrong)
-    shifted = lambda seed, step, size: {**(drawn := toy.batch(seed, step, size)), "labels": drawn["labels"] + 1}
+    shifted = lambda seed, step, size: {
+        **(drawn := toy.batch(seed, step, size)),
+        "labels": drawn["labels"] + 1,
+    }
     experiment = toy.build()
     experiment = experiment._replace(train=experiment.train._replace(batch=shifted))
-    with pytest.raises(ValueError, match=r"labels of `experiment.train` must lie in 0..2 \(3 classes\)"):
+    with pytest.raises(
+        ValueError, match=r"labels of `experiment.train` must lie in 0..2 \(3 classes\)"
+    ):
         train(toy, tmp_path / "wrong", experiment=experiment)
 
 

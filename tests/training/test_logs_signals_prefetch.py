@@ -1,4 +1,6 @@
-"""Records survive a crash and a resume, wandb never stops a run, signals are put back, batches come in order."""
+"""Records survive a crash and a resume, wandb never stops a run, signals are put back, batches come
+in order.
+"""
 
 import json
 import os
@@ -22,10 +24,17 @@ def test_records_are_on_disk_at_once(tmp_path):
 
 def test_resuming_drops_later_records_and_a_line_cut_short(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    path.write_text("".join(json.dumps({"step": s, "seconds": 1.0}) + "\n" for s in (1, 5, 10)) + '{"step": 15, "lo')
+    path.write_text(
+        "".join(json.dumps({"step": s, "seconds": 1.0}) + "\n" for s in (1, 5, 10))
+        + '{"step": 15, "lo'
+    )
     with Records(tmp_path, after=5) as records:
         records.write({"step": 6})
-    assert [without_clock(record) for record in read_records(path)] == [{"step": 1}, {"step": 5}, {"step": 6}]
+    assert [without_clock(record) for record in read_records(path)] == [
+        {"step": 1},
+        {"step": 5},
+        {"step": 6},
+    ]
     assert path.read_text().count("\n") == 3
 
 
@@ -51,7 +60,10 @@ class FakeRun:
 @pytest.fixture
 def wandb(monkeypatch):
     fake = types.SimpleNamespace(
-        run=FakeRun(fail_at=None), asked=[], key=False, util=types.SimpleNamespace(generate_id=lambda: "id7")
+        run=FakeRun(fail_at=None),
+        asked=[],
+        key=False,
+        util=types.SimpleNamespace(generate_id=lambda: "id7"),
     )
     fake.login = lambda prompt: fake.key
     fake.init = lambda **arguments: (fake.asked.append(arguments), fake.run)[1]
@@ -59,7 +71,10 @@ def wandb(monkeypatch):
     return fake
 
 
-@pytest.mark.parametrize("mode, key, wanted", [("auto", True, "online"), ("auto", False, "offline"), ("offline", True, "offline")])
+@pytest.mark.parametrize(
+    "mode, key, wanted",
+    [("auto", True, "online"), ("auto", False, "offline"), ("offline", True, "offline")],
+)
 def test_the_mirror_gets_every_record(tmp_path, wandb, mode, key, wanted):
     wandb.key = key
     for _ in range(2):
@@ -73,11 +88,15 @@ def test_the_mirror_gets_every_record(tmp_path, wandb, mode, key, wanted):
 def test_wandb_itself_takes_the_records(tmp_path, monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    with Mirror(tmp_path, "offline", {"steps": 3}) as mirror:  # a failure would be a warning, and so an error here
+    with Mirror(
+        tmp_path, "offline", {"steps": 3}
+    ) as mirror:  # a failure would be a warning, and so an error here
         for step in range(3):
             mirror.write({"step": step, "loss": 1.0})
     run = (tmp_path / "wandb_id.txt").read_text()
-    assert len(list(tmp_path.glob(f"wandb/offline-run-*/run-{run}.wandb"))) == 1  # wandb fills it in its own time
+    assert (
+        len(list(tmp_path.glob(f"wandb/offline-run-*/run-{run}.wandb"))) == 1
+    )  # wandb fills it in its own time
 
 
 def test_off_does_not_import_it(tmp_path, monkeypatch):
@@ -100,7 +119,9 @@ def test_a_failing_mirror_is_said_once(tmp_path, wandb):
 
 def test_a_missing_wandb_is_said_once(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.warns(RuntimeWarning, match="wandb failed, training goes on with metrics.jsonl alone") as said:
+    with pytest.warns(
+        RuntimeWarning, match="wandb failed, training goes on with metrics.jsonl alone"
+    ) as said:
         with Mirror(tmp_path, "online", {}) as mirror:
             mirror.write({"step": 1})
     assert len(said) == 1
@@ -139,7 +160,10 @@ def test_each_batch_is_drawn_once_in_order_and_one_ahead():
 
     batches = ahead(draw, 3, 6)
     assert next(batches) == 30
-    assert second.wait(5) and drawn == [3, 4]  # the next is drawn while the first is in use, and no further
+    assert second.wait(5) and drawn == [
+        3,
+        4,
+    ]  # the next is drawn while the first is in use, and no further
     assert list(batches) == [40, 50] and drawn == [3, 4, 5]
     assert list(ahead(draw, 3, 3)) == []
 

@@ -22,7 +22,9 @@ def test_the_schedule(schedule, warmup):
     for s in range(21):
         warm = int(20 * warmup)
         t = min(max((s - warm) / max(20 - warm, 1), 0), 1)
-        fall = {"cosine": (1 + math.cos(math.pi * t)) / 2, "linear": 1 - t, "constant": 1.0}[schedule]
+        fall = {"cosine": (1 + math.cos(math.pi * t)) / 2, "linear": 1 - t, "constant": 1.0}[
+            schedule
+        ]
         wanted = 0.3 * (s / warm if s < warm else fall)
         assert float(rate(jnp.int32(s))) == pytest.approx(wanted, abs=1e-6)
 
@@ -43,7 +45,14 @@ def by_hand(settings, p, g, decay, steps):
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_updates_with_decay_on_weights_alone(optimizer):
-    settings = Training(optimizer=optimizer, schedule="constant", warmup=0.0, learning_rate=0.1, weight_decay=0.2, clip=0.0)
+    settings = Training(
+        optimizer=optimizer,
+        schedule="constant",
+        warmup=0.0,
+        learning_rate=0.1,
+        weight_decay=0.2,
+        clip=0.0,
+    )
     chain = make_optimizer(settings)
     params, gradients = (
         {"kernel": jnp.array([2.0]), "bias": jnp.array([2.0])},
@@ -53,22 +62,45 @@ def test_updates_with_decay_on_weights_alone(optimizer):
     for _ in range(3):
         updates, state = chain.update(gradients, state, params)
         params = jax.tree.map(jnp.add, params, updates)
-    assert float(params["kernel"][0]) == pytest.approx(by_hand(settings, 2.0, 0.7, True, 3), abs=1e-5)
-    assert float(params["bias"][0]) == pytest.approx(by_hand(settings, 2.0, 0.7, False, 3), abs=1e-5)
+    assert float(params["kernel"][0]) == pytest.approx(
+        by_hand(settings, 2.0, 0.7, True, 3), abs=1e-5
+    )
+    assert float(params["bias"][0]) == pytest.approx(
+        by_hand(settings, 2.0, 0.7, False, 3), abs=1e-5
+    )
 
 
 def test_clipping_bounds_the_global_norm_and_zero_is_none():
-    settings = Training(optimizer="sgd", schedule="constant", warmup=0.0, learning_rate=1.0, weight_decay=0.0, clip=0.5)
-    params, gradients = {"a": jnp.zeros(2), "b": jnp.zeros(1)}, {"a": jnp.array([3.0, 0.0]), "b": jnp.array([4.0])}
+    settings = Training(
+        optimizer="sgd",
+        schedule="constant",
+        warmup=0.0,
+        learning_rate=1.0,
+        weight_decay=0.0,
+        clip=0.5,
+    )
+    params, gradients = (
+        {"a": jnp.zeros(2), "b": jnp.zeros(1)},
+        {"a": jnp.array([3.0, 0.0]), "b": jnp.array([4.0])},
+    )
     for clip, scale in ((0.5, 0.1), (0.0, 1.0), (9.0, 1.0)):
         chain = make_optimizer(dataclasses.replace(settings, clip=clip))
         updates, _ = chain.update(gradients, chain.init(params), params)
-        np.testing.assert_allclose(updates["a"][0], -1.9 * 3.0 * scale, rtol=1e-6)  # Nesterov's first step is 1 + 0.9
+        np.testing.assert_allclose(
+            updates["a"][0], -1.9 * 3.0 * scale, rtol=1e-6
+        )  # Nesterov's first step is 1 + 0.9
 
 
 def test_what_is_decayed():
     yes = ["blocks/attention/kernel", "head/w", "blocks/mlp/w1", "stem/patch_embed/kernel"]
-    no = ["blocks/attention/bias", "blocks/qkv_bias", "head/b", "blocks/norm1/w", "blocks/LayerNorm_0/scale", "blocks/gamma"]
+    no = [
+        "blocks/attention/bias",
+        "blocks/qkv_bias",
+        "head/b",
+        "blocks/norm1/w",
+        "blocks/LayerNorm_0/scale",
+        "blocks/gamma",
+    ]
     no += ["tokens/embedding", "pos_embed", "position", "cls_token", "blocks/mlp/b1"]
     tree = {}
     for name in (*yes, *no):
@@ -77,9 +109,15 @@ def test_what_is_decayed():
         for folder in folders:
             inner = inner.setdefault(folder, {})
         inner[leaf] = jnp.zeros((2, 3))
-    found = {"/".join(k.key for k in path): flag for path, flag in jax.tree_util.tree_flatten_with_path(decayed(tree))[0]}
+    found = {
+        "/".join(k.key for k in path): flag
+        for path, flag in jax.tree_util.tree_flatten_with_path(decayed(tree))[0]
+    }
     assert found == {**dict.fromkeys(yes, True), **dict.fromkeys(no, False)}
-    assert decayed({"kernel": 0, "bias": 0}, not_decayed=["kern"]) == {"kernel": False, "bias": True}
+    assert decayed({"kernel": 0, "bias": 0}, not_decayed=["kern"]) == {
+        "kernel": False,
+        "bias": True,
+    }
 
 
 def test_the_batch_is_split_and_the_state_is_on_every_device(toy):
@@ -89,14 +127,22 @@ def test_the_batch_is_split_and_the_state_is_on_every_device(toy):
     np.testing.assert_array_equal(batch["labels"], toy.batch(0, 0, 8)["labels"])
     state = create_state(toy.build(), toy.SETTINGS, 0, mesh)
     assert all(leaf.is_fully_replicated for leaf in jax.tree.leaves(state))
-    with pytest.raises(ValueError, match="must be divisible by the 4 devices of the mesh, got 6; the nearest is 8"):
+    with pytest.raises(
+        ValueError, match="must be divisible by the 4 devices of the mesh, got 6; the nearest is 8"
+    ):
         put_batch(toy.batch(0, 0, 6), mesh)
 
 
 def test_a_rule_places_a_parameter_and_its_moments(toy):
     mesh, rules = data_mesh(), [(r"blocks/kernel$", P(None, "data"))]
     state = create_state(toy.build(), toy.SETTINGS, 0, mesh, rules)
-    split = [leaf for leaf in jax.tree.leaves((state.params, state.opt_state)) if not leaf.is_fully_replicated]
+    split = [
+        leaf
+        for leaf in jax.tree.leaves((state.params, state.opt_state))
+        if not leaf.is_fully_replicated
+    ]
     assert [leaf.shape for leaf in split] == [(3, 8, 8)] * 3  # the weight and Adam's two moments
-    with pytest.raises(ValueError, match=r"`rules`: 'bias' gives .* to blocks/bias, whose shape is only \[8\]"):
+    with pytest.raises(
+        ValueError, match=r"`rules`: 'bias' gives .* to blocks/bias, whose shape is only \[8\]"
+    ):
         shardings({"blocks": {"bias": jnp.zeros(8)}}, mesh, [("bias", P(None, "data"))])

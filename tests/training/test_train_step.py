@@ -17,7 +17,12 @@ from dynexit.training.step import make_loss, make_train_step
 def setting(toy, experiment=None, devices=None, **changes):
     experiment, mesh = experiment or toy.build(), data_mesh(devices)
     settings = dataclasses.replace(toy.SETTINGS, **changes)
-    return make_train_step(experiment, settings, mesh), create_state(experiment, settings, 0, mesh), mesh, settings
+    return (
+        make_train_step(experiment, settings, mesh),
+        create_state(experiment, settings, 0, mesh),
+        mesh,
+        settings,
+    )
 
 
 def plain_loss(params, inputs, labels):
@@ -26,7 +31,9 @@ def plain_loss(params, inputs, labels):
     for k in range(params["blocks"]["kernel"].shape[0]):
         h = h + jnp.tanh(h @ params["blocks"]["kernel"][k] + params["blocks"]["bias"][k][None])
         logits = h @ params["head"]["kernel"]
-        losses += [jax.nn.logsumexp(logits[b]) - logits[b, int(labels[b])] for b in range(len(labels))]
+        losses += [
+            jax.nn.logsumexp(logits[b]) - logits[b, int(labels[b])] for b in range(len(labels))
+        ]
     return sum(losses) / len(losses)
 
 
@@ -38,16 +45,26 @@ def test_it_is_the_plain_gradient_step_and_metrics_are_before_it(toy):
 
     @jax.jit
     def plain_step(params):
-        loss, gradients = jax.value_and_grad(plain_loss)(params, 2.0 * batch["inputs"], batch["labels"])
+        loss, gradients = jax.value_and_grad(plain_loss)(
+            params, 2.0 * batch["inputs"], batch["labels"]
+        )
         return loss, gradients, optimizer.update(gradients, optimizer.init(params), params)[0]
 
     loss, gradients, updates = plain_step(params)
     state, metrics = step(state, put_batch(batch, mesh))
     np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
     np.testing.assert_allclose(metrics["grad_norm"], optax.tree.norm(gradients), rtol=1e-5)
-    assert float(metrics["learning_rate"]) == pytest.approx(0.05) and bool(metrics["finite"]) and int(state.step) == 1
+    assert (
+        float(metrics["learning_rate"]) == pytest.approx(0.05)
+        and bool(metrics["finite"])
+        and int(state.step) == 1
+    )
     wanted = optax.apply_updates(params, updates)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), jax.device_get(state.params), wanted)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
+        jax.device_get(state.params),
+        wanted,
+    )
 
 
 def test_one_device_and_four_agree(toy):
@@ -62,7 +79,9 @@ def test_one_device_and_four_agree(toy):
 
 def test_augmentation_differs_from_step_to_step(toy):
     spread = lambda key, x: jnp.broadcast_to(jax.random.normal(key, (1, 1)), x.shape)
-    step, state, mesh, _ = setting(toy, toy.build()._replace(augment=spread), learning_rate=1e-9, warmup=0.0)
+    step, state, mesh, _ = setting(
+        toy, toy.build()._replace(augment=spread), learning_rate=1e-9, warmup=0.0
+    )
     batch, losses = put_batch(toy.batch(0, 0, 8), mesh), []
     for _ in range(3):
         state, metrics = step(state, batch)
@@ -73,7 +92,9 @@ def test_augmentation_differs_from_step_to_step(toy):
 def test_a_bad_batch_changes_no_bit_and_neither_does_the_one_after_it(toy):
     step, state, mesh, _ = setting(toy)
     state, _ = step(state, put_batch(toy.batch(0, 0, 8), mesh))
-    numbers = lambda s: [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves((s.step, s.params, s.opt_state))]
+    numbers = lambda s: [
+        np.asarray(leaf).tobytes() for leaf in jax.tree.leaves((s.step, s.params, s.opt_state))
+    ]
     before = numbers(state)
     bad = toy.batch(0, 1, 8)
     bad["inputs"][0, 0] = np.inf
@@ -93,7 +114,9 @@ def test_it_is_traced_once(toy):
         return toy.objective(outputs, labels, progress)
 
     experiment = toy.build()
-    step, state, mesh, _ = setting(toy, experiment._replace(method=experiment.method._replace(objective=objective)))
+    step, state, mesh, _ = setting(
+        toy, experiment._replace(method=experiment.method._replace(objective=objective))
+    )
     for s in range(4):
         state, _ = step(state, put_batch(toy.batch(0, s, 8), mesh))
     assert traced == [(3, 8, 3)]
@@ -115,14 +138,25 @@ def test_bfloat16_computes_in_it_and_keeps_everything_else_float32(toy):
     experiment = toy.build()
     embed = lambda p, x: (seen.append(x.dtype), experiment.model.embed(p, x))[1]
     watched = experiment._replace(
-        model=experiment.model._replace(embed=embed), method=experiment.method._replace(objective=objective), augment=None
+        model=experiment.model._replace(embed=embed),
+        method=experiment.method._replace(objective=objective),
+        augment=None,
     )
     low, high = (dataclasses.replace(toy.SETTINGS, precision=p) for p in ("bfloat16", "float32"))
     params, batch = toy.init(jax.random.key(0)), toy.batch(0, 0, 8)
-    arguments = params, None, jnp.asarray(batch["inputs"]), jnp.asarray(batch["labels"]), jax.random.key(1), jnp.float32(0)
+    arguments = (
+        params,
+        None,
+        jnp.asarray(batch["inputs"]),
+        jnp.asarray(batch["labels"]),
+        jax.random.key(1),
+        jnp.float32(0),
+    )
     (a, _), gradients = jax.value_and_grad(make_loss(watched, low), has_aux=True)(*arguments)
     assert seen == [jnp.bfloat16, jnp.float32]
-    assert {g.dtype for g in jax.tree.leaves(gradients)} == {jnp.dtype("float32")} and a.dtype == jnp.float32
+    assert {g.dtype for g in jax.tree.leaves(gradients)} == {
+        jnp.dtype("float32")
+    } and a.dtype == jnp.float32
     b, _ = make_loss(experiment, high)(*arguments)
     assert a != b and abs(a - b) < 0.05
     step, state, mesh, _ = setting(toy, precision="bfloat16")
@@ -133,12 +167,17 @@ def test_bfloat16_computes_in_it_and_keeps_everything_else_float32(toy):
 @pytest.mark.parametrize(
     "objective, text",
     [
-        (lambda o, y, p: (jnp.mean(o), {}), r"`method` must return one loss per example, shape \[8\], got \[\]"),
+        (
+            lambda o, y, p: (jnp.mean(o), {}),
+            r"`method` must return one loss per example, shape \[8\], got \[\]",
+        ),
         (lambda o, y, p: (o[0, :, 0], {"loss": p}), r"`method` returns metrics named \['loss'\]"),
     ],
 )
 def test_a_faulty_objective_is_named(toy, objective, text):
     experiment = toy.build()
-    step, state, mesh, _ = setting(toy, experiment._replace(method=experiment.method._replace(objective=objective)))
+    step, state, mesh, _ = setting(
+        toy, experiment._replace(method=experiment.method._replace(objective=objective))
+    )
     with pytest.raises(ValueError, match=text):
         step(state, put_batch(toy.batch(0, 0, 8), mesh))

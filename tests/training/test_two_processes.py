@@ -1,4 +1,6 @@
-"""Two processes on one machine: a SIGTERM to one stops both at the same step, and resuming gives an uninterrupted run's bits."""
+"""Two processes on one machine: a SIGTERM to one stops both at the same step, and resuming gives an
+uninterrupted run's bits.
+"""
 
 import os
 import socket
@@ -36,12 +38,22 @@ def run_two(toy, folder, stop_at):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
-    here = {**os.environ, "PYTHONPATH": str(Path(toy.__file__).parent), "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    here = {
+        **os.environ,
+        "PYTHONPATH": str(Path(toy.__file__).parent),
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+    }
     start = lambda rank: subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, str(rank), port, str(folder), str(stop_at)], stdout=subprocess.PIPE, text=True, env=here
+        [sys.executable, "-c", PROGRAM, str(rank), port, str(folder), str(stop_at)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=here,
     )
     processes = [start(0), start(1)]
-    said = [process.communicate(timeout=120)[0].strip().splitlines()[-1].split() for process in processes]
+    said = [
+        process.communicate(timeout=120)[0].strip().splitlines()[-1].split()
+        for process in processes
+    ]
     assert [process.returncode for process in processes] == [0, 0]
     return said
 

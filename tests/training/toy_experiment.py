@@ -1,4 +1,6 @@
-"""A network of 3 blocks on 48 points, that trains in a second; run as a program it trains in the folder it is given."""
+"""A network of 3 blocks on 48 points, that trains in a second; run as a program it trains in the
+folder it is given.
+"""
 
 import dataclasses
 import sys
@@ -11,17 +13,22 @@ import numpy as np
 
 from dynexit.core.settings import Training
 from dynexit.core.types import Experiment, Method, Model, Source
-from dynexit.exits.steps import stacked_step
+from dynexit.engine.steps import stacked_step
 
 BLOCKS, WIDTH, CLASSES, EXAMPLES = 3, 8, 3, 48
-SETTINGS = Training(steps=12, batch_size=8, learning_rate=0.05, checkpoint_every=4, log_every=3, keep=2)
+SETTINGS = Training(
+    steps=12, batch_size=8, learning_rate=0.05, checkpoint_every=4, log_every=3, keep=2
+)
 
 
 def init(key):
     a, b, c = jax.random.split(key, 3)
     return {
         "embed": {"kernel": jax.random.normal(a, (4, WIDTH)) * 0.5},
-        "blocks": {"kernel": jax.random.normal(b, (BLOCKS, WIDTH, WIDTH)) * 0.3, "bias": jnp.zeros((BLOCKS, WIDTH))},
+        "blocks": {
+            "kernel": jax.random.normal(b, (BLOCKS, WIDTH, WIDTH)) * 0.3,
+            "bias": jnp.zeros((BLOCKS, WIDTH)),
+        },
         "head": {"kernel": jax.random.normal(c, (WIDTH, CLASSES)) * 0.5},
     }
 
@@ -49,7 +56,13 @@ def batch(seed, step, size):
 
 
 def build():
-    model = Model(init, lambda p, x: x @ p["embed"]["kernel"], steps, BLOCKS, ("block00", "block01", "block02"))
+    model = Model(
+        init,
+        lambda p, x: x @ p["embed"]["kernel"],
+        steps,
+        BLOCKS,
+        ("block00", "block01", "block02"),
+    )
     method = Method(objective, None, None, None)
     sources = [Source(split, batch, points, EXAMPLES) for split in ("train", "calibration", "test")]
     augment = lambda key, x: x + 0.01 * jax.random.normal(key, x.shape)

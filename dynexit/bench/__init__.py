@@ -1,0 +1,1 @@
+"""Benchmarks of the executors on drawn problems, beside peers."""

@@ -1,0 +1,152 @@
+"""The networks of the yardstick: random blocks of several kinds, and depths drawn for the rows of a
+batch.
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from dynexit.core.types import Array, PyTree, Step
+from dynexit.engine.steps import stacked_step, tied_step
+
+HEAD = 64  # channels of an attention head
+CLASSES = 10
+DISTRIBUTIONS = ("geometric", "uniform", "bimodal", "together")
+
+
+class Cell(NamedTuple):
+    """One network and batch.
+
+    Attributes:
+      block: "transformer", "tied" (the same weights at every depth), "mixer" or "conv".
+      width, tokens: D and L; "conv" takes L as a square image.
+      depth: N.
+      batch: B.
+      dtype: "float32" or "bfloat16".
+    """
+
+    block: str
+    width: int
+    tokens: int
+    depth: int
+    batch: int
+    dtype: str
+
+
+class Problem(NamedTuple):
+    """A cell's step as a function of its weights, the weights, and the rows."""
+
+    step: Callable[[PyTree], Step]
+    params: PyTree
+    state: Array
+
+
+def problem(cell: Cell, seed: int = 0) -> Problem:
+    """Random weights and rows of a cell; a block keeps the scale of its input, and its head is a
+    mean and a linear map.
+    """
+    keys = iter(jax.random.split(jax.random.key(seed), 8))
+    layers = 1 if cell.block == "tied" else cell.depth
+    weight = lambda *shape: (
+        0.3 * jax.random.normal(next(keys), (layers, *shape)) * shape[-2] ** -0.5
+    ).astype(cell.dtype)
+    width = cell.width
+    shapes = {
+        "transformer": {
+            "qkv": (width, 3 * width),
+            "out": (width, width),
+            "up": (width, 4 * width),
+            "down": (4 * width, width),
+        },
+        "mixer": {
+            "mix": (cell.tokens, cell.tokens),
+            "up": (width, 4 * width),
+            "down": (4 * width, width),
+        },
+        "conv": {"first": (3, 3, width, width), "second": (3, 3, width, width)},
+    }["transformer" if cell.block == "tied" else cell.block]
+    params = {name: weight(*shape) for name, shape in shapes.items()} | {
+        "head": weight(width, CLASSES)
+    }
+    block = {"mixer": _mixer, "conv": _conv}.get(cell.block, _transformer)
+    state = jax.random.normal(next(keys), (cell.batch, cell.tokens, width)).astype(cell.dtype)
+    head = lambda p, h: h.mean(1) @ p["head"]
+    if cell.block == "tied":
+        return Problem(
+            lambda p: tied_step(block, head, p), jax.tree.map(lambda a: a[0], params), state
+        )
+    return Problem(lambda p: stacked_step(block, head, p), params, state)
+
+
+def draw(distribution: str, mean: float, depth: int, rows: int, seed: int = 0) -> np.ndarray:
+    """Depths 1..N of the rows, int32 `[B]`, with about the mean `mean` x N.
+
+    "geometric" is cut off at N, "uniform" is an interval, "bimodal" is 1 or N, "together" is one
+    depth for all.
+    """
+    rng, wanted = np.random.default_rng(seed), max(1.0, mean * depth)
+    if mean >= 1:
+        return np.full(rows, depth, np.int32)
+    if distribution == "geometric":
+        p = np.linspace(
+            1e-4, 1.0, 20_000
+        )  # the mean of a geometric law cut off at N is (1 - (1 - p)^N) / p
+        drawn = rng.geometric(p[np.argmin(np.abs((1 - (1 - p) ** depth) / p - wanted))], rows)
+    elif distribution == "uniform":
+        reach = min(wanted - 1, depth - wanted)
+        drawn = np.rint(rng.uniform(wanted - reach, wanted + reach, rows))
+    elif distribution == "bimodal":
+        drawn = np.where(rng.random(rows) < (depth - wanted) / max(1, depth - 1), 1, depth)
+    else:
+        drawn = np.full(rows, round(wanted))
+    return np.clip(drawn, 1, depth).astype(np.int32)
+
+
+def cells(
+    blocks: Sequence[str],
+    widths: Sequence[int],
+    tokens: int,
+    depths: Sequence[int],
+    batches: Sequence[int],
+    dtypes: Sequence[str],
+) -> list[Cell]:
+    """Every combination."""
+    return [
+        Cell(b, w, tokens, n, size, t)
+        for b, w, n, size, t in itertools.product(blocks, widths, depths, batches, dtypes)
+    ]
+
+
+def _norm(x: Array) -> Array:
+    return (x - x.mean(-1, keepdims=True)) * lax.rsqrt(x.var(-1, keepdims=True) + 1e-6)
+
+
+def _mlp(p: dict, h: Array) -> Array:
+    return h + jax.nn.gelu(_norm(h) @ p["up"]) @ p["down"]
+
+
+def _transformer(p: dict, h: Array) -> Array:
+    """Pre-norm attention and MLP, no biases; `h` `[b, L, D]`."""
+    heads = lambda x: x.reshape(*x.shape[:2], -1, HEAD)
+    q, k, v = (heads(x) for x in jnp.split(_norm(h) @ p["qkv"], 3, -1))
+    return _mlp(p, h + jax.nn.dot_product_attention(q, k, v).reshape(h.shape) @ p["out"])
+
+
+def _mixer(p: dict, h: Array) -> Array:
+    """Tokens mixed by one matrix, channels by an MLP."""
+    return _mlp(p, h + jnp.einsum("bld,lm->bmd", _norm(h), p["mix"]))
+
+
+def _conv(p: dict, h: Array) -> Array:
+    """Two 3 x 3 convolutions with a residual; the tokens are a square image."""
+    side = round(h.shape[1] ** 0.5)
+    convolve = lambda x, w: lax.conv_general_dilated(
+        x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    x = _norm(h).reshape(h.shape[0], side, side, h.shape[2])
+    return h + convolve(jax.nn.relu(convolve(x, p["first"])), p["second"]).reshape(h.shape)

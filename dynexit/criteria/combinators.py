@@ -1,0 +1,302 @@
+"""Criteria made of criteria: `any_of`, `all_of`, `not_before`, `persistently` and thresholds that
+decay.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jax.tree_util import Partial
+
+from dynexit.core.types import Array, Criterion, PyTree
+from dynexit.criteria.memory import start
+
+
+def any_of(*criteria: Criterion) -> Criterion:
+    """A row leaves when at least one of the criteria says so.
+
+    Args:
+      criteria: at least one; all of them see every exit.
+
+    Returns:
+      `Criterion` whose memory is the tuple of the criteria's memories.
+
+    Raises:
+      TypeError: one of them is not a `Criterion`.
+      ValueError: none given, or thresholds for different numbers of exits.
+
+    Example:
+      >>> import dynexit as dx
+      >>> rule = dx.criteria.any_of(dx.criteria.max_probability_above(0.9), dx.criteria.patience(3))
+      >>> logits = jnp.array([[[9.0, 0.0]], [[9.0, 0.0]]])  # [E=2, B=1, C=2]
+      >>> dx.replay(rule, logits).exit
+      Array([0], dtype=int32)
+    """
+    return Criterion(
+        Partial(_start_all, criteria),
+        Partial(_any, criteria),
+        exits=_agreed_exits(criteria),
+        templated=True,
+    )
+
+
+def all_of(*criteria: Criterion) -> Criterion:
+    """A row leaves at the first exit at which all of the criteria say so.
+
+    Args:
+      criteria: at least one; all of them see every exit.
+
+    Returns:
+      `Criterion` whose memory is the tuple of the criteria's memories.
+
+    Raises:
+      TypeError: one of them is not a `Criterion`.
+      ValueError: none given, or thresholds for different numbers of exits.
+
+    Example:
+      >>> import dynexit as dx
+      >>> rule = dx.criteria.all_of(dx.criteria.max_probability_above(0.9), dx.criteria.patience(1))
+      >>> logits = jnp.array([[[9.0, 0.0]], [[9.0, 0.0]], [[9.0, 0.0]]])  # [E=3, B=1, C=2]
+      >>> dx.replay(rule, logits).exit
+      Array([1], dtype=int32)
+    """
+    return Criterion(
+        Partial(_start_all, criteria),
+        Partial(_all, criteria),
+        exits=_agreed_exits(criteria),
+        templated=True,
+    )
+
+
+def not_before(depth: Array | int, criterion: Criterion) -> Criterion:
+    """A row leaves when the criterion says so, and not before `depth` exits have been evaluated.
+
+    The criterion sees the earlier exits too: its memory is updated there, its verdict is not
+      followed.
+
+    Args:
+      depth: exits evaluated at least, 1 for no restriction; an integer, traced.
+      criterion: any.
+
+    Returns:
+      `Criterion` with the memory of the given one.
+
+    Raises:
+      TypeError: `depth` is not an integer, `criterion` not a `Criterion`.
+      ValueError: `depth` is below 1 or not a scalar.
+
+    Example:
+      >>> import dynexit as dx
+      >>> rule = dx.criteria.not_before(2, dx.criteria.max_probability_above(0.9))
+      >>> logits = jnp.array([[[9.0, 0.0]], [[9.0, 0.0]], [[9.0, 0.0]]])  # [E=3, B=1, C=2]
+      >>> dx.replay(rule, logits).exit
+      Array([1], dtype=int32)
+    """
+    depth = count(depth, "depth")
+    if jnp.ndim(depth):
+        raise ValueError(f"`depth` must be a scalar, got shape {jnp.shape(depth)}")
+    if not isinstance(criterion, Criterion):
+        raise TypeError(f"`criterion` must be a dx.Criterion, got {type(criterion).__name__}")
+    return Criterion(
+        Partial(start, criterion),
+        Partial(_late, depth, criterion),
+        exits=criterion.exits,
+        templated=True,
+    )
+
+
+def persistently(times: Array | int, criterion: Criterion) -> Criterion:
+    """A row leaves once the criterion has said so at several exits in a row.
+
+    Args:
+      times: exits in a row, 1 for no restriction; an integer, traced.
+      criterion: any.
+
+    Returns:
+      `Criterion` that remembers the verdicts in a row so far, int32 `[b]`, beside the memory of the
+      given one.
+
+    Raises:
+      TypeError: `times` is not an integer, `criterion` not a `Criterion`.
+      ValueError: `times` is below 1 or not a scalar.
+
+    Example:
+      >>> import dynexit as dx
+      >>> rule = dx.criteria.persistently(2, dx.criteria.max_probability_above(0.9))
+      # [E=5, B=1, C=2]
+      >>> logits = jnp.array([[[9.0, 0.0]], [[0.0, 0.0]], [[9.0, 0.0]], [[9.0, 0.0]], [[9.0, 0.0]]])
+      >>> dx.replay(rule, logits).exit
+      Array([3], dtype=int32)
+    """
+    times = count(times, "times")
+    if jnp.ndim(times):
+        raise ValueError(f"`times` must be a scalar, got shape {jnp.shape(times)}")
+    if not isinstance(criterion, Criterion):
+        raise TypeError(f"`criterion` must be a dx.Criterion, got {type(criterion).__name__}")
+    return Criterion(
+        Partial(_start_streak, criterion),
+        Partial(_in_a_row, times, criterion),
+        exits=criterion.exits,
+        templated=True,
+    )
+
+
+def scaled_decay(
+    threshold: Array | float, time: Array | float, steps: Array | float, tau: Array | float
+) -> Array:
+    """CALM's decay as released: threshold (0.9 + 0.1 exp(-tau time / steps)).
+
+    Args:
+      threshold: at time 0, scalar or `[n]`.
+      time: 0..steps, scalar or `[n]`.
+      steps: length of the whole.
+      tau: rate; the released code has 4.
+
+    Returns:
+      float32 of the common shape.
+
+    Example:
+      >>> print(f"{scaled_decay(0.5, 16, 64, 4.0):.4f}")
+      0.4684
+
+    Source: t5x `contrib/calm`; see `clipped_decay` for the paper's form.
+    """
+    return jnp.float32(threshold) * (0.9 + 0.1 * _fade(time, steps, tau))
+
+
+def clipped_decay(
+    threshold: Array | float, time: Array | float, steps: Array | float, tau: Array | float
+) -> Array:
+    """CALM's decay as printed: 0.9 threshold + 0.1 exp(-tau time / steps), clipped to 0..1.
+
+    Args:
+      threshold: scalar or `[n]`, in 0..1.
+      time, steps, tau: as in `scaled_decay`.
+
+    Returns:
+      float32 of the common shape.
+
+    Example:
+      >>> print(f"{clipped_decay(0.5, 16, 64, 4.0):.4f}")
+      0.4868
+
+    Source: Schuster et al. 2022, CALM, section 3.4.
+    """
+    return jnp.clip(0.9 * jnp.float32(threshold) + 0.1 * _fade(time, steps, tau), 0.0, 1.0)
+
+
+def decaying(
+    make: Callable[[Array], Criterion],
+    threshold: Array | float,
+    steps: int,
+    tau: Array | float = 4.0,
+    time: Array | float | None = None,
+    decay: Callable[..., Array] = scaled_decay,
+) -> Criterion:
+    """A criterion whose threshold falls with the exits, or with a time of the caller's such as the
+    position of a token.
+
+    Args:
+      make: `make(threshold) -> Criterion`, e.g. `max_probability_above`; a falling threshold makes
+        an `_above` rule leave more readily and a `_below` rule less.
+      threshold: at the start, scalar.
+      steps: E where `time` is None (the thresholds then are `[E-1]`, exit i at time i); otherwise
+        the longest time.
+      tau: rate.
+      time: the present time 0..steps, scalar, traced; None for the exits.
+      decay: `decay(threshold, time, steps, tau)`, `scaled_decay` or `clipped_decay`.
+
+    Returns:
+      What `make` gives for the decayed threshold.
+
+    Raises:
+      ValueError: `steps` below 1.
+
+    Example:
+      >>> import dynexit as dx
+      >>> rule = dx.criteria.decaying(dx.criteria.margin_above, 0.9, steps=4)
+      >>> rule.exits
+      4
+
+    Source: Schuster et al. 2022, CALM, section 3.4, where time is the position t of the token among
+      N; over exits is ours.
+    """
+    if not isinstance(steps, Tracer) and steps < 1:
+        raise ValueError(f"`steps` must be at least 1, got {steps}")
+    if time is None:
+        time = jnp.arange(steps - 1, dtype=jnp.float32)
+    return make(decay(threshold, time, steps, tau))
+
+
+def count(value: Any, name: str) -> Array:
+    """An argument that counts exits, as an int32 array; tracers are not looked into.
+
+    Raises:
+      TypeError: not integers.
+      ValueError: below 1.
+    """
+    if isinstance(value, Tracer):
+        dtype = value.dtype
+    else:
+        value = np.asarray(value)
+        dtype = value.dtype
+    if not jnp.issubdtype(dtype, jnp.integer):
+        raise TypeError(f"`{name}` must be an integer, got {dtype}")
+    if isinstance(value, np.ndarray) and value.size and value.min() < 1:
+        raise ValueError(f"`{name}` must be at least 1, got {value.min()}")
+    return jnp.asarray(value, jnp.int32)
+
+
+def _fade(time: Array | float, steps: Array | float, tau: Array | float) -> Array:
+    return jnp.exp(-jnp.float32(tau) * jnp.float32(time) / jnp.float32(steps))
+
+
+def _agreed_exits(criteria: tuple[Criterion, ...]) -> int | None:
+    if not criteria:
+        raise ValueError("`criteria` must hold at least one criterion, got none")
+    for k, criterion in enumerate(criteria):
+        if not isinstance(criterion, Criterion):
+            raise TypeError(
+                f"`criteria[{k}]` must be a dx.Criterion, got {type(criterion).__name__}"
+            )
+    exits = {c.exits for c in criteria if c.exits is not None}
+    if len(exits) > 1:
+        raise ValueError(f"`criteria` must be meant for one number of exits, got {sorted(exits)}")
+    return exits.pop() if exits else None
+
+
+def _start_all(criteria: tuple[Criterion, ...], batch: int, output: PyTree) -> tuple[PyTree, ...]:
+    return tuple(start(c, batch, output) for c in criteria)
+
+
+def _verdicts(criteria, i, output, memories) -> tuple[Array, tuple[PyTree, ...]]:
+    results = [c.update(i, output, m) for c, m in zip(criteria, memories, strict=True)]
+    return jnp.stack([halt for halt, _ in results]), tuple(memory for _, memory in results)
+
+
+def _any(criteria, i, output, memories):
+    halts, memories = _verdicts(criteria, i, output, memories)
+    return halts.any(axis=0), memories
+
+
+def _all(criteria, i, output, memories):
+    halts, memories = _verdicts(criteria, i, output, memories)
+    return halts.all(axis=0), memories
+
+
+def _late(depth, criterion, i, output, memory):
+    halt, memory = criterion.update(i, output, memory)
+    return halt & (i + 1 >= depth), memory
+
+
+def _start_streak(criterion, batch, output):
+    return jnp.zeros(batch, jnp.int32), start(criterion, batch, output)
+
+
+def _in_a_row(times, criterion, i, output, memory):
+    streak, inner = memory
+    halt, inner = criterion.update(i, output, inner)
+    streak = jnp.where(halt, streak + 1, 0)
+    return streak >= times, (streak, inner)

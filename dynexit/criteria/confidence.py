@@ -1,0 +1,217 @@
+"""The published exit rules, each a `Criterion`; the combinators of `dynexit.criteria.combinators`
+are at hand here too.
+
+A threshold is a scalar, or `[E-1]` with one value an exit (the last exit takes everyone); a
+temperature is a scalar or `[E]`. Both are traced, so changing them never recompiles. Comparisons
+are strict and scores float32, so a NaN never leaves.
+
+A rule reads the logits `[b, C]` where the output is a bare array, and else the output's key
+"logits", "gate", "halt_logit", "hidden" or "residual". `read(output)` replaces that; pass the same
+function each time, for another function is another program. Where a row has an answer at each of
+its places (logits `[b, ..., C]`), it leaves once every place would.
+"""
+
+import dataclasses
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+from jax.tree_util import Partial
+
+from dynexit.core.types import Array, Criterion
+from dynexit.criteria import scores
+from dynexit.criteria.combinators import (
+    all_of,
+    any_of,
+    clipped_decay,
+    count,
+    decaying,
+    not_before,
+    persistently,
+    scaled_decay,
+)
+from dynexit.criteria.halting import cumulative_halting_above, gate_above, halting_sum_above
+from dynexit.criteria.reading import (
+    Read,
+    at,
+    at_every_place,
+    beside,
+    no_memory,
+    read_logits,
+    threshold_and_temperature,
+)
+from dynexit.criteria.sampled import halting_sampled
+from dynexit.criteria.settling import (
+    change_below,
+    divergence_below,
+    patience,
+    residual_below,
+    saturation_above,
+)
+
+__all__ = [
+    "all_of",
+    "any_of",
+    "at_depth",
+    "change_below",
+    "clipped_decay",
+    "cumulative_halting_above",
+    "decaying",
+    "divergence_below",
+    "energy_below",
+    "entropy_below",
+    "gate_above",
+    "halting_sampled",
+    "halting_sum_above",
+    "margin_above",
+    "max_probability_above",
+    "not_before",
+    "patience",
+    "persistently",
+    "residual_below",
+    "saturation_above",
+    "scaled_decay",
+]
+
+
+def max_probability_above(threshold: Any, temperature: Any = 1.0, read: Read = None) -> Criterion:
+    """Leaves when the likeliest class is likely enough, max_c p_c > threshold.
+
+    Args:
+      threshold: in 0..1, scalar or `[E-1]`.
+      temperature: by which logits are divided, scalar or `[E]`.
+      read: `read(output) -> logits [b, C]`.
+
+    Returns:
+      `Criterion` without memory.
+
+    Raises:
+      ValueError: a NaN, a wrong shape, a temperature not above 0; in all the rules below too.
+
+    Example:
+      >>> import dynexit as dx
+      >>> logits = jnp.array([[[1.0, 0.0]], [[3.0, 0.0]], [[9.0, 0.0]]])  # [E=3, B=1, C=2]
+      >>> dx.replay(dx.criteria.max_probability_above(0.9), logits).exit
+      Array([1], dtype=int32)
+
+    Source: Kaya et al. 2019, Shallow-Deep Networks; there with >=.
+    """
+    return _on_logits(_Score(scores.max_probability, operator.gt, read), threshold, temperature)
+
+
+def entropy_below(threshold: Any, temperature: Any = 1.0, read: Read = None) -> Criterion:
+    """Leaves when the entropy is low enough, -sum_c p_c ln p_c < threshold.
+
+    Args:
+      threshold: nats in 0..ln C, scalar or `[E-1]`; for FastBERT's normalised entropy multiply by
+        ln C.
+      temperature, read: as in `max_probability_above`.
+
+    Returns:
+      `Criterion` without memory.
+
+    Example:
+      >>> import dynexit as dx
+      >>> logits = jnp.array([[[1.0, 0.0]], [[3.0, 0.0]], [[9.0, 0.0]]])
+      >>> dx.replay(dx.criteria.entropy_below(0.2), logits).exit
+      Array([1], dtype=int32)
+
+    Source: Teerapittayanon et al. 2016, BranchyNet, algorithm 1; Xin et al. 2020, DeeBERT.
+    """
+    return _on_logits(_Score(scores.entropy, operator.lt, read), threshold, temperature)
+
+
+def margin_above(threshold: Any, temperature: Any = 1.0, read: Read = None) -> Criterion:
+    """Leaves when the best class is far enough ahead of the second, p_(1) - p_(2) > threshold.
+
+    Args:
+      threshold: in 0..1, scalar or `[E-1]`.
+      temperature, read: as in `max_probability_above`.
+
+    Returns:
+      `Criterion` without memory.
+
+    Example:
+      >>> import dynexit as dx
+      >>> logits = jnp.array([[[1.0, 0.0]], [[3.0, 0.0]], [[9.0, 0.0]]])
+      >>> dx.replay(dx.criteria.margin_above(0.95), logits).exit
+      Array([2], dtype=int32)
+
+    Source: Schuster et al. 2022, CALM, softmax response; there with >=.
+    """
+    return _on_logits(_Score(scores.margin, operator.gt, read), threshold, temperature)
+
+
+def energy_below(threshold: Any, temperature: Any = 1.0, read: Read = None) -> Criterion:
+    """Leaves when the free energy is low enough, -T ln sum_c exp(z_c / T) < threshold.
+
+    Args:
+      threshold: scalar or `[E-1]`; depends on the scale of each head's logits, so one value an exit
+        is advisable.
+      temperature, read: as in `max_probability_above`.
+
+    Returns:
+      `Criterion` without memory.
+
+    Example:
+      >>> import dynexit as dx
+      >>> logits = jnp.array([[[1.0, 0.0]], [[3.0, 0.0]], [[9.0, 0.0]]])
+      >>> dx.replay(dx.criteria.energy_below(-2.0), logits).exit
+      Array([1], dtype=int32)
+
+    Source: Akbari et al. 2021, EBJR, whose score is the negative of this, applied to the exits of
+      one network.
+    """
+    return _on_logits(_Score(scores.energy, operator.lt, read), threshold, temperature)
+
+
+def at_depth(depths: Any) -> Criterion:
+    """Leaves each row after a given number of exits: an oracle's depths, a replayed policy, a test.
+
+    Args:
+      depths: exits evaluated, 1..E, integers `[B]` or scalar for all rows; beyond E means the last.
+        In blocks where an exit follows every block.
+
+    Returns:
+      `Criterion` that remembers the depths, int32 `[b]`.
+
+    Raises:
+      TypeError: not integers.
+      ValueError: below 1, or of more than one axis.
+
+    Example:
+      >>> import dynexit as dx
+      >>> dx.replay(dx.criteria.at_depth(jnp.array([2, 1])), jnp.zeros((3, 2, 4))).exit_depth
+      Array([2, 1], dtype=int32)
+    """
+    depths = count(depths, "depths")
+    if jnp.ndim(depths) > 1:
+        raise ValueError(
+            f"`depths` must be a scalar or have shape [B], got shape {jnp.shape(depths)}"
+        )
+    return Criterion(Partial(_first_depths, depths), _at_depth)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Score:
+    score: Callable[[Array, Array], Array]
+    compare: Callable[[Array, Array], Array]
+    read: Read
+
+    def __call__(self, threshold, temperature, i, output, memory):
+        value = self.score(read_logits(output, self.read), at(temperature, i))
+        return at_every_place(self.compare(value, beside(at(threshold, i), value))), memory
+
+
+def _on_logits(update: _Score, threshold: Any, temperature: Any) -> Criterion:
+    threshold, temperature, exits = threshold_and_temperature(threshold, temperature)
+    return Criterion(no_memory, Partial(update, threshold, temperature), exits=exits)
+
+
+def _first_depths(depths: Array, batch: int) -> Array:
+    return depths if depths.ndim else jnp.full(batch, depths)
+
+
+def _at_depth(i, output, memory):
+    return i + 1 >= memory, memory

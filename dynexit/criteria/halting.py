@@ -1,0 +1,122 @@
+"""Exit rules of networks that say themselves when to leave: gates and halting probabilities."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jax.tree_util import Partial
+
+from dynexit.core.types import Array, Criterion
+from dynexit.criteria.reading import Read, at, exits_of, no_memory, read_per_row, threshold_leaf
+
+
+def gate_above(threshold: Any, read: Read = None) -> Criterion:
+    """Leaves when the network's own exit score is high enough, gate > threshold.
+
+    Args:
+      threshold: on the scale of the gate, scalar or `[E-1]`.
+      read: `read(output) -> gate [b]`; None for the key "gate".
+
+    Returns:
+      `Criterion` without memory.
+
+    Example:
+      >>> import dynexit as dx
+      >>> outputs = {"gate": jnp.array([[0.2], [0.7], [0.9]])}  # [E=3, B=1]
+      >>> dx.replay(dx.criteria.gate_above(0.5), outputs).exit
+      Array([1], dtype=int32)
+    """
+    threshold = threshold_leaf(threshold)
+    return Criterion(no_memory, Partial(_Gate(read), threshold), exits=exits_of(threshold))
+
+
+def cumulative_halting_above(q: Any, read: Read = None) -> Criterion:
+    """Leaves when the halting distribution has passed a quantile, F_n = 1 - prod_{i<=n} (1 -
+    lambda_i) > q.
+
+    Args:
+      q: in 0..1, scalar or `[E-1]`; 0.5 is the median of the distribution.
+      read: `read(output) -> logit [b]` with lambda = sigmoid(logit); None for the key "halt_logit".
+
+    Returns:
+      `Criterion` that remembers ln(1 - F_n), float32 `[b]`: the product would underflow.
+
+    Raises:
+      ValueError: `q` outside 0..1.
+
+    Example:
+      >>> import dynexit as dx
+      >>> halting = jnp.array([0.2, 0.5, 0.5, 1.0])  # F = 0.2, 0.6, 0.8, 1
+      >>> outputs = {"halt_logit": jax.scipy.special.logit(halting)[:, None]}
+      >>> int(dx.replay(dx.criteria.cumulative_halting_above(0.5), outputs).exit_depth[0])
+      2
+
+    Source: Balagansky and Gavrilov 2022, PALBERT, Q-exit; for ACT's rule see `halting_sum_above`.
+    """
+    q = threshold_leaf(q, "q")
+    if not isinstance(q, Tracer) and not ((np.asarray(q) >= 0) & (np.asarray(q) <= 1)).all():
+        raise ValueError(f"`q` must lie in 0..1, got {np.asarray(q).tolist()}")
+    return Criterion(_zeros, Partial(_QExit(read), q), exits=exits_of(q))
+
+
+def halting_sum_above(threshold: Any = 0.99, read: Read = None) -> Criterion:
+    """Leaves when the halting probabilities sum to enough, sum_{i<=n} lambda_i > threshold.
+
+    Args:
+      threshold: 1 - eps, scalar or `[E-1]`.
+      read: `read(output) -> logit [b]` with lambda = sigmoid(logit); None for the key "halt_logit".
+
+    Returns:
+      `Criterion` that remembers the sum, float32 `[b]`.
+
+    Example:
+      >>> import dynexit as dx
+      >>> halting = jnp.array([0.3, 0.4, 0.5, 0.5])
+      >>> outputs = {"halt_logit": jax.scipy.special.logit(halting)[:, None]}
+      >>> int(dx.replay(dx.criteria.halting_sum_above(), outputs).exit_depth[0])
+      3
+
+    Source: Graves 2016, ACT, equation 6, there with >=; the released Universal Transformer compares
+      strictly, as here. The
+    output is the last step's: ACT's weighted mean of the steps is carried in the state, see
+    `dynexit.transforms.averaging`.
+    """
+    threshold = threshold_leaf(threshold)
+    return Criterion(_zeros, Partial(_HaltingSum(read), threshold), exits=exits_of(threshold))
+
+
+# Updates are frozen and hashable, so that what is static about two rules compares equal; thresholds
+# come as arguments.
+
+
+@dataclasses.dataclass(frozen=True)
+class _Gate:
+    read: Read
+
+    def __call__(self, threshold, i, output, memory):
+        return read_per_row(output, "gate", self.read) > at(threshold, i), memory
+
+
+@dataclasses.dataclass(frozen=True)
+class _QExit:
+    read: Read
+
+    def __call__(self, q, i, output, memory):
+        log_survival = memory + jax.nn.log_sigmoid(-read_per_row(output, "halt_logit", self.read))
+        return log_survival < jnp.log1p(-at(q, i)), log_survival
+
+
+@dataclasses.dataclass(frozen=True)
+class _HaltingSum:
+    read: Read
+
+    def __call__(self, threshold, i, output, memory):
+        total = memory + jax.nn.sigmoid(read_per_row(output, "halt_logit", self.read))
+        return total > at(threshold, i), total
+
+
+def _zeros(batch: int) -> Array:
+    return jnp.zeros(batch, jnp.float32)

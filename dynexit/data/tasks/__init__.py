@@ -1,0 +1,1 @@
+"""Generated tasks that say how many sequential steps each example needs."""

@@ -1,0 +1,166 @@
+"""The Chomsky suite: fifteen tasks on strings, by what kind of memory they need; short strings to
+train on, long ones to test.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from dynexit.core.labels import IGNORED
+from dynexit.data.source import Splits
+from dynexit.data.tasks import chomsky_arithmetic as arithmetic
+from dynexit.data.tasks import chomsky_strings as strings
+from dynexit.data.tasks.procedural import generated, ordered
+
+
+class Task(NamedTuple):
+    """One task of the suite.
+
+    Attributes:
+      draw: `draw(random, size, length) -> (inputs [b, l], targets [b, T])`, int32; l is `length`,
+        but for `modular_arithmetic` one less where that is even.
+      vocabulary: V, input tokens are 0..V-1.
+      classes: C, target tokens are 0..C-1.
+      output_length: T, given `length`.
+      level: "R" regular, "DCF" deterministic context-free, "CS" context-sensitive.
+      chance: accuracy of a guess.
+      masked: whether targets count only up to the first 2, included.
+    """
+
+    draw: Callable[[np.random.Generator, int, int], strings.Drawn]
+    vocabulary: int
+    classes: int
+    output_length: Callable[[int], int]
+    level: str
+    chance: float
+    masked: bool
+
+
+def _one(length: int) -> int:
+    return 1
+
+
+def _same(length: int) -> int:
+    return length
+
+
+def _one_more(length: int) -> int:
+    return length + 1
+
+
+TASKS: dict[str, Task] = {
+    "even_pairs": Task(strings.even_pairs, 2, 2, _one, "R", 0.5, False),
+    "parity_check": Task(strings.parity_check, 2, 2, _one, "R", 0.5, False),
+    "cycle_navigation": Task(strings.cycle_navigation, 3, 5, _one, "R", 0.2, False),
+    "modular_arithmetic": Task(arithmetic.modular_arithmetic, 9, 5, _one, "R", 0.2, False),
+    "stack_manipulation": Task(strings.stack_manipulation, 5, 3, _one_more, "DCF", 0.5, True),
+    "reverse_string": Task(strings.reverse_string, 2, 2, _same, "DCF", 0.5, False),
+    "modular_arithmetic_brackets": Task(
+        arithmetic.modular_arithmetic_brackets, 11, 5, _one, "DCF", 0.2, False
+    ),
+    "solve_equation": Task(arithmetic.solve_equation, 11, 5, _one, "DCF", 0.2, False),
+    "duplicate_string": Task(
+        strings.duplicate_string, 2, 2, lambda length: 2 * length, "CS", 0.5, False
+    ),
+    "missing_duplicate": Task(strings.missing_duplicate, 4, 2, _one, "CS", 0.5, False),
+    "odds_first": Task(strings.odds_first, 2, 2, _same, "CS", 0.5, False),
+    "binary_addition": Task(arithmetic.binary_addition, 3, 3, _one_more, "CS", 0.5, True),
+    "binary_multiplication": Task(arithmetic.binary_multiplication, 3, 3, _same, "CS", 0.5, True),
+    "compute_sqrt": Task(
+        arithmetic.compute_sqrt, 2, 2, lambda length: (length + 1) // 2, "CS", 0.5, False
+    ),
+    "bucket_sort": Task(strings.bucket_sort, 5, 5, _same, "CS", 0.2, False),
+}
+"""The suite, in the order of its paper; loop over it to report them all, and give `chomsky` the
+task itself.
+"""
+
+
+def chomsky(
+    task: Task,
+    lengths: tuple[int, int] = (1, 40),
+    test_lengths: tuple[int, int] = (41, 500),
+    examples: int = 2000,
+) -> Splits:
+    """A task of the suite, laid out as its protocol reads it: the string, then T empty tokens at
+    which the answer is read.
+
+    A training batch has strings of one length l ~ U{low..high}, drawn from (seed, step) like all
+    else. The fixed sets have all lengths in turn, from low to high, as many of each as `examples`
+    allows. All batches of a split have the same shape.
+
+    Args:
+      task: of `TASKS`, or your own.
+      lengths: (low, high) in training and calibration, both included.
+      test_lengths: (low, high) in the test split.
+      examples: size of `calibration` and of `test`, and of `train.examples()`.
+
+    Returns:
+      Three sources; W = high + T(high). inputs int32 `[b, W]`: the tokens, then T times V (empty),
+      then V + 1 (padding); `jax.nn.one_hot` with V + 1 classes, left to the caller, makes padding
+      all zeros. labels int32 `[b, W]`: the targets at the places of the empty tokens, IGNORED (-1)
+      at all others, and in masked tasks after the first 2. steps int32 `[b]`: l, the tokens that
+      one pass reads one at a time.
+
+    Raises:
+      TypeError: `task` is no `Task`.
+      ValueError: a range that is empty or begins below 1, `examples` below 1.
+
+    Example:
+      >>> batch = chomsky(TASKS["reverse_string"], lengths=(3, 3)).train.batch(0, 7, 1)
+      >>> batch["inputs"][0].tolist(), batch["labels"][0].tolist()
+      ([1, 0, 1, 2, 2, 2], [-1, -1, -1, 1, 0, 1])
+
+    Source: Deletang et al. 2023, arXiv 2207.02098: train on 1..40, test on 41..500, score the mean
+      over test lengths of the
+    accuracy per token. Deviations: calibration and padding are ours; what single tasks do
+    otherwise, they say.
+    """
+    if not isinstance(task, Task):
+        raise TypeError(
+            f"`task` must be one of `dynexit.data.tasks.chomsky.TASKS`, such as TASKS['reverse_string'], got {task!r}"
+        )
+    ordered("lengths", lengths, 1, None)
+    ordered("test_lengths", test_lengths, 1, None)
+    splits = generated(
+        functools.partial(_every_length, task=task, lengths=lengths),
+        examples,
+        test_draw=functools.partial(_every_length, task=task, lengths=test_lengths),
+    )
+    endless = generated(functools.partial(_one_length, task=task, lengths=lengths), examples).train
+    return splits._replace(train=endless._replace(examples=splits.train.examples))
+
+
+def _one_length(
+    random: np.random.Generator, size: int, task: Task, lengths: tuple[int, int]
+) -> dict:
+    length = int(random.integers(lengths[0], lengths[1] + 1))
+    return _laid_out(random, size, length, task, lengths[1] + task.output_length(lengths[1]))
+
+
+def _every_length(
+    random: np.random.Generator, size: int, task: Task, lengths: tuple[int, int]
+) -> dict:
+    low, high = lengths
+    wanted, counts = np.unique(low + np.arange(size) * (high - low + 1) // size, return_counts=True)
+    width = high + task.output_length(high)
+    parts = [
+        _laid_out(random, int(count), int(length), task, width)
+        for length, count in zip(wanted, counts, strict=True)
+    ]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _laid_out(random: np.random.Generator, size: int, length: int, task: Task, width: int) -> dict:
+    tokens, targets = task.draw(random, size, length)
+    if task.masked:
+        ended = np.cumsum(targets == 2, axis=1) - (targets == 2) > 0
+        targets = np.where(ended, np.int32(IGNORED), targets)
+    begin, end = tokens.shape[1], tokens.shape[1] + targets.shape[1]
+    inputs = np.full((size, width), task.vocabulary + 1, np.int32)
+    inputs[:, :begin], inputs[:, begin:end] = tokens, task.vocabulary
+    labels = np.full((size, width), IGNORED, np.int32)
+    labels[:, begin:end] = targets
+    return {"inputs": inputs, "labels": labels, "steps": np.full(size, length, np.int32)}

@@ -1,0 +1,100 @@
+"""Python's own standard library as text: a real corpus on every machine, for small language models."""
+
+import functools
+import sysconfig
+from pathlib import Path
+
+import numpy as np
+
+from dynexit.data.source import SPLITS, Splits, from_leaves
+from dynexit.data.tasks.procedural import at_least
+
+VOCABULARY = 128
+"""ASCII; other characters are read as `?`."""
+
+_LEFT_OUT = ("test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packages", "__pycache__")
+
+
+def python_source(length: int, examples: int = 500, folder: Path | None = None) -> Splits:
+    """Windows of Python source, every character to be followed by the next.
+
+    Files are dealt to the splits by their order (test: every twentieth file, and so on), so that no
+    file is in two. They differ between versions of Python; the numbers of an experiment name
+    theirs.
+
+    Args:
+      length: L, characters of a window.
+      examples: windows in `calibration` and in `test`, evenly spread over their text.
+      folder: where the `.py` files are; by default the running Python's standard library, without
+        its tests.
+
+    Returns:
+      Three sources; inputs int32 `[b, L]` in 0..127, labels int32 `[b, L]`, the characters that
+      follow. `train.batch(seed, step, size)` draws windows afresh; `train.examples()` are as many
+      as those of the other splits.
+
+    Raises:
+      ValueError: `length` or `examples` below 1, or too little text in the folder.
+
+    Example:
+      >>> batch = python_source(32).train.batch(0, 7, 4)
+      >>> np.array_equal(batch["inputs"][:, 1:], batch["labels"][:, :-1])
+      True
+    """
+    at_least(1, length=length, examples=examples)
+    folder = Path(sysconfig.get_path("stdlib")) if folder is None else folder
+    text = _texts(folder)
+    for split, characters in text.items():
+        if len(characters) <= length + examples:
+            raise ValueError(
+                f"`folder` {folder} has {len(characters)} characters for {split}, too few for windows of {length}."
+            )
+    from dynexit.core.types import Source
+
+    fixed = {split: _evenly(split, text[split], length, examples) for split in SPLITS}
+
+    def batch(seed: int, step: int, size: int) -> dict:
+        at_least(0, seed=seed, step=step)
+        at_least(1, size=size)
+        random = np.random.Generator(np.random.Philox(key=np.array([seed, step], np.uint64)))
+        return _windows(
+            text["train"], random.integers(0, len(text["train"]) - length, size), length
+        )
+
+    train = Source("train", batch, fixed["train"].examples, None)
+    return Splits(train, fixed["calibration"], fixed["test"])
+
+
+def decoded(tokens: np.ndarray) -> str:
+    """The text of tokens `[L]`.
+
+    Example:
+      >>> decoded(np.array([104, 105]))
+      'hi'
+    """
+    return bytes(np.asarray(tokens, np.uint8)).decode("ascii")
+
+
+@functools.lru_cache(maxsize=4)
+def _texts(folder: Path) -> dict[str, np.ndarray]:
+    """The characters of every split, uint8 `[characters]`."""
+    files = sorted(
+        f for f in folder.rglob("*.py") if not set(f.relative_to(folder).parts) & set(_LEFT_OUT)
+    )
+    parts: dict[str, list[bytes]] = {split: [] for split in SPLITS}
+    for k, file in enumerate(files):
+        split = {0: "test", 10: "calibration"}.get(k % 20, "train")
+        parts[split].append(
+            file.read_text(encoding="utf-8", errors="replace").encode("ascii", errors="replace")
+        )
+    return {split: np.frombuffer(b"\n".join(texts), np.uint8) for split, texts in parts.items()}
+
+
+def _evenly(split: str, text: np.ndarray, length: int, examples: int):
+    starts = np.linspace(0, len(text) - length - 1, examples).astype(np.int64)
+    return from_leaves(split, _windows(text, starts, length))
+
+
+def _windows(text: np.ndarray, starts: np.ndarray, length: int) -> dict:
+    characters = text[starts[:, None] + np.arange(length + 1)].astype(np.int32)
+    return {"inputs": characters[:, :-1], "labels": characters[:, 1:]}

@@ -1,0 +1,114 @@
+"""Handwritten digits: the 1,797 real 8x8 scans that come with scikit-learn, so no network and
+nothing to prepare.
+"""
+
+import functools
+import logging
+import os
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dynexit.data import store
+from dynexit.data.source import Splits, from_arrays
+
+if TYPE_CHECKING:
+    import tensorflow_datasets as tfds
+
+DIGITS_CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+DIGITS_MEAN, DIGITS_STD = 0.3051, 0.3758
+"""Of the training split, as fractions of 16."""
+
+TRAIN, CALIBRATION, TEST = 1000, 347, 450
+
+RECIPE = store.Recipe(
+    name="digits",
+    shape=(8, 8, 1),
+    classes=DIGITS_CLASSES,
+    description="1,797 handwritten digits, 8x8 pixels of 0..16: the test part of UCI's optical digits.",
+    homepage="https://archive.ics.uci.edu/dataset/80/optical+recognition+of+handwritten+digits",
+    cure="Run `dynexit data prepare digits`.",
+)
+
+
+def digits(seed_of_split: int = 0, folder: str | os.PathLike | None = None) -> Splits:
+    """scikit-learn's digits as `train` (1,000), `calibration` (347) and `test` (450), stratified by
+    class and disjoint.
+
+    The first call writes the records into the data folder, in a second or two; where that is not
+    possible (a read-only folder, or tensorflow-datasets not installed) the scans are taken from
+    scikit-learn directly, and are the same.
+
+    Args:
+      seed_of_split: which examples fall into which split; to compare runs, leave it alone.
+      folder: where the prepared data lives, see `dynexit.data.store.data_folder`.
+
+    Returns:
+      Three sources; inputs uint8 `[b, 8, 8, 1]` with values 0..16, labels int32 `[b]`, 0..9.
+
+    Raises:
+      DataDamaged: the prepared records are not what was written.
+
+    Example:
+      >>> train, calibration, test = digits()
+      >>> train.size, calibration.size, test.size
+      (1000, 347, 450)
+      >>> train.batch(0, 0, 32)["inputs"].shape
+      (32, 8, 8, 1)
+    """
+    images, labels = _scans(folder)
+    order = stratified_order(labels, seed_of_split)
+    train, calibration, test = np.split(order, [TRAIN, TRAIN + CALIBRATION])
+    return Splits(
+        from_arrays("train", images[train], labels[train]),
+        from_arrays("calibration", images[calibration], labels[calibration]),
+        from_arrays("test", images[test], labels[test]),
+    )
+
+
+def digits_builder(folder: str | os.PathLike | None = None) -> "tfds.core.DatasetBuilder":
+    """The tensorflow-datasets builder of the digits; one split, "scans", in scikit-learn's order."""
+    return store.builder(RECIPE, folder)
+
+
+def read_raw() -> store.Arrays:
+    """scikit-learn's scans: {"scans": (images uint8 `[1797, 8, 8, 1]`, labels int32 `[1797]`)}."""
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    return {"scans": (images.reshape(-1, 8, 8, 1).astype(np.uint8), labels.astype(np.int32))}
+
+
+def stratified_order(labels: np.ndarray, seed: int) -> np.ndarray:
+    """A shuffle of which every long enough stretch holds the classes in proportion.
+
+    The r-th of the n rows of a class is put at the fraction (r + 1/2) / n of the way; ties fall as
+    shuffled.
+
+    Args:
+      labels: int `[n]`.
+      seed: integer from 0.
+
+    Returns:
+      int64 `[n]`, a permutation of 0..n-1.
+    """
+    shuffled = np.random.Generator(np.random.Philox(seed)).permutation(len(labels))
+    place = np.empty(len(labels))
+    for value in np.unique(labels):
+        members = np.flatnonzero(labels[shuffled] == value)
+        place[members] = (np.arange(len(members)) + 0.5) / len(members)
+    return shuffled[np.argsort(place, kind="stable")]
+
+
+@functools.lru_cache(maxsize=1)
+def _scans(folder) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        return store.load(RECIPE, folder)["scans"]
+    except store.DataNotPrepared:
+        arrays = read_raw()
+    try:
+        store.prepare(RECIPE, arrays, folder, progress=False)
+    except (OSError, ImportError) as error:
+        logging.getLogger(__name__).info("digits are read from scikit-learn: %s", error)
+    return arrays["scans"]

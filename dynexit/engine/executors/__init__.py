@@ -1,0 +1,1 @@
+"""Executors of `run_until`: masked, compacted, per_row and sharded."""

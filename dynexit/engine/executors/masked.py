@@ -1,0 +1,41 @@
+"""The masked schedule: every row runs until the last one is done; what `vmap` of a while loop does,
+and the yardstick.
+"""
+
+import jax.numpy as jnp
+
+from dynexit.core.checks import Stage
+from dynexit.core.types import PyTree
+from dynexit.engine import loops
+from dynexit.engine.rows import Job, Rows, advance, advance_alone, forget_departed
+
+
+def run_masked(
+    stages: tuple[Stage, ...], job: Job, rows: Rows, spaces: tuple[PyTree, ...]
+) -> tuple[Rows, tuple]:
+    """Runs all rows together, keeping what a halted row had.
+
+    Args:
+      stages: the network.
+      job: what all steps have in common.
+      rows: from `begin`.
+      spaces: shapes of the state after each stage.
+
+    Returns:
+      rows: the account after the last stage.
+      states: the state of every row as it left each stage, zeros where it never came.
+    """
+    states = []
+    for stage, space in zip(stages, spaces, strict=True):
+        if stage.steps == 1:
+            rows = advance_alone(stage, job, rows, space)
+        else:
+            rows = _loop(stage, job, forget_departed(rows) if stage.first else rows)
+        states.append(rows.state)
+    return rows, tuple(states)
+
+
+def _loop(stage: Stage, job: Job, rows: Rows) -> Rows:
+    body = lambda carry: (carry[0] + 1, advance(stage, carry[0], job, carry[1]))
+    go_on = lambda carry: (carry[0] < stage.steps) & carry[1].alive.any()
+    return loops.while_loop(go_on, body, (jnp.int32(0), rows))[1]

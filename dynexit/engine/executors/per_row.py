@@ -1,0 +1,36 @@
+"""The per-row schedule: one row after the other, each a loop of its own; little memory, no company
+to wait for.
+"""
+
+import jax
+
+from dynexit.core.checks import Stage
+from dynexit.core.types import PyTree
+from dynexit.engine import loops
+from dynexit.engine.executors.masked import run_masked
+from dynexit.engine.rows import Job, Rows
+
+
+def run_per_row(
+    stages: tuple[Stage, ...], job: Job, rows: Rows, spaces: tuple[PyTree, ...]
+) -> tuple[Rows, tuple]:
+    """As `run_masked`, a batch of one row at a time; arguments and results are the same."""
+    alone = lambda tree: jax.tree.map(lambda a: a[None], tree)
+    one_row = tuple(
+        jax.tree.map(lambda s: jax.ShapeDtypeStruct((1, *s.shape[1:]), s.dtype), space)
+        for space in spaces
+    )
+
+    def run(common, row):
+        executed, side = common
+        row, states = run_masked(
+            stages, job, alone(row)._replace(executed=executed, side=side), one_row
+        )
+        bare = lambda tree: jax.tree.map(lambda a: a[0], tree)
+        return (row.executed, row.side), bare((row._replace(executed=None, side=None), states))
+
+    common = rows.executed, rows.side
+    (executed, side), (account, states) = loops.scan(
+        run, common, rows._replace(executed=None, side=None)
+    )
+    return account._replace(executed=executed, side=side), states

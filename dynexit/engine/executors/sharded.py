@@ -1,0 +1,213 @@
+"""Rows spread over devices: each device stops on its own, and survivors may be dealt out anew on
+the way.
+
+Without rebalancing nothing is communicated: a batch takes as long as the device with the most work.
+Where that is much more than
+the mean, survivors are dealt out like cards after chosen depths: the k-th live row of all devices
+goes to device k mod D, so that two devices never differ by more than one row:
+
+    device 0   a b c d        after dealing   a e h
+    device 1   e f g                          b f i
+    device 2   .                              c g
+    device 3   h i                            d
+
+One device sends another B / D^2 rows at most (rounded up), so the exchange is one `all_to_all` of
+fixed shape. What has left stays where it left until the end, and is then brought back into the
+order of the batch.
+"""
+
+import functools
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from dynexit.core.checks import Stage, batch_size, stages_of
+from dynexit.core.types import Array, Criterion, Halted, PyTree, Step
+from dynexit.criteria.memory import first_memory
+from dynexit.engine.executors.compacted import Course, Live, order_by_group, run_loop, set_out
+from dynexit.engine.executors.tiling import Tiling, default_tiling
+from dynexit.engine.rows import Job, begin, exit_depth, last_exit
+from dynexit.engine.run import checked_tile, run_until, walk
+
+
+def run_sharded(
+    step: Step,
+    state: PyTree,
+    depth: int,
+    criterion: Criterion,
+    mesh: Mesh,
+    axis: str = "data",
+    rebalance: Sequence[int] = (),
+    tile: int | Tiling | None = None,
+    keep_state: bool = True,
+) -> Halted:
+    """`run_until`, compacted, its rows spread over the devices of a mesh axis, each of which stops
+    when its own rows have left.
+
+    Weights and thresholds are held by every device. For other layouts (tensor parallelism, stages
+    of different shapes) call `run_until` inside `jax.shard_map` yourself: it works there as it
+    stands, and refuses a step that would make devices wait for one that has stopped.
+
+    Args:
+      step: one step, whose weights every device gets whole.
+      state: leaves `[B, ...]`; the D devices of the axis divide B.
+      depth, criterion, keep_state: as in `run_until`.
+      mesh: the devices.
+      axis: the mesh axis over which rows are spread.
+      rebalance: depths in blocks after which survivors are dealt out evenly, rising, below `depth`.
+        Each costs one exchange of the survivors' states; see `docs/engine.md` for when it pays.
+      tile: as in `run_until`, for the rows of one device.
+
+    Returns:
+      `Halted` in the order of the batch, spread over the axis; `rows_executed` is int32 `[D]`, by
+      device.
+
+    Raises:
+      TypeError, ValueError: as `run_until`; a sequence of steps, an unknown axis, B not divisible
+        by D, `rebalance` out of order or not after a whole step.
+
+    Example:
+      >>> import dynexit as dx
+      >>> step = dx.stacked_step(lambda p, h: h + p, lambda p, h: h, jnp.ones(3))
+      >>> leave = dx.Criterion(lambda batch: (), lambda i, output, memory: (output > 2.5, memory))
+      >>> dx.run_sharded(step, jnp.array([0.0, 1.0, 2.0]), 3, leave, jax.make_mesh((1,), ("data",))).exit_depth
+      Array([3, 2, 1], dtype=int32)
+    """
+    if not isinstance(criterion, Criterion):
+        raise TypeError(f"`criterion` must be a dx.Criterion, got {type(criterion).__name__}")
+    if isinstance(step, (tuple, list)):
+        raise TypeError(
+            f"`step` must be one dx.Step, got a sequence of {len(step)}: for stages call `dx.run_until` inside `jax.shard_map`"
+        )
+    (stage,) = stages_of(step, depth)
+    if not isinstance(mesh, Mesh):
+        raise TypeError(f"`mesh` must be a jax.sharding.Mesh, got {type(mesh).__name__}")
+    if axis not in mesh.axis_names:
+        raise ValueError(f"`axis` must be one of the mesh's {mesh.axis_names}, got {axis!r}")
+    rows, devices = batch_size(state), mesh.shape[axis]
+    if rows % devices:
+        raise ValueError(
+            f"`state` has {rows} rows, which the {devices} devices of axis {axis!r} do not divide"
+        )
+    segments = _segments(stage, rebalance)
+    tile = checked_tile(tile, 1)
+    mesh = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
+    state = jax.device_put(state, NamedSharding(mesh, P(axis)))
+    step, criterion = jax.device_put((step, criterion), NamedSharding(mesh, P()))
+    return _run(step, state, depth, criterion, mesh, axis, segments, tile, keep_state)
+
+
+def _segments(stage: Stage, rebalance: Sequence[int]) -> tuple[int, ...]:
+    """Where the segments between exchanges begin and end, in steps."""
+    depths, blocks = list(rebalance), stage.step.blocks
+    ordered = all(a < b for a, b in zip([0, *depths], [*depths, stage.steps * blocks], strict=True))
+    if not ordered or any(not isinstance(d, int) or d % blocks for d in depths):
+        raise ValueError(
+            f"`rebalance` must be rising depths within 1..{stage.steps * blocks - 1}, multiples of the {blocks} blocks of a step, "
+            f"got {tuple(depths)}"
+        )
+    return (0, *(d // blocks for d in depths), stage.steps)
+
+
+@functools.partial(
+    jax.jit, static_argnames=("depth", "mesh", "axis", "segments", "tile", "keep_state")
+)
+def _run(step, state, depth, criterion, mesh, axis, segments, tile, keep_state) -> Halted:
+    stages = stages_of(step, depth)
+    batch, local = batch_size(state), batch_size(state) // mesh.shape[axis]
+    _, output = walk(stages, state)
+    memory = first_memory(criterion, batch, output, last_exit(stages) + 1)
+    spread = functools.partial(
+        jax.shard_map, mesh=mesh, in_specs=(P(), P(), P(axis), P(axis), P(axis)), out_specs=P(axis)
+    )
+    known = lambda criterion, memory: Criterion(lambda batch: memory, criterion.update)
+    row = jnp.arange(batch, dtype=jnp.int32)
+    if len(segments) == 2:
+
+        def alone(step, criterion, memory, state, row):
+            halted = run_until(
+                step, state, depth, known(criterion, memory), "compacted", tile, keep_state
+            )
+            return halted._replace(rows_executed=halted.rows_executed[None])
+
+        return spread(alone)(step, criterion, memory, state, row)
+
+    tiling = (tile[0] if isinstance(tile, tuple) else default_tiling(state, local, tile)).within(
+        local
+    )
+    _, read = walk(stages, jax.tree.map(lambda a: a[:local], state))
+
+    def together(step, criterion, memory, state, row):
+        job = Job(known(criterion, memory), last_exit(stages), batch)
+        course = set_out(
+            begin(state, read, memory, local)._replace(row=row),
+            local * (len(segments) - 1) + tiling.waste(local),
+        )
+        if keep_state:
+            room = lambda a: jnp.zeros((course.gone.row.shape[0], *a.shape[1:]), a.dtype)
+            course = course._replace(gone=course.gone._replace(state=jax.tree.map(room, state)))
+        for start, stop in itertools.pairwise(segments):
+            if start:
+                course = _deal(course, axis)
+            part = Stage(_later(step, start), stop - start, start, start * step.blocks)
+            course = run_loop(part, job, course, None, tiling)
+        left = jnp.arange(course.gone.row.shape[0]) < course.left
+        gone = course.gone._replace(row=jnp.where(left, course.gone.row, batch))
+        return gone, course.executed[None]
+
+    gone, executed = spread(together)(step, criterion, memory, state, row)
+    at = (
+        jnp.zeros(batch, jnp.int32)
+        .at[gone.row]
+        .set(jnp.arange(gone.row.shape[0], dtype=jnp.int32), mode="drop")
+    )
+    home = NamedSharding(mesh, P(axis))
+    back = lambda tree: jax.tree.map(lambda a: lax.with_sharding_constraint(a[at], home), tree)
+    gone = back(gone)
+    return Halted(
+        gone.output,
+        gone.exit,
+        exit_depth(stages, gone.exit),
+        gone.state,
+        gone.memory,
+        gone.nan_exits,
+        executed,
+    )
+
+
+def _later(step: Step, first: int) -> Step:
+    """The step, counted from `first` on."""
+    return Step(
+        lambda i: step.select(i + first),
+        lambda w, i, state: step.apply(w, i + first, state),
+        step.blocks,
+    )
+
+
+def _deal(course: Course, axis: str) -> Course:
+    """Survivors dealt out evenly over the devices."""
+    devices, me, local = lax.axis_size(axis), lax.axis_index(axis), course.live.row.shape[0]
+    each = -(-local // devices)  # rows from one device to another, at most
+    counts = lax.all_gather(course.alive, axis)
+    before = jnp.cumsum(counts) - counts
+    hands = jnp.arange(each, dtype=jnp.int32) * devices
+    first = lambda to, start: (
+        (to - start) % devices
+    )  # the first row that goes to `to`, where `start` rows stand before
+    send = first(jnp.arange(devices, dtype=jnp.int32), before[me])[:, None] + hands[None]
+    come = first(me, before)[:, None] + hands[None] < counts[:, None]
+    order = order_by_group(jnp.where(come.reshape(-1), 0, 1))[:local]
+
+    def exchange(a: Array) -> Array:
+        dealt = a.at[jnp.minimum(send, local - 1)].get(mode="promise_in_bounds")
+        got = lax.all_to_all(dealt, axis, 0, 0)
+        return got.reshape(devices * each, *a.shape[1:])[order]
+
+    live: Any = jax.tree.map(exchange, course.live)
+    return course._replace(live=Live(*live), alive=come.sum(dtype=jnp.int32))

@@ -1,0 +1,1 @@
+"""Runs with exits that are reverse-mode differentiable."""

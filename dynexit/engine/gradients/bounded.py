@@ -1,0 +1,127 @@
+"""A bounded loop with exits through which reverse-mode gradients flow."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from dynexit.core.checks import Stage, batch_size, stages_of
+from dynexit.core.types import Criterion, Halted, PyTree, Step
+from dynexit.criteria.memory import first_memory
+from dynexit.engine import loops
+from dynexit.engine.executors.tiling import Tiling
+from dynexit.engine.gradients.retraced import run_retraced
+from dynexit.engine.rows import (
+    Job,
+    Rows,
+    advance,
+    advance_alone,
+    begin,
+    exit_depth,
+    forget_departed,
+    last_exit,
+)
+from dynexit.engine.run import checked_tile, freeze, walk
+
+BRANCHES = 4  # of the tree of checkpoints
+SCHEDULES = ("masked", "compacted")
+
+
+def run_bounded(
+    step: Step | Sequence[Step],
+    state: PyTree,
+    depth: int | Sequence[int],
+    criterion: Criterion,
+    schedule: Literal["masked", "compacted"] = "masked",
+    tile: int | Tiling | Sequence[Tiling] | None = None,
+) -> Halted:
+    """As `run_until`, reverse-mode differentiable: outputs and states carry gradients, decisions
+    and memories do not.
+
+    "masked" runs all rows until the last one has left, in both directions, and keeps little: a tree
+    of checkpoints with 4 branches, so that at most 4 log4(N) states are held, and the residuals of
+    4 steps, at the price of log4(N) forward passes. "compacted" runs a step, forward and back, on
+    the rows alone that took it: time follows the mean depth. It holds the state with which every
+    row entered every step (N states), and runs each step once more on the way back.
+
+    Args:
+      step, state, depth, criterion: as in `run_until`; nothing is read late. For "compacted",
+        arrays that are differentiated must be leaves of the step, as `stacked_step`,
+        `switched_step` and `tied_step` make them, or come by its `select`.
+      schedule: "masked" or "compacted"; their values and gradients are equal.
+      tile: as in `run_until`, for "compacted" alone.
+
+    Returns:
+      `Halted`.
+
+    Raises:
+      TypeError, ValueError: as `run_until`.
+
+    Example:
+      >>> import dynexit as dx
+      >>> leave = dx.Criterion(lambda batch: (), lambda i, output, memory: (output > 3.0, memory))
+      >>> loss = lambda p: dx.run_bounded(dx.tied_step(lambda p, h: h * p, lambda p, h: h, p), jnp.ones(1), 9, leave).output.sum()
+      >>> jax.grad(loss)(jnp.float32(2.0))  # the row leaves after two steps, at p ** 2
+      Array(4., dtype=float32)
+    """
+    if not isinstance(criterion, Criterion):
+        raise TypeError(f"`criterion` must be a dx.Criterion, got {type(criterion).__name__}")
+    if schedule not in SCHEDULES:
+        raise ValueError(
+            f"`schedule` must be one of {', '.join(map(repr, SCHEDULES))}, got {schedule!r}"
+        )
+    tile = checked_tile(tile, len(stages_of(step, depth)))
+    if schedule == "compacted":
+        return run_retraced(freeze(step), state, freeze(depth), criterion, tile)
+    return _run_masked(freeze(step), state, freeze(depth), criterion)
+
+
+@functools.partial(jax.jit, static_argnames=("depth",))
+def _run_masked(step, state, depth, criterion) -> Halted:
+    stages = stages_of(step, depth)
+    spaces, output = walk(stages, state)
+    batch = batch_size(state)
+    job = Job(criterion, last_exit(stages), batch)
+    rows = begin(state, output, first_memory(criterion, batch, output, job.last + 1), batch)
+    states = []
+    for stage, space in zip(stages, spaces, strict=True):
+        if stage.steps == 1:
+            rows = advance_alone(stage, job, rows, space)
+        else:
+            rows = _tree(stage, job, forget_departed(rows) if stage.first else rows)
+        states.append(rows.state)
+    final = tuple(states) if isinstance(step, tuple) else states[0]
+    memory = jax.tree.map(jax.lax.stop_gradient, rows.memory)
+    return Halted(
+        rows.output,
+        rows.exit,
+        exit_depth(stages, rows.exit),
+        final,
+        memory,
+        rows.nan_exits,
+        rows.executed,
+    )
+
+
+def _tree(stage: Stage, job: Job, rows: Rows) -> Rows:
+    """All steps of a stage: a scan of 4 checkpointed scans of 4 ... of 4 steps; a scan's backward
+    pass holds 4 states at a time.
+    """
+
+    def one(rows: Rows, i: Any):
+        run = lambda rows: advance(stage, i, job, rows)
+        return loops.maybe(rows.alive.any() & (i < stage.steps), run, lambda rows: rows, rows), None
+
+    several, covered = one, 1
+    while covered < stage.steps:
+        inner = several if covered == 1 else jax.checkpoint(several, prevent_cse=False)
+        count = min(BRANCHES, -(-stage.steps // covered))
+        starts = covered * jnp.arange(count, dtype=jnp.int32)
+        several = lambda rows, i, inner=inner, starts=starts: (
+            loops.scan(inner, rows, i + starts)[0],
+            None,
+        )
+        covered *= count
+    return several(rows, jnp.int32(0))[0]

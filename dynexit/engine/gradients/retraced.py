@@ -1,0 +1,248 @@
+"""Training that saves compute: a row that has left takes part neither in the rest of the forward
+pass nor in the backward pass.
+
+Forward, the compacted schedule runs, and every row's state on entering a step is recorded,
+addressed by row. Backward, the rows are sorted by exit, the deepest first, so that those which took
+step i are the first n_i, and tiles of them retrace it:
+
+    sorted by exit   d a f | c b e        step 3 was taken by d a f: one tile of 3, run again from
+    the recorded states gradients        g g g | . . .        of the states after step 3, replaced
+    by those before it; c b e still hold what came from outside for the state with which they left
+
+The gradient that comes in for a row's output enters at the step after which the row left. Nothing
+flows through decisions.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import dtypes, lax
+
+from dynexit.core.checks import Stage, batch_size, shapes, stages_of
+from dynexit.core.stacking import take
+from dynexit.core.types import Array, Criterion, Halted, PyTree, Step
+from dynexit.engine import loops
+from dynexit.engine.executors.tiling import Tiling, default_tiling
+from dynexit.engine.rows import where_rows
+from dynexit.engine.run import run_until, stacked_weights, walk
+
+
+@functools.partial(jax.jit, static_argnames=("depth", "tile"))
+def run_retraced(
+    step: Step | tuple, state: PyTree, depth: int | tuple, criterion: Criterion, tile: Any
+) -> Halted:
+    """`run_until` with a gradient; arguments as there, `depth` and `tile` hashable.
+
+    Every block's weights are taken here, outside of what has a gradient of its own, so that JAX
+    itself carries their gradient on through `select`.
+    """
+    stages = stages_of(step, depth)
+    stacked = [stacked_weights(stage.step, stage.steps) for stage in stages]
+    tied = tuple(w is None for w in stacked)
+    weights = [
+        s.step.select(jnp.int32(0)) if w is None else w
+        for s, w in zip(stages, stacked, strict=True)
+    ]
+    blocks = tuple(stage.step.blocks for stage in stages)
+    form = tied, blocks, depth if isinstance(depth, tuple) else (depth,), tile
+    halted: Any = _run(form, weights, [stage.step.apply for stage in stages], state, criterion)
+    return halted if isinstance(step, tuple) else halted._replace(state=halted.state[0])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _run(form: tuple, weights: list, applies: list, state: PyTree, criterion: Criterion) -> Halted:
+    tied, blocks, depth, tile = form
+    return run_until(
+        _steps(tied, blocks, weights, applies), state, depth, criterion, "compacted", tile
+    )
+
+
+def _steps(tied: tuple, blocks: tuple, weights: list, applies: list) -> tuple[Step, ...]:
+    def select(w, constant):
+        return lambda i: w if constant else take(w, i)
+
+    return tuple(
+        Step(select(w, t), apply, b)
+        for w, t, apply, b in zip(weights, tied, applies, blocks, strict=True)
+    )
+
+
+def _forward(form, weights, applies, state, criterion):
+    """The run, and the states with which every row entered every step: leaves `[steps, B, ...]` by
+    stage.
+    """
+    tied, blocks, depth, tile = form
+    steps = _steps(tied, blocks, weights, applies)
+    stages = stages_of(steps, depth)
+    entering = (shapes(state), *walk(stages, state)[0][:-1])
+    room = lambda stage, space: jax.tree.map(
+        lambda s: jnp.zeros((stage.steps, *s.shape), s.dtype), space
+    )
+    records = tuple(room(stage, space) for stage, space in zip(stages, entering, strict=True))
+
+    def recording(k: int) -> Step:
+        def apply(w, i, state, rows, side):
+            record = jax.tree.map(lambda r, a: r.at[i, rows].set(a, mode="drop"), side[k], state)
+            return *steps[k].apply(w, i, state), (*side[:k], record, *side[k + 1 :])
+
+        return Step(steps[k].select, apply, blocks[k])
+
+    halted = run_until(
+        tuple(map(recording, range(len(steps)))),
+        state,
+        depth,
+        criterion,
+        "compacted",
+        tile,
+        side=records,
+    )
+    return halted._replace(side=None), (
+        weights,
+        applies,
+        state,
+        criterion,
+        halted.side,
+        halted.exit,
+    )
+
+
+def _backward(form, kept, given: Halted):
+    weights, applies, state, criterion, records, exit = kept
+    tied, blocks, depth, tile = form
+    stages = stages_of(_steps(tied, blocks, weights, applies), depth)
+    batch = batch_size(state)
+    order = jnp.argsort(exit, descending=True).astype(jnp.int32)
+    sorted_rows = lambda tree: jax.tree.map(lambda a: a[order], _floats(tree))
+    leaving, exit = sorted_rows(given.output), exit[order]
+    after, of_weights, of_applies = None, [], []
+    for k, stage in reversed(list(enumerate(stages))):
+        space = jax.tree.map(lambda a: a[0], records[k])
+        chosen = tile[k] if isinstance(tile, tuple) else default_tiling(space, batch, tile)
+        own = sorted_rows(given.state[k])
+        after = own if after is None else jax.tree.map(jnp.add, own, after)
+        after, w, apply = _retrace(
+            stage, weights[k], tied[k], records[k], order, exit, after, leaving, chosen
+        )
+        of_weights.insert(0, _with_integers(w, weights[k]))
+        of_applies.insert(0, _with_integers(apply, applies[k]))
+    home = jax.tree.map(lambda a: jnp.zeros_like(a).at[order].set(a, unique_indices=True), after)
+    none = jax.tree.map(jnp.zeros_like, _floats(criterion))
+    return of_weights, of_applies, _with_integers(home, state), _with_integers(none, criterion)
+
+
+_run.defvjp(_forward, _backward)
+
+
+def _retrace(
+    stage: Stage,
+    weights: PyTree,
+    tied: bool,
+    record: PyTree,
+    order: Array,
+    exit: Array,
+    after: list,
+    leaving: list,
+    tiling: Tiling,
+) -> tuple[list, list, list]:
+    """The gradients of one stage's input, weights and apply, from those of its states `after` and
+    of the outputs `leaving`.
+
+    All are lists of the floating-point leaves; rows are sorted by exit, which falls.
+    """
+    batch, last = (
+        order.shape[0],
+        stage.steps - 1,
+    )  # a stage of one step may change the state's shape
+    counts, sizes = jnp.asarray(tiling.counts(batch)), tiling.within(batch).sizes
+    zeros = lambda tree: [jnp.zeros_like(a) for a in _floats(tree)]
+    before = after if last else zeros(jax.tree.map(lambda a: a[0], record))
+
+    def retrace_step(carry):
+        i, after, of_weights, of_apply = carry
+        w = weights if tied else take(weights, i)
+        live = (exit >= stage.first + i).sum(dtype=jnp.int32)
+        entered = jax.tree.map(lambda a: a[i], record)
+
+        def retrace_tile(carry, size: int):
+            begin, before, of_w, of_apply = carry
+            place = begin + jnp.arange(size, dtype=jnp.int32)
+            row = order[
+                jnp.minimum(place, live - 1)
+            ]  # places of no one retrace a row that there is, for nothing
+            here = place < live
+            left = here & (exit.at[place].get(mode="clip") == stage.first + i)
+            part = lambda tree: [lax.dynamic_slice_in_dim(a, begin, size, 0) for a in tree]
+            masked = lambda mask, tree: where_rows(mask, tree, [jnp.zeros_like(a) for a in tree])
+            state = jax.tree.map(lambda a: a[row], entered)
+
+            def run(floats):
+                apply, w_tile, s = (
+                    _put(f, t) for f, t in zip(floats, (stage.step.apply, w, state), strict=True)
+                )
+                new, output = apply(w_tile, i, s)
+                return _floats(new), _floats(output)
+
+            _, pull = jax.vjp(run, [_floats(stage.step.apply), _floats(w), _floats(state)])
+            ((d_apply, d_w, d_state),) = pull(
+                (masked(here, part(after)), masked(left, part(leaving)))
+            )
+            held = part(before)
+            write = lambda a, new: lax.dynamic_update_slice_in_dim(a, new, begin, 0)
+            before = jax.tree.map(write, before, where_rows(here, d_state, held))
+            add = functools.partial(jax.tree.map, jnp.add)
+            return begin + size, before, add(of_w, d_w), add(of_apply, d_apply)
+
+        carry = jnp.int32(0), after if last else before, zeros(w), of_apply
+        for k, size in enumerate(sizes):
+            carry = loops.repeat(counts[live, k], functools.partial(retrace_tile, size=size), carry)
+        _, new, of_w, of_apply = carry
+        gather = (lambda a, b: a + b) if tied else (lambda a, b: a.at[i].set(b))
+        return i - 1, new, jax.tree.map(gather, of_weights, of_w), of_apply
+
+    deepest = jnp.clip(exit[0] - stage.first, -1, last)
+    carry = (jnp.int32(0) if last == 0 else deepest), after, zeros(weights), zeros(stage.step.apply)
+    _, new, of_weights, of_apply = (
+        retrace_step(carry)
+        if last == 0
+        else loops.while_loop(lambda carry: carry[0] >= 0, retrace_step, carry)
+    )
+    return (
+        where_rows(exit >= stage.first, new, [jnp.zeros_like(a) for a in new]),
+        of_weights,
+        of_apply,
+    )
+
+
+def _is_float(a: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(a), jnp.inexact)
+
+
+def _floats(tree: PyTree) -> list:
+    """The leaves that have gradients."""
+    return [
+        a
+        for a in jax.tree.leaves(tree)
+        if getattr(a, "dtype", None) != dtypes.float0 and _is_float(a)
+    ]
+
+
+def _put(floats: list, tree: PyTree) -> PyTree:
+    """The tree with these leaves in place of its own."""
+    new = iter(floats)
+    return jax.tree.map(lambda a: next(new) if _is_float(a) else a, tree)
+
+
+def _with_integers(floats: list, tree: PyTree) -> PyTree:
+    """Gradients in the structure of `tree`; those of integers are of no width."""
+    new = iter(floats)
+    return jax.tree.map(
+        lambda a: (
+            loops.summed_like(next(new), a)
+            if _is_float(a)
+            else np.zeros(jnp.shape(a), dtypes.float0)
+        ),
+        tree,
+    )

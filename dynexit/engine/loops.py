@@ -1,0 +1,145 @@
+"""Loops whose end is decided by the rows, where the rows are spread over devices with
+`jax.shard_map`.
+
+Each device then leaves its loop when its own rows have, and none waits for another. Two things
+follow from it. What a loop carries has to be declared as differing between devices before the loop
+where it comes to differ within it. And a step must not communicate over a mesh axis along which the
+decision differs, since a device that has left would be waited for without end. Over an axis along
+which the decision is the same on all devices (tensor parallelism) it may.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend import core
+
+from dynexit.core.types import Array, PyTree
+
+COLLECTIVES = frozenset(
+    "all_gather all_gather_invariant all_gather_reduced all_to_all pbroadcast pmax pmin ppermute psum psum_invariant psum_scatter "
+    "ragged_all_to_all reduce_scatter unreduced_psum unreduced_reduce_scatter".split()
+)
+
+
+def while_loop(go_on: Callable[[Any], Array], body: Callable[[Any], Any], carry: Any) -> Any:
+    """`lax.while_loop`, inside or outside of `jax.shard_map`.
+
+    Raises:
+      ValueError: devices that decide apart communicate in the body.
+    """
+    carry = _spread(body, carry)
+    _refuse_collectives(body, carry, jax.eval_shape(go_on, carry))
+    return lax.while_loop(go_on, body, carry)
+
+
+def repeat(times: Array, body: Callable[[Any], Any], carry: Any) -> Any:
+    """`body` applied int32 `[]` `times`, as in `while_loop`."""
+    carry = _spread(body, carry)
+    _refuse_collectives(body, carry, times)
+    return lax.fori_loop(0, times, lambda _, carry: body(carry), carry)
+
+
+def scan(body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: PyTree) -> tuple[Any, Any]:
+    """`lax.scan`, whose end depends on no row."""
+    first = lambda carry: body(carry, jax.tree.map(lambda a: a[0], xs))[0]
+    return lax.scan(body, _spread(first, carry), xs)
+
+
+def maybe(
+    decision: Array, run: Callable[[Any], Any], otherwise: Callable[[Any], Any], operand: Any
+) -> Any:
+    """`lax.cond`, as in `while_loop`."""
+    axes = _manual_axes()
+    if axes:
+        _refuse_collectives(run, operand, decision)
+        ran, stayed = (jax.eval_shape(branch, operand) for branch in (run, otherwise))
+        over = jax.tree.map(
+            lambda a, b: _varying(a) | _varying(b) | _varying(decision), ran, stayed
+        )
+        spread = lambda branch: lambda operand: jax.tree.map(_vary, branch(operand), over)
+        run, otherwise = spread(run), spread(otherwise)
+    return lax.cond(decision, run, otherwise, operand)
+
+
+def summed_like(gradient: Array, value: Array) -> Array:
+    """The gradient of a value that devices share: the sum of theirs."""
+    axes = tuple(sorted(_varying(gradient) - _varying(value)))
+    return lax.psum(gradient, axes) if axes else gradient
+
+
+def _manual_axes() -> tuple[str, ...]:
+    """The mesh axes of the `jax.shard_map` that is being traced."""
+    return tuple(jax.sharding.get_abstract_mesh().manual_axes)
+
+
+def _varying(a: Any) -> frozenset:
+    """The axes along which an array, or the shape of one, is declared as differing."""
+    a = a if isinstance(a, jax.ShapeDtypeStruct) else jax.typeof(a)
+    kind = getattr(a, "manual_axis_type", a)  # `a.vma` before jax 0.10.2
+    return getattr(kind, "varying", getattr(kind, "vma", frozenset()))
+
+
+def _vary(a: Any, axes: frozenset) -> Any:
+    missing = tuple(sorted(axes - _varying(a)))
+    return lax.pcast(a, missing, to="varying") if missing else a
+
+
+def _spread(body: Callable[[Any], Any], carry: Any) -> Any:
+    """The carry, each leaf declared as differing along the axes along which the body makes it
+    differ.
+    """
+    if not _manual_axes():
+        return carry
+    carry = jax.tree.map(jnp.asarray, carry)
+    while True:
+        after = jax.eval_shape(body, carry)
+        wider = jax.tree.map(lambda a, b: _vary(a, _varying(b)), carry, after)
+        if all(
+            _varying(a) == _varying(b)
+            for a, b in zip(*map(jax.tree.leaves, (carry, wider)), strict=True)
+        ):
+            return carry
+        carry = wider
+
+
+def _refuse_collectives(body: Callable[[Any], Any], carry: Any, decision: Any) -> None:
+    axes = _manual_axes()
+    if not axes:
+        return
+    told = bool(
+        _varying(lax.axis_index(axes[0]))
+    )  # under check_vma=False nothing is said to differ
+    apart = set(_varying(decision)) if told else set(axes)
+    for name, over in _collectives(jax.make_jaxpr(body)(carry).jaxpr):
+        if waits := sorted(apart & over):
+            raise ValueError(
+                f"`step` or `criterion` communicates over the mesh axis {', '.join(map(repr, waits))} ({name}), along which "
+                + (
+                    "rows leave apart"
+                    if told
+                    else "rows may leave apart (check_vma=False hides whether they do)"
+                )
+                + ": a device whose rows have all left would be waited for without end. Communicate outside of the loop, or make "
+                "the decision equal on all devices of that axis"
+                + ("" if told else " and leave check_vma at True")
+            )
+
+
+def _collectives(jaxpr: Any) -> Iterator[tuple[str, set]]:
+    """Every collective in a program and the axes that it runs over."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in COLLECTIVES:
+            named = equation.params.get("axes", equation.params.get("axis_name", ()))
+            yield (
+                equation.primitive.name,
+                set(named if isinstance(named, (tuple, list)) else (named,)),
+            )
+        for value in equation.params.values():
+            for inner in value if isinstance(value, (tuple, list)) else (value,):
+                if isinstance(inner, core.ClosedJaxpr):
+                    yield from _collectives(inner.jaxpr)
+                elif isinstance(inner, core.Jaxpr):
+                    yield from _collectives(inner)

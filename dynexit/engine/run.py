@@ -1,0 +1,256 @@
+"""`run_all`, `run_full` and `run_until`: every exit of the network, its last exit, or row by row
+the exit that is enough.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from dynexit.core.checks import (
+    Stage,
+    batch_size,
+    check_outputs_agree,
+    check_step,
+    positive_integer,
+    shapes,
+    stages_of,
+)
+from dynexit.core.types import Criterion, Halted, PyTree, Step
+from dynexit.criteria.memory import first_memory
+from dynexit.engine.deferred import completed, parted
+from dynexit.engine.executors.compacted import run_compacted
+from dynexit.engine.executors.masked import run_masked
+from dynexit.engine.executors.per_row import run_per_row
+from dynexit.engine.executors.tiling import Tiling, default_tiling
+from dynexit.engine.rows import Job, begin, exit_depth, last_exit
+
+Schedule = Literal["auto", "compacted", "masked", "per_row"]
+# scans no longer than this become straight-line code: on a CPU, convolution gradients are slow
+# inside a loop
+UNROLLED = 4
+SCHEDULES = ("auto", "compacted", "masked", "per_row")
+
+
+def run_all(step: Step | Sequence[Step], state: PyTree, depth: int | Sequence[int]) -> PyTree:
+    """Runs every block and reads every exit, with `lax.scan`; reverse-mode differentiable.
+
+    Args:
+      step: a `Step`, or one per stage where the state changes its shape.
+      state: leaves `[B, ...]`.
+      depth: blocks; one number, or one per stage.
+
+    Returns:
+      The outputs, leaves `[E, B, ...]`.
+
+    Raises:
+      TypeError, ValueError: a faulty step, an empty batch, depth 0; the argument is named.
+
+    Example:
+      >>> import dynexit as dx
+      >>> step = dx.stacked_step(lambda p, h: h * p, lambda p, h: h, jnp.full(3, 2.0))
+      >>> dx.run_all(step, jnp.ones(1), depth=3)[:, 0]
+      Array([2., 4., 8.], dtype=float32)
+    """
+    stages = stages_of(step, depth)
+    walk(stages, state)
+    outputs = []
+    for stage in stages:
+        state, read = _scan(stage, state, stage.steps)
+        outputs.append(read)
+    return (
+        outputs[0] if len(outputs) == 1 else jax.tree.map(lambda *a: jnp.concatenate(a), *outputs)
+    )
+
+
+def run_full(
+    step: Step | Sequence[Step], state: PyTree, depth: int | Sequence[int]
+) -> tuple[PyTree, PyTree]:
+    """Runs every block and reads the last exit alone: the plain network, against which savings are
+    measured.
+
+    Args:
+      step, state, depth: as in `run_all`.
+
+    Returns:
+      The state after the last block and the last exit's output, leaves `[B, ...]`.
+    """
+    stages = stages_of(step, depth)
+    walk(stages, state)
+    for k, stage in enumerate(stages):
+        before = stage.steps - (k == len(stages) - 1)
+        if before:
+            state, _ = _scan(stage, state, before, read=False)
+    i = jnp.int32(stages[-1].steps - 1)
+    return stages[-1].step.apply(stages[-1].step.select(i), i, state)
+
+
+def run_until(
+    step: Step | Sequence[Step],
+    state: PyTree,
+    depth: int | Sequence[int],
+    criterion: Criterion,
+    schedule: Schedule = "auto",
+    tile: int | Tiling | Sequence[Tiling] | None = None,
+    keep_state: bool = True,
+    side: PyTree = None,
+) -> Halted:
+    """Runs each row only as deep as the criterion asks, inside one compiled program.
+
+    Row by row the result is `run_all`'s output at the first exit where the criterion fires; the
+    last exit takes everyone. All schedules give the same outputs, depths and memories. Not
+    reverse-mode differentiable (see `run_bounded`).
+
+    Args:
+      step: a `Step`, or one per stage where the state changes its shape; rows must be independent
+        of each other.
+      state: leaves `[B, ...]`.
+      depth: blocks at most; one number, or one per stage.
+      criterion: when a row leaves; its thresholds are traced, and changing them does not recompile.
+      schedule: "compacted" runs blocks on tiles of live rows, "masked" runs all rows until the last
+        is done, "per_row" one row at a time, "auto" takes "masked" for one row and "compacted"
+        otherwise.
+      tile: rows of the compacted schedule's largest tile; or a `Tiling`, or one per stage
+        (`dx.tune` measures them); None for sizes that suit most CPUs.
+      keep_state: whether the state with which a row left is kept; False saves a second buffer of
+        the state and the writing of it, where nothing is read late.
+      side: what the steps read and write by row and what is not to be moved with the rows (a KV
+        cache): arrays of any shape, passed on as they are. With it every step is `apply(weights, i,
+        state, rows, side) -> (state, output, side)`, where rows is int32 `[b]`, which rows of the
+        batch these are, and B for one that only fills a tile: `side.at[rows].set(...)` then writes
+        nothing, and `side[rows]` with jax's default of "fill" gives NaN to a result that no one
+        reads. A step touches the entries of its own rows alone.
+
+    Returns:
+      `Halted`; `state` is None without `keep_state`, `side` as the last step left it. Entries that
+      `read_late` put beside the step's are read at the end, if the criterion goes without them.
+
+    Raises:
+      TypeError, ValueError: a faulty step or criterion, thresholds for another number of exits, an
+        empty batch, depth 0, an unknown schedule, a tile below 1; the argument is named.
+
+    Example:
+      >>> import dynexit as dx
+      >>> step = dx.stacked_step(lambda p, h: h + p, lambda p, h: h, jnp.ones(3))
+      >>> leave = dx.Criterion(lambda batch: (), lambda i, output, memory: (output > 2.5, memory))
+      >>> dx.run_until(step, jnp.array([0.0, 1.0, 2.0]), depth=3, criterion=leave).exit_depth
+      Array([3, 2, 1], dtype=int32)
+    """
+    if schedule not in SCHEDULES:
+        raise ValueError(
+            f"`schedule` must be one of {', '.join(map(repr, SCHEDULES))}, got {schedule!r}"
+        )
+    if not isinstance(criterion, Criterion):
+        raise TypeError(f"`criterion` must be a dx.Criterion, got {type(criterion).__name__}")
+    stages = stages_of(step, depth)
+    return _run_until(
+        freeze(step),
+        state,
+        freeze(depth),
+        criterion,
+        schedule,
+        checked_tile(tile, len(stages)),
+        keep_state,
+        side,
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("depth", "schedule", "tile", "keep_state"))
+def _run_until(step, state, depth, criterion, schedule, tile, keep_state, side) -> Halted:
+    step, criterion, read = parted(step, depth, state, criterion, side)
+    stages = stages_of(step, depth)
+    spaces, output = walk(stages, state, side)
+    batch = batch_size(state)
+    job = Job(criterion, last_exit(stages), batch)
+    rows = begin(state, output, first_memory(criterion, batch, output, job.last + 1), batch, side)
+    if schedule == "masked" or (schedule == "auto" and batch == 1):
+        rows, states = run_masked(stages, job, rows, spaces)
+    elif schedule == "per_row":
+        rows, states = run_per_row(stages, job, rows, spaces)
+    else:
+        if not isinstance(tile, tuple):
+            tile = tuple(default_tiling(space, batch, tile) for space in (state, *spaces[:-1]))
+        rows, states = run_compacted(
+            stages, job, rows, spaces, tile, keep_state or read is not None
+        )
+    left_with = states if isinstance(step, tuple) or not states else states[0]
+    output, nan_exits = completed(read, rows.output, rows.nan_exits, left_with)
+    final = left_with if keep_state else None
+    depths = exit_depth(stages, rows.exit)
+    return Halted(
+        output, rows.exit, depths, final, rows.memory, nan_exits, rows.executed, rows.side
+    )
+
+
+def checked_tile(tile: Any, stages: int) -> Any:
+    """`tile` as None, an integer, or a tuple with a tiling for every stage."""
+    if tile is None:
+        return None
+    if not isinstance(tile, (Tiling, tuple, list)):
+        return positive_integer(tile, "tile")
+    tilings = (tile,) * stages if isinstance(tile, Tiling) else tuple(tile)
+    if len(tilings) != stages or not all(isinstance(t, Tiling) for t in tilings):
+        raise ValueError(
+            f"`tile` must be an integer, a dx.Tiling, or one for each of the {stages} stages, got {tile!r}"
+        )
+    return tilings
+
+
+def freeze(x: Any) -> Any:
+    """Lists as tuples, so that depths are hashable."""
+    return tuple(x) if isinstance(x, (tuple, list)) else x
+
+
+def walk(
+    stages: tuple[Stage, ...], state: PyTree, side: PyTree = None
+) -> tuple[tuple[PyTree, ...], PyTree]:
+    """Checks every stage and returns the shapes of the state after each of them, and of the output."""
+    spaces, outputs = [], []
+    space = shapes(state)
+    for k, stage in enumerate(stages):
+        space, output = check_step(stage, space, f"step[{k}]" if len(stages) > 1 else "step", side)
+        spaces.append(space)
+        outputs.append(output)
+    check_outputs_agree(outputs)
+    return tuple(spaces), outputs[0]
+
+
+def _scan(stage: Stage, state: PyTree, steps: int, read: bool = True) -> tuple[PyTree, PyTree]:
+    """`steps` steps with `lax.scan`: the state after them, and the outputs `[steps, B, ...]` or
+    None.
+    """
+    weights = stacked_weights(stage.step, stage.steps)
+    tied = weights is None
+    constant = stage.step.select(jnp.int32(0)) if tied else None
+
+    def body(state, x):
+        i, w = x
+        state, output = stage.step.apply(constant if tied else w, i, state)
+        return state, output if read else None
+
+    if stage.steps == 1:  # may change the state's shape
+        i = jnp.int32(0)
+        state, output = stage.step.apply(stage.step.select(i), i, state)
+        return state, jax.tree.map(lambda a: a[None], output) if read else None
+    first = jax.tree.map(lambda a: a[:steps], weights)
+    return lax.scan(
+        body, state, (jnp.arange(steps, dtype=jnp.int32), first), unroll=steps <= UNROLLED
+    )
+
+
+def stacked_weights(step: Step, steps: int) -> PyTree | None:
+    """All blocks' weights stacked on a leading `[steps]`, or None where they do not depend on the
+    block (tied weights).
+
+    Scanned over, they are differentiated block by block; a dynamic index inside the scan would add
+    a whole gradient per step.
+    """
+    indices = jnp.arange(steps, dtype=jnp.int32)
+    try:
+        jax.eval_shape(jax.vmap(step.select, out_axes=None), indices)
+    except ValueError:
+        return jax.vmap(step.select)(indices)
+    return None

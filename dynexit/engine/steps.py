@@ -1,0 +1,222 @@
+"""Steps out of a block and its exit head: stacked, switched or tied weights."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import jax
+from jax import lax
+from jax.tree_util import Partial
+
+from dynexit.core.checks import positive_integer
+from dynexit.core.stacking import length, take
+from dynexit.core.types import PyTree, Step
+from dynexit.engine.deferred import late_parts, read_late
+
+Block = Callable[[PyTree, PyTree], PyTree]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Block, then head; equal block and head make equal (and so equally compiled) steps."""
+
+    block: Block
+    head: Block
+
+    def __call__(self, weights, i, state):
+        state = self.block(weights, state)
+        return state, self.head(weights, state)
+
+
+@dataclasses.dataclass(frozen=True)
+class _RunSeveral:
+    """Several blocks in one step, weights `[k, ...]`, then the head with the last block's weights."""
+
+    block: Block
+    head: Block
+
+    def __call__(self, weights, i, state):
+        state, _ = lax.scan(lambda s, w: (self.block(w, s), None), state, weights)
+        return state, self.head(take(weights, length(weights, "weights") - 1), state)
+
+
+@dataclasses.dataclass(frozen=True)
+class _RunAgain:
+    """One block several times with the same weights, then the head."""
+
+    once: Run
+    times: int
+
+    def __call__(self, weights, i, state):
+        state, _ = lax.scan(
+            lambda s, _: (self.once.block(weights, s), None), state, None, length=self.times
+        )
+        return state, self.once.head(weights, state)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Remat:
+    """A block whose inner values are computed anew in the backward pass."""
+
+    block: Block
+
+    def __call__(self, weights, state):
+        return jax.checkpoint(self.block, prevent_cse=False)(weights, state)
+
+
+@dataclasses.dataclass(frozen=True)
+class _RunSwitched:
+    """The i-th of several branches; each closes over its own weights, so none is copied."""
+
+    block: Block
+    head: Block
+
+    def __call__(self, params, _, i, state):
+        def branch(p):
+            def run(state):
+                new = self.block(p, state)
+                return new, self.head(p, new)
+
+            return run
+
+        if len(params) == 1:  # tied to itself: in a stream `i` is then one of each row
+            return branch(params[0])(state)
+        return lax.switch(i, [branch(p) for p in params], state)
+
+
+def _read_again(read, state):
+    return jax.checkpoint(read, prevent_cse=False)(state)
+
+
+def _whole(params, i):
+    return params
+
+
+def _nothing(i):
+    return ()
+
+
+def stacked_step(block: Block, head: Block, params: PyTree, blocks: int = 1) -> Step:
+    """A step over weights stacked on a leading `[N]`: `select(i)` is a dynamic index.
+
+    The index copies one block's weights per step: nothing for a batch, a cost at batch 1 and great
+    width, where `switched_step` copies none.
+
+    Args:
+      block: `block(p, state) -> state`, leaves of state `[b, ...]`; p has the leaves of `params`
+        without `[N]`.
+      head: `head(p, state) -> output`, leaves `[b, ...]`.
+      params: leaves `[N, ...]`.
+      blocks: blocks per step; the exit is read after each `blocks`-th block, with that block's
+        weights.
+
+    Returns:
+      A `Step` for depths of up to N.
+
+    Raises:
+      TypeError, ValueError: leading axes differ, or `blocks` is no integer or does not divide N.
+
+    Example:
+      >>> import jax.numpy as jnp, dynexit as dx
+      >>> step = dx.stacked_step(lambda p, h: h + p, lambda p, h: h, jnp.ones(3))
+      >>> dx.run_all(step, jnp.zeros((2, 4)), depth=3)[:, 0, 0]
+      Array([1., 2., 3.], dtype=float32)
+    """
+    n = length(params, "params")
+    if n % positive_integer(blocks, "blocks"):
+        raise ValueError(f"`blocks` must divide the {n} blocks of `params`, got {blocks}")
+    if blocks == 1:
+        return Step(Partial(take, params), Partial(Run(block, head)), depth=n)
+    grouped = jax.tree.map(lambda a: a.reshape(n // blocks, blocks, *a.shape[1:]), params)
+    return Step(Partial(take, grouped), Partial(_RunSeveral(block, head)), blocks, n)
+
+
+def switched_step(block: Block, head: Block, params: Sequence[PyTree]) -> Step:
+    """A step over a list of N weight trees: `lax.switch` picks the block, no weight is copied, the
+    program grows with N.
+
+    Args:
+      block, head: as in `stacked_step`.
+      params: N trees; their shapes may differ as long as the state's do not.
+
+    Returns:
+      A `Step` for depths of up to N.
+
+    Raises:
+      ValueError: `params` is empty.
+    """
+    params = list(params)
+    if not params:
+        raise ValueError("`params` must hold at least one block, got none")
+    return Step(_nothing, Partial(_RunSwitched(block, head), params), depth=len(params))
+
+
+def tied_step(block: Block, head: Block, params: PyTree, blocks: int = 1) -> Step:
+    """A step whose every iteration has the same weights (recurrent depth): `select(i)` is all of
+    `params`.
+
+    Args:
+      block, head: as in `stacked_step`; p is `params` itself.
+      params: any tree of arrays.
+      blocks: iterations per step; the exit is read after each `blocks`-th.
+
+    Raises:
+      TypeError, ValueError: `blocks` is no integer or below 1.
+
+    Example:
+      >>> import jax.numpy as jnp, dynexit as dx
+      >>> step = dx.tied_step(lambda p, h: h * p, lambda p, h: h, jnp.float32(2.0), blocks=3)
+      >>> dx.run_all(step, jnp.ones(1), depth=6)[:, 0].tolist()
+      [8.0, 64.0]
+    """
+    once = Run(block, head)
+    again = once if positive_integer(blocks, "blocks") == 1 else _RunAgain(once, blocks)
+    return Step(Partial(_whole, params), Partial(again), blocks)
+
+
+def rematerialised(step: Step) -> Step:
+    """The same step with its inner values computed anew in the backward pass: only the state
+    between blocks is kept.
+
+    Example:
+      >>> import jax.numpy as jnp, dynexit as dx
+      >>> step = dx.tied_step(lambda p, h: jnp.sin(h * p), lambda p, h: h, jnp.float32(2.0), blocks=3)
+      >>> again = rematerialised(step)
+      >>> jax.tree.map(jnp.array_equal, dx.run_all(again, jnp.ones(1), 6), dx.run_all(step, jnp.ones(1), 6))
+      Array(True, dtype=bool)
+    """
+    if parts := late_parts(step):
+        return read_late(rematerialised(parts[0]), _read_again, parts[1])
+    again = step.apply.func if isinstance(step.apply, Partial) else None
+    if isinstance(again, _RunAgain):  # as it is known to `every_iteration`
+        once = Run(_Remat(again.once.block), again.once.head)
+        return dataclasses.replace(step, apply=Partial(_RunAgain(once, again.times)))
+    return dataclasses.replace(step, apply=jax.checkpoint(step.apply, prevent_cse=False))
+
+
+def every_iteration(step: Step) -> Step:
+    """The same weight-tied network with an exit after every iteration: for training, where exits
+    may lie several apart.
+
+    Args:
+      step: of `tied_step`, with any `blocks`; another step comes back as it is where its exits are
+        one block apart.
+
+    Raises:
+      ValueError: a step of several blocks that `tied_step` has not made.
+
+    Example:
+      >>> import jax.numpy as jnp, dynexit as dx
+      >>> step = dx.tied_step(lambda p, h: h * p, lambda p, h: h, jnp.float32(2.0), blocks=3)
+      >>> dx.run_all(dx.engine.every_iteration(step), jnp.ones(1), depth=3)[:, 0].tolist()
+      [2.0, 4.0, 8.0]
+    """
+    if step.blocks == 1:
+        return step
+    if parts := late_parts(step):
+        return read_late(every_iteration(parts[0]), parts[1])
+    again = step.apply.func if isinstance(step.apply, Partial) else None
+    if not isinstance(again, _RunAgain):
+        raise ValueError(
+            f"`step` must be a tied one (`tied_step`) or of 1 block, got another of {step.blocks} blocks"
+        )
+    return Step(step.select, Partial(again.once))

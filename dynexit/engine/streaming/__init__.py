@@ -1,0 +1,1 @@
+"""Streaming: a queue longer than the slots, refilled as rows exit."""

@@ -1,0 +1,133 @@
+"""Streaming: a queue of rows runs a tile at a time, and a row that leaves makes room for the next,
+so that none waits for another.
+
+Where all iterations share their weights, rows at different depths run side by side in slots that
+are refilled from the queue (`slots.py`). Where every block has weights of its own, rows that wait
+for the same block are gathered (`cohorts.py`).
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dynexit.core.checks import batch_size, check_step, positive_integer, shapes, stages_of
+from dynexit.core.types import Array, Criterion, Halted, PyTree, Step
+from dynexit.criteria.memory import first_memory
+from dynexit.engine.deferred import completed, parted
+from dynexit.engine.executors.tiling import default_tiling
+from dynexit.engine.streaming.cohorts import run_cohorts
+from dynexit.engine.streaming.slots import run_slots
+
+
+def run_stream(
+    step: Step,
+    queue: PyTree,
+    depth: int,
+    criterion: Criterion,
+    slots: int | None = None,
+    keep_state: bool = True,
+) -> Halted:
+    """Runs a queue of rows, `slots` at a time; a row that halts makes room for the next.
+
+    The step is tied where neither its weights nor what it computes depend on `i`; that is found out
+    while tracing. A tied step runs on rows at iterations of their own, and step and criterion get
+    `i` as int32 `[b]`. Any other runs block by block on the rows that wait for the block, and the
+    criterion gets a scalar `i`.
+
+    Args:
+      step: one step, which keeps the state's shape.
+      queue: leaves `[M, ...]`.
+      depth: blocks at most.
+      criterion: when a row leaves.
+      slots: rows that run together, S; None for the largest tile that `run_until` would take. More
+        than M are cut to M.
+      keep_state: as in `run_until`.
+
+    Returns:
+      `Halted` in the order of the queue, leaves `[M, ...]`; `state` is None without `keep_state`.
+      `rows_executed` counts the rows of all tiles that ran.
+
+    Raises:
+      TypeError, ValueError: a sequence of stages, a faulty step or criterion, an empty queue, depth
+        0, slots below 1.
+
+    Example:
+      >>> import dynexit as dx
+      >>> double = dx.tied_step(lambda p, h: h * p, lambda p, h: h, jnp.float32(2.0))
+      >>> big = dx.Criterion(lambda batch: (), lambda i, output, memory: (output > 8.0, memory))
+      >>> dx.run_stream(double, jnp.array([1.0, 5.0, 3.0]), depth=9, criterion=big, slots=2).exit_depth
+      Array([4, 1, 2], dtype=int32)
+    """
+    slots = checked_slots(step, depth, criterion, slots)
+    return stream(
+        step, queue, np.int32(batch_size(queue, "queue")), depth, criterion, slots, keep_state
+    )
+
+
+def checked_slots(step: Step, depth: int, criterion: Criterion, slots: int | None) -> int | None:
+    """The rows that run together, or None; the other arguments are checked on the way.
+
+    Raises:
+      TypeError, ValueError: as in `run_stream`.
+    """
+    if not isinstance(criterion, Criterion):
+        raise TypeError(f"`criterion` must be a dx.Criterion, got {type(criterion).__name__}")
+    if isinstance(step, (tuple, list)):
+        raise TypeError(
+            f"`step` must be one dx.Step, got a sequence of {len(step)}: all rows of a stream wait in buffers of one shape, which "
+            "the stages of a network would change; `dx.run_until` takes stages"
+        )
+    stages_of(step, depth)
+    return None if slots is None else positive_integer(slots, "slots")
+
+
+@functools.partial(jax.jit, static_argnames=("depth", "slots", "keep_state"))
+def stream(
+    step: Step,
+    queue: PyTree,
+    rows: Array,
+    depth: int,
+    criterion: Criterion,
+    slots: int | None,
+    keep_state: bool,
+) -> Halted:
+    """`run_stream`, its arguments checked, for the first `rows` (int32 `[]`, traced) of the queue;
+    other results are arbitrary.
+    """
+    (stage,) = stages_of(step, depth)
+    count = batch_size(queue, "queue")
+    tiling = default_tiling(queue, count, slots)
+    slots = tiling.sizes[0]
+    _, output = check_step(stage._replace(steps=max(2, stage.steps)), shapes(queue))
+    tied = is_tied(step, queue)
+    step, criterion, read = parted(
+        step, depth, queue, criterion, i=jnp.zeros(count, jnp.int32) if tied else 0
+    )
+    if read is not None:
+        stage = stage._replace(step=step)
+        _, output = check_step(stage, shapes(queue))
+    memory = first_memory(criterion, count, output, stage.steps)
+    run = run_slots if tied else run_cohorts
+    halted = run(
+        stage, queue, rows, criterion, memory, output, slots, tiling, keep_state or read is not None
+    )
+    output, nan_exits = completed(read, halted.output, halted.nan_exits, halted.state, slots)
+    return halted._replace(
+        output=output, nan_exits=nan_exits, state=halted.state if keep_state else None
+    )
+
+
+def is_tied(step: Step, state: PyTree) -> bool:
+    """Whether neither the weights of a step nor what it computes with them depend on `i`; traced,
+    not run.
+    """
+    several = jax.vmap(
+        lambda i, state: step.apply(step.select(i), i, state), in_axes=(0, None), out_axes=None
+    )
+    try:
+        jax.eval_shape(several, jnp.arange(2, dtype=jnp.int32), shapes(state))
+    except ValueError:  # a result that depends on i cannot leave vmap without an axis for it
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""Measured tile costs, and the executor and tile sizes that follow from them."""

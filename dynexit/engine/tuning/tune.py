@@ -1,0 +1,277 @@
+"""`tune`: measures what tiles of a step cost on the device at hand and chooses tile sizes and a
+schedule from it.
+
+The engine's time for a block with n live rows is, to a good approximation, the sum of the costs
+c(s) of its tiles. c is measured with the engine itself, for tiles of 1, 2, 4, ... rows and of the
+whole batch. From it follow the cheapest plan for every n (`tiling.py`), the few sizes that are
+worth compiling, and what every schedule would take:
+
+    compacted   sum over blocks of plan(n_i)        n_i rows live at block i
+    masked      (deepest exit) c(B)
+    per row     sum over blocks of n_i c(1)
+"""
+
+import functools
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.core
+import jax.numpy as jnp
+import numpy as np
+
+from dynexit.core.checks import Stage, batch_size, stages_of
+from dynexit.core.types import Criterion, PyTree, Step
+from dynexit.engine.deferred import parted, read_throughout
+from dynexit.engine.executors.tiling import Tiling, choose_sizes
+from dynexit.engine.run import run_until, walk
+from dynexit.engine.tuning import tune_cache
+
+MEASURED_ROWS = (
+    16  # small tiles are timed on this many rows, so that the weights are read about once
+)
+DRAWS = 32  # batches drawn from the given depths
+
+
+class Tuned(NamedTuple):
+    """What was chosen, and what it is expected to take.
+
+    Attributes:
+      schedule: "compacted", "masked" or "per_row", for `run_until`.
+      tile: a tiling for every stage, for `run_until`.
+      seconds: expected per batch for every schedule and for "full" depth; blocks and exits alone.
+      costs: for every stage the measured seconds of one tile, by its rows.
+      origin: of the costs: "measured", "cache" or "given".
+    """
+
+    schedule: str
+    tile: tuple[Tiling, ...]
+    seconds: dict[str, float]
+    costs: tuple[dict[int, float], ...]
+    origin: str = "measured"
+
+    def __str__(self) -> str:
+        sizes = ", ".join("/".join(map(str, t.sizes)) for t in self.tile)
+        expected = ", ".join(f"{name} {1e3 * s:.3g} ms" for name, s in self.seconds.items())
+        origin = {"cache": "; costs from the cache", "given": "; costs as given"}.get(
+            self.origin, ""
+        )
+        return f"{self.schedule}, tiles of {sizes} rows; expected per batch: {expected}{origin}"
+
+
+def tune(
+    step: Step | Sequence[Step],
+    state: PyTree,
+    depth: int | Sequence[int],
+    exits: Any = None,
+    sizes: Sequence[int] | None = None,
+    repeats: int = 3,
+    cache: str | os.PathLike | None = None,
+    costs: Sequence[dict[int, float]] | None = None,
+    criterion: Criterion | None = None,
+) -> Tuned:
+    """Measures a step on this device and chooses the schedule and the tiles that should be
+    quickest.
+
+    Args:
+      step, state, depth: as for `run_until`, with concrete arrays; B is the batch size to tune for.
+      exits: int `[M]`, the exits that examples left at (`replay(criterion, outputs).exit` on
+        held-out data); None for live row counts of 1..B, all as likely.
+      sizes: tile sizes to try; None for 1, 2, 4, ... and B, or for those of `costs`.
+      repeats: how often each is timed; the quickest counts, since other work on the machine only
+        adds.
+      cache: a JSON file of measured costs. A step, depth, batch and sizes that it knows from a
+        device of the same kind, with as many cores and the same jax, are not measured again; others
+        are measured and added. A file that cannot be read is written over, with a warning.
+      costs: `Tuned.costs` of an earlier call on the same step and batch; nothing is measured then.
+      criterion: that of the runs to come: what it does not read and `read_late` leaves for the end
+        is not measured. None for one that reads all of every exit.
+
+    Returns:
+      `Tuned`; hand `schedule` and `tile` to `run_until`.
+
+    Raises:
+      TypeError, ValueError: as `run_until`; called while tracing; `exits` out of range, `sizes`
+        outside 1..B, `repeats` below 1, `cache` not the path of a file, `costs` that do not fit, or
+        both of these.
+
+    Example:
+      >>> import dynexit as dx
+      >>> step = dx.stacked_step(lambda p, h: jnp.tanh(h @ p), lambda p, h: h, jnp.ones((3, 4, 4)))
+      >>> tuned = dx.tune(step, jnp.ones((6, 4)), depth=3, sizes=(1, 6), repeats=1)
+      >>> [sorted(costs) for costs in tuned.costs]
+      [[1, 6]]
+    """
+    stages_of(step, depth)  # refuses what `parted` could not take apart
+    if not isinstance(criterion, Criterion | None):
+        raise TypeError(
+            f"`criterion` must be a dx.Criterion or None, got {type(criterion).__name__}"
+        )
+    step = read_throughout(step if criterion is None else parted(step, depth, state, criterion)[0])
+    stages, batch = stages_of(step, depth), batch_size(state)
+    spaces, _ = walk(stages, state)
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((step, state))):
+        raise TypeError(
+            "`step` and `state` must be concrete arrays: `tune` measures time, so call it outside of jax.jit"
+        )
+    total = stages[-1].first + stages[-1].steps
+    if repeats < 1:
+        raise ValueError(f"`repeats` must be at least 1, got {repeats}")
+    if cache is not None and costs is not None:
+        raise ValueError(
+            "`cache` and `costs` exclude each other: given costs are neither looked up nor kept"
+        )
+    live = _live_counts(exits, total, batch)
+    if costs is not None:
+        chosen, origin = _given(costs, sizes, len(stages), batch), "given"
+    else:
+        chosen, origin = _known_or_measured(
+            stages, state, spaces, batch, _tried(sizes, batch), repeats, cache
+        )
+    within = lambda stage: live[:, stage.first : stage.first + stage.steps]
+    tilings = tuple(
+        choose_sizes(c, batch, within(stage)) for stage, c in zip(stages, chosen, strict=True)
+    )
+    expected = _expected(stages, chosen, tilings, live, batch)
+    schedule = min((name for name in expected if name != "full"), key=lambda name: expected[name])
+    return Tuned(schedule, tilings, expected, chosen, origin)
+
+
+def _tried(sizes: Sequence[int] | None, batch: int) -> list[int]:
+    tried = (
+        sorted({2**k for k in range(batch.bit_length())} | {batch})
+        if sizes is None
+        else sorted({int(s) for s in sizes})
+    )
+    if not tried or tried[0] < 1 or tried[-1] > batch:
+        raise ValueError(f"`sizes` must be within 1..{batch}, the batch size, got {sizes}")
+    return tried
+
+
+def _given(
+    costs: Any, sizes: Sequence[int] | None, stages: int, batch: int
+) -> tuple[dict[int, float], ...]:
+    """Costs of an earlier call, checked, and cut to `sizes`."""
+    if (
+        not isinstance(costs, (tuple, list))
+        or not all(isinstance(c, dict) and c for c in costs)
+        or len(costs) != stages
+    ):
+        raise ValueError(
+            f"`costs` must be `Tuned.costs`: seconds by rows of a tile for each of the {stages} stages, got {costs!r}"
+        )
+    for c in costs:
+        if min(c) < 1 or max(c) > batch or not all(math.isfinite(s) and s > 0 for s in c.values()):
+            raise ValueError(
+                f"`costs` must be positive seconds of tiles of 1..{batch} rows, the batch size, got {c}"
+            )
+        if missing := sorted({int(s) for s in sizes or ()} - set(c)):
+            raise ValueError(f"`costs` must hold all `sizes`, got none for {missing}")
+    tried = lambda c: sorted(c) if sizes is None else _tried(sizes, batch)
+    return tuple({size: float(c[size]) for size in tried(c)} for c in costs)
+
+
+def _known_or_measured(
+    stages: tuple[Stage, ...],
+    state: PyTree,
+    spaces: tuple[PyTree, ...],
+    batch: int,
+    sizes: list[int],
+    repeats: int,
+    cache: str | os.PathLike | None,
+) -> tuple[tuple[dict[int, float], ...], str]:
+    """Costs by stage, and where they come from."""
+    path = None if cache is None else tune_cache.checked_path(cache)
+    key = "" if path is None else tune_cache.key_of(stages, (state, *spaces[:-1]), batch, sizes)
+    if path is not None and (known := tune_cache.read(path, key, sizes)):
+        return known, "cache"
+    costs = tuple(
+        _measure(stage, s, batch, sizes, repeats)
+        for stage, s in zip(stages, _entering(stages, state), strict=True)
+    )
+    if path is not None:
+        tune_cache.write(path, key, costs)
+    return costs, "measured"
+
+
+def _live_counts(exits: Any, total: int, batch: int) -> np.ndarray:
+    """Rows live at every step of some batches: int64 `[draws, E]`."""
+    if exits is None:
+        return np.repeat(np.linspace(batch, 1, DRAWS).round().astype(int)[:, None], total, axis=1)
+    exits = np.asarray(exits).reshape(-1)
+    if (
+        exits.size == 0
+        or not np.issubdtype(exits.dtype, np.integer)
+        or exits.min() < 0
+        or exits.max() >= total
+    ):
+        raise ValueError(
+            f"`exits` must be integers within 0..{total - 1}, at least one, got {exits.dtype}{list(exits.shape)}"
+        )
+    drawn = np.random.default_rng(0).choice(exits, (DRAWS, batch))
+    return (drawn[:, :, None] >= np.arange(total)).sum(axis=1)
+
+
+def _entering(stages: tuple[Stage, ...], state: PyTree) -> list[PyTree]:
+    """The state of all rows before every stage."""
+    never = Criterion(lambda batch: (), _stay)
+    states = [state]
+    for stage in stages[:-1]:
+        depth = stage.steps * stage.step.blocks
+        states.append(run_until(stage.step, states[-1], depth, never, schedule="masked").state)
+    return states
+
+
+def _stay(i, output, memory):
+    rows = jax.tree.leaves(output)[0].shape[0]
+    return jnp.zeros(rows, bool), memory
+
+
+def _measure(
+    stage: Stage, state: PyTree, batch: int, sizes: Sequence[int], repeats: int
+) -> dict[int, float]:
+    """Seconds of one tile of each size, the engine's own work on it included; never falling with
+    the size.
+    """
+    never = Criterion(lambda batch: (), _stay)
+    depth = stage.steps * stage.step.blocks
+    calls: dict[int, tuple[Callable[[], Any], int]] = {}
+    for size in sizes:
+        tiles = max(1, min(MEASURED_ROWS, batch) // size)
+        rows = jax.tree.map(lambda a, n=tiles * size: a[:n], state)
+        run = functools.partial(
+            run_until,
+            stage.step,
+            rows,
+            depth,
+            never,
+            schedule="compacted",
+            tile=Tiling((size,), (1.0,)),
+            keep_state=False,
+        )
+        jax.block_until_ready(run())
+        calls[size] = run, tiles * stage.steps
+    seconds: dict[int, list[float]] = {size: [] for size in sizes}
+    for _ in range(repeats):
+        for size, (run, tiles) in calls.items():
+            start = time.perf_counter()
+            jax.block_until_ready(run())
+            seconds[size].append((time.perf_counter() - start) / tiles)
+    medians = np.maximum.accumulate([min(seconds[size]) for size in sizes])
+    return {size: float(s) for size, s in zip(sizes, medians, strict=True)}
+
+
+def _expected(stages, costs, tilings, live: np.ndarray, batch: int) -> dict[str, float]:
+    """Seconds per batch by schedule, a mean over the drawn batches."""
+    seconds: dict[str, float] = dict.fromkeys(("compacted", "masked", "per_row", "full"), 0.0)
+    for stage, cost, tiling in zip(stages, costs, tilings, strict=True):
+        n = live[:, stage.first : stage.first + stage.steps]
+        whole = cost[max(cost)] * batch / max(cost)
+        seconds["compacted"] += float(tiling.seconds(batch)[n].sum(axis=1).mean())
+        seconds["masked"] += float((n > 0).sum(axis=1).mean()) * whole
+        seconds["per_row"] += float(n.sum(axis=1).mean()) * cost[min(cost)] / min(cost)
+        seconds["full"] += stage.steps * whole
+    return seconds

@@ -1,0 +1,26 @@
+"""What a trained network answers, what that costs and how long it takes."""
+
+from typing import TYPE_CHECKING
+
+from dynexit._lazy import attach
+
+if TYPE_CHECKING:
+    from dynexit.evaluation.costs import RowCosts as RowCosts
+    from dynexit.evaluation.costs import costs_of as costs_of
+    from dynexit.evaluation.latency import Timing as Timing
+    from dynexit.evaluation.latency import measure as measure
+    from dynexit.evaluation.measure import Evaluated as Evaluated
+    from dynexit.evaluation.measure import evaluate as evaluate
+    from dynexit.evaluation.phases import Phases as Phases
+    from dynexit.evaluation.phases import phases as phases
+    from dynexit.evaluation.phases import phases_by_cut as phases_by_cut
+    from dynexit.evaluation.phases import similarity as similarity
+    from dynexit.evaluation.predictions import predict as predict
+    from dynexit.evaluation.predictions import prepared as prepared
+    from dynexit.evaluation.reports import pictures as pictures
+    from dynexit.evaluation.reports import plots as plots
+    from dynexit.evaluation.reports.reporting import markdown as markdown
+    from dynexit.evaluation.reports.reporting import report as report
+    from dynexit.evaluation.reports.reporting import summary as summary
+
+__getattr__, __dir__ = attach(__name__)

@@ -1,0 +1,65 @@
+"""What is drawn: accuracy per exit, rows per exit, and which points of a curve to keep."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from dynexit.core.labels import exact
+
+
+def per_exit_accuracy(
+    exit_classes: np.ndarray, labels: np.ndarray, grade: Callable[[Any, Any], Any] = exact
+) -> np.ndarray:
+    """float64 `[E]`: accuracy if every row left there. `exit_classes` `[E, M, ...]`, `labels` `[M,
+    ...]`.
+    """
+    return np.array([grade(classes, labels).mean() for classes in exit_classes])
+
+
+def rank_correlation(a: np.ndarray, b: np.ndarray) -> float | None:
+    """Spearman's correlation of two lists `[M]`, ties sharing their rank; None where one of them is
+    constant.
+
+    Example:
+      >>> rank_correlation(np.array([1, 5, 9, 9]), np.array([2, 3, 7, 7]))
+      1.0
+    """
+    from scipy.stats import rankdata
+
+    ranks = [rankdata(x) - (len(x) + 1) / 2 for x in (a, b)]
+    scale = np.sqrt((ranks[0] ** 2).sum() * (ranks[1] ** 2).sum())
+    return float(ranks[0] @ ranks[1] / scale) if scale > 0 else None
+
+
+def spread(values: np.ndarray, count: int) -> np.ndarray:
+    """At most `count` indices whose values lie evenly between the smallest and the largest, in
+    rising order.
+
+    Example:
+      >>> spread(np.array([5.0, 0.0, 1.0, 10.0, 4.9]), 3).tolist()
+      [1, 0, 3]
+    """
+    wanted = np.linspace(values.min(), values.max(), count)
+    nearest = {int(np.argmin(np.abs(values - w))): None for w in wanted}
+    return np.array(sorted(nearest, key=lambda k: values[k]))
+
+
+def depth_histogram(exit: np.ndarray, exits: int) -> np.ndarray:
+    """int64 `[E]`: rows that left at each exit."""
+    return np.bincount(exit, minlength=exits)
+
+
+def upper_envelope(cost: np.ndarray, accuracy: np.ndarray) -> np.ndarray:
+    """Indices, in rising cost, of the points that no cheaper point matches in accuracy.
+
+    Example:
+      >>> upper_envelope(np.array([1.0, 2.0, 3.0]), np.array([0.5, 0.4, 0.9])).tolist()
+      [0, 2]
+    """
+    best, kept = -np.inf, []
+    for k in np.lexsort((-accuracy, cost)):
+        if accuracy[k] > best:
+            kept.append(int(k))
+            best = accuracy[k]
+    return np.array(kept)

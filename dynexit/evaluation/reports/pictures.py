@@ -1,0 +1,112 @@
+"""Test inputs that left early and late, drawn. matplotlib is loaded when the first is drawn."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dynexit.core.labels import IGNORED
+from dynexit.evaluation.reports.plots import DYNAMIC, INK, figure_of, save
+
+
+def examples_by_depth(
+    inputs: Any,
+    labels: np.ndarray,
+    classes: np.ndarray,
+    exit: np.ndarray,
+    content: dict,
+    path: Path,
+    columns: int = 8,
+) -> Path | None:
+    """Test inputs that left early and late: images as pictures, short sequences as rows of colour;
+    wrong answers in red.
+
+    Args:
+      inputs: `[M, H, W]`, `[M, H, W, 1 or 3]` or `[M, n]`.
+      labels, classes: `[M]` or `[M, ...]`, the truth and the answer.
+      exit: `[M]`, the exit taken.
+      content: what `report.report` returned.
+      path: the PNG to write.
+      columns: examples per exit.
+
+    Returns:
+      The path, or None where inputs are neither pictures nor short sequences.
+    """
+    pictures = _as_pictures(inputs)
+    if pictures is None:
+        return None
+    taken = [k for k in range(len(content["depth_of_exit"])) if (exit == k).any()]
+    if len(taken) > 6:
+        taken = [taken[round(i)] for i in np.linspace(0, len(taken) - 1, 6)]
+    from matplotlib import pyplot
+
+    pyplot.close(figure_of()[0])  # sets the backend
+    sequence = pictures.shape[1] == 1
+    columns = 6 if sequence else columns
+    size = (
+        (1.6 * columns + 1.4, 0.45 * len(taken) + 0.6)
+        if sequence
+        else (0.95 * columns + 1.4, 1.15 * len(taken) + 0.6)
+    )
+    figure, axes = pyplot.subplots(
+        len(taken), columns, figsize=size, squeeze=False, layout="constrained"
+    )
+    for ax in axes.ravel():
+        ax.set_xticks([])
+        ax.set_yticks([])
+        ax.spines[:].set_visible(False)
+    look = (
+        {"aspect": "auto", "cmap": "coolwarm", "vmin": 0, "vmax": 1}
+        if sequence
+        else {"cmap": "gray_r"}
+    )
+    for row, k in zip(axes, taken, strict=True):
+        chosen = np.flatnonzero(exit == k)
+        chosen = np.sort(np.random.default_rng(0).permutation(chosen)[:columns])
+        row[0].set_ylabel(
+            f"depth {content['depth_of_exit'][k]}\n{(exit == k).mean():.0%} of rows",
+            rotation=0,
+            ha="right",
+            va="center",
+            fontsize=9,
+            color=INK,
+        )
+        for ax, m in zip(row, chosen, strict=False):
+            ax.imshow(pictures[m], interpolation="nearest", **look)
+            title, right = _answered(classes[m], labels[m], content["classes"])
+            ax.set_title(title, fontsize=7, color=INK if right else DYNAMIC, pad=2)
+    figure.suptitle(
+        f"{content['name']}: easy inputs leave early, hard ones late (wrong answers in red)",
+        color=INK,
+        fontsize=11,
+    )
+    return save(figure, path)
+
+
+def _answered(answer: np.ndarray, label: np.ndarray, names: Sequence[str]) -> tuple[str, bool]:
+    """What stands above an example, and whether its answer is right; many places are counted and
+    not named.
+    """
+    wrong = int(((answer != label) & (label != IGNORED)).sum())
+    if label.ndim:
+        return (
+            f"{wrong} of {int((label != IGNORED).sum())} wrong" if wrong else "right"
+        ), not wrong
+    said, true = names[int(answer)], names[int(label)]
+    return (f"{said}, is {true}" if wrong else said), not wrong
+
+
+def _as_pictures(inputs: Any) -> np.ndarray | None:
+    """`[M, H, W]` or `[M, H, W, 3]` in 0..1, or None."""
+    if not isinstance(inputs, np.ndarray):
+        return None
+    x = inputs.astype(np.float32)
+    if x.ndim in (3, 4) and x.shape[-1] == 1:
+        x = x[..., 0]
+    if x.ndim == 2 and x.shape[1] <= 256:
+        x = x[:, None, :]
+    if not (x.ndim == 3 or (x.ndim == 4 and x.shape[-1] == 3)):
+        return None
+    low, high = x.min(), x.max()
+    return (x - low) / max(high - low, 1e-6)

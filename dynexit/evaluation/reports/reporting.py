@@ -1,0 +1,260 @@
+"""`report.json` and `report.md` of a run."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from dynexit.evaluation.curves import depth_histogram, per_exit_accuracy, rank_correlation
+from dynexit.evaluation.latency import Timing
+from dynexit.evaluation.measure import Evaluated
+
+
+def report(evaluated: Evaluated, point: Any, about: dict) -> dict:
+    """The numbers of a run, as JSON can hold them.
+
+    Args:
+      evaluated: the measurements.
+      point: the operating point, a pytree of arrays.
+      about: what was trained, on what, by which command and how the point was chosen; kept under
+        its own keys.
+
+    Returns:
+      Accuracies are fractions, seconds are for one pass over `rows_timed` rows, FLOPs are per row.
+    """
+    e, t, c = evaluated, evaluated.timings, evaluated.costs
+    accuracy, along = (
+        per_exit_accuracy(e.exit_classes, e.predictions.labels, e.grade),
+        e.timed.efficiency_streamed,
+    )
+    return {
+        "accuracy_full": float(accuracy[-1]),
+        "accuracy_dynamic": float(e.grade(e.classes, e.predictions.labels).mean()),
+        "mean_depth": float(c.depths[e.exit].mean()),
+        "depth": int(c.depths[-1]),
+        "seconds_full": t.full.median,
+        "seconds_dynamic": t.compacted.median,
+        "speedup": t.speedup,
+        "efficiency": t.efficiency,
+        "efficiency_masked": t.efficiency_masked,
+        "efficiency_streamed": t.efficiency_streamed,
+        "efficiency_ceiling": t.ceiling,
+        "flops_ratio": float(c.until[e.exit].mean() / c.full),
+        "flops_ratio_blocks": t.block_ratio,
+        "occupancy": t.occupancy,
+        "seconds_ideal": t.ideal,
+        "seconds_masked": t.masked.median,
+        "seconds_streamed": t.streamed and t.streamed.median,
+        "seconds_spread": {
+            "full": _spread(t.full),
+            "dynamic": _spread(t.compacted),
+            "masked": _spread(t.masked),
+        },
+        "full_program": t.full_program,
+        "full_programs": {name: timing.median for name, timing in t.contenders.items()},
+        "tuned": str(e.tuned) if e.tuned else "not tuned: the engine's default tiles",
+        "rows_timed": t.rows,
+        "examples": len(e.predictions.labels),
+        "flops_full": c.full,
+        "flops_until_exit": c.until.tolist(),
+        "depth_of_exit": c.depths.tolist(),
+        "accuracy_per_exit": accuracy.tolist(),
+        "rows_per_exit": depth_histogram(e.exit, len(accuracy)).tolist(),
+        "live_equals_replay": e.agreement,
+        "nan_exits": e.nan_exits,
+        **_best_fixed(accuracy, c.alone, float(c.until[e.exit].mean()), c.depths),
+        "depth_follows_steps": None if e.steps is None else rank_correlation(e.exit, e.steps),
+        "operating_point": jax.tree.map(lambda a: np.asarray(a).tolist(), point),
+        "curve": {
+            "accuracy": e.curve.accuracy.tolist(),
+            "flops_ratio": (e.curve.cost / c.full).tolist(),
+            "mean_depth": (e.curve.exit_fraction @ c.depths).tolist(),
+        },
+        "timed_points": {
+            "accuracy": e.curve.accuracy[e.timed.index].tolist(),
+            "flops_ratio": (e.curve.cost[e.timed.index] / c.full).tolist(),
+            "seconds_per_row": e.timed.seconds.tolist(),
+            "seconds_per_row_full": e.timed.full,
+            "speedup": e.timed.speedup.tolist(),
+            "flops_ratio_blocks": e.timed.block_ratio.tolist(),
+            "efficiency_streamed": None if along is None else along.tolist(),
+        },
+        **about,
+    }
+
+
+def _best_fixed(accuracy: np.ndarray, alone: np.ndarray, cost: float, depths: np.ndarray) -> dict:
+    """The best depth at which all rows could stop for no more FLOPs, inner exits unread; picked on
+    the test split.
+    """
+    affordable = np.flatnonzero(alone <= cost * (1 + 1e-9))
+    if not affordable.size:
+        return {"accuracy_fixed": None, "depth_fixed": None}
+    best = affordable[np.argmax(accuracy[affordable])]
+    return {"accuracy_fixed": float(accuracy[best]), "depth_fixed": int(depths[best])}
+
+
+def _spread(timing: Timing) -> list[float]:
+    return [timing.low, timing.high]
+
+
+def summary(content: dict) -> list[tuple[str, str, str]]:
+    """Rows (what, full depth, dynamic depth) of the table that is printed and written."""
+    r = content
+    gained = (r["accuracy_dynamic"] - r["accuracy_full"]) * 100
+    per_row = lambda seconds: f"{seconds / r['rows_timed'] * 1e6:.1f} us"
+    return [
+        (
+            "accuracy",
+            f"{r['accuracy_full']:.2%}",
+            f"{r['accuracy_dynamic']:.2%} ({gained:+.2f} points)",
+        ),
+        ("mean depth", f"{r['depth']} blocks", f"{r['mean_depth']:.2f} blocks"),
+        (
+            "FLOPs per row",
+            _flops(r["flops_full"]),
+            f"{_flops(r['flops_full'] * r['flops_ratio'])} ({r['flops_ratio']:.1%})",
+        ),
+        (
+            "seconds for the split",
+            f"{r['seconds_full']:.4f} ({r['full_program']})",
+            f"{r['seconds_dynamic']:.4f}",
+        ),
+        ("time per row", per_row(r["seconds_full"]), per_row(r["seconds_dynamic"])),
+        ("speed-up", "1.00", f"{r['speedup']:.2f}"),
+        ("efficiency (ideal / measured)", "1.00", f"{r['efficiency']:.2f} ({_others(r)})"),
+    ]
+
+
+def _others(r: dict) -> str:
+    others = ("masked", "streamed", "ceiling")
+    return ", ".join(
+        f"{name}: {r[f'efficiency_{name}']:.2f}"
+        for name in others
+        if r[f"efficiency_{name}"] is not None
+    )
+
+
+def _flops(count: float) -> str:
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= size:
+            return f"{count / size:.2f} {unit}FLOP"
+    return f"{count:.0f} FLOP"
+
+
+def markdown(content: dict) -> str:
+    """The report for people."""
+    r = content
+    title = f"# {r['name']}\n\n{r['summary'].strip()}\n"
+    trained = _section(
+        "What was trained",
+        [
+            f"- {r['data']['train']} training, {r['data']['calibration']} calibration and {r['data']['test']} test examples.",
+            f"- {r['parameters']:,} parameters, {r['training']['step']} optimizer steps, seed {r['seed']}, measured on "
+            f"{r['hardware']}.",
+            f"- Chosen on the calibration split: {r['calibration']['chosen_by']}. Expected there: accuracy "
+            f"{r['calibration']['accuracy']:.2%} at {r['calibration']['flops_ratio']:.1%} of the FLOPs (full depth "
+            f"{r['calibration']['accuracy_full']:.2%}).",
+        ],
+    )
+    main = _table(
+        ("test split, " + f"{r['examples']} examples", "full depth", "dynamic depth"), summary(r)
+    )
+    s = r["seconds_spread"]
+    notes = [
+        f"- Measured in one interleaved run on {r['rows_timed']} rows in batches of {r['batch_size']}, median of "
+        f"{r['repeats']} (lowest-highest): "
+        f"full {r['seconds_full']:.4f} s ({s['full'][0]:.4f}-{s['full'][1]:.4f}), dynamic {r['seconds_dynamic']:.4f} s "
+        f"({s['dynamic'][0]:.4f}-{s['dynamic'][1]:.4f}), masked {r['seconds_masked']:.4f} s "
+        f"({s['masked'][0]:.4f}-{s['masked'][1]:.4f}).",
+        f"- Full depth is the quickest of {', '.join(r['full_programs'])}, and reads the last exit alone. Ideal time is its "
+        f"time x {r['flops_ratio_blocks']:.3f}, the fraction of block FLOPs needed: {r['seconds_ideal']:.4f} s. The "
+        f"compacted schedule was {r['occupancy']:.1%} occupied. The ceiling is the efficiency of all rows leaving together at "
+        "about the mean depth: what reading exits and asking the rule leave to any schedule.",
+        f"- Schedule and tiles, chosen with the exits of the calibration split: {r['tuned']}.",
+        *_streamed(r["timed_points"]),
+        *_fixed(r),
+        *_follows(r),
+        f"- Live answers and exits equal the replay of stored outputs for {r['live_equals_replay']:.2%} of the rows; "
+        f"{r['nan_exits']} exits held a NaN.",
+    ]
+    rows = [
+        (str(k), str(d), f"{a:.2%}", str(n), f"{f / r['flops_full']:.1%}")
+        for k, (d, a, n, f) in enumerate(
+            zip(
+                r["depth_of_exit"],
+                r["accuracy_per_exit"],
+                r["rows_per_exit"],
+                r["flops_until_exit"],
+                strict=True,
+            )
+        )
+    ]
+    exits = _table(
+        ("exit", "depth", "accuracy if all left here", "rows that left here", "FLOPs"), rows
+    )
+    point = "\n".join(
+        f"- {name}: {_numbers(values)}" for name, values in _named(r["operating_point"])
+    )
+    plots = "\n".join(f"![{name}]({name}.png)\n" for name in r["plots"])
+    again = f"```\n{r['command']}\n```\n" + "\n".join(
+        f"- {k} {v}" for k, v in r["versions"].items()
+    )
+    again += f"\n- commit {r['commit']}" if r["commit"] else ""
+    return (
+        f"{title}\n{trained}\n## Result\n\n{main}\n"
+        + "\n".join(notes)
+        + f"\n\n## Exits\n\n{exits}\n"
+        f"Operating point:\n\n{point}\n\n## Plots\n\n{plots}\n## How to reproduce\n\n{again}\n"
+    )
+
+
+def _streamed(points: dict) -> list[str]:
+    found = points["efficiency_streamed"]
+    if found is None:
+        return []
+    listed = ", ".join(
+        f"{e:.2f} at {share:.0%}"
+        for e, share in zip(found, points["flops_ratio_blocks"], strict=True)
+    )
+    return [f"- Throughput of the stream along the curve: efficiency {listed} of the block FLOPs."]
+
+
+def _fixed(r: dict) -> list[str]:
+    if r["accuracy_fixed"] is None:
+        return ["- No fixed depth costs as little."]
+    better = (r["accuracy_dynamic"] - r["accuracy_fixed"]) * 100
+    return [
+        f"- The best fixed depth of no more FLOPs is {r['depth_fixed']}, with accuracy {r['accuracy_fixed']:.2%}: dynamic depth "
+        f"differs by {better:+.2f} points."
+    ]
+
+
+def _follows(r: dict) -> list[str]:
+    found = r["depth_follows_steps"]
+    if found is None:
+        return []
+    return [
+        f"- Depth taken and sequential steps that the example needs: Spearman's correlation {found:.2f}."
+    ]
+
+
+def _section(title: str, lines: list[str]) -> str:
+    return f"## {title}\n\n" + "\n".join(lines) + "\n"
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows]) + "\n"
+
+
+def _named(point: Any) -> list[tuple[str, Any]]:
+    if isinstance(point, dict):
+        return [
+            (f"{k} {name}".strip(), value) for k, v in point.items() for name, value in _named(v)
+        ]
+    return [("", point)]
+
+
+def _numbers(values: Any) -> str:
+    return ", ".join(f"{v:.4g}" for v in np.atleast_1d(np.asarray(values, np.float64)).ravel())

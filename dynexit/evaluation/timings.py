@@ -1,0 +1,259 @@
+"""Seconds of full and of dynamic depth on the test split, side by side in one run."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dynexit.calibration.curve import Curve
+from dynexit.core.settings import Evaluation
+from dynexit.core.types import Experiment, PyTree
+from dynexit.engine.tuning.tune import Tuned
+from dynexit.evaluation import latency
+from dynexit.evaluation.costs import RowCosts
+from dynexit.evaluation.curves import spread
+from dynexit.evaluation.latency import Ran, Timing
+
+FEW = 8  # batches that contenders and curve points are timed on
+
+
+class Timings(NamedTuple):
+    """Seconds for the timed rows of the test split, all in one interleaved run.
+
+    Attributes:
+      rows: rows timed: the split, or as many of it as were asked for in whole batches, evenly
+        spread; a last batch is filled up with the first of them.
+      tile: rows of the quickest full-depth program's tiles; None for the whole batch.
+      full, compacted, masked: seconds.
+      streamed: seconds of `run_stream` with all rows as one queue, where the weights are tied; else
+        None.
+      together: seconds if all rows left together at about the mean depth: exits are read and the
+        rule is asked as ever, and no row is moved or waited for.
+      together_ratio: FLOPs of the blocks up to there, as a fraction of all blocks.
+      contenders: all full-depth programs, seconds on the first batches, of which the quickest was
+        taken.
+      block_ratio: FLOPs of the blocks that the timed rows needed, as a fraction of all blocks.
+      occupancy: rows x blocks that rows needed, as a fraction of those that the compacted schedule
+        ran.
+    """
+
+    rows: int
+    tile: int | None
+    full: Timing
+    compacted: Timing
+    masked: Timing
+    streamed: Timing | None
+    together: Timing
+    together_ratio: float
+    contenders: dict[str, Timing]
+    block_ratio: float
+    occupancy: float
+
+    @property
+    def full_program(self) -> str:
+        """Name of the quickest full-depth program among the contenders."""
+        return named(self.tile)
+
+    @property
+    def ideal(self) -> float:
+        """Seconds of full depth x fraction of block FLOPs needed."""
+        return self.full.median * self.block_ratio
+
+    @property
+    def speedup(self) -> float:
+        """Seconds of full depth / seconds of dynamic depth."""
+        return self.full.median / self.compacted.median
+
+    @property
+    def efficiency(self) -> float:
+        """Ideal seconds / seconds of dynamic depth."""
+        return self.ideal / self.compacted.median
+
+    @property
+    def efficiency_masked(self) -> float:
+        """The same for the masked schedule."""
+        return self.ideal / self.masked.median
+
+    @property
+    def efficiency_streamed(self) -> float | None:
+        """The same for the stream."""
+        return None if self.streamed is None else self.ideal / self.streamed.median
+
+    @property
+    def ceiling(self) -> float:
+        """The efficiency that exits and rule leave to any schedule: that of all rows leaving
+        together.
+        """
+        return self.full.median * self.together_ratio / self.together.median
+
+
+class TimedPoints(NamedTuple):
+    """Some points of the curve, timed in one run beside full depth.
+
+    Attributes:
+      index: int64 `[P]`, which points of the curve.
+      speedup: float64 `[P]`, seconds of full depth / seconds at the point.
+      seconds: float64 `[P]`, per row.
+      full: seconds per row of full depth.
+      streamed: float64 `[P]`, seconds per row of `run_stream`, where the weights are tied; else
+        None.
+      block_ratio: float64 `[P]`, FLOPs of the blocks that the timed rows needed, as a fraction of
+        all blocks.
+    """
+
+    index: np.ndarray
+    speedup: np.ndarray
+    seconds: np.ndarray
+    full: float
+    streamed: np.ndarray | None
+    block_ratio: np.ndarray
+
+    @property
+    def efficiency_streamed(self) -> np.ndarray | None:
+        """float64 `[P]`: 1 where the stream's throughput follows the mean depth."""
+        return None if self.streamed is None else self.full * self.block_ratio / self.streamed
+
+
+class Programs(NamedTuple):
+    """Compiled calls on one batch of prepared inputs; `streamed` on several at once, or None where
+    weights are not tied.
+
+    `full` by the rows of its tiles, None for the whole batch; `together` takes such a number and
+    the exit at which all leave.
+    """
+
+    full: dict[int | None, Callable[[PyTree], jax.Array]]
+    dynamic: Callable[[PyTree, PyTree], Ran]
+    masked: Callable[[PyTree, PyTree], Ran]
+    streamed: Callable[[PyTree, PyTree], Ran] | None
+    together: Callable[[PyTree, PyTree, int, int | None], jax.Array]
+
+
+def named(tile: int | None) -> str:
+    """What the full-depth program in tiles of so many rows is called: "full" or "full tiled T"."""
+    return "full" if tile is None else f"full tiled {tile}"
+
+
+def programs(
+    experiment: Experiment,
+    params: PyTree,
+    batch_size: int,
+    tuned: Tuned | None = None,
+    tied: bool = False,
+) -> Programs:
+    """What is compared: full depth whole and in tiles; dynamic depth as tuned, masked, streamed (if
+    tied) and all rows together.
+    """
+    model, method = experiment.model, experiment.method
+    tiles = [
+        None,
+        *(tile for tile in latency.TILES if tile < batch_size and batch_size % tile == 0),
+    ]
+    full = {
+        tile: jax.jit(lambda p, x, t=tile: latency.full_depth(model, method, p, x, t))
+        for tile in tiles
+    }
+    chosen = ("auto", None) if tuned is None else (tuned.schedule, tuned.tile)
+    run = jax.jit(lambda p, point, x: latency.dynamic_depth(model, method, p, point, x, *chosen))
+    masked = jax.jit(
+        lambda p, point, x: latency.dynamic_depth(model, method, p, point, x, "masked")
+    )
+    stream = jax.jit(lambda p, point, x: latency.streamed_depth(model, method, p, point, x))
+    together = jax.jit(
+        functools.partial(latency.depth_together, model, method), static_argnames="tile"
+    )
+    return Programs(
+        {tile: lambda x, f=f: f(params, x) for tile, f in full.items()},
+        lambda point, x: run(params, point, x),
+        lambda point, x: masked(params, point, x),
+        (lambda point, x: stream(params, point, x)) if tied else None,
+        lambda point, x, exit, tile: together(params, point, x, jnp.int32(exit), tile=tile),
+    )
+
+
+def timed_rows(rows: int, evaluation: Evaluation) -> np.ndarray:
+    """Which rows of the split are timed: all, or whole batches of them evenly spread, for a split
+    may be in order of difficulty.
+
+    Example:
+      >>> timed_rows(10, Evaluation(batch_size=2, timed_rows=3)).tolist()
+      [0, 2, 5, 7]
+    """
+    if evaluation.timed_rows is None:
+        return np.arange(rows)
+    wanted = min(rows, -(-evaluation.timed_rows // evaluation.batch_size) * evaluation.batch_size)
+    return np.arange(wanted) * rows // wanted
+
+
+def time_all(
+    calls: Programs,
+    point,
+    batches,
+    evaluation,
+    costs: RowCosts,
+    exits: np.ndarray,
+    occupancy: float,
+) -> Timings:
+    """Full depth and the schedules on all timed batches, whose rows leave at `exits`."""
+    few = batches[:FEW]
+    contenders = latency.measure(
+        {named(t): lambda t=t: [calls.full[t](x) for x in few] for t in calls.full}, repeats=3
+    )
+    tile = min(calls.full, key=lambda t: contenders[named(t)].median)
+    until = np.cumsum(costs.blocks) / costs.blocks.sum()
+    ratio = float(np.mean(until[exits]))
+    near = int(np.argmin(np.abs(until - ratio)))
+    compared: dict[str, Callable[[], Any]] = {
+        "full": lambda: [calls.full[tile](x) for x in batches],
+        "compacted": lambda: [calls.dynamic(point, x) for x in batches],
+        "masked": lambda: [calls.masked(point, x) for x in batches],
+        "together": lambda: [calls.together(point, x, near, tile) for x in batches],
+    }
+    if calls.streamed is not None:
+        stream, queue = calls.streamed, jax.tree.map(lambda *a: jnp.concatenate(a), *batches)
+        compared["streamed"] = lambda: stream(point, queue)
+    timing = latency.measure(compared, evaluation.repeats)
+    dynamic = timing["compacted"], timing["masked"], timing.get("streamed")
+    together = timing["together"], float(until[near])
+    return Timings(
+        len(exits), tile, timing["full"], *dynamic, *together, contenders, ratio, occupancy
+    )
+
+
+def time_points(
+    calls: Programs, points, drawn: Curve, batches, evaluation, costs: RowCosts, tile: int | None
+) -> TimedPoints:
+    """Some of the curve's points on the first batches, beside full depth in tiles of `tile` rows."""
+    index = spread(drawn.cost, 8)
+    few = batches[:FEW]
+    queue = jax.tree.map(lambda *a: jnp.concatenate(a), *few)
+    rows = len(jax.tree.leaves(queue)[0])
+    until = np.cumsum(costs.blocks) / costs.blocks.sum()
+    every: dict[str, Callable[[], Any]] = {"full": lambda: [calls.full[tile](x) for x in few]}
+    ran: dict[int, list[Ran]] = {}
+
+    def dynamic(k: int, point: PyTree) -> list[Ran]:
+        ran[k] = [calls.dynamic(point, x) for x in few]
+        return ran[k]
+
+    for k in index:
+        one = jax.tree.map(lambda a, k=k: a[k], points)
+        every[str(k)] = functools.partial(dynamic, k, one)
+        if calls.streamed is not None:
+            every[f"{k} streamed"] = lambda one=one, stream=calls.streamed: stream(one, queue)
+    timing = latency.measure(every, max(1, evaluation.repeats // 2))
+    seconds = np.array([timing[str(k)].median for k in index])
+    streamed = (
+        None
+        if calls.streamed is None
+        else np.array([timing[f"{k} streamed"].median for k in index]) / rows
+    )
+    full = timing["full"].median
+    left = [
+        np.searchsorted(costs.depths, np.concatenate([r.exit_depth for r in ran[k]])) for k in index
+    ]
+    ratio = np.array([until[exits].mean() for exits in left])
+    return TimedPoints(index, full / seconds, seconds / rows, full / rows, streamed, ratio)

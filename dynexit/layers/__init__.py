@@ -1,0 +1,1 @@
+"""Layers that the models share; flax is imported here and in `models`."""

@@ -1,0 +1,1 @@
+"""Methods that exit from a network of untied blocks."""

@@ -1,0 +1,95 @@
+"""Adaptive computation time: halting probabilities are spent step by step, the answer is the mean
+they weight, pondering costs.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from dynexit import criteria
+from dynexit.core.types import Array, Criterion, Method, PyTree
+from dynexit.methods.answers import accuracy, candidate_levels, predict
+from dynexit.objectives.act import act_account
+from dynexit.objectives.multi_exit import multi_exit_cross_entropy
+
+THRESHOLDS = (*(j / 20 for j in range(20)), 0.975, 0.99, 1.0)  # 1.0 is never passed: full depth
+
+
+def act(tau: float = 0.01, label_smoothing: float = 0.0, thresholds: Any = THRESHOLDS) -> Method:
+    """The loss of the mean answer and a price on pondering, and rows that leave once their
+    probability is spent.
+
+    Training: L_b = CE_b(mean answer at the halting step) + tau mean over the places (n + R).
+      Inference: leave at the first step
+    where h_n > t at every place; the answer there is the mean as if this step were the last.
+
+    Args:
+      tau: price of a step, at least 0; too high and every row takes one step, too low and all take
+        the most.
+      label_smoothing: in 0..1.
+      thresholds: candidates for t, `[K]`, each in 0..1; 1 is full depth and must be among them. Up
+        to 1 - epsilon of the model, t is ACT's own rule with epsilon = 1 - t (exactly so where a
+        row has one halting logit); above it, steps of weight 0 are added.
+
+    Returns:
+      `Method`. The model is an averaged one (`dx.transforms.averaged`,
+      `dx.models.universal_transformer(halting=...)`), one exit a
+      step: `{"logits": [N, B, ..., C], "accumulated": [N, B] or [N, B, ...], "gate": [N, B]}`. A
+        point is `{"threshold": []}`.
+      Metrics: ponder (n + R), mean_steps (n), both means over places; row_steps, the steps that a
+        row takes until all its places
+      have halted, and at_limit, the fraction of rows in which some place never did;
+      accuracy_halted, of the answer at the halting step, and accuracy_exit_first.
+
+    Raises:
+      ValueError: `tau` negative, `thresholds` outside 0..1 or without 1; from the objective,
+        outputs that are not averaged.
+
+    Example:
+      >>> method = act(tau=0.1)
+      >>> sums = jnp.array([[0.3, 0.9], [0.7, 1.0], [1.0, 1.0]])  # [N=3, B=2]
+      >>> outputs = {"logits": jnp.zeros((3, 2, 4)), "accumulated": sums, "gate": sums}
+      >>> loss, metrics = method.objective(outputs, jnp.array([0, 1]), jnp.float32(0.0))
+      >>> [round(x, 4) for x in loss.tolist()]  # ln 4 + 0.1 (3 + 0.3) and ln 4 + 0.1 (2 + 0.1)
+      [1.7163, 1.5963]
+
+    Source: Graves 2016; Dehghani et al. 2019 for places. Deviations: the last step always gets the
+      remainder; thresholds other than
+    1 - epsilon are ours. No entropy of halting is logged: the weights are those of a mean, not a
+    distribution of the halting step.
+    """
+    if not tau >= 0:
+        raise ValueError(f"`tau` must be at least 0, got {tau}")
+    levels = candidate_levels(thresholds, full=1.0, high=1.0)
+
+    def objective(
+        outputs: PyTree, labels: Array, progress: Array
+    ) -> tuple[Array, dict[str, Array]]:
+        if not isinstance(outputs, dict) or "accumulated" not in outputs:
+            raise ValueError(
+                "`outputs` must have the entry 'accumulated': act wants an averaged model (dx.transforms.averaged)"
+            )
+        logits, account = outputs["logits"], act_account(outputs["accumulated"])
+        places = tuple(range(1, account.updates.ndim))
+        ponder = account.ponder.mean(axis=places)
+        halted = logits[
+            -1
+        ]  # steps after halting have weight 0: the last mean is that of the halting step
+        metrics = {
+            "ponder": ponder,
+            "mean_steps": account.updates,
+            "row_steps": account.updates.max(axis=places),
+            "at_limit": account.at_limit.any(axis=places),
+            "accuracy_halted": accuracy(halted, labels),
+            "accuracy_exit_first": accuracy(logits[0], labels),
+        }
+        loss = multi_exit_cross_entropy(halted[None], labels, label_smoothing)[0] + tau * ponder
+        return loss, {name: rows.mean(dtype=jnp.float32) for name, rows in metrics.items()}
+
+    def criterion(point: PyTree) -> Criterion:
+        return criteria.gate_above(point["threshold"])
+
+    def candidates(outputs: PyTree, labels: Array, costs: Array) -> PyTree:
+        return {"threshold": jnp.asarray(levels)}
+
+    return Method(objective, criterion, candidates, predict)

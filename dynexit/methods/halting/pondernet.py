@@ -1,0 +1,103 @@
+"""PonderNet: each step says how likely it is to be the last; rows leave at a quantile of that (the
+Q-exit of PALBERT).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dynexit import criteria
+from dynexit.core.types import Array, Criterion, Method, PyTree
+from dynexit.engine import replay
+from dynexit.methods.answers import accuracy, candidate_levels, predict
+from dynexit.objectives.multi_exit import multi_exit_cross_entropy
+from dynexit.objectives.ponder import geometric_last, kl_prior_posterior, ponder_loss
+
+QUANTILES = (*(j / 40 for j in range(40)), 0.99, 0.999, 1.0)  # 1.0 is never passed: full depth
+
+
+def pondernet(
+    prior_rate: float = 0.2,
+    beta: float = 0.01,
+    prior: Callable[[int, float], Array] = geometric_last,
+    divergence: Callable[[Array, Array], Array] = kl_prior_posterior,
+    label_smoothing: float = 0.0,
+    quantiles: Any = QUANTILES,
+) -> Method:
+    """Halting as a latent variable with a truncated geometric prior, and a deterministic exit.
+
+    Training: L_b = sum_n p_nb CE_nb + beta D(p_b, g), the last step takes what is left of p.
+      Inference: leave at the first n with
+    F_n = sum_{i<=n} p_i > q.
+
+    Args:
+      prior_rate: rate of the prior, in 0..1 exclusive; a hint about compute, 1 / rate steps where N
+        is large.
+      beta: weight of the KL; 0.01 from scratch, 0.5 in PALBERT's fine-tuning.
+      prior: `prior(N, rate) -> log g [N]`: `geometric_last` or `geometric_renormalised`.
+      divergence: `kl_prior_posterior`, of the released code, or `kl_posterior_prior`, of the paper.
+      label_smoothing: in 0..1.
+      quantiles: candidates for q, `[K]`, each in 0..1; 1 is full depth and must be among them.
+
+    Returns:
+      `Method`. Outputs are `{"logits": [N, B, C], "halt_logit": [N, B]}`, one exit a step; a point
+      is `{"quantile": []}`.
+      Metrics: expected_loss, kl, mean_steps (of p), halting_entropy; q_accuracy, q_steps and
+        q_at_limit, the fraction of rows at
+      the last step, at the Q-exit with q = 0.5; accuracy_exit_first, accuracy_exit_last.
+
+    Raises:
+      ValueError: `beta` negative, `prior_rate` not between 0 and 1, `quantiles` outside 0..1 or
+        without 1.
+
+    Example:
+      >>> method = pondernet()
+      >>> outputs = {"logits": jnp.zeros((5, 2, 4)), "halt_logit": jnp.zeros((5, 2))}
+      >>> loss, metrics = method.objective(outputs, jnp.array([0, 1]), jnp.float32(0.0))
+      # F_1 = 0.5 is not above 0.5
+      >>> print(f"{metrics['mean_steps']:.4f} {metrics['q_steps']:.0f}")
+      1.9375 2
+
+    Source: Banino et al. 2021, PonderNet; Balagansky and Gavrilov 2022, PALBERT, for the Q-exit
+      and, from its released code, the
+    prior's tail and the direction of the KL.
+    """
+    quantiles = candidate_levels(quantiles, full=1.0, high=1.0, name="quantiles")
+    if not beta >= 0:
+        raise ValueError(f"`beta` must be at least 0, got {beta}")
+    prior(1, prior_rate)  # refuses a wrong rate here and not in the first training step
+
+    def objective(
+        outputs: PyTree, labels: Array, progress: Array
+    ) -> tuple[Array, dict[str, Array]]:
+        if not isinstance(outputs, dict) or not {"logits", "halt_logit"} <= set(outputs):
+            raise ValueError(
+                "`outputs` must have the entries 'logits' and 'halt_logit': pondernet wants a model that halts"
+            )
+        logits, halt_logits = outputs["logits"], outputs["halt_logit"]
+        steps = len(logits)
+        losses = multi_exit_cross_entropy(logits, labels, label_smoothing)
+        ponder = ponder_loss(losses, halt_logits, prior(steps, prior_rate), beta, divergence)
+        halted = replay(criteria.cumulative_halting_above(0.5), jax.lax.stop_gradient(outputs))
+        metrics = {
+            "expected_loss": ponder.expected_loss,
+            "kl": ponder.kl,
+            "mean_steps": ponder.mean_steps,
+            "halting_entropy": ponder.entropy,
+            "q_accuracy": accuracy(halted.output, labels),
+            "q_steps": halted.exit + 1,
+            "q_at_limit": halted.exit == steps - 1,
+            "accuracy_exit_first": accuracy(logits[0], labels),
+            "accuracy_exit_last": accuracy(logits[-1], labels),
+        }
+        return ponder.loss, {name: rows.mean(dtype=jnp.float32) for name, rows in metrics.items()}
+
+    def criterion(point: PyTree) -> Criterion:
+        return criteria.cumulative_halting_above(point["quantile"])
+
+    def candidates(outputs: PyTree, labels: Array, costs: Array) -> PyTree:
+        return {"quantile": jnp.asarray(quantiles)}
+
+    return Method(objective, criterion, candidates, predict)

@@ -1,0 +1,1 @@
+"""Methods for networks whose block is iterated."""

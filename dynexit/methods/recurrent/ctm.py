@@ -1,0 +1,89 @@
+"""Certainty over ticks: a network learns at its best tick and at its most certain one, and a row
+leaves once it is certain.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dynexit import criteria
+from dynexit.core.labels import exact
+from dynexit.core.types import Array, Criterion, Method, PyTree
+from dynexit.methods.answers import candidate_levels, predict
+from dynexit.objectives.multi_exit import multi_exit_cross_entropy
+from dynexit.transforms.best_so_far import certainty
+
+CLOSE = (0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995, 0.9998, 0.9999, 0.99999)
+THRESHOLDS = (*(j / 20 for j in range(19)), *CLOSE, 1.0)  # 1.0 is never passed: full depth
+
+
+def ctm(thresholds: Any = THRESHOLDS) -> Method:
+    """The loss of the continuous thought machine, without a price on ticks, and its exit by
+    certainty.
+
+    Training: certainty c_tb = 1 - H(p_tb) / ln C, the mean over places where there are several; for
+      each row b
+    L_b = (CE at argmin_t CE_tb + CE at argmax_t c_tb) / 2, the first of equals. Inference: leave at
+    the first tick with c > t. Of a row's places the mean decides and not each of them, in the loss
+    as at the exit, so that the ticks that a threshold picks are ordered as those were that the loss
+    picked. A row that never passes the threshold answers at its last tick, or, of a model in
+    `dx.transforms.most_certain`, at its most certain one, as the authors read theirs: the last
+    ticks, which the loss may never pick, can be worse than those before.
+
+    Args:
+      thresholds: candidates for t, `[K]`, each in 0..1; 1 is full depth and must be among them.
+
+    Returns:
+      `Method`, for any model with an exit a tick: logits `[E, B, ..., C]` (`dx.models.ctm`), or a
+      dict with "logits", and with "current" where these are not of this tick
+      (`dx.transforms.most_certain`). A point is `{"threshold": []}`. Metrics: loss_least and
+      tick_least, where the loss is least (found by the labels, so no accuracy is reported there);
+      loss_certain, tick_certain and accuracy_certain, where the row is most certain;
+      accuracy_exit_last, of the last tick itself. Ticks count from 1.
+
+    Raises:
+      ValueError: `thresholds` outside 0..1 or without 1; from the objective, logits of one class.
+
+    Example:
+      >>> logits = jnp.array([[[2.0, 0.0]], [[0.0, 1.0]], [[0.0, 0.0]]])  # three ticks of one row
+      >>> loss, metrics = ctm().objective(logits, jnp.array([1]), jnp.float32(0.0))
+      >>> [float(metrics[name]) for name in ("tick_least", "tick_certain", "accuracy_certain")]
+      [2.0, 1.0, 0.0]
+
+    Source: Darlow et al. 2025, arXiv 2505.05522, and the losses of its released code. Deviation:
+      the authors run all ticks
+    and read the most certain one; a row that passes a threshold here is the most certain that it
+    has been so far.
+    """
+    levels = candidate_levels(thresholds, full=1.0, high=1.0)
+
+    def objective(
+        outputs: PyTree, labels: Array, progress: Array
+    ) -> tuple[Array, dict[str, Array]]:
+        logits = (
+            outputs.get("current", outputs["logits"]) if isinstance(outputs, Mapping) else outputs
+        )
+        losses = multi_exit_cross_entropy(logits, labels)
+        right = jax.vmap(lambda z: exact(predict(z), labels))(logits)  # [E, B]
+        least, most = losses.argmin(axis=0), jax.vmap(certainty)(logits).argmax(axis=0)
+        at = lambda values, tick: jnp.take_along_axis(values, tick[None], axis=0)[0]
+        metrics = {
+            "loss_least": at(losses, least),
+            "loss_certain": at(losses, most),
+            "tick_least": least + 1,
+            "tick_certain": most + 1,
+            "accuracy_certain": at(right, most),
+            "accuracy_exit_last": right[-1],
+        }
+        loss = (metrics["loss_least"] + metrics["loss_certain"]) / 2
+        return loss, {name: rows.mean(dtype=jnp.float32) for name, rows in metrics.items()}
+
+    def criterion(point: PyTree) -> Criterion:
+        return criteria.gate_above(point["threshold"], certainty)
+
+    def candidates(outputs: PyTree, labels: Array, costs: Array) -> PyTree:
+        return {"threshold": jnp.asarray(levels)}
+
+    return Method(objective, criterion, candidates, predict)

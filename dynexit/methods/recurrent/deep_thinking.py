@@ -1,0 +1,108 @@
+"""Deep thinking: a recurrent network trained to make progress from wherever it stands, and stopped
+once its answer has settled.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dynexit import criteria
+from dynexit.core.checks import one_depth, positive_integer
+from dynexit.core.types import Array, Criterion, Method, Model, PyTree
+from dynexit.engine.gradients.truncated import run_truncated
+from dynexit.engine.steps import every_iteration
+from dynexit.methods.answers import accuracy, candidate_levels, logits_of, predict
+from dynexit.objectives.multi_exit import multi_exit_cross_entropy
+
+THRESHOLDS = (0.0, *(10.0**e for e in np.arange(-6.0, -0.9, 0.25)))  # 0 is never passed: full depth
+
+
+def deep_thinking(
+    most: int,
+    alpha: float = 1.0,
+    thresholds: Any = THRESHOLDS,
+    settled: int = 2,
+) -> Method:
+    """The progressive loss of DT-recall, and an exit where the answer has stopped moving.
+
+    Training: n ~ U{0..m-1} iterations without gradients, then k ~ U{1..m-n} with them, L_prog = CE
+      after n + k; beside it
+    L_m = CE after m iterations from the start; L = (1 - alpha) L_m + alpha L_prog. One (n, k) a
+    step, for all rows. Where exits
+    are several iterations apart n and k still count iterations: a network seen at every fourth
+      alone learns to swing in between.
+    Inference: leave once KL(p_{i-1} || p_i) < t at every place, for `settled` exits in a row.
+
+    Args:
+      most: m, iterations in training; the model may have more, for tests on larger problems.
+      alpha: in 0..1; 1 is the cheapest, for L_m is not computed.
+      thresholds: candidates for t in nats, `[K]`, at least 0; 0 is full depth and must be among
+        them.
+      settled: exits in a row.
+
+    Returns:
+      `Method`. The model is weight-tied, its state has the entries "input" and "h"
+      (`dx.models.deep_thinking`), its outputs are logits `[E, B, ..., C]`; a point is
+      `{"threshold": []}`. Metrics: iterations (n + k), loss_progressive, accuracy after them, and
+      with alpha below 1 loss_full and accuracy_full.
+
+    Raises:
+      TypeError, ValueError: `most` or `settled` below 1, `alpha` outside 0..1, `thresholds`
+        negative or without 0; from the loss, a model of fewer than `most` iterations.
+
+    Source: Bansal et al. 2022, arXiv 2202.05826, algorithm 1. The exit is ours: theirs runs a fixed
+      number of iterations or takes
+    the most confident of all.
+    """
+    positive_integer(most, "most")
+    positive_integer(settled, "settled")
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"`alpha` must lie in 0..1, got {alpha}")
+    levels = candidate_levels(thresholds, full=0.0)
+
+    def loss(
+        model: Model, params: PyTree, inputs: PyTree, labels: Array, key: Array, progress: Array
+    ) -> tuple[Array, dict[str, Array]]:
+        if one_depth(model) < most:
+            raise ValueError(
+                f"`model` has {model.depth} iterations, fewer than the {most} of training (`most`)"
+            )
+        step, state = every_iteration(model.steps(params)), model.embed(params, inputs)
+
+        def after(free: Any, steps: Any) -> tuple[Array, Array]:
+            _, output = run_truncated(step, state, free, steps, most, ("input",))
+            return multi_exit_cross_entropy(logits_of(output)[None], labels)[0], accuracy(
+                output, labels
+            )
+
+        free, steps = progress_drawn(key, most)
+        losses, right = after(free, steps)
+        metrics = {"iterations": free + steps, "loss_progressive": losses.mean(), "accuracy": right}
+        if alpha < 1:
+            whole, right = after(0, most)
+            losses = alpha * losses + (1 - alpha) * whole
+            metrics |= {"loss_full": whole.mean(), "accuracy_full": right}
+        return losses, {name: jnp.float32(value) for name, value in metrics.items()}
+
+    def criterion(point: PyTree) -> Criterion:
+        return criteria.persistently(settled, criteria.divergence_below(point["threshold"]))
+
+    def candidates(outputs: PyTree, labels: Array, costs: Array) -> PyTree:
+        return {"threshold": jnp.asarray(levels)}
+
+    return Method(None, criterion, candidates, predict, loss)
+
+
+def progress_drawn(key: Array, most: int) -> tuple[Array, Array]:
+    """n ~ U{0..m-1} and k ~ U{1..m-n}, int32 `[]`; the key is consumed.
+
+    Example:
+      >>> n, k = progress_drawn(jax.random.key(0), 30)
+      >>> bool((n >= 0) & (k >= 1) & (n + k <= 30))
+      True
+    """
+    first, second = jax.random.split(key)
+    free = jax.random.randint(first, (), 0, most)
+    return free, jax.random.randint(second, (), 1, most - free + 1)

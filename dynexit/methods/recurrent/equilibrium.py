@@ -1,0 +1,159 @@
+"""Deep equilibrium: trained at the fixed point of its step, whatever way led there, and left once
+the residual is small.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from dynexit import criteria
+from dynexit.core.checks import entries, positive_integer
+from dynexit.core.types import Array, Criterion, Method, Model, PyTree, Step
+from dynexit.engine.run import run_until
+from dynexit.methods.answers import accuracy, candidate_levels, logits_of, predict
+from dynexit.objectives.multi_exit import multi_exit_cross_entropy
+from dynexit.solvers.anderson import Mixing
+from dynexit.solvers.fixed_point import check_mixing, implicit, phantom
+
+THRESHOLDS = (
+    0.0,
+    *(float(10.0**e) for e in np.arange(-4.0, 0.1, 0.125)),
+)  # 0 is never passed: full depth
+
+
+def equilibrium(
+    tolerance: float = 1e-3,
+    tolerance_back: float | None = None,
+    unrolled: int = 0,
+    damping: float = 0.0,
+    jacobian: float = 0.0,
+    label_smoothing: float = 0.0,
+    thresholds: Any = THRESHOLDS,
+    mixing: Mixing | None = None,
+) -> Method:
+    """The loss at the fixed point, with the gradient of the implicit function theorem or of a few
+    last steps.
+
+    Training: z* from the engine, each row stopped at ||f(z) - z|| / ||f(z)|| < tolerance or at full
+      depth;
+    L_b = CE(head(f(z*))) + jacobian ||v^T df/dz||^2 / n, v ~ N(0, 1), n the size of z. Inference:
+    leave at the first residual below t.
+
+    Args:
+      tolerance: of the forward solve in training.
+      tolerance_back: of the adjoint solve, of as many iterations at most; None for `tolerance`.
+      unrolled: 0 for the implicit gradient; k for the gradient of the last k steps alone
+        ("phantom"), cheaper and biased.
+      damping: of the phantom's steps before the last, which is f itself; so it wants `unrolled`
+        above 1.
+      jacobian: weight of the penalty that keeps the iteration convergent; published values 0.1 to
+        1.
+      label_smoothing: in 0..1.
+      thresholds: candidates for t, `[K]`, at least 0; 0 is full depth and must be among them.
+      mixing: of the adjoint solve, and the model's own: where the plain iteration runs away, its
+        adjoint does too.
+
+    Returns:
+      `Method`. The model is weight-tied, its state has the entry "z" and its outputs "logits" `[E,
+      B, C]` and "residual" `[E, B]` (`dx.solvers.fixed_point_step`, `dx.models.equilibrium`); a
+      point is `{"threshold": []}`. Metrics: steps, residual, both of the last evaluation;
+      converged, the fraction of rows; loss_labels, accuracy, and jacobian where it is penalised.
+
+    Raises:
+      TypeError, ValueError: `tolerance`, `jacobian` or `unrolled` negative, the last no integer,
+        `damping` not in 0..1, `thresholds` negative or without 0; `damping` or `tolerance_back`
+        where they would be of no effect; from the loss, a model with another `mixing`.
+
+    Example:
+      >>> float(equilibrium().candidates(None, None, None)["threshold"][0])
+      0.0
+
+    Source: Bai et al. 2019; Bai et al. 2021 for the penalty; Geng et al. 2021 for the phantom
+      gradient. Deviations: rows stop for
+    themselves, and the exit of a row is a calibrated threshold; the loss reads f(z*), one step on,
+    as torchdeq's does.
+    """
+    refuse(tolerance, tolerance_back, unrolled, damping, jacobian)
+    levels = candidate_levels(thresholds, full=0.0)
+
+    def loss(
+        model: Model, params: PyTree, inputs: PyTree, labels: Array, key: Array, progress: Array
+    ) -> tuple[Array, dict[str, Array]]:
+        if not isinstance(model.depth, int):
+            raise ValueError(f"`model` must be one weight-tied step, got {len(model.depth)} stages")
+        step, state = model.steps(params), model.embed(params, inputs)
+        entries(state, ("z",), "a fixed point's model, such as dx.models.equilibrium")
+        if "memory" in state:
+            check_mixing(state, mixing)
+        rule = criteria.residual_below(tolerance)
+        still, at_first = lax.stop_gradient((step, state))
+        halted = run_until(still, at_first, model.depth, rule, "masked")
+        z, back = halted.state["z"], tolerance if tolerance_back is None else tolerance_back
+        if unrolled == 0:
+            z = implicit(one_step, step, state, z, model.depth, back, mixing)
+        elif unrolled > 1:
+            z = phantom(one_step, step, state, z, unrolled - 1, damping)
+        output = step.apply(step.select(jnp.int32(0)), jnp.int32(0), {**state, "z": z})[1]
+        losses = labelled = multi_exit_cross_entropy(
+            logits_of(output)[None], labels, label_smoothing
+        )[0]
+        residual = halted.output["residual"].astype(jnp.float32)
+        metrics = {
+            "steps": halted.exit_depth,
+            "residual": residual,
+            "converged": residual < tolerance,
+            "loss_labels": labelled,
+            "accuracy": accuracy(output, labels),
+        }
+        if jacobian:
+            metrics["jacobian"] = steepness(step, state, lax.stop_gradient(z), key)
+            losses = losses + jacobian * metrics["jacobian"]
+        return losses, {name: jnp.mean(value, dtype=jnp.float32) for name, value in metrics.items()}
+
+    def criterion(point: PyTree) -> Criterion:
+        return criteria.residual_below(point["threshold"])
+
+    def candidates(outputs: PyTree, labels: Array, costs: Array) -> PyTree:
+        return {"threshold": jnp.asarray(levels)}
+
+    return Method(None, criterion, candidates, predict, loss)
+
+
+def refuse(
+    tolerance: float, tolerance_back: float | None, unrolled: int, damping: float, jacobian: float
+) -> None:
+    """Refuses settings of `equilibrium` that are out of range or would be of no effect.
+
+    Raises:
+      TypeError, ValueError: naming the setting.
+    """
+    for name, value in dict(tolerance=tolerance, jacobian=jacobian, unrolled=unrolled).items():
+        if not value >= 0:
+            raise ValueError(f"`{name}` must be at least 0, got {value}")
+    if unrolled:
+        positive_integer(unrolled, "unrolled")
+    if not 0 <= damping < 1 or (damping and unrolled < 2):
+        raise ValueError(
+            f"`damping` must be at least 0 and below 1, and 0 with `unrolled` below 2, got {damping} with {unrolled}"
+        )
+    if tolerance_back is not None and (unrolled or not tolerance_back >= 0):
+        raise ValueError(
+            f"`tolerance_back` must be at least 0, and None with `unrolled`, got {tolerance_back} with {unrolled}"
+        )
+
+
+def one_step(step: Step, state: PyTree, z: Array) -> Array:
+    """The step as a map of z `[b, ...]` alone; the rest of the state is that before the first
+    iteration.
+    """
+    return step.apply(step.select(jnp.int32(0)), jnp.int32(0), {**state, "z": z})[0]["z"]
+
+
+def steepness(step: Step, state: PyTree, z: Array, key: Array) -> Array:
+    """||v^T df/dz||^2 / n with one v ~ N(0, 1), float32 `[b]`, in the mean ||df/dz||_F^2 / n; the key is consumed."""
+    v = jax.random.normal(key, z.shape, z.dtype)
+    pulled = jax.vjp(lambda z: one_step(step, state, z), z)[1](v)[0].astype(jnp.float32)
+    return jnp.square(pulled).reshape(z.shape[0], -1).mean(-1)

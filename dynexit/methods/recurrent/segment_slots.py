@@ -1,0 +1,117 @@
+"""Segments in slots: one update a segment, and a row that has halted gives its slot to a new one at
+once.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from dynexit.core.checks import entries, one_depth
+from dynexit.core.labels import exact
+from dynexit.core.types import Array, Carried, Model, PyTree
+from dynexit.methods.answers import predict
+
+
+def segment_slots(
+    most: int, explore: float, halting_weight: float, answer: Callable[[Array, Array], Array]
+) -> Carried:
+    """The authors' training: every update runs one segment of every slot, and no segment is run for
+    a row that has halted.
+
+    Where a slot's row has halted the batch's row takes its place, at the fixed first state; rows
+    offered to the other slots are dropped. L_b = CE_b + w BCE(q_b, right_b) over this one segment.
+    A row halts once q > 0, not before a drawn number of segments, and at S in any case.
+
+    Args:
+      most, explore, halting_weight: S, the chance to stay and w of `segments`.
+      answer: `answer(logits [1, B, ..., C], labels) -> [1, B]`, the CE.
+
+    Returns:
+      `Carried`: slots hold "inputs", "labels", "state", "taken" (segments), "least" and "halted".
+      Metrics: loss_answer and loss_halting of this segment, over slots; slot_segments, mean number
+      of those the slots' rows have taken; refilled, the fraction of slots that took a new row;
+      halted, the fraction that halted, and accuracy_halted, how often the answers given there are
+      right (0 where none halted); halting_accuracy, how often q > 0 just where the answer is right.
+    """
+
+    def begin(model: Model, params: PyTree, inputs: PyTree, labels: Array) -> PyTree:
+        if one_depth(model) < most:
+            raise ValueError(
+                f"`model` has {model.depth} segments, fewer than the {most} of training (`most`)"
+            )
+        if model.steps(params).depth is not None:
+            raise ValueError("`model` must be weight-tied: slots are at segments of their own")
+        rows, state = jnp.ones(labels.shape[0], jnp.int32), model.embed(params, inputs)
+        entries(
+            state, ("input",), "a model whose state holds the input, such as dx.models.recursive"
+        )
+        slots = {"inputs": inputs, "labels": labels, "state": state, "taken": rows, "least": rows}
+        return {**slots, "halted": rows > 0}
+
+    def loss(
+        model: Model,
+        params: PyTree,
+        carry: PyTree,
+        inputs: PyTree,
+        labels: Array,
+        key: Array,
+        progress: Array,
+    ) -> tuple[Array, dict[str, Array], PyTree]:
+        free = carry["halted"]
+        rows = jax.tree.map(
+            lambda new, old: jnp.where(free.reshape(-1, *[1] * (new.ndim - 1)), new, old),
+            {
+                "inputs": inputs,
+                "labels": labels,
+                "state": model.embed(params, inputs),
+                "taken": jnp.zeros_like(carry["taken"]),
+                "least": least_segments(key, len(free), most, explore),
+            },
+            {name: value for name, value in carry.items() if name != "halted"},
+        )
+        step = model.steps(params)
+        begun = {
+            **jax.lax.stop_gradient(rows["state"]),
+            "input": model.embed(params, rows["inputs"])["input"],
+        }
+        state, output = step.apply(step.select(0), 0, begun)
+        sure, taken = output["halt_logit"].astype(jnp.float32), rows["taken"] + 1
+        right = exact(predict(output["logits"]), rows["labels"])
+        answers, halting = (
+            answer(output["logits"][None], rows["labels"])[0],
+            binary_cross_entropy(sure, right),
+        )
+        halted = ((sure > 0) & (taken >= rows["least"])) | (taken >= most)
+        share = lambda chosen: chosen.mean(dtype=jnp.float32)
+        metrics = {
+            "loss_answer": answers.mean(),
+            "loss_halting": halting.mean(),
+            "slot_segments": share(taken),
+            "refilled": share(free),
+            "halted": share(halted),
+            "accuracy_halted": share(halted & right) / jnp.maximum(share(halted), 1e-9),
+            "halting_accuracy": share((sure > 0) == right),
+        }
+        carry = {**rows, "state": state, "taken": taken, "halted": halted}
+        return answers + halting_weight * halting, metrics, jax.lax.stop_gradient(carry)
+
+    return Carried(begin, loss)
+
+
+def least_segments(key: Array, rows: int, most: int, explore: float) -> Array:
+    """Segments before which a row may not halt, int32 `[rows]`: 1, and with chance `explore`
+    U{2..most}; the key is consumed.
+
+    Example:
+      >>> least_segments(jax.random.key(0), 3, most=8, explore=0.0).tolist()
+      [1, 1, 1]
+    """
+    first, second = jax.random.split(key)
+    drawn = jax.random.randint(second, (rows,), min(2, most), most + 1)
+    return jnp.where(jax.random.bernoulli(first, explore, (rows,)), drawn, 1)
+
+
+def binary_cross_entropy(logits: Array, targets: Array) -> Array:
+    """-t ln sigmoid(q) - (1 - t) ln sigmoid(-q); targets are bools in the shape of the logits."""
+    return -jax.nn.log_sigmoid(jnp.where(targets, logits, -logits))

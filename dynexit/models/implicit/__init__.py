@@ -1,0 +1,1 @@
+"""Networks defined by an equation: equilibria and differential equations."""

@@ -1,0 +1,1 @@
+"""Networks whose block is iterated, and recurrent networks."""

@@ -1,0 +1,175 @@
+"""What follows training: the operating point from the calibration split, the test split measured,
+the report and its plots.
+"""
+
+import dataclasses
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from dynexit.runs.run_folder import Run, versions, write_json
+from dynexit.cli.settings import SettingsError
+from dynexit.core.settings import Calibration
+
+CALIBRATION, REPORT = "calibration.json", "report.json"
+
+
+def say(line: str) -> None:
+    """A line for people, beside the progress bar's stream."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], width: int = 110) -> None:
+    """Prints a table: the first column to the left, the others to the right; at least `width`
+    characters are there for it.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table(title=title, title_justify="left")
+    for k, name in enumerate(head):
+        shown.add_column(name, justify="left" if k == 0 else "right", no_wrap=True)
+    for row in rows:
+        shown.add_row(*row)
+    console = Console()
+    Console(width=max(console.width, width)).print(shown)
+
+
+def hardware() -> str:
+    """Kind and number of the devices, and the host's cores."""
+    import os
+
+    import jax
+
+    devices = jax.devices()
+    return f"{len(devices)} x {devices[0].device_kind}, {len(os.sched_getaffinity(0))} host cores"
+
+
+def recorded_rule(run: Run) -> Calibration:
+    """How the operating point was last chosen: `calibration.json`, else the run's settings."""
+    path = run.folder / CALIBRATION
+    if not path.exists():
+        return run.settings.calibration
+    try:
+        return Calibration(**json.loads(path.read_text())["rule"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise SettingsError(f"{path} is damaged: {error}; `dynexit calibrate {run.folder} ...` writes it again") from error
+
+
+def restored(run: Run) -> tuple[Any, Any, int]:
+    """The experiment, built from its file, with the newest good parameters and their step."""
+    import jax
+
+    from dynexit.training.checkpoints import restore
+
+    experiment = run.file.build(run.settings)
+    found = restore(run.folder, {"params": jax.eval_shape(experiment.model.init, jax.random.key(0))})
+    if found is None:
+        raise SettingsError(f"{run.folder} holds no checkpoint: nothing was trained there yet")
+    return experiment, found.tree["params"], found.step
+
+
+def finish(run: Run, experiment: Any, params: Any, step: int, rule: Calibration) -> dict:
+    """Calibrates, evaluates, writes `calibration.json`, `report.json`, `report.md` and the plots,
+    and prints the table.
+
+    Args:
+      run: the run folder and its settings.
+      experiment: built from them.
+      params: the trained parameters.
+      step: after how many optimizer steps.
+      rule: how the operating point is chosen.
+
+    Returns:
+      The content of `report.json`.
+    """
+    import jax
+
+    from dynexit import evaluation
+    from dynexit.calibration.choose import refuse_same_split
+
+    evaluation = run.settings.evaluation
+    # training spreads them; timing is of one device
+    params = jax.device_put(jax.device_get(params), jax.devices()[0])
+    costs, points, choice, chosen = _calibrate(run, experiment, params, rule)
+    evaluated = analysis.evaluate(experiment, params, costs, choice, points, evaluation, say)
+    refuse_same_split(choice, evaluated.predictions)
+    about = {
+        "name": run.recorded["name"],
+        "summary": run.file.summary,
+        "classes": list(experiment.classes),
+        "data": {s.split: len(s.examples()["labels"]) for s in (experiment.train, experiment.calibration, experiment.test)},
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
+        "training": {"step": step, "of": run.settings.training.steps},
+        "calibration": chosen,
+        "seed": run.settings.seed,
+        "batch_size": evaluation.batch_size,
+        "repeats": evaluation.repeats,
+        "hardware": hardware(),
+        "command": shlex.join(run.recorded["command"]),
+        "commit": run.recorded["commit"],
+        "versions": versions(),
+        "plots": ["accuracy", "depth"],
+    }
+    content = analysis.report(evaluated, choice.point, about)
+    say("drawing")
+    analysis.plots.accuracy_against_compute(content, run.folder / "accuracy.png")
+    analysis.plots.depth_histogram(content, run.folder / "depth.png")
+    inputs, labels = experiment.test.examples()["inputs"], evaluated.predictions.labels
+    drawn = analysis.pictures.examples_by_depth(
+        inputs, labels, evaluated.classes, evaluated.exit, content, run.folder / "examples.png"
+    )
+    if drawn is not None:
+        content["plots"].append("examples")
+    write_json(run.folder / REPORT, content)
+    (run.folder / "report.md").write_text(analysis.markdown(content))
+    table(f"{content['name']}: test split", ("", "full depth", "dynamic depth"), analysis.summary(content))
+    print(run.folder)
+    return content
+
+
+def _calibrate(run: Run, experiment: Any, params: Any, rule: Calibration) -> tuple[Any, Any, Any, dict]:
+    """FLOPs per row, all candidate points, the chosen one, and what is written down about the
+    choice.
+    """
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from dynexit import evaluation
+    from dynexit.calibration.choose import choose
+    from dynexit.engine.deferred import late_parts
+    from dynexit.engine.replay import replay
+
+    say("calibration split: every exit, and an operating point")
+    method, batch_size = experiment.method, run.settings.evaluation.batch_size
+    held_out = analysis.predict(experiment, params, experiment.calibration, batch_size)
+    inputs = jax.tree.map(lambda a: jnp.asarray(a[:8]), experiment.calibration.examples()["inputs"])
+    inputs = analysis.prepared(experiment, inputs)
+    costs = analysis.costs_of(experiment.model, params, inputs)
+    points = method.candidates(held_out.outputs, held_out.labels, jnp.asarray(costs.until, jnp.float32))
+    # what a rule reads is not known before there are points
+    if late_parts(experiment.model.steps(params)):
+        costs = analysis.costs_of(experiment.model, params, inputs, method.criterion(jax.tree.map(lambda a: a[0], points)))
+    accept_loss = rule.accept_loss if rule.budget is None else None
+    flips = rule.accept_flips if rule.budget is None else None
+    rules = dict(accept_loss=accept_loss, budget=rule.budget, accept_flips=flips)
+    choice = choose(
+        held_out, points, method.criterion, method.predict, costs.until, replay, **rules, grade=method.grade, full_cost=costs.full
+    )
+    chosen = {
+        "rule": dataclasses.asdict(rule),
+        "chosen_by": choice.accepted,
+        "split": choice.split,
+        "examples": choice.rows,
+        "fingerprint": choice.fingerprint,
+        "accuracy": choice.accuracy,
+        "accuracy_full": choice.accuracy_full,
+        "standard_error": choice.standard_error,
+        "flops_ratio": choice.cost / costs.full,
+        "point": jax.tree.map(lambda a: np.asarray(a).tolist(), choice.point),
+    }
+    write_json(run.folder / CALIBRATION, chosen)
+    return costs, points, choice, chosen

@@ -1,0 +1,44 @@
+"""A run folder opened from Python, for whatever the commands do not do."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dynexit.runs.pipeline import restored, say
+from dynexit.runs.run_folder import reopen
+
+
+class Trained(NamedTuple):
+    """What a run made.
+
+    Attributes:
+      experiment: as its file builds it, with the run's settings.
+      params: the newest good checkpoint's.
+      step: after how many optimizer steps.
+      settings: the run's.
+    """
+
+    experiment: Any
+    params: Any
+    step: int
+    settings: Any
+
+
+def trained(folder: Path | str, experiment: Path | str | None = None) -> Trained:
+    """Opens a run.
+
+    Args:
+      folder: the run's.
+      experiment: the experiment file, where it is no longer where the run was trained from.
+
+    Returns:
+      `Trained`.
+
+    Raises:
+      SettingsError: no run there, a damaged record, no experiment file or no checkpoint.
+
+    Example:
+      `experiment, params, step, settings = dx.runs.trained("runs/digits")`
+    """
+    run = reopen(Path(folder), None if experiment is None else Path(experiment), say)
+    built, params, step = restored(run)
+    return Trained(built, params, step, run.settings)

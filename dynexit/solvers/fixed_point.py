@@ -1,0 +1,316 @@
+"""Fixed points z* = f(z*), row by row: solved with as many iterations as a row needs,
+differentiated without them.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from dynexit.core.checks import batch_size, described, entries, positive_integer
+from dynexit.core.types import Array, PyTree, Step
+from dynexit.criteria.reading import beside, leaf
+from dynexit.engine import loops
+from dynexit.engine.deferred import read_late
+from dynexit.engine.steps import tied_step
+from dynexit.solvers.anderson import Mixing, damped
+
+Map = Callable[[PyTree, PyTree, Array], Array]
+
+
+class FixedPoint(NamedTuple):
+    """Where the iteration stopped, row by row, and whether that is a fixed point.
+
+    Attributes:
+      state: z `[B, ...]`, the iterate after the last step; differentiable, by the implicit function
+        theorem.
+      steps: int32 `[B]`, evaluations of f for the row, 1..most.
+      residual: float32 `[B]`, ||f(z) - z|| / ||f(z)|| at the last evaluation; a NaN where the row
+        holds one, and infinite where the iteration ran away and ||f(z)||, in float32, overflows.
+      converged: bool `[B]`, whether the residual is below the tolerance; False for a NaN.
+    """
+
+    state: Array
+    steps: Array
+    residual: Array
+    converged: Array
+
+
+def fixed_point(
+    f: Map,
+    params: PyTree,
+    x: PyTree,
+    z: Array,
+    most: int = 40,
+    tolerance: Any = 1e-3,
+    mixing: Mixing | None = None,
+    most_back: int | None = None,
+    tolerance_back: Any = None,
+) -> FixedPoint:
+    """Solves z = f(params, x, z) for every row on its own, with a gradient that does not pass
+    through the iterations.
+
+    Row b stops at the first z with ||f(z) - z|| < tolerance ||f(z)||. Backward: dL/dparams = w^T
+    df/dparams and dL/dx likewise, where w = (df/dz)^T w + dL/dz* is solved by the same iteration;
+    dL/dz_0 = 0.
+
+    Args:
+      f: `f(params, x, z) -> z` on any number of rows, each for itself. The same function each time,
+        with no traced array in its closure: what it depends on comes by `params` and `x`.
+      params: any tree, shared by the rows.
+      x: what belongs to the rows, leaves `[B, ...]`.
+      z: the first iterate, floating point `[B, ...]`.
+      most: evaluations of f at most.
+      tolerance: at which relative residual a row stops, scalar, traced; 0 for never.
+      mixing: how the next iterate is made, `damped()` (the plain iteration) or `anderson()`; None
+        for the plain iteration.
+      most_back, tolerance_back: of the backward solve; None for those of the forward one.
+
+    Returns:
+      `FixedPoint`.
+
+    Raises:
+      TypeError, ValueError: `most` below 1, `z` not floating point or f of another shape or type,
+        an empty batch.
+
+    Example:
+      >>> f = lambda p, x, z: 0.5 * z + p * x
+      >>> solve = lambda p: fixed_point(f, p, jnp.ones(1), jnp.zeros(1), tolerance=1e-6).state[0]
+      >>> value, slope = jax.value_and_grad(solve)(jnp.float32(3.0))
+      >>> print(f"{value:.3f} {slope:.3f}")  # z* = 2 p x
+      6.000 2.000
+
+    Source: Bai et al. 2019, deep equilibrium models; `most`, `tolerance` and Anderson's settings
+      are the defaults of torchdeq,
+    whose backward solve goes on to 1e-6. There the stop is one for the whole batch and absolute,
+    and the iterate of the lowest residual is returned; here each row stops for itself, and the last
+    iterate is returned.
+    """
+    mixing, most = _chosen(mixing), positive_integer(most, "most")
+    most_back = most if most_back is None else positive_integer(most_back, "most_back")
+    tolerance = _scalar(tolerance)
+    tolerance_back = tolerance if tolerance_back is None else tolerance_back
+    rows = batch_size((x, z), "x and z")
+    if not jnp.issubdtype(jnp.result_type(z), jnp.floating):
+        raise TypeError(f"`z` must be floating point, got {jnp.result_type(z)}")
+    made = jax.eval_shape(f, params, x, z)
+    if (made.shape, made.dtype) != (jnp.shape(z), jnp.result_type(z)):
+        raise ValueError(
+            f"`f` must return what z is, {z.dtype}{list(z.shape)}, got {made.dtype}{list(made.shape)}"
+        )
+    still = lax.stop_gradient((params, x, z))
+    found = _solve(lambda z: f(still[0], still[1], z), still[2], most, tolerance, mixing, rows)
+    return found._replace(
+        state=implicit(f, params, x, found.state, most_back, tolerance_back, mixing)
+    )
+
+
+def implicit(
+    f: Map,
+    params: PyTree,
+    x: PyTree,
+    z: Array,
+    most: int = 40,
+    tolerance: Any = 1e-3,
+    mixing: Mixing | None = None,
+) -> Array:
+    """A fixed point that someone found, with the gradient of the implicit function theorem.
+
+    Args:
+      f, params, x: as in `fixed_point`.
+      z: where f(params, x, z) = z, `[B, ...]`; taken as it is, with no gradient to where it came
+        from.
+      most, tolerance, mixing: of the backward solve, as in `fixed_point`.
+
+    Returns:
+      z `[B, ...]`.
+
+    Example:
+      >>> f = lambda p, x, z: 0.5 * z + p * x
+      >>> g = lambda p: implicit(f, p, jnp.ones(1), lax.stop_gradient(2 * p[None]), tolerance=1e-6)[0]
+      >>> print(f"{jax.grad(g)(jnp.float32(3.0)):.3f}")
+      2.000
+    """
+    return _implicit(
+        f, positive_integer(most, "most"), _chosen(mixing), params, x, z, _scalar(tolerance)
+    )
+
+
+def phantom(
+    f: Map, params: PyTree, x: PyTree, z: Array, steps: int = 1, damping: float = 0.0
+) -> Array:
+    """A few damped steps from a fixed point, which alone carry the gradient: cheaper than
+    `implicit`, and biased.
+
+    z <- damping z + (1 - damping) f(params, x, z), `steps` times from a constant z.
+
+    Args:
+      f, params, x, z: as in `implicit`.
+      steps: k, at least 1; with many the gradient is that of `implicit`.
+      damping: 0 for none; torchdeq's tau is 1 - damping.
+
+    Returns:
+      z after the steps `[B, ...]`.
+
+    Example:
+      >>> f = lambda p, x, z: 0.5 * z + p * x
+      >>> g = lambda p, k: phantom(f, p, jnp.ones(1), 2 * p[None], steps=k)[0]
+      >>> [float(jax.grad(g)(jnp.float32(3.0), k)) for k in (1, 2, 3)]  # the whole gradient is 2
+      [1.0, 1.5, 1.75]
+
+    Source: Geng et al. 2021, "On Training Implicit Models"; torchdeq's default is k = 1.
+    """
+    z, mix = lax.stop_gradient(z), damped(damping)
+    for _ in range(positive_integer(steps, "steps")):
+        z, _ = mix.mix(z, f(params, x, z), ())
+    return z
+
+
+def fixed_point_step(
+    f: Map, head: Callable[[PyTree, Array], Array], params: PyTree, mixing: Mixing | None = None
+) -> Step:
+    """The iteration as a weight-tied step: rows leave by `criteria.residual_below`, and everything
+    else of the engine applies.
+
+    Args:
+      f: as in `fixed_point`; p is `params`.
+      head: `head(params, z) -> logits`, `[b, ...]`, of the new iterate.
+      params: any tree of arrays.
+      mixing: as in `fixed_point`.
+
+    Returns:
+      A tied `Step` for states made by `begin_fixed_point`, with the outputs "residual" `[b]` and,
+      read late, "logits".
+
+    Example:
+      >>> import dynexit as dx
+      >>> step = fixed_point_step(lambda p, x, z: p * z + x, lambda p, z: z, jnp.float32(0.5))
+      >>> state = begin_fixed_point(jnp.array([[1.0], [0.0]]), jnp.zeros((2, 1)))
+      >>> dx.run_until(step, state, 40, dx.criteria.residual_below(1e-3)).exit_depth
+      Array([10,  1], dtype=int32)
+    """
+    return read_late(
+        tied_step(_Iterate(f, _chosen(mixing)), _residual, params), _Read(head), params
+    )
+
+
+def begin_fixed_point(x: PyTree, z: Array, mixing: Mixing | None = None) -> dict[str, PyTree]:
+    """The state of `fixed_point_step` before the first iteration: "input", "z", "residual" `[B]` in
+    z's type, and "memory".
+    """
+    residual = jnp.full(z.shape[0], jnp.inf, z.dtype)
+    return {"input": x, "z": z, "residual": residual, "memory": _chosen(mixing).begin(z)}
+
+
+def relative_residual(z: Array, value: Array) -> Array:
+    """||f(z) - z|| / ||f(z)|| over all axes but the first, float32 `[b]`, a constant to gradients.
+
+    0 where both are 0, and infinite where ||f(z)|| overflows: an iterate that runs away has not
+    converged.
+    """
+    z, value = (
+        lax.stop_gradient(a).astype(jnp.float32).reshape(a.shape[0], -1) for a in (z, value)
+    )
+    moved, size = jnp.linalg.norm(value - z, axis=-1), jnp.linalg.norm(value, axis=-1)
+    ratio = jnp.where(jnp.isinf(size), jnp.inf, moved / size)
+    return jnp.where((moved == 0) & (size == 0), 0.0, ratio)
+
+
+def check_mixing(state: PyTree, mixing: Mixing | None) -> None:
+    """Refuses a state of `begin_fixed_point` whose memory is not that of `mixing`.
+
+    Raises:
+      ValueError: it was begun with another one.
+    """
+    if described(state["memory"]) != described(jax.eval_shape(_chosen(mixing).begin, state["z"])):
+        raise ValueError(
+            "`mixing` must be the one that `begin_fixed_point` was given for this state; give both the same"
+        )
+
+
+def _chosen(mixing: Mixing | None) -> Mixing:
+    """The plain iteration for None; refuses what is no mixing."""
+    if not isinstance(mixing, Mixing | None):
+        raise TypeError(f"`mixing` must be made by `damped()` or `anderson()`, got {mixing!r}")
+    return mixing or damped()
+
+
+def _scalar(tolerance: Any) -> Array:
+    tolerance = leaf(tolerance, "tolerance", "[]")
+    if tolerance.ndim:
+        raise ValueError(f"`tolerance` must be a scalar, got shape {tolerance.shape}")
+    return tolerance
+
+
+@dataclasses.dataclass(frozen=True)
+class _Iterate:
+    f: Map
+    mixing: Mixing
+
+    def __call__(self, params, state):
+        entries(state, ("input", "memory", "residual", "z"), "`begin_fixed_point`")
+        check_mixing(state, self.mixing)
+        value = self.f(params, state["input"], state["z"])
+        z, memory = self.mixing.mix(state["z"], value, state["memory"])
+        residual = relative_residual(state["z"], value).astype(z.dtype)
+        return {"input": state["input"], "z": z, "residual": residual, "memory": memory}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Read:
+    head: Callable[[PyTree, Array], Array]
+
+    def __call__(self, params, state):
+        return {"logits": self.head(params, state["z"])}
+
+
+def _residual(params: PyTree, state: PyTree) -> PyTree:
+    return {"residual": state["residual"]}
+
+
+def _solve(
+    g: Callable[[Array], Array], z: Array, most: int, tolerance: Array, mixing: Mixing, rows: int
+) -> FixedPoint:
+    """All rows until the last has converged; those that have keep what they had."""
+
+    def body(carry):
+        i, alive, memory, found = carry
+        value = g(found.state)
+        z, new = mixing.mix(found.state, value, memory)
+        residual = relative_residual(found.state, value)
+        here = FixedPoint(z, jnp.full(rows, i + 1), residual, residual < tolerance)
+        found, memory = jax.tree.map(
+            lambda a, b: jnp.where(beside(alive, a), a, b), (here, new), (found, memory)
+        )
+        return i + 1, alive & ~here.converged, memory, found
+
+    begun = FixedPoint(
+        z, jnp.zeros(rows, jnp.int32), jnp.full(rows, jnp.inf), jnp.zeros(rows, bool)
+    )
+    carry = (jnp.int32(0), jnp.ones(rows, bool), mixing.begin(z), begun)
+    return loops.while_loop(lambda c: (c[0] < most) & c[1].any(), body, carry)[3]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _implicit(f, most, mixing, params, x, z, tolerance) -> Any:
+    return z
+
+
+def _implicit_forward(f, most, mixing, params, x, z, tolerance):
+    return z, (params, x, z, tolerance)
+
+
+def _implicit_backward(f, most, mixing, saved, cotangent):
+    params, x, z, tolerance = saved
+    _, by_z = jax.vjp(lambda z: f(params, x, z), z)
+    back = lambda w: by_z(w)[0] + cotangent
+    w = _solve(back, cotangent, most, tolerance, mixing, z.shape[0]).state
+    _, by_others = jax.vjp(lambda params, x: f(params, x, z), params, x)
+    return *by_others(w), jnp.zeros_like(z), jnp.zeros_like(tolerance)
+
+
+_implicit.defvjp(_implicit_forward, _implicit_backward)

@@ -1,0 +1,215 @@
+"""A differential equation as a network of free depth: one step of an adaptive solver is one step of
+the engine, row by row.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dynexit.core.checks import batch_size, described, entries
+from dynexit.core.types import Array, PyTree, Step
+from dynexit.engine.deferred import read_late
+from dynexit.engine.steps import tied_step
+
+Field = Callable[[PyTree, Array, Array, PyTree], Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Solver:
+    """How an equation is integrated; equal settings make equal, and equally compiled, steps.
+
+    Args:
+      scheme: `scheme() -> diffrax solver`, e.g. `diffrax.Tsit5`; None for that one.
+      rtol, atol: of the error of one step, which sets the length of the next one.
+      t1: where the integration ends; it begins at 0.
+      first: length of the first step; None to estimate it from the slopes at the start.
+      dt: a fixed length of the steps in place of the tolerances (`diffrax.Euler` has no error to go
+        by); None for none.
+
+    Raises:
+      ValueError: a tolerance, `t1`, `first` or `dt` not above 0.
+      ImportError: diffrax is not installed; when the solver is used.
+    """
+
+    scheme: Callable[[], Any] | None = None
+    rtol: float = 1e-3
+    atol: float = 1e-6
+    t1: float = 1.0
+    first: float | None = 0.01
+    dt: float | None = None
+
+    def __post_init__(self):
+        for name in ("rtol", "atol", "t1", "first", "dt"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                raise ValueError(f"`{name}` must be above 0, got {getattr(self, name)}")
+
+    def parts(self, field: Field, params: PyTree) -> tuple[Any, Any, Any]:
+        """diffrax's term, solver and step-size controller."""
+        diffrax = _diffrax()
+        controller = (
+            diffrax.PIDController(rtol=self.rtol, atol=self.atol)
+            if self.dt is None
+            else diffrax.ConstantStepSize()
+        )
+        return (
+            diffrax.ODETerm(lambda t, y, x: field(params, t, y, x)),
+            (self.scheme or diffrax.Tsit5)(),
+            controller,
+        )
+
+
+def begin_ode(
+    field: Field, params: PyTree, x: PyTree, y: Array, solver: Solver
+) -> dict[str, PyTree]:
+    """The state of `ode_step` at t = 0.
+
+    Args:
+      field, params, solver: as in `ode_step`.
+      x: what belongs to the rows and does not change, leaves `[B, ...]`.
+      y: y(0), float32 `[B, ...]`.
+
+    Returns:
+      A dict of leaves `[B, ...]`: "input", "y", "t", "next" (where the next step is to end),
+      "jump", "scheme" and "controller", the last three diffrax's own.
+
+    Raises:
+      TypeError, ValueError: y is not float32, an empty batch, rows of x that are not those of y.
+    """
+    batch_size((x, y), "x and y")
+    if jnp.result_type(y) != jnp.float32:
+        raise TypeError(
+            f"`y` must be float32 (time steps need its digits), got {jnp.result_type(y)}"
+        )
+    term, scheme, controller = solver.parts(field, params)
+    start, end = jnp.float32(0.0), jnp.float32(solver.t1)
+    length = solver.first if solver.dt is None else solver.dt
+    step = None if length is None else jnp.float32(length)
+
+    def one(x: PyTree, y: Array) -> dict[str, PyTree]:
+        then, remembered = controller.init(
+            term, start, end, y, step, x, scheme.func, scheme.error_order(term)
+        )
+        then = jnp.minimum(then, end)
+        state = {"t": start, "next": then, "jump": False, "controller": remembered}
+        state["scheme"] = scheme.init(term, start, then, y, x)
+        return {"input": x, "y": y, **jax.tree.map(jnp.asarray, state)}
+
+    return jax.vmap(one)(x, y)
+
+
+def ode_step(
+    field: Field, head: Callable[[PyTree, Array], Array], params: PyTree, solver: Solver
+) -> Step:
+    """One step of the solver for every row, each with a step length of its own; rows that have
+    arrived stay where they are.
+
+    dy/dt = field(params, t, y, x) from t = 0 to t1. A row takes the steps that its own equation
+    needs: `criteria.gate_above(0.999)` lets it leave once it has arrived, a smaller threshold at
+    that fraction of the way.
+
+    Args:
+      field: `field(params, t [], y [...], x) -> dy/dt [...]` of one row.
+      head: `head(params, y) -> logits`, `[b, ...]`.
+      params: any tree of arrays.
+      solver: see `Solver`.
+
+    Returns:
+      A tied `Step` for states made by `begin_ode`; outputs "gate" `[b]`, which is t / t1, and, read
+      late, "logits". Rejected steps count as depth too. A row whose error is a NaN gets nowhere: it
+      shortens its step until the depth is used up, and its gate stays below 1.
+
+    Raises:
+      ImportError: diffrax is not installed.
+      TypeError, ValueError: when the step runs, a state of another function, or of `begin_ode` with
+        a solver of another kind.
+
+    Example:
+      >>> import dynexit as dx
+      >>> field, solver = lambda p, t, y, x: -x * y, Solver(rtol=1e-4, atol=1e-7)
+      >>> state = begin_ode(field, (), jnp.array([0.1, 10.0]), jnp.ones(2), solver)
+      >>> halted = dx.run_until(ode_step(field, lambda p, y: y, (), solver), state, 40, dx.criteria.gate_above(0.999))
+      >>> halted.exit_depth  # a stiffer row is deeper
+      Array([ 3, 16], dtype=int32)
+
+    Source: Chen et al. 2018, neural ordinary differential equations; diffrax for scheme and
+      step-size control, whose
+    `diffeqsolve` takes the same steps (without a `dt0` it begins with 0.01 too: release 0.7.2 does
+    not get to its estimate). Gradients, by `run_all`, are those of the steps taken.
+    """
+    return read_late(
+        tied_step(_Advance(field, solver), _Arrived(solver), params), _Read(head), params
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Advance:
+    field: Field
+    solver: Solver
+
+    def __call__(self, params: PyTree, state: PyTree) -> PyTree:
+        entries(state, ("controller", "input", "jump", "next", "scheme", "t", "y"), "`begin_ode`")
+        begun = jax.eval_shape(
+            lambda x, y: begin_ode(self.field, params, x, y, self.solver),
+            state["input"],
+            state["y"],
+        )
+        if described(begun) != described(state):
+            raise ValueError(
+                "`solver` must be the one that `begin_ode` was given for this state; give both the same"
+            )
+        term, scheme, controller = self.solver.parts(self.field, params)
+        end = jnp.float32(self.solver.t1)
+        near = jnp.float32(self.solver.t1 - 100 * np.spacing(np.float32(self.solver.t1)))
+
+        def one(old: PyTree) -> PyTree:
+            t, then, y, x = old["t"], old["next"], old["y"], old["input"]
+            made, error, _, kept, _ = scheme.step(term, t, then, y, x, old["scheme"], old["jump"])
+            if error is not None:
+                error = jnp.where(jnp.isnan(error), jnp.inf, error)
+            keep, now, later, jump, remembered, _ = controller.adapt_step_size(
+                t, then, y, made, x, error, scheme.error_order(term), old["controller"]
+            )
+            now = jnp.minimum(now, end)
+            later = jnp.where(later > near, jnp.where(keep, end, now + 0.5 * (end - now)), later)
+            chosen = lambda new, old: jax.tree.map(lambda a, b: jnp.where(keep, a, b), new, old)
+            new = {
+                "input": x,
+                "y": chosen(made, y),
+                "t": now,
+                "next": later,
+                "controller": remembered,
+            }
+            new |= {"jump": chosen(jump, old["jump"]), "scheme": chosen(kept, old["scheme"])}
+            return jax.tree.map(lambda a, b: jnp.where(t >= end, b, a), new, old)
+
+        return jax.vmap(one)(state)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Arrived:
+    solver: Solver
+
+    def __call__(self, params: PyTree, state: PyTree) -> PyTree:
+        return {"gate": state["t"] / self.solver.t1}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Read:
+    head: Callable[[PyTree, Array], Array]
+
+    def __call__(self, params: PyTree, state: PyTree) -> PyTree:
+        return {"logits": self.head(params, state["y"])}
+
+
+def _diffrax() -> Any:
+    try:
+        import diffrax
+    except ImportError as error:
+        raise ImportError(
+            "differential equations need diffrax: pip install 'dynexit[solvers]'"
+        ) from error
+    return diffrax

@@ -1,0 +1,18 @@
+"""Functions from a step to a step."""
+
+from typing import TYPE_CHECKING
+
+from dynexit._lazy import attach
+
+if TYPE_CHECKING:
+    from dynexit.transforms.averaging import averaged as averaged
+    from dynexit.transforms.averaging import averaged_step as averaged_step
+    from dynexit.transforms.averaging import averaging_state as averaging_state
+    from dynexit.transforms.best_so_far import certainty as certainty
+    from dynexit.transforms.best_so_far import most_certain as most_certain
+    from dynexit.transforms.per_token import Places as Places
+    from dynexit.transforms.per_token import by_place as by_place
+    from dynexit.transforms.stochastic_depth import dropped_blocks as dropped_blocks
+    from dynexit.transforms.stochastic_depth import survival as survival
+
+__getattr__, __dir__ = attach(__name__)

@@ -1,0 +1,129 @@
+"""Stochastic depth: residual blocks left out at random, and really skipped where the whole batch
+leaves one out.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+
+from dynexit.core.checks import positive_integer
+from dynexit.core.types import Array, PyTree, Step
+from dynexit.engine import loops
+from dynexit.engine.deferred import late_parts, read_late
+from dynexit.engine.steps import Run
+
+
+def survival(depth: int, last: float) -> Array:
+    """p_l = 1 - (l / N)(1 - p_N), l = 1..N: how likely each block is kept. With p_N = 1/2 (3N - 1)
+    / 4 are kept on average.
+
+    Args:
+      depth: N.
+      last: p_N, above 0 and at most 1.
+
+    Returns:
+      float32 `[N]`.
+
+    Raises:
+      TypeError, ValueError: `depth` below 1, `last` out of range.
+
+    Example:
+      >>> survival(4, 0.5).tolist(), float(survival(54, 0.5).sum())
+      ([0.875, 0.75, 0.625, 0.5], 40.25)
+
+    Source: Huang et al. 2016, arXiv 1603.09382.
+    """
+    positive_integer(depth, "depth")
+    if not 0 < last <= 1:
+        raise ValueError(f"`last` must be above 0 and at most 1, got {last}")
+    return 1 - jnp.arange(1, depth + 1, dtype=jnp.float32) / depth * (1 - last)
+
+
+def dropped_blocks(step: Step, kept: Array, scale: Array) -> Step:
+    """The step with what each block adds to the state multiplied: s + kept_l scale_l (block_l(s) -
+    s). Exits are read as before.
+
+    In training scale = 1 / p, so that the network at inference is the plain one ("drop path"). The
+    paper's own form is scale = 1 in training, and at inference all blocks kept with scale = p.
+
+    Args:
+      step: of `stacked_step` or `tied_step`, one block a step; a block that changes the state's
+        shape is always kept as it is.
+      kept: bool `[N]`, for all rows: a block that is not kept is not computed. Or `[N, B]`, row by
+        row, for a run of the whole batch (`run_all`, `run_full`): then every block is computed.
+      scale: `[N]`.
+
+    Raises:
+      TypeError: `kept` is not bool.
+      ValueError: a step that is not of those, several blocks a step; `kept` or `scale` of another
+        shape, or of another N than the step's.
+
+    Example:
+      >>> import dynexit as dx
+      >>> step = dx.stacked_step(lambda p, h: h + p, lambda p, h: h, jnp.array([1.0, 10.0, 100.0]))
+      >>> half = dropped_blocks(step, jnp.array([True, False, True]), jnp.array([1.0, 1.0, 2.0]))
+      >>> dx.run_all(half, jnp.zeros(1), depth=3)[:, 0].tolist()
+      [1.0, 1.0, 201.0]
+
+    Source: Huang et al. 2016, arXiv 1603.09382.
+    """
+    if parts := late_parts(step):
+        return read_late(dropped_blocks(parts[0], kept, scale), parts[1])
+    run = step.apply.func if isinstance(step.apply, Partial) else None
+    if not isinstance(run, Run):
+        raise ValueError(
+            "`step` must come from `stacked_step` or `tied_step`, with one block a step, and not be rematerialised "
+            "(`training.remat` False), so that a block can be left out and its exit still be read"
+        )
+    kept, scale = jnp.asarray(kept), jnp.asarray(scale)
+    if kept.dtype != bool:
+        raise TypeError(f"`kept` must be bool, one draw a block, got {kept.dtype}")
+    blocks = step.depth or len(kept)
+    if kept.ndim not in (1, 2) or len(kept) != blocks or scale.shape != (blocks,):
+        raise ValueError(
+            f"`kept` must have shape [N] or [N, B] and `scale` [N], N = {blocks}, got {list(kept.shape)} and {list(scale.shape)}"
+        )
+    return Step(Partial(_selected, step.select, kept, scale), Partial(_RunKept(run)), depth=blocks)
+
+
+def _selected(select: Any, kept: Array, scale: Array, i: Any) -> tuple[PyTree, Array, Array]:
+    return select(i), kept[i], scale[i]
+
+
+@dataclasses.dataclass(frozen=True)
+class _RunKept:
+    run: Run
+
+    def __call__(self, weights, i, state):
+        weights, kept, scale = weights
+        shaped = lambda tree: jax.tree.map(lambda a: (a.shape, a.dtype), tree)
+        if shaped(jax.eval_shape(self.run.block, weights, state)) != shaped(state):
+            state = self.run.block(weights, state)
+        elif kept.ndim == 0:
+            state = loops.maybe(
+                kept, lambda s: scaled(scale, self.run.block(weights, s), s), lambda s: s, state
+            )
+        else:
+            new = scaled(scale, self.run.block(weights, state), state)
+            state = jax.tree.map(
+                lambda a, b: jnp.where(kept.reshape(-1, *[1] * (a.ndim - 1)), a, b), new, state
+            )
+        return state, self.run.head(weights, state)
+
+
+def scaled(scale: Array, new: PyTree, old: PyTree) -> PyTree:
+    """old + scale (new - old) of floating-point leaves, exactly `new` where scale is 1; `new` of
+    others.
+    """
+
+    def one(new: Array, old: Array) -> Array:
+        return (
+            new + (scale - 1).astype(new.dtype) * (new - old)
+            if jnp.issubdtype(new.dtype, jnp.floating)
+            else new
+        )
+
+    return jax.tree.map(one, new, old)
