@@ -33,7 +33,7 @@ class Model:
     of `universal`
     """
 
-    def faults(self) -> list[str]:
+    def validate(self) -> list[str]:
         """Out-of-range values, one sentence each."""
         found = (
             []
@@ -61,7 +61,7 @@ class Data:
     examples: int = 400
     """size of the calibration and of the test split"""
 
-    def faults(self) -> list[str]:
+    def validate(self) -> list[str]:
         """Out-of-range values, one sentence each."""
         from dynexit.data.tasks.chomsky import TASKS
 
@@ -87,7 +87,7 @@ class Method:
     most: int = 16
     """iterations in training of `thinking`, and four times the mean rate of `recurrent`"""
 
-    def faults(self) -> list[str]:
+    def validate(self) -> list[str]:
         """Out-of-range values, one sentence each."""
         return at_least(self, 0.0, "tau") + at_least(self, 4, "most")
 
@@ -114,7 +114,7 @@ class Settings:
     seed: int = 0
     """of weights and of the strings drawn"""
 
-    def faults(self) -> list[str]:
+    def validate(self) -> list[str]:
         """Settings that clash."""
         short = self.model.kind == "thinking" and self.model.steps < self.method.most
         return (
@@ -153,7 +153,7 @@ def build(settings: Settings):
     one_hot = lambda tokens: jax.nn.one_hot(tokens, task.vocabulary + 2)
     return dx.Experiment(
         model=model,
-        method=method._replace(grade=share),
+        method=method._replace(score=share),
         train=train,
         calibration=calibration,
         test=test,

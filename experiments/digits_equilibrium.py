@@ -30,7 +30,7 @@ class Model:
     anderson: int = 0
     """iterates that Anderson's mixing keeps; 0 for the plain iteration"""
 
-    def faults(self) -> list[str]:
+    def validate(self) -> list[str]:
         """Out-of-range values, one sentence each."""
         found = at_least(self, 1, "patch", "width", "steps") + at_least(self, 0, "anderson")
         return found + (
@@ -51,7 +51,7 @@ class Method:
     jacobian: float = 0.1
     """weight of the penalty on the Jacobian of the step"""
 
-    def faults(self) -> list[str]:
+    def validate(self) -> list[str]:
         """Out-of-range values, one sentence each."""
         return at_least(self, 0, "tolerance", "unrolled", "jacobian")
 
@@ -65,7 +65,7 @@ class Settings:
     training: Training = Training(
         steps=250, batch_size=64, learning_rate=3e-3, checkpoint_every=125
     )
-    calibration: Calibration = Calibration(accept_loss=0.0, accept_flips=0.003)
+    calibration: Calibration = Calibration(accept_loss=0.0, max_negative_flips=0.003)
     evaluation: Evaluation = Evaluation(batch_size=128)
     seed: int = 0
     """of weights, data order, augmentation and penalty"""

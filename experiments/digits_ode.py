@@ -31,7 +31,7 @@ class Model:
     tolerance: float = 1e-3
     """relative error of a step; the absolute one is a thousandth of it"""
 
-    def faults(self) -> list[str]:
+    def validate(self) -> list[str]:
         """Out-of-range values, one sentence each."""
         found = [] if self.tolerance > 0 else [f"tolerance must be above 0, got {self.tolerance}"]
         return found + at_least(self, 1, "width", "hidden", "steps")
@@ -44,7 +44,7 @@ class Method:
     early: float = 0.2
     """weight of the answers on the way"""
 
-    def faults(self) -> list[str]:
+    def validate(self) -> list[str]:
         """Out-of-range values, one sentence each."""
         return between(self, 0.0, 1.0, "early")
 
@@ -58,7 +58,7 @@ class Settings:
     training: Training = Training(
         steps=600, batch_size=64, learning_rate=3e-3, checkpoint_every=300, remat=False
     )
-    calibration: Calibration = Calibration(accept_loss=0.0, accept_flips=0.003)
+    calibration: Calibration = Calibration(accept_loss=0.0, max_negative_flips=0.003)
     evaluation: Evaluation = Evaluation(batch_size=128)
     seed: int = 0
     """of weights, data order and augmentation"""

@@ -31,7 +31,7 @@ class Model:
     tolerance: float = 1e-4
     """residual at which a row's recurrence counts as solved"""
 
-    def faults(self) -> list[str]:
+    def validate(self) -> list[str]:
         """Out-of-range values, one sentence each."""
         found = at_least(self, 1, "width", "depth", "corrections")
         return found + (

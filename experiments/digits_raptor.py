@@ -30,7 +30,7 @@ class Model:
     phases: int = 2
     """blocks that recur"""
 
-    def faults(self) -> list[str]:
+    def validate(self) -> list[str]:
         """Out-of-range values, one sentence each."""
         return at_least(self, 1, "phases")
 
@@ -44,7 +44,7 @@ class Method:
     labels: float = 0.1
     """weight of the labels' loss beside the distance to the teacher's states"""
 
-    def faults(self) -> list[str]:
+    def validate(self) -> list[str]:
         """Out-of-range values, one sentence each."""
         found = [] if 0 <= self.forcing <= 1 else [f"forcing must lie in 0..1, got {self.forcing}"]
         return found + at_least(self, 0.0, "labels")
@@ -59,7 +59,7 @@ class Settings:
     training: Training = Training(
         steps=200, batch_size=64, learning_rate=2e-3, checkpoint_every=100, remat=False
     )
-    calibration: Calibration = Calibration(accept_loss=0.0, accept_flips=0.003)
+    calibration: Calibration = Calibration(accept_loss=0.0, max_negative_flips=0.003)
     evaluation: Evaluation = Evaluation(batch_size=128)
     seed: int = 0
     """of weights, data order and augmentation"""

@@ -27,7 +27,7 @@ class Model:
     depth: int = 12
     """blocks, each followed by an exit"""
 
-    def faults(self) -> list[str]:
+    def validate(self) -> list[str]:
         """Out-of-range values, one sentence each."""
         found = at_least(self, 4, "width") + at_least(self, 1, "depth")
         return found or (
@@ -44,7 +44,7 @@ class Method:
     by_row: bool = False
     """draw for every row, which saves no time"""
 
-    def faults(self) -> list[str]:
+    def validate(self) -> list[str]:
         """Out-of-range values, one sentence each."""
         return (
             [] if 0 < self.last <= 1 else [f"last must be above 0 and at most 1, got {self.last}"]
@@ -65,7 +65,7 @@ class Settings:
     seed: int = 0
     """of weights, data order, augmentation and of what is left out"""
 
-    def faults(self) -> list[str]:
+    def validate(self) -> list[str]:
         """Out-of-range values, one sentence each."""
         return (
             ["training.remat must be False: a block that is left out must not be recomputed"]

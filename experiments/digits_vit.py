@@ -29,7 +29,7 @@ class Model:
     heads: int = 4
     """attention heads"""
 
-    def faults(self) -> list[str]:
+    def validate(self) -> list[str]:
         """Out-of-range values and clashes, one sentence each."""
         found = at_least(self, 1, "patch", "stride", "width", "depth", "heads")
         if not found and (
@@ -50,7 +50,7 @@ class Data:
     shift: int = 1
     """pixels by which an image is moved at most"""
 
-    def faults(self) -> list[str]:
+    def validate(self) -> list[str]:
         """Out-of-range values, one sentence each."""
         return at_least(self, 0, "shift")
 
@@ -64,7 +64,7 @@ class Settings:
     training: Training = Training(
         steps=200, batch_size=64, learning_rate=2e-3, checkpoint_every=100
     )
-    calibration: Calibration = Calibration(accept_loss=0.0, accept_flips=0.001)
+    calibration: Calibration = Calibration(accept_loss=0.0, max_negative_flips=0.001)
     evaluation: Evaluation = Evaluation(batch_size=128)
     seed: int = 0
     """of weights, data order and augmentation"""

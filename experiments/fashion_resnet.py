@@ -23,7 +23,7 @@ class Model:
     blocks: tuple[int, ...] = (2, 3)
     """of each stage, each followed by an exit"""
 
-    def faults(self) -> list[str]:
+    def validate(self) -> list[str]:
         """Out-of-range values and clashes, one sentence each."""
         found = [
             f"{n} must be at least 1 each, got {v}"
@@ -51,7 +51,7 @@ class Data:
     limit: int | None = None
     """examples of each split to use; None for all"""
 
-    def faults(self) -> list[str]:
+    def validate(self) -> list[str]:
         """Out-of-range values, one sentence each."""
         return at_least(self, 0, "shift") + (
             at_least(self, 1, "limit") if self.limit is not None else []

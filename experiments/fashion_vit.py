@@ -27,7 +27,7 @@ class Model:
     heads: int = 6
     """attention heads"""
 
-    def faults(self) -> list[str]:
+    def validate(self) -> list[str]:
         """Out-of-range values and clashes, one sentence each."""
         found = at_least(self, 1, "patch", "width", "depth", "heads")
         if not found and 28 % self.patch:
@@ -46,7 +46,7 @@ class Data:
     limit: int | None = None
     """examples of each split to use; None for all"""
 
-    def faults(self) -> list[str]:
+    def validate(self) -> list[str]:
         """Out-of-range values, one sentence each."""
         return at_least(self, 0, "shift") + (
             at_least(self, 1, "limit") if self.limit is not None else []

@@ -38,7 +38,7 @@ class Model:
     from the edge it is
     """
 
-    def faults(self) -> list[str]:
+    def validate(self) -> list[str]:
         """Out-of-range values, one sentence each."""
         found = at_least(self, 1, "width", "steps", "blocks", "every")
         return found or (
@@ -63,7 +63,7 @@ class Data:
     examples: int = 100
     """size of the calibration and of the test split"""
 
-    def faults(self) -> list[str]:
+    def validate(self) -> list[str]:
         """Out-of-range values, one sentence each."""
         return (
             at_least(self, 3, "size", "test_size")
@@ -83,7 +83,7 @@ class Method:
     settled: int = 1
     """exits in a row at which the answer must stand still"""
 
-    def faults(self) -> list[str]:
+    def validate(self) -> list[str]:
         """Out-of-range values, one sentence each."""
         return at_least(self, 1, "most", "settled") + between(self, 0.0, 1.0, "alpha")
 
@@ -109,7 +109,7 @@ class Settings:
     seed: int = 0
     """of weights and of the mazes drawn"""
 
-    def faults(self) -> list[str]:
+    def validate(self) -> list[str]:
         """Settings that clash."""
         short = self.model.steps < self.method.most
         return (

@@ -33,7 +33,7 @@ class Model:
     update: Literal["accumulated", "basic"] = "accumulated"
     """accumulated, Graves' weighted sum, or basic, the update of the released Universal Transformer"""
 
-    def faults(self) -> list[str]:
+    def validate(self) -> list[str]:
         """Out-of-range values, one sentence each."""
         found = (
             []
@@ -56,7 +56,7 @@ class Data:
     examples: int = 5000
     """size of the calibration and of the test split; training draws afresh without end"""
 
-    def faults(self) -> list[str]:
+    def validate(self) -> list[str]:
         """Out-of-range values, one sentence each."""
         most, test = (
             self.length if n is None else n for n in (self.train_nonzeros, self.test_nonzeros)
@@ -88,7 +88,7 @@ class Method:
     tau: float = 0.01
     """price of a step"""
 
-    def faults(self) -> list[str]:
+    def validate(self) -> list[str]:
         """Out-of-range values, one sentence each."""
         return at_least(self, 0.0, "tau")
 

@@ -42,7 +42,7 @@ class Model:
     out: int = 48
     """pairs of neurons that the answers are read from"""
 
-    def faults(self) -> list[str]:
+    def validate(self) -> list[str]:
         """Out-of-range values, one sentence each."""
         found = at_least(
             self, 1, "width", "ticks", "memory", "hidden", "features", "heads", "action", "out"
@@ -66,7 +66,7 @@ class Data:
     examples: int = 2000
     """size of the calibration and of the test split; training draws afresh without end"""
 
-    def faults(self) -> list[str]:
+    def validate(self) -> list[str]:
         """Out-of-range values, one sentence each."""
         return at_least(self, 1, "length", "examples")
 
@@ -109,7 +109,7 @@ def build(settings: Settings):
     model, data = settings.model, settings.data
     train, calibration, test = prefix_sums(data.length, examples=data.examples)
     return dx.Experiment(
-        model=dx.transforms.most_certain(
+        model=dx.transforms.best_so_far(
             dx.models.ctm(data.length, 1, 2, answers=data.length, **dataclasses.asdict(model))
         ),
         method=dx.methods.ctm(),

@@ -34,7 +34,7 @@ class Model:
     halt_detach: bool = False
     """whether halting sends no gradient into the cell"""
 
-    def faults(self) -> list[str]:
+    def validate(self) -> list[str]:
         """Out-of-range values, one sentence each."""
         return at_least(self, 1, "width", "steps") + at_least(self, 0, "halt_layers")
 
@@ -52,7 +52,7 @@ class Data:
     examples: int = 5000
     """size of the calibration and of the test split; training draws afresh without end"""
 
-    def faults(self) -> list[str]:
+    def validate(self) -> list[str]:
         """Out-of-range values, one sentence each."""
         most, test = (
             self.length if n is None else n for n in (self.train_nonzeros, self.test_nonzeros)
@@ -90,7 +90,7 @@ class Method:
     beta: float = 0.01
     """weight of the divergence from the prior"""
 
-    def faults(self) -> list[str]:
+    def validate(self) -> list[str]:
         """Out-of-range values, one sentence each."""
         found = (
             []

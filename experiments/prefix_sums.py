@@ -32,7 +32,7 @@ class Model:
     every: int = 8
     """iterations from one exit to the next"""
 
-    def faults(self) -> list[str]:
+    def validate(self) -> list[str]:
         """Out-of-range values, one sentence each."""
         found = at_least(self, 1, "width", "steps", "blocks", "every")
         return found or (
@@ -53,7 +53,7 @@ class Data:
     examples: int = 200
     """size of the calibration and of the test split"""
 
-    def faults(self) -> list[str]:
+    def validate(self) -> list[str]:
         """Out-of-range values, one sentence each."""
         return at_least(self, 1, "length", "test_length", "examples")
 
@@ -75,7 +75,7 @@ class Method:
     truncate: int = 8
     """iterations that carry gradients then"""
 
-    def faults(self) -> list[str]:
+    def validate(self) -> list[str]:
         """Out-of-range values, one sentence each."""
         found = (
             [f"mean must be above 0, got {self.mean}"]
@@ -112,7 +112,7 @@ class Settings:
     seed: int = 0
     """of weights and of the strings drawn"""
 
-    def faults(self) -> list[str]:
+    def validate(self) -> list[str]:
         """Settings that clash."""
         short = self.method.mean is None and self.model.steps < self.method.most
         return (
@@ -143,7 +143,7 @@ def build(settings: Settings):
     if method.mean is None:
         trained = dx.methods.deep_thinking(method.most, method.alpha, settled=method.settled)
     else:
-        trained = dx.methods.recurrent_depth(method.mean, method.truncate, noise=0.0, grade=exact)
+        trained = dx.methods.recurrent_depth(method.mean, method.truncate, noise=0.0, score=exact)
     return dx.Experiment(
         model=dx.models.deep_thinking(
             1,

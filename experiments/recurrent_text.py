@@ -35,7 +35,7 @@ class Model:
     steps: int = 16
     """iterations at most, at test time"""
 
-    def faults(self) -> list[str]:
+    def validate(self) -> list[str]:
         """Out-of-range values, one sentence each."""
         found = at_least(self, 1, "width", "heads", "prelude", "core", "coda", "steps")
         return found or (
@@ -54,7 +54,7 @@ class Data:
     examples: int = 400
     """windows of the calibration and of the test split"""
 
-    def faults(self) -> list[str]:
+    def validate(self) -> list[str]:
         """Out-of-range values, one sentence each."""
         return at_least(self, 1, "length", "examples")
 
@@ -72,7 +72,7 @@ class Method:
     consecutive predictions
     """
 
-    def faults(self) -> list[str]:
+    def validate(self) -> list[str]:
         """Out-of-range values, one sentence each."""
         found = [] if self.mean > 0 else [f"mean must be above 0, got {self.mean}"]
         return found + at_least(self, 1, "truncate")

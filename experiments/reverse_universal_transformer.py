@@ -39,7 +39,7 @@ class Model:
     post_norm: bool = True
     """norms behind the sums as in the paper, or before the branches as in the released code"""
 
-    def faults(self) -> list[str]:
+    def validate(self) -> list[str]:
         """Out-of-range values, one sentence each."""
         found = (
             []
@@ -68,7 +68,7 @@ class Data:
     examples: int = 2000
     """size of the calibration and of the test split; training draws afresh without end"""
 
-    def faults(self) -> list[str]:
+    def validate(self) -> list[str]:
         """Out-of-range values, one sentence each."""
         test = at_least(self, 1, "test_length") if self.test_length is not None else []
         return test + at_least(self, 1, "length", "examples") + at_least(self, 0, "shift")
@@ -81,7 +81,7 @@ class Method:
     tau: float = 0.01
     """price of a step, a place"""
 
-    def faults(self) -> list[str]:
+    def validate(self) -> list[str]:
         """Out-of-range values, one sentence each."""
         return at_least(self, 0.0, "tau")
 

@@ -32,7 +32,7 @@ class Model:
     cycles: int = 2
     """cycles a segment; the last carries the gradient"""
 
-    def faults(self) -> list[str]:
+    def validate(self) -> list[str]:
         """Out-of-range values, one sentence each."""
         return at_least(self, 1, "width", "layers", "segments", "inner", "cycles")
 
@@ -48,7 +48,7 @@ class Data:
     examples: int = 2000
     """size of the calibration and of the test split; training draws afresh without end"""
 
-    def faults(self) -> list[str]:
+    def validate(self) -> list[str]:
         """Out-of-range values, one sentence each."""
         found = (
             []
@@ -73,7 +73,7 @@ class Method:
     settled: bool = False
     """leave where the latent has settled, not where the network says that it is right"""
 
-    def faults(self) -> list[str]:
+    def validate(self) -> list[str]:
         """Out-of-range values, one sentence each."""
         return at_least(self, 1, "segments") + between(self, 0.0, 1.0, "explore")
 
@@ -100,7 +100,7 @@ class Settings:
     seed: int = 0
     """of weights and of the puzzles drawn"""
 
-    def faults(self) -> list[str]:
+    def validate(self) -> list[str]:
         """Out-of-range values, one sentence each."""
         short = self.model.segments < self.method.segments
         return (

@@ -27,7 +27,7 @@ class Model:
     depth: int = 6
     """blocks, each followed by an exit"""
 
-    def faults(self) -> list[str]:
+    def validate(self) -> list[str]:
         """What is out of range or clashes, one sentence each."""
         return at_least(self, 1, "width", "depth")
 
@@ -111,8 +111,8 @@ def entropy_exits(count: int = 40):
             "loss_last": losses[-1].mean()
         }  # a loss per example, and what to log
 
-    def criterion(point):  # thresholds are data: changing them compiles nothing anew
-        return dx.criteria.entropy_below(point["threshold"])
+    def criterion(operating_point):  # thresholds are data: changing them compiles nothing anew
+        return dx.criteria.entropy_below(operating_point["threshold"])
 
     def candidates(
         outputs, labels, costs

@@ -87,7 +87,21 @@ def test_the_primitives_need_jax_alone():
 
 @pytest.mark.parametrize(
     "package",
-    ["core", "exits", "objectives", "calibration", "training", "analysis", "data", "methods"],
+    [
+        "calibration",
+        "core",
+        "criteria",
+        "data",
+        "engine",
+        "evaluation",
+        "methods",
+        "models",
+        "objectives",
+        "runs",
+        "solvers",
+        "training",
+        "transforms",
+    ],  # fmt: skip
 )
 def test_no_package_loads_what_only_some_of_its_functions_need(package):
     program = f"""

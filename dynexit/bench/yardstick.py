@@ -39,7 +39,7 @@ def run_cell(
     loads: Sequence[tuple[str, float]],
     repeats: int,
     peers: Mapping[str, Peer],
-    say: Callable[[str], None],
+    log: Callable[[str], None],
     exhaustive: bool = False,
 ) -> list[dict]:
     """Times all programs of a cell in turns, for several distributions of depths.
@@ -50,12 +50,12 @@ def run_cell(
       repeats: timings of each program; the median counts.
       peers: name -> a function that gives a call for this cell and these depths; shown as "peer
         NAME". One that raises `TooLarge` is left out and said.
-      say: gets a line for every phase.
+      log: gets a line for every phase.
       exhaustive: also time the compacted schedule with many tilings, and say how near the tuned
         choice comes to the best.
 
     Returns:
-      One record per load and program. `kind` is "full", "schedule" (one of `run_until`), "trial" (a
+      One record per load and program. `kind` is "full", "executor" (one of `run_until`), "trial" (a
       tiling of `exhaustive`), "stream", "unrolled" or "peer"; `asked` is the mean depth asked for
       and `mean` that of the depths drawn. Seconds with spread; where depth is dynamic the
       efficiency; `occupancy` where it is known; what compiling gave. The record of "tuned" holds
@@ -69,9 +69,9 @@ def run_cell(
     ).costs  # measured once, planned with for every load
     told = schedules(cell.batch, exhaustive)
     tried = trials(cell.batch) if exhaustive else {}
-    kinds = dict.fromkeys(told, "schedule") | dict.fromkeys(tried, "trial")
+    kinds = dict.fromkeys(told, "executor") | dict.fromkeys(tried, "trial")
     depths = jnp.full(cell.batch, cell.depth, jnp.int32)
-    say(f"{cell}: compiling")
+    log(f"{cell}: compiling")
     full = {name: compiled(f, params, state) for name, f in full_programs(cell, make).items()}
     build = lambda choice: compiled(dynamic_program(cell, make, choice), params, state, depths)
     dynamic = {name: build(choice) for name, choice in (told | tried).items()}
@@ -84,8 +84,8 @@ def run_cell(
         drawn = draw(distribution, asked, cell.depth, cell.batch)
         depths = jnp.asarray(drawn)
         tuned = tune(make(params), state, cell.depth, exits=drawn - 1, costs=costs)
-        say(f"{cell}, {distribution} {asked:g}: {tuned}")
-        choice = tuned.schedule, tuned.tile
+        log(f"{cell}, {distribution} {asked:g}: {tuned}")
+        choice = tuned.executor, tuned.tile
         if choice not in built:
             built[choice] = build(choice)
         here = full | dynamic | {"tuned": built[choice]} | streams
@@ -100,7 +100,7 @@ def run_cell(
         kind = (
             dict.fromkeys(full, "full")
             | kinds
-            | {"tuned": "schedule"}
+            | {"tuned": "executor"}
             | dict.fromkeys(streams, "stream")
         )
         if cell.batch == 1:
@@ -111,7 +111,7 @@ def run_cell(
             try:
                 calls[f"peer {name}"], kind[f"peer {name}"] = peer(cell, made, drawn), "peer"
             except TooLarge as error:
-                say(f"{cell}: peer {name} left out: {error}")
+                log(f"{cell}: peer {name} left out: {error}")
         found = _records(cell, measure(calls, repeats), kind, here, calls, drawn)
         for record in found:
             record |= {"distribution": distribution, "asked": asked}
@@ -139,7 +139,7 @@ def _records(
         record |= {"seconds": t.median, "low": t.low, "high": t.high, "speedup": best / t.median}
         if kind[name] != "full":
             record["efficiency"] = best * share / t.median
-        if kind[name] in ("schedule", "trial", "stream"):
+        if kind[name] in ("executor", "trial", "stream"):
             record["occupancy"] = int(drawn.sum()) / int(calls[name]()[1])
         if name in programs:
             of = programs[name]
@@ -154,14 +154,14 @@ def _records(
 
 def _chosen(tuned: Tuned) -> str:
     sizes = ", ".join("/".join(map(str, t.sizes)) for t in tuned.tile)
-    return f"{tuned.schedule} {sizes}" if tuned.schedule == "compacted" else tuned.schedule
+    return f"{tuned.executor} {sizes}" if tuned.executor == "compacted" else tuned.executor
 
 
 def _duel(records: Sequence[dict], calls: Mapping[str, Callable[[], Any]], repeats: int) -> float:
     """Seconds of the tuned program over those of the quickest one, timed again beside each other; 1
     where it is the quickest.
     """
-    told = [r for r in records if r["kind"] in ("schedule", "trial")]
+    told = [r for r in records if r["kind"] in ("executor", "trial")]
     best = min(told, key=lambda r: r["seconds"])["program"]
     if best == "tuned":
         return 1.0

@@ -22,7 +22,7 @@ class Choice(NamedTuple):
     """An operating point, what it did on the calibration split, and why it was taken.
 
     Attributes:
-      point: leaves `[...]`.
+      operating_point: leaves `[...]`.
       index: its place among the candidates.
       accuracy: on the calibration split; the accuracy to report is that of the test split.
       accuracy_full: of full depth, on the same rows.
@@ -37,7 +37,7 @@ class Choice(NamedTuple):
       rows: M.
     """
 
-    point: PyTree
+    operating_point: PyTree
     index: int
     accuracy: float
     accuracy_full: float
@@ -61,8 +61,8 @@ def choose(
     replay: Callable[[Criterion, PyTree], Halted],
     accept_loss: float | None = None,
     budget: float | None = None,
-    accept_flips: float | None = None,
-    grade: Callable[[Any, Any], Any] = exact,
+    max_negative_flips: float | None = None,
+    score: Callable[[Any, Any], Any] = exact,
     full_cost: float | None = None,
 ) -> Choice:
     """The cheapest point that loses at most so much accuracy, or the most accurate that costs at
@@ -70,7 +70,7 @@ def choose(
 
     Exactly one of the two rules:
       accept_loss: cheapest with accuracy >= accuracy of full depth - accept_loss; equal costs: the
-        more accurate. With `accept_flips` also: at most that fraction of the rows right at full
+        more accurate. With `max_negative_flips` also: at most that fraction of the rows right at full
         depth and wrong at the point, whatever other rows gain; a stricter promise, for splits so
         small that gains and losses cancel by luck.
       budget: most accurate with mean cost <= budget x cost of full depth; equal accuracies: the
@@ -82,7 +82,7 @@ def choose(
       criterion, predict, costs, replay, grade: as in `dynexit.calibration.curve`.
       accept_loss: fraction of the rows, in 0..1.
       budget: fraction of full depth's FLOPs, in 0..1, 0 excluded.
-      accept_flips: fraction of the rows, in 0..1, or None for any.
+      max_negative_flips: fraction of the rows, in 0..1, or None for any.
       full_cost: FLOPs of full depth, which `budget` is a fraction of; None for the last of `costs`.
         The plain network costs a little less than one that reads all its exits.
 
@@ -97,10 +97,10 @@ def choose(
 
     Example:
       >>> import dynexit as dx
-      # [E=2, M=2, C=2]: row 1 needs exit 1
+      >>> # [E=2, M=2, C=2]: row 1 needs exit 1
       >>> logits = jnp.array([[[9.0, 0.0], [0.1, 0.0]], [[9.0, 0.0], [0.0, 9.0]]])
       >>> known = Predictions("calibration", logits, np.array([0, 1]), "digest")
-      >>> rule = lambda point: dx.criteria.max_probability_above(point["threshold"])
+      >>> rule = lambda point: dx.criteria.max_probability_above(operating_point["threshold"])
       >>> points = {"threshold": jnp.array([[0.5], [0.9], [jnp.inf]])}
       >>> choice = choose(known, points, rule, lambda z: z.argmax(-1), [1.0, 2.0], dx.replay, accept_loss=0.0)
       >>> choice.index, choice.cost_fraction, choice.accuracy
@@ -119,10 +119,12 @@ def choose(
     for path, leaf in jax.tree_util.tree_flatten_with_path(points)[0]:
         if np.isnan(np.asarray(leaf, np.float64)).any():
             raise ValueError(f"`points`{jax.tree_util.keystr(path)} must not hold a NaN")
-    found = curve(predictions, points, criterion, predict, costs, replay, grade)
+    found = curve(predictions, points, criterion, predict, costs, replay, score)
     full = float(np.asarray(costs, np.float64)[-1] if full_cost is None else full_cost)
     if accept_loss is not None:
-        k, accepted = _cheapest(found, accept_loss, 1.0 if accept_flips is None else accept_flips)
+        k, accepted = _cheapest(
+            found, accept_loss, 1.0 if max_negative_flips is None else max_negative_flips
+        )
     else:
         k, accepted = _most_accurate(found, budget, full)
     return Choice(
@@ -164,12 +166,12 @@ def refuse_same_split(choice: Choice, predictions: Predictions) -> None:
         )
 
 
-def _cheapest(found: Curve, accept_loss: float, accept_flips: float) -> tuple[int, str]:
-    for name, value in (("accept_loss", accept_loss), ("accept_flips", accept_flips)):
+def _cheapest(found: Curve, accept_loss: float, max_negative_flips: float) -> tuple[int, str]:
+    for name, value in (("accept_loss", accept_loss), ("max_negative_flips", max_negative_flips)):
         if not 0 <= value <= 1:
             raise ValueError(f"`{name}` must lie in 0..1, a fraction of the rows, got {value}")
     allowed = (found.accuracy >= found.accuracy_full - accept_loss - SLACK) & (
-        found.flips <= accept_flips + SLACK
+        found.flips <= max_negative_flips + SLACK
     )
     if not allowed.any():
         raise NoPoint(
@@ -180,8 +182,8 @@ def _cheapest(found: Curve, accept_loss: float, accept_flips: float) -> tuple[in
     k = int(order[allowed[order]][0])
     flips = (
         ""
-        if accept_flips == 1
-        else f" and turns at most {accept_flips:g} of the rows from right to wrong"
+        if max_negative_flips == 1
+        else f" and turns at most {max_negative_flips:g} of the rows from right to wrong"
     )
     return (
         k,

@@ -64,7 +64,7 @@ def curve(
     predict: Callable[[PyTree], Array],
     costs: Any,
     replay: Callable[[Criterion, PyTree], Halted],
-    grade: Callable[[Any, Any], Any] = exact,
+    score: Callable[[Any, Any], Any] = exact,
 ) -> Curve:
     """Every operating point on stored outputs, in one compiled program: K and the thresholds are
     data.
@@ -75,9 +75,9 @@ def curve(
       criterion: `criterion(point) -> Criterion`.
       predict: `predict(output) -> class`, integers in the shape of the labels.
       costs: cumulative FLOPs per row at every exit, `[E]`.
-      replay: `dynexit.replay`. It, `criterion`, `predict` and `grade` are static: hand in the same
+      replay: `dynexit.replay`. It, `criterion`, `predict` and `score` are static: hand in the same
         functions each time.
-      grade: as in `Method`.
+      score: as in `Method`.
 
     Returns:
       `Curve`. The standard error is sqrt(b + c - (b - c)^2 / M) / M, with b rows right only at full
@@ -93,7 +93,7 @@ def curve(
     outputs, labels = predictions.outputs, np.asarray(predictions.labels)
     exits, costs = _check(outputs, labels, costs, points)
     swept = _sweep(
-        criterion, predict, replay, grade, points, outputs, jnp.asarray(labels, jnp.int32)
+        criterion, predict, replay, score, points, outputs, jnp.asarray(labels, jnp.int32)
     )
     right, right_full, exit = map(np.asarray, swept)
     fractions = np.stack([np.bincount(e, minlength=exits) for e in exit]) / len(labels)
@@ -110,13 +110,13 @@ def curve(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _sweep(criterion, predict, replay, grade, points, outputs, labels):
-    def one(point):
-        halted = replay(criterion(point), outputs)
-        return grade(predict(halted.output), labels), halted.exit
+def _sweep(criterion, predict, replay, score, points, outputs, labels):
+    def one(operating_point):
+        halted = replay(criterion(operating_point), outputs)
+        return score(predict(halted.output), labels), halted.exit
 
     right, exit = lax.map(one, points)  # one point at a time: the outputs are not copied K times
-    return right, grade(predict(jax.tree.map(lambda a: a[-1], outputs)), labels), exit
+    return right, score(predict(jax.tree.map(lambda a: a[-1], outputs)), labels), exit
 
 
 def _check(

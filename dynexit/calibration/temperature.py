@@ -35,7 +35,7 @@ def fit_temperature(
         bracket without 1.
 
     Example:
-      # right in 3 of 4: p should be 0.75
+      >>> # right in 3 of 4: p should be 0.75
       >>> logits = jnp.array([[[2.0, 0.0], [2.0, 0.0], [2.0, 0.0], [2.0, 0.0]]])
       >>> temperature = fit_temperature(logits, jnp.array([0, 0, 0, 1]))
       >>> print(f"{temperature[0]:.3f}")  # 2 / ln 3
@@ -76,7 +76,7 @@ def mean_nll(logits: Array, labels: Array, temperature: Array) -> Array:
       float32 `[]`, nats; 0 where no row is left.
 
     Example:
-      # ln 2
+      >>> # ln 2
       >>> print(f"{mean_nll(jnp.zeros((3, 2)), jnp.array([0, 1, 1]), jnp.float32(2.0)):.4f}")
       0.6931
     """

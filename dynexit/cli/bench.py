@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dynexit.cli.bench_tables import by_load, show, summarize
+from dynexit.cli.options import Flag, parse
 from dynexit.cli.positional import split
-from dynexit.cli.settings import Flag, SettingsError, parse
-from dynexit.runs.pipeline import hardware, say
+from dynexit.runs.experiment_file import SettingsError
+from dynexit.runs.pipeline import hardware, log
 from dynexit.runs.run_folder import versions
 
 BLOCKS = ("transformer", "tied", "mixer", "conv")
@@ -62,7 +63,7 @@ def bench(argv: Sequence[str]) -> int:
     loads = [(d, m) for d in o["distribution"] for m in o["mean"]]
     records = []
     for cell in cells(o["block"], o["width"], o["tokens"], o["depth"], o["batch"], o["dtype"]):
-        found = run_cell(cell, loads, o["repeats"], peers, say, o["exhaustive"])
+        found = run_cell(cell, loads, o["repeats"], peers, log, o["exhaustive"])
         records += found
         for group in by_load(found):
             show(group)
@@ -72,7 +73,7 @@ def bench(argv: Sequence[str]) -> int:
         content = {"hardware": hardware(), "versions": versions(), "options": o, "records": records}
         path.write_text(json.dumps(content, indent=2) + "\n")
         drawn = [r for r in records if r["kind"] != "trial"]
-        say(f"wrote {path} and {plots.efficiency_by_depth(drawn, path.with_suffix('.png'))}")
+        log(f"wrote {path} and {plots.efficiency_by_depth(drawn, path.with_suffix('.png'))}")
     return 0
 
 

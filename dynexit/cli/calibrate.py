@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dynexit.cli.evaluate import EXPERIMENT
+from dynexit.cli.options import Flag, parse
 from dynexit.cli.positional import split
-from dynexit.cli.settings import Flag, SettingsError, parse
-from dynexit.core.settings import Calibration, faults
-from dynexit.runs.pipeline import finish, restored, say
+from dynexit.core.settings import Calibration, validate
+from dynexit.runs.experiment_file import SettingsError
+from dynexit.runs.pipeline import finish, log, restored
 from dynexit.runs.run_folder import reopen
 
-USAGE = "dynexit calibrate RUN --accept-loss 0.005 [--accept-flips 0.002] | --budget 0.5"
+USAGE = "dynexit calibrate RUN --accept-loss 0.005 [--max-negative-flips 0.002] | --budget 0.5"
 
 
 def calibrate(argv: Sequence[str]) -> int:
@@ -27,7 +28,7 @@ def calibrate(argv: Sequence[str]) -> int:
         ),
         Flag("budget", float | None, None, "fraction of full-depth FLOPs that may be spent"),
         Flag(
-            "accept_flips",
+            "max_negative_flips",
             float | None,
             None,
             "with --accept-loss: fraction of rows that may turn from right to wrong",
@@ -37,13 +38,13 @@ def calibrate(argv: Sequence[str]) -> int:
     options, _ = parse(rest, "dynexit calibrate RUN", flags)
     if (options["accept_loss"] is None) == (options["budget"] is None):
         raise SettingsError(f"exactly one of --accept-loss and --budget is wanted\nusage: {USAGE}")
-    if options["accept_flips"] is not None and options["accept_loss"] is None:
-        raise SettingsError(f"--accept-flips goes with --accept-loss\nusage: {USAGE}")
-    rule = Calibration(options["accept_loss"], options["budget"], options["accept_flips"])
-    if found := faults(rule):
+    if options["max_negative_flips"] is not None and options["accept_loss"] is None:
+        raise SettingsError(f"--max-negative-flips goes with --accept-loss\nusage: {USAGE}")
+    rule = Calibration(options["accept_loss"], options["budget"], options["max_negative_flips"])
+    if found := validate(rule):
         raise SettingsError("; ".join(found))
     run = reopen(
-        Path(words[0]), Path(options["experiment"]) if options["experiment"] else None, say
+        Path(words[0]), Path(options["experiment"]) if options["experiment"] else None, log
     )
     experiment, params, step = restored(run)
     finish(run, experiment, params, step, rule)

@@ -3,8 +3,9 @@
 import difflib
 from collections.abc import Sequence
 
+from dynexit.cli.options import Flag, parse
 from dynexit.cli.positional import split
-from dynexit.cli.settings import Flag, SettingsError, parse
+from dynexit.runs.experiment_file import SettingsError
 
 USAGE = "dynexit data prepare NAME [--raw FOLDER]"
 

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from dynexit.cli.options import Flag, parse
 from dynexit.cli.positional import split
-from dynexit.cli.settings import Flag, parse
-from dynexit.runs.pipeline import finish, recorded_rule, restored, say
+from dynexit.runs.pipeline import finish, log, recorded_rule, restored
 from dynexit.runs.run_folder import reopen
 
 EXPERIMENT = Flag(
@@ -21,7 +21,7 @@ def evaluate(argv: Sequence[str]) -> int:
     words, rest = split(argv, "dynexit evaluate RUN [--experiment FILE]")
     options, _ = parse(rest, "dynexit evaluate RUN", (EXPERIMENT,))
     run = reopen(
-        Path(words[0]), Path(options["experiment"]) if options["experiment"] else None, say
+        Path(words[0]), Path(options["experiment"]) if options["experiment"] else None, log
     )
     experiment, params, step = restored(run)
     finish(run, experiment, params, step, recorded_rule(run))

@@ -4,7 +4,7 @@ import errno
 import sys
 from collections.abc import Sequence
 
-from dynexit.cli.settings import SettingsError
+from dynexit.runs.experiment_file import SettingsError
 
 USAGE = """usage: dynexit COMMAND ...
 

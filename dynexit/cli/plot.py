@@ -4,8 +4,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from dynexit.cli.options import Flag, parse
 from dynexit.cli.positional import split
-from dynexit.cli.settings import Flag, SettingsError, parse
+from dynexit.runs.experiment_file import SettingsError
 from dynexit.runs.pipeline import REPORT
 from dynexit.runs.run_folder import read
 

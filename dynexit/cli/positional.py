@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from dynexit.cli.settings import SettingsError
+from dynexit.runs.experiment_file import SettingsError
 
 
 def split(

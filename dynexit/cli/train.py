@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dynexit.cli.options import Flag, parse
 from dynexit.cli.positional import split
-from dynexit.cli.settings import ExperimentFile, Flag, SettingsError, load, parse
-from dynexit.runs.pipeline import REPORT, finish, say
+from dynexit.runs.experiment_file import ExperimentFile, SettingsError, load
+from dynexit.runs.pipeline import REPORT, finish, log
 from dynexit.runs.run_folder import claim, default_folder
 
 USAGE = "dynexit train FILE [--run FOLDER] [--smoke] [--model.depth 6 ...]"
@@ -57,17 +58,17 @@ def train(argv: Sequence[str]) -> int:
         file,
         settings,
         ["train", *argv],
-        say,
+        log,
     )
     if (run.folder / REPORT).exists():
-        say(f"{run.folder} has finished before: its weights are calibrated and measured again")
+        log(f"{run.folder} has finished before: its weights are calibrated and measured again")
 
     from dynexit.training.loop import fit
 
     fitted = fit(experiment, settings.training, run.folder, settings.seed)
     if fitted.stopped:
         again = resume_words(argv, run.folder)
-        say(
+        log(
             f"stopped at step {int(fitted.step)} of {settings.training.steps}, resume with: dynexit train {again}"
         )
         return STOPPED

@@ -2,8 +2,8 @@
 refused before JAX is loaded.
 
 An experiment file makes its own `Settings` dataclass out of these and of its own (`model`, `data`);
-each class may have a method `faults() -> list[str]` that names what is out of range or clashes, and
-`faults` below gathers them all.
+each class may have a method `validate() -> list[str]` that names what is out of range or clashes, and
+`validate` below gathers them all.
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ class Training:
     wandb: Literal["auto", "online", "offline", "off"] = "off"
     """mirror of metrics.jsonl; auto is online with a key and offline without"""
 
-    def faults(self) -> list[str]:
+    def validate(self) -> list[str]:
         """Out-of-range values, one sentence each."""
         return [
             *at_least(self, 1, "steps", "batch_size", "checkpoint_every", "keep", "log_every"),
@@ -70,18 +70,18 @@ class Calibration:
     """fraction of full-depth FLOPs that may be spent: the most accurate point within it is taken;
     replaces accept_loss
     """
-    accept_flips: float | None = None
+    max_negative_flips: float | None = None
     """with accept_loss: fraction of rows that may turn from right at full depth to wrong, gains
     elsewhere not counted; None: any
     """
 
-    def faults(self) -> list[str]:
+    def validate(self) -> list[str]:
         """Out-of-range values, one sentence each."""
         found = []
         if self.accept_loss is not None:
             found += between(self, 0.0, 1.0, "accept_loss")
-        if self.accept_flips is not None:
-            found += between(self, 0.0, 1.0, "accept_flips")
+        if self.max_negative_flips is not None:
+            found += between(self, 0.0, 1.0, "max_negative_flips")
         if self.budget is not None:
             found += (
                 []
@@ -108,7 +108,7 @@ class Evaluation:
     tune: bool = True
     """measure what tiles cost and choose their sizes before timing (`dx.tune`)"""
 
-    def faults(self) -> list[str]:
+    def validate(self) -> list[str]:
         """Out-of-range values, one sentence each."""
         timed = at_least(self, 1, "timed_rows") if self.timed_rows is not None else []
         return at_least(self, 1, "batch_size", "repeats") + timed
@@ -132,7 +132,7 @@ def between(settings, low: float, high: float, *names: str) -> list[str]:
     ]
 
 
-def faults(settings, path: str = "") -> list[str]:
+def validate(settings, path: str = "") -> list[str]:
     """All faults of a tree of settings, each with its dotted path in front: unknown choices, and
     what is out of range.
     """
@@ -147,5 +147,5 @@ def faults(settings, path: str = "") -> list[str]:
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
         if dataclasses.is_dataclass(value):
-            found += faults(value, f"{path}{field.name}.")
+            found += validate(value, f"{path}{field.name}.")
     return found

@@ -94,7 +94,7 @@ class Halted(NamedTuple):
         stage; None where it was not kept.
       memory: the criterion's memory, leaves `[B, ...]`.
       nan_exits: int32 `[B]`, exits at which the row's output held a NaN; a NaN means "do not
-        leave". One among entries that are read late (`dx.engine.read_late`) counts once and holds
+        leave". One among entries that are read late (`dx.engine.deferred_readout`) counts once and holds
         no row back.
       rows_executed: int32 `[]`, rows x steps that really ran, padding included.
       side: what the steps made of `run_until`'s `side`; None without one.
@@ -164,7 +164,7 @@ class Method(NamedTuple):
       loss: in place of the objective, for methods that do not train on all exits of one run (a
         sampled number of steps, segments): `loss(model, params, inputs, labels, key, progress) ->
         (loss [B], metrics)`; the key is consumed.
-      grade: `grade(prediction, labels) -> [b]` in 0..1, how right each row is; accuracy is its
+      score: `grade(prediction, labels) -> [b]` in 0..1, how right each row is; accuracy is its
         mean. By default all or nothing; `dynexit.core.labels.share` counts places, for language
         models.
       carried: in place of objective and loss, see `Carried`; training keeps the carry from update
@@ -179,7 +179,7 @@ class Method(NamedTuple):
         Callable[[Model, PyTree, PyTree, Array, Array, Array], tuple[Array, dict[str, Array]]]
         | None
     ) = None
-    grade: Callable[[Any, Any], Any] = exact
+    score: Callable[[Any, Any], Any] = exact
     carried: Carried | None = None
 
 

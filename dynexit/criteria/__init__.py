@@ -9,9 +9,9 @@ if TYPE_CHECKING:
     from dynexit.criteria.combinators import all_of as all_of
     from dynexit.criteria.combinators import any_of as any_of
     from dynexit.criteria.combinators import clipped_decay as clipped_decay
+    from dynexit.criteria.combinators import consecutive as consecutive
     from dynexit.criteria.combinators import decaying as decaying
     from dynexit.criteria.combinators import not_before as not_before
-    from dynexit.criteria.combinators import persistently as persistently
     from dynexit.criteria.combinators import scaled_decay as scaled_decay
     from dynexit.criteria.confidence import at_depth as at_depth
     from dynexit.criteria.confidence import energy_below as energy_below

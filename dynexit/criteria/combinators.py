@@ -1,4 +1,4 @@
-"""Criteria made of criteria: `any_of`, `all_of`, `not_before`, `persistently` and thresholds that
+"""Criteria made of criteria: `any_of`, `all_of`, `not_before`, `consecutive` and thresholds that
 decay.
 """
 
@@ -107,7 +107,7 @@ def not_before(depth: Array | int, criterion: Criterion) -> Criterion:
     )
 
 
-def persistently(times: Array | int, criterion: Criterion) -> Criterion:
+def consecutive(times: Array | int, criterion: Criterion) -> Criterion:
     """A row leaves once the criterion has said so at several exits in a row.
 
     Args:
@@ -124,8 +124,8 @@ def persistently(times: Array | int, criterion: Criterion) -> Criterion:
 
     Example:
       >>> import dynexit as dx
-      >>> rule = dx.criteria.persistently(2, dx.criteria.max_probability_above(0.9))
-      # [E=5, B=1, C=2]
+      >>> rule = dx.criteria.consecutive(2, dx.criteria.max_probability_above(0.9))
+      >>> # [E=5, B=1, C=2]
       >>> logits = jnp.array([[[9.0, 0.0]], [[0.0, 0.0]], [[9.0, 0.0]], [[9.0, 0.0]], [[9.0, 0.0]]])
       >>> dx.replay(rule, logits).exit
       Array([3], dtype=int32)

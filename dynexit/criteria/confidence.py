@@ -25,10 +25,10 @@ from dynexit.criteria.combinators import (
     all_of,
     any_of,
     clipped_decay,
+    consecutive,
     count,
     decaying,
     not_before,
-    persistently,
     scaled_decay,
 )
 from dynexit.criteria.halting import cumulative_halting_above, gate_above, halting_sum_above
@@ -56,6 +56,7 @@ __all__ = [
     "at_depth",
     "change_below",
     "clipped_decay",
+    "consecutive",
     "cumulative_halting_above",
     "decaying",
     "divergence_below",
@@ -68,7 +69,6 @@ __all__ = [
     "max_probability_above",
     "not_before",
     "patience",
-    "persistently",
     "residual_below",
     "saturation_above",
     "scaled_decay",

@@ -113,18 +113,18 @@ def _require_answer() -> None:
     """Raises in seconds where there is no network; in a thread, because looking up a name knows no
     time limit.
     """
-    faults: list[str] = ["no answer"]
+    problems: list[str] = ["no answer"]
 
     def ask() -> None:
         request = urllib.request.Request(f"{URL}{next(iter(fashion_mnist.RAW))}.gz", method="HEAD")
         try:
             with urllib.request.urlopen(request, timeout=PATIENCE):
-                faults.clear()
+                problems.clear()
         except OSError as error:
-            faults[0] = str(error)
+            problems[0] = str(error)
 
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(PATIENCE + 0.5)
-    if faults:
-        raise store.DataNotPrepared(f"{URL} cannot be reached: {faults[0]}. {_OFFLINE}")
+    if problems:
+        raise store.DataNotPrepared(f"{URL} cannot be reached: {problems[0]}. {_OFFLINE}")

@@ -24,7 +24,7 @@ from dynexit.engine.rows import has_nan
 Read = Callable[[PyTree], dict]
 
 
-def read_late(step: Step, read: Callable[..., dict], *weights: PyTree) -> Step:
+def deferred_readout(step: Step, read: Callable[..., dict], *weights: PyTree) -> Step:
     """The same step with further entries in its outputs, which are left for the end where the
     criterion does not read them.
 
@@ -52,20 +52,20 @@ def read_late(step: Step, read: Callable[..., dict], *weights: PyTree) -> Step:
       >>> def block(p, state):
       ...     return {"h": p * state["h"], "residual": jnp.abs(p * state["h"] - state["h"])}
       >>> halving = dx.tied_step(block, lambda p, state: {"residual": state["residual"]}, jnp.float32(0.5))
-      >>> step = dx.engine.read_late(halving, lambda w, state: {"logits": state["h"][:, None] @ w}, jnp.ones((1, 3)))
+      >>> step = dx.engine.deferred_readout(halving, lambda w, state: {"logits": state["h"][:, None] @ w}, jnp.ones((1, 3)))
       >>> state = {"h": jnp.array([1.0, 8.0]), "residual": jnp.zeros(2)}
       >>> halted = dx.run_until(step, state, 9, dx.criteria.residual_below(0.3))
       >>> halted.exit_depth.tolist(), halted.output["logits"][:, 0].tolist()
       ([2, 5], [0.25, 0.25])
     """
-    if late_parts(step) is not None:
+    if deferred_parts(step) is not None:
         raise ValueError("`step` has late entries already; let one `read` give all of them")
     later = read if isinstance(read, Partial) and not weights else Partial(read, *weights)
     return dataclasses.replace(step, apply=Partial(_both, step.apply, later))
 
 
-def late_parts(step: Any) -> tuple[Step, Read] | None:
-    """What `read_late` was given to make this step, or None where it did not."""
+def deferred_parts(step: Any) -> tuple[Step, Read] | None:
+    """What `deferred_readout` was given to make this step, or None where it did not."""
     if (
         not isinstance(step, Step)
         or not isinstance(step.apply, Partial)
@@ -76,7 +76,7 @@ def late_parts(step: Any) -> tuple[Step, Read] | None:
     return dataclasses.replace(step, apply=apply), read
 
 
-def parted(
+def partition(
     step: Any, depth: Any, state: PyTree, criterion: Criterion, side: PyTree = None, i: Any = 0
 ) -> tuple[Any, Criterion, Read | None]:
     """What a run repeats: a step, the criterion for its outputs, and `read(state) -> dict` of what
@@ -85,7 +85,7 @@ def parted(
     The steps of a sequence of stages are repeated as they are. `i` is int32 `[]`, or `[b]` as
     `run_stream` asks tied steps.
     """
-    parts = late_parts(step)
+    parts = deferred_parts(step)
     if parts is None:
         return step, criterion, None
     exits = depth // step.blocks
@@ -157,7 +157,7 @@ def read_throughout(step: Any) -> Any:
         return type(step)(map(read_throughout, step))
     return (
         step
-        if late_parts(step) is None
+        if deferred_parts(step) is None
         else dataclasses.replace(step, apply=Partial(_opaque, step.apply))
     )
 
@@ -187,7 +187,7 @@ def _both(apply: Callable, read: Read, weights: PyTree, i: Any, state: PyTree, *
     if not isinstance(output, dict) or not isinstance(later, dict):
         kinds = f"{type(output).__name__} and {type(later).__name__}"
         raise TypeError(
-            f"`read_late` puts two dicts together, the step's output and what `read` gives; got {kinds}"
+            f"`deferred_readout` puts two dicts together, the step's output and what `read` gives; got {kinds}"
         )
     if set(output) & set(later):
         raise ValueError(

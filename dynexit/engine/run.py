@@ -21,18 +21,18 @@ from dynexit.core.checks import (
 )
 from dynexit.core.types import Criterion, Halted, PyTree, Step
 from dynexit.criteria.memory import first_memory
-from dynexit.engine.deferred import completed, parted
+from dynexit.engine.deferred import completed, partition
 from dynexit.engine.executors.compacted import run_compacted
 from dynexit.engine.executors.masked import run_masked
 from dynexit.engine.executors.per_row import run_per_row
 from dynexit.engine.executors.tiling import Tiling, default_tiling
 from dynexit.engine.rows import Job, begin, exit_depth, last_exit
 
-Schedule = Literal["auto", "compacted", "masked", "per_row"]
+Executor = Literal["auto", "compacted", "masked", "per_row"]
 # scans no longer than this become straight-line code: on a CPU, convolution gradients are slow
 # inside a loop
 UNROLLED = 4
-SCHEDULES = ("auto", "compacted", "masked", "per_row")
+EXECUTORS = ("auto", "compacted", "masked", "per_row")
 
 
 def run_all(step: Step | Sequence[Step], state: PyTree, depth: int | Sequence[int]) -> PyTree:
@@ -93,7 +93,7 @@ def run_until(
     state: PyTree,
     depth: int | Sequence[int],
     criterion: Criterion,
-    schedule: Schedule = "auto",
+    executor: Executor = "auto",
     tile: int | Tiling | Sequence[Tiling] | None = None,
     keep_state: bool = True,
     side: PyTree = None,
@@ -110,7 +110,7 @@ def run_until(
       state: leaves `[B, ...]`.
       depth: blocks at most; one number, or one per stage.
       criterion: when a row leaves; its thresholds are traced, and changing them does not recompile.
-      schedule: "compacted" runs blocks on tiles of live rows, "masked" runs all rows until the last
+      executor: "compacted" runs blocks on tiles of live rows, "masked" runs all rows until the last
         is done, "per_row" one row at a time, "auto" takes "masked" for one row and "compacted"
         otherwise.
       tile: rows of the compacted schedule's largest tile; or a `Tiling`, or one per stage
@@ -126,7 +126,7 @@ def run_until(
 
     Returns:
       `Halted`; `state` is None without `keep_state`, `side` as the last step left it. Entries that
-      `read_late` put beside the step's are read at the end, if the criterion goes without them.
+      `deferred_readout` put beside the step's are read at the end, if the criterion goes without them.
 
     Raises:
       TypeError, ValueError: a faulty step or criterion, thresholds for another number of exits, an
@@ -139,9 +139,9 @@ def run_until(
       >>> dx.run_until(step, jnp.array([0.0, 1.0, 2.0]), depth=3, criterion=leave).exit_depth
       Array([3, 2, 1], dtype=int32)
     """
-    if schedule not in SCHEDULES:
+    if executor not in EXECUTORS:
         raise ValueError(
-            f"`schedule` must be one of {', '.join(map(repr, SCHEDULES))}, got {schedule!r}"
+            f"`executor` must be one of {', '.join(map(repr, EXECUTORS))}, got {executor!r}"
         )
     if not isinstance(criterion, Criterion):
         raise TypeError(f"`criterion` must be a dx.Criterion, got {type(criterion).__name__}")
@@ -151,24 +151,24 @@ def run_until(
         state,
         freeze(depth),
         criterion,
-        schedule,
+        executor,
         checked_tile(tile, len(stages)),
         keep_state,
         side,
     )
 
 
-@functools.partial(jax.jit, static_argnames=("depth", "schedule", "tile", "keep_state"))
-def _run_until(step, state, depth, criterion, schedule, tile, keep_state, side) -> Halted:
-    step, criterion, read = parted(step, depth, state, criterion, side)
+@functools.partial(jax.jit, static_argnames=("depth", "executor", "tile", "keep_state"))
+def _run_until(step, state, depth, criterion, executor, tile, keep_state, side) -> Halted:
+    step, criterion, read = partition(step, depth, state, criterion, side)
     stages = stages_of(step, depth)
     spaces, output = walk(stages, state, side)
     batch = batch_size(state)
     job = Job(criterion, last_exit(stages), batch)
     rows = begin(state, output, first_memory(criterion, batch, output, job.last + 1), batch, side)
-    if schedule == "masked" or (schedule == "auto" and batch == 1):
+    if executor == "masked" or (executor == "auto" and batch == 1):
         rows, states = run_masked(stages, job, rows, spaces)
-    elif schedule == "per_row":
+    elif executor == "per_row":
         rows, states = run_per_row(stages, job, rows, spaces)
     else:
         if not isinstance(tile, tuple):

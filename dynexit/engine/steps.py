@@ -10,7 +10,7 @@ from jax.tree_util import Partial
 from dynexit.core.checks import positive_integer
 from dynexit.core.stacking import length, take
 from dynexit.core.types import PyTree, Step
-from dynexit.engine.deferred import late_parts, read_late
+from dynexit.engine.deferred import deferred_parts, deferred_readout
 
 Block = Callable[[PyTree, PyTree], PyTree]
 
@@ -184,8 +184,8 @@ def rematerialised(step: Step) -> Step:
       >>> jax.tree.map(jnp.array_equal, dx.run_all(again, jnp.ones(1), 6), dx.run_all(step, jnp.ones(1), 6))
       Array(True, dtype=bool)
     """
-    if parts := late_parts(step):
-        return read_late(rematerialised(parts[0]), _read_again, parts[1])
+    if parts := deferred_parts(step):
+        return deferred_readout(rematerialised(parts[0]), _read_again, parts[1])
     again = step.apply.func if isinstance(step.apply, Partial) else None
     if isinstance(again, _RunAgain):  # as it is known to `every_iteration`
         once = Run(_Remat(again.once.block), again.once.head)
@@ -212,8 +212,8 @@ def every_iteration(step: Step) -> Step:
     """
     if step.blocks == 1:
         return step
-    if parts := late_parts(step):
-        return read_late(every_iteration(parts[0]), parts[1])
+    if parts := deferred_parts(step):
+        return deferred_readout(every_iteration(parts[0]), parts[1])
     again = step.apply.func if isinstance(step.apply, Partial) else None
     if not isinstance(again, _RunAgain):
         raise ValueError(

@@ -9,7 +9,7 @@ import numpy as np
 from dynexit.core.checks import stages_of
 from dynexit.core.cost import cost_of
 from dynexit.core.types import Criterion, Model, PyTree
-from dynexit.engine.deferred import parted
+from dynexit.engine.deferred import partition
 
 
 class RowCosts(NamedTuple):
@@ -20,7 +20,7 @@ class RowCosts(NamedTuple):
       blocks: float64 `[E]`, of the blocks between the exit before and this one.
       heads: float64 `[E]`, of reading this exit.
       depths: int64 `[E]`, blocks executed by a row that leaves here.
-      late: of what is read once, where the row leaves (`dx.engine.read_late`).
+      late: of what is read once, where the row leaves (`dx.engine.deferred_readout`).
     """
 
     embed: float
@@ -66,7 +66,7 @@ def costs_of(
     state = jax.eval_shape(model.embed, params, inputs)
     network, late = model.steps(params), 0.0
     if criterion is not None:
-        network, _, read = parted(network, model.depth, state, criterion)
+        network, _, read = partition(network, model.depth, state, criterion)
         late = cost_of(read, state).flops / rows if read is not None else 0.0
     blocks, heads, depths = [], [], []
     for step, steps, _, before in stages_of(network, model.depth):

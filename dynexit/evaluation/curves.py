@@ -9,12 +9,12 @@ from dynexit.core.labels import exact
 
 
 def per_exit_accuracy(
-    exit_classes: np.ndarray, labels: np.ndarray, grade: Callable[[Any, Any], Any] = exact
+    exit_classes: np.ndarray, labels: np.ndarray, score: Callable[[Any, Any], Any] = exact
 ) -> np.ndarray:
     """float64 `[E]`: accuracy if every row left there. `exit_classes` `[E, M, ...]`, `labels` `[M,
     ...]`.
     """
-    return np.array([grade(classes, labels).mean() for classes in exit_classes])
+    return np.array([score(classes, labels).mean() for classes in exit_classes])
 
 
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> float | None:

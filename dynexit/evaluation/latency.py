@@ -86,17 +86,17 @@ def dynamic_depth(
     model: Model,
     method: Method,
     params: PyTree,
-    point: PyTree,
+    operating_point: PyTree,
     inputs: PyTree,
-    schedule: Any = "auto",
+    executor: Any = "auto",
     tile: Any = None,
 ) -> Ran:
-    """Each row only as deep as the method's criterion at `point` asks; `schedule` and `tile` as in
+    """Each row only as deep as the method's criterion at `point` asks; `executor` and `tile` as in
     `run_until`.
     """
-    state, criterion = model.embed(params, inputs), method.criterion(point)
+    state, criterion = model.embed(params, inputs), method.criterion(operating_point)
     halted = run_until(
-        model.steps(params), state, model.depth, criterion, schedule, tile, keep_state=False
+        model.steps(params), state, model.depth, criterion, executor, tile, keep_state=False
     )
     return Ran(
         method.predict(halted.output), halted.exit_depth, halted.nan_exits, halted.rows_executed
@@ -104,10 +104,10 @@ def dynamic_depth(
 
 
 def streamed_depth(
-    model: Model, method: Method, params: PyTree, point: PyTree, inputs: PyTree
+    model: Model, method: Method, params: PyTree, operating_point: PyTree, inputs: PyTree
 ) -> Ran:
     """`dynamic_depth` with all rows as one queue, through `run_stream`; the weights are tied."""
-    state, criterion = model.embed(params, inputs), method.criterion(point)
+    state, criterion = model.embed(params, inputs), method.criterion(operating_point)
     halted = run_stream(model.steps(params), state, one_depth(model), criterion, keep_state=False)
     return Ran(
         method.predict(halted.output), halted.exit_depth, halted.nan_exits, halted.rows_executed
@@ -118,7 +118,7 @@ def depth_together(
     model: Model,
     method: Method,
     params: PyTree,
-    point: PyTree,
+    operating_point: PyTree,
     inputs: PyTree,
     exit: Array,
     tile: int | None = None,
@@ -126,7 +126,7 @@ def depth_together(
     """Classes `[B, ...]` if all rows leave at `exit`, int32 `[]`: every exit until there is read
     and the rule asked, in vain.
     """
-    rule = method.criterion(point)
+    rule = method.criterion(operating_point)
     together = dataclasses.replace(rule, update=Partial(_asked_in_vain, rule.update, exit))
     run = lambda x: run_until(
         model.steps(params),

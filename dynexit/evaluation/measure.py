@@ -43,7 +43,7 @@ class Evaluated(NamedTuple):
       agreement: fraction of rows whose live answer and exit equal the replay of the stored outputs.
       timings, curve, timed: see there.
       tuned: schedule and tiles of the dynamic program, or None for the engine's defaults.
-      grade: the method's.
+      score: the method's.
       steps: int `[M]`, the sequential steps that each example needs, where the data says; else
         None.
     """
@@ -59,7 +59,7 @@ class Evaluated(NamedTuple):
     curve: Curve
     timed: TimedPoints
     tuned: Tuned | None
-    grade: Callable[[Any, Any], Any] = exact
+    score: Callable[[Any, Any], Any] = exact
     steps: np.ndarray | None = None
 
 
@@ -70,7 +70,7 @@ def evaluate(
     choice: Choice,
     points: PyTree,
     evaluation: Any,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> Evaluated:
     """Measures the test split.
 
@@ -83,17 +83,19 @@ def evaluate(
         tiles are tuned for.
       points: all candidate points, leaves `[K, ...]`; only drawn, never chosen from.
       evaluation: `core.settings.Evaluation`.
-      say: gets a line for every phase.
+      log: gets a line for every phase.
     """
-    point = choice.point
-    say("test split: every exit")
+    operating_point = choice.operating_point
+    log("test split: every exit")
     predictions = predict(experiment, params, experiment.test, evaluation.batch_size)
     inputs = jax.tree.map(
         np.asarray, jax.jit(lambda x: prepared(experiment, x))(experiment.test.examples()["inputs"])
     )
     if _row_shapes(inputs) != _row_shapes(experiment.calibration.examples()["inputs"]):
         few = jax.tree.map(lambda a: jnp.asarray(a[:FEW]), inputs)
-        costs = costs_of(experiment.model, params, few, experiment.method.criterion(point))
+        costs = costs_of(
+            experiment.model, params, few, experiment.method.criterion(operating_point)
+        )
     batches = latency.in_batches(inputs, evaluation.batch_size)
     chosen = timed_rows(len(jax.tree.leaves(inputs)[0]), evaluation)
     timed_batches = latency.in_batches(
@@ -107,7 +109,7 @@ def evaluate(
         experiment.method.predict,
         costs.until,
         replay,
-        experiment.method.grade,
+        experiment.method.score,
     )
 
     tuned, step, state = (
@@ -116,41 +118,49 @@ def evaluate(
         jax.jit(experiment.model.embed)(params, batches[0]),
     )
     if evaluation.tune:
-        say("tuning: what tiles of every size cost on this device")
+        log("tuning: what tiles of every size cost on this device")
         left_at = np.rint(choice.exit_fraction * choice.rows).astype(int)
         exits = np.repeat(np.arange(len(left_at)), left_at)
         tuned = tune(
-            step, state, experiment.model.depth, exits, criterion=experiment.method.criterion(point)
+            step,
+            state,
+            experiment.model.depth,
+            exits,
+            criterion=experiment.method.criterion(operating_point),
         )
-        say(f"tuned: {tuned}")
-    say(f"test split: timing full and dynamic depth side by side, {evaluation.repeats} times")
+        log(f"tuned: {tuned}")
+    log(f"test split: timing full and dynamic depth side by side, {evaluation.repeats} times")
     tied = not isinstance(step, tuple) and is_tied(step, state)
     calls = programs(experiment, params, evaluation.batch_size, tuned, tied)
     ran = jax.tree.map(
         lambda *a: np.concatenate([np.atleast_1d(x) for x in a]),
-        *[calls.dynamic(point, x) for x in batches],
+        *[calls.dynamic(operating_point, x) for x in batches],
     )
     taken = np.searchsorted(costs.depths, ran.exit_depth)
     occupancy = float((taken + 1).sum() / ran.rows_executed.sum())
     timed_exits = np.resize(
         taken[chosen], len(timed_batches) * evaluation.batch_size
     )  # the last batch is filled up from the front
-    timings = time_all(calls, point, timed_batches, evaluation, costs, timed_exits, occupancy)
-    say("test split: timing points along the curve")
+    timings = time_all(
+        calls, operating_point, timed_batches, evaluation, costs, timed_exits, occupancy
+    )
+    log("test split: timing points along the curve")
     timed = time_points(calls, points, drawn, timed_batches, evaluation, costs, timings.tile)
 
     rows = len(predictions.labels)
     answered, taken = ran.classes[:rows], taken[:rows]
-    again = jax.jit(lambda point, outputs: replay(experiment.method.criterion(point), outputs))(
-        point, predictions.outputs
-    )
+    again = jax.jit(
+        lambda operating_point, outputs: replay(
+            experiment.method.criterion(operating_point), outputs
+        )
+    )(operating_point, predictions.outputs)
     replayed = np.asarray(experiment.method.predict(again.output)), np.asarray(again.exit)
     agreement = float(np.mean(exact(replayed[0], answered) & (replayed[1] == taken)))
     nans = int(ran.nan_exits[:rows].sum())
     live, method = (answered, taken, nans, agreement), experiment.method
     needed = experiment.test.examples().get("steps")
     return Evaluated(
-        predictions, costs, exit_classes, *live, timings, drawn, timed, tuned, method.grade, needed
+        predictions, costs, exit_classes, *live, timings, drawn, timed, tuned, method.score, needed
     )
 
 

@@ -156,21 +156,31 @@ def programs(
         tile: jax.jit(lambda p, x, t=tile: latency.full_depth(model, method, p, x, t))
         for tile in tiles
     }
-    chosen = ("auto", None) if tuned is None else (tuned.schedule, tuned.tile)
-    run = jax.jit(lambda p, point, x: latency.dynamic_depth(model, method, p, point, x, *chosen))
-    masked = jax.jit(
-        lambda p, point, x: latency.dynamic_depth(model, method, p, point, x, "masked")
+    chosen = ("auto", None) if tuned is None else (tuned.executor, tuned.tile)
+    run = jax.jit(
+        lambda p, operating_point, x: latency.dynamic_depth(
+            model, method, p, operating_point, x, *chosen
+        )
     )
-    stream = jax.jit(lambda p, point, x: latency.streamed_depth(model, method, p, point, x))
+    masked = jax.jit(
+        lambda p, operating_point, x: latency.dynamic_depth(
+            model, method, p, operating_point, x, "masked"
+        )
+    )
+    stream = jax.jit(
+        lambda p, operating_point, x: latency.streamed_depth(model, method, p, operating_point, x)
+    )
     together = jax.jit(
         functools.partial(latency.depth_together, model, method), static_argnames="tile"
     )
     return Programs(
         {tile: lambda x, f=f: f(params, x) for tile, f in full.items()},
-        lambda point, x: run(params, point, x),
-        lambda point, x: masked(params, point, x),
-        (lambda point, x: stream(params, point, x)) if tied else None,
-        lambda point, x, exit, tile: together(params, point, x, jnp.int32(exit), tile=tile),
+        lambda operating_point, x: run(params, operating_point, x),
+        lambda operating_point, x: masked(params, operating_point, x),
+        (lambda operating_point, x: stream(params, operating_point, x)) if tied else None,
+        lambda operating_point, x, exit, tile: together(
+            params, operating_point, x, jnp.int32(exit), tile=tile
+        ),
     )
 
 
@@ -190,7 +200,7 @@ def timed_rows(rows: int, evaluation: Evaluation) -> np.ndarray:
 
 def time_all(
     calls: Programs,
-    point,
+    operating_point,
     batches,
     evaluation,
     costs: RowCosts,
@@ -208,13 +218,13 @@ def time_all(
     near = int(np.argmin(np.abs(until - ratio)))
     compared: dict[str, Callable[[], Any]] = {
         "full": lambda: [calls.full[tile](x) for x in batches],
-        "compacted": lambda: [calls.dynamic(point, x) for x in batches],
-        "masked": lambda: [calls.masked(point, x) for x in batches],
-        "together": lambda: [calls.together(point, x, near, tile) for x in batches],
+        "compacted": lambda: [calls.dynamic(operating_point, x) for x in batches],
+        "masked": lambda: [calls.masked(operating_point, x) for x in batches],
+        "together": lambda: [calls.together(operating_point, x, near, tile) for x in batches],
     }
     if calls.streamed is not None:
         stream, queue = calls.streamed, jax.tree.map(lambda *a: jnp.concatenate(a), *batches)
-        compared["streamed"] = lambda: stream(point, queue)
+        compared["streamed"] = lambda: stream(operating_point, queue)
     timing = latency.measure(compared, evaluation.repeats)
     dynamic = timing["compacted"], timing["masked"], timing.get("streamed")
     together = timing["together"], float(until[near])
@@ -235,8 +245,8 @@ def time_points(
     every: dict[str, Callable[[], Any]] = {"full": lambda: [calls.full[tile](x) for x in few]}
     ran: dict[int, list[Ran]] = {}
 
-    def dynamic(k: int, point: PyTree) -> list[Ran]:
-        ran[k] = [calls.dynamic(point, x) for x in few]
+    def dynamic(k: int, operating_point: PyTree) -> list[Ran]:
+        ran[k] = [calls.dynamic(operating_point, x) for x in few]
         return ran[k]
 
     for k in index:

@@ -21,7 +21,7 @@ def log_stablemax(logits: Array) -> Array:
       `[..., C]`, float32 or better.
 
     Example:
-      # s = 2, 1, 1/2
+      >>> # s = 2, 1, 1/2
       >>> [round(float(p), 4) for p in jnp.exp(log_stablemax(jnp.array([1.0, 0.0, -1.0])))]
       [0.5714, 0.2857, 0.1429]
 
@@ -51,7 +51,7 @@ def stablemax_cross_entropy(logits: Array, labels: Array) -> Array:
       TypeError, ValueError: as `multi_exit_cross_entropy`.
 
     Example:
-      # ln 5/4
+      >>> # ln 5/4
       >>> print(f"{stablemax_cross_entropy(jnp.array([[[3.0, 0.0]]]), jnp.array([0]))[0, 0]:.4f}")
       0.2231
     """

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from dynexit.runs.run_folder import Run, versions, write_json
-from dynexit.cli.settings import SettingsError
+from dynexit.runs.experiment_file import SettingsError
 from dynexit.core.settings import Calibration
 
 CALIBRATION, REPORT = "calibration.json", "report.json"
 
 
-def say(line: str) -> None:
+def log(line: str) -> None:
     """A line for people, beside the progress bar's stream."""
     print(line, file=sys.stderr, flush=True)
 
@@ -90,11 +90,11 @@ def finish(run: Run, experiment: Any, params: Any, step: int, rule: Calibration)
     from dynexit import evaluation
     from dynexit.calibration.choose import refuse_same_split
 
-    evaluation = run.settings.evaluation
+    measured = run.settings.evaluation
     # training spreads them; timing is of one device
     params = jax.device_put(jax.device_get(params), jax.devices()[0])
     costs, points, choice, chosen = _calibrate(run, experiment, params, rule)
-    evaluated = analysis.evaluate(experiment, params, costs, choice, points, evaluation, say)
+    evaluated = evaluation.evaluate(experiment, params, costs, choice, points, measured, log)
     refuse_same_split(choice, evaluated.predictions)
     about = {
         "name": run.recorded["name"],
@@ -105,27 +105,27 @@ def finish(run: Run, experiment: Any, params: Any, step: int, rule: Calibration)
         "training": {"step": step, "of": run.settings.training.steps},
         "calibration": chosen,
         "seed": run.settings.seed,
-        "batch_size": evaluation.batch_size,
-        "repeats": evaluation.repeats,
+        "batch_size": measured.batch_size,
+        "repeats": measured.repeats,
         "hardware": hardware(),
         "command": shlex.join(run.recorded["command"]),
         "commit": run.recorded["commit"],
         "versions": versions(),
         "plots": ["accuracy", "depth"],
     }
-    content = analysis.report(evaluated, choice.point, about)
-    say("drawing")
-    analysis.plots.accuracy_against_compute(content, run.folder / "accuracy.png")
-    analysis.plots.depth_histogram(content, run.folder / "depth.png")
+    content = evaluation.report(evaluated, choice.operating_point, about)
+    log("drawing")
+    evaluation.plots.accuracy_against_compute(content, run.folder / "accuracy.png")
+    evaluation.plots.depth_histogram(content, run.folder / "depth.png")
     inputs, labels = experiment.test.examples()["inputs"], evaluated.predictions.labels
-    drawn = analysis.pictures.examples_by_depth(
+    drawn = evaluation.pictures.examples_by_depth(
         inputs, labels, evaluated.classes, evaluated.exit, content, run.folder / "examples.png"
     )
     if drawn is not None:
         content["plots"].append("examples")
     write_json(run.folder / REPORT, content)
-    (run.folder / "report.md").write_text(analysis.markdown(content))
-    table(f"{content['name']}: test split", ("", "full depth", "dynamic depth"), analysis.summary(content))
+    (run.folder / "report.md").write_text(evaluation.markdown(content))
+    table(f"{content['name']}: test split", ("", "full depth", "dynamic depth"), evaluation.summary(content))
     print(run.folder)
     return content
 
@@ -140,24 +140,24 @@ def _calibrate(run: Run, experiment: Any, params: Any, rule: Calibration) -> tup
 
     from dynexit import evaluation
     from dynexit.calibration.choose import choose
-    from dynexit.engine.deferred import late_parts
+    from dynexit.engine.deferred import deferred_parts
     from dynexit.engine.replay import replay
 
-    say("calibration split: every exit, and an operating point")
+    log("calibration split: every exit, and an operating point")
     method, batch_size = experiment.method, run.settings.evaluation.batch_size
-    held_out = analysis.predict(experiment, params, experiment.calibration, batch_size)
+    held_out = evaluation.predict(experiment, params, experiment.calibration, batch_size)
     inputs = jax.tree.map(lambda a: jnp.asarray(a[:8]), experiment.calibration.examples()["inputs"])
-    inputs = analysis.prepared(experiment, inputs)
-    costs = analysis.costs_of(experiment.model, params, inputs)
+    inputs = evaluation.prepared(experiment, inputs)
+    costs = evaluation.costs_of(experiment.model, params, inputs)
     points = method.candidates(held_out.outputs, held_out.labels, jnp.asarray(costs.until, jnp.float32))
     # what a rule reads is not known before there are points
-    if late_parts(experiment.model.steps(params)):
-        costs = analysis.costs_of(experiment.model, params, inputs, method.criterion(jax.tree.map(lambda a: a[0], points)))
+    if deferred_parts(experiment.model.steps(params)):
+        costs = evaluation.costs_of(experiment.model, params, inputs, method.criterion(jax.tree.map(lambda a: a[0], points)))
     accept_loss = rule.accept_loss if rule.budget is None else None
-    flips = rule.accept_flips if rule.budget is None else None
-    rules = dict(accept_loss=accept_loss, budget=rule.budget, accept_flips=flips)
+    flips = rule.max_negative_flips if rule.budget is None else None
+    rules = dict(accept_loss=accept_loss, budget=rule.budget, max_negative_flips=flips)
     choice = choose(
-        held_out, points, method.criterion, method.predict, costs.until, replay, **rules, grade=method.grade, full_cost=costs.full
+        held_out, points, method.criterion, method.predict, costs.until, replay, **rules, score=method.score, full_cost=costs.full
     )
     chosen = {
         "rule": dataclasses.asdict(rule),
@@ -169,7 +169,7 @@ def _calibrate(run: Run, experiment: Any, params: Any, rule: Calibration) -> tup
         "accuracy_full": choice.accuracy_full,
         "standard_error": choice.standard_error,
         "flops_ratio": choice.cost / costs.full,
-        "point": jax.tree.map(lambda a: np.asarray(a).tolist(), choice.point),
+        "operating_point": jax.tree.map(lambda a: np.asarray(a).tolist(), choice.operating_point),
     }
     write_json(run.folder / CALIBRATION, chosen)
     return costs, points, choice, chosen

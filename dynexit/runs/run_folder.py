@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dynexit.cli.settings import ExperimentFile, SettingsError, from_dict, load, to_dict
+from dynexit.runs.experiment_file import ExperimentFile, SettingsError, from_dict, load, to_dict
 
 SETTINGS = "settings.json"
 PACKAGES = (
@@ -48,7 +48,7 @@ def default_folder(name: str) -> Path:
     return Path("runs") / f"{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
 
 
-def claim(folder: Path, file: ExperimentFile, settings: Any, argv: Sequence[str], say: Callable[[str], None]) -> Run:
+def claim(folder: Path, file: ExperimentFile, settings: Any, argv: Sequence[str], log: Callable[[str], None]) -> Run:
     """Makes a run folder for an experiment, or takes up one that was begun with the same settings.
 
     Raises:
@@ -61,12 +61,12 @@ def claim(folder: Path, file: ExperimentFile, settings: Any, argv: Sequence[str]
             raise SettingsError(
                 f"{folder} is a run of another experiment: {recorded['name']}, not {file.name}; name another folder with --run"
             )
-        begun = from_dict(file.settings, recorded["settings"], str(folder / SETTINGS), say)
+        begun = from_dict(file.settings, recorded["settings"], str(folder / SETTINGS), log)
         differences = _differences(*(json.loads(json.dumps(to_dict(each))) for each in (begun, settings)))
         if differences:
             lines = "\n".join(f"  {d}" for d in differences)
             raise SettingsError(f"{folder} was begun with other settings; name another folder with --run:\n{lines}")
-        _warn_if_changed(recorded, file, say)
+        _warn_if_changed(recorded, file, log)
         return Run(folder, file, settings, recorded)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise SettingsError(f"{folder} exists and is no run folder (it holds no {SETTINGS}); name another with --run")
@@ -85,7 +85,7 @@ def claim(folder: Path, file: ExperimentFile, settings: Any, argv: Sequence[str]
     return Run(folder, file, settings, recorded)
 
 
-def reopen(folder: Path, experiment: Path | None, say: Callable[[str], None]) -> Run:
+def reopen(folder: Path, experiment: Path | None, log: Callable[[str], None]) -> Run:
     """Opens a run with the experiment file that the user names, or else with the one that the run
     recorded.
 
@@ -98,8 +98,8 @@ def reopen(folder: Path, experiment: Path | None, say: Callable[[str], None]) ->
     if not named.is_file():
         raise SettingsError(f"{folder} was trained from {named}, which is not there; name the file with --experiment FILE")
     file = load(named)
-    _warn_if_changed(recorded, file, say)
-    return Run(folder, file, from_dict(file.settings, recorded["settings"], str(folder / SETTINGS), say), recorded)
+    _warn_if_changed(recorded, file, log)
+    return Run(folder, file, from_dict(file.settings, recorded["settings"], str(folder / SETTINGS), log), recorded)
 
 
 def read(folder: Path) -> dict:
@@ -152,9 +152,9 @@ def commit(folder: Path) -> str | None:
         return None
 
 
-def _warn_if_changed(recorded: dict, file: ExperimentFile, say: Callable[[str], None]) -> None:
+def _warn_if_changed(recorded: dict, file: ExperimentFile, log: Callable[[str], None]) -> None:
     if recorded["sha256"] != file.sha256:
-        say(
+        log(
             f"WARNING: {file.path} is not the file this run was trained from "
             f"(sha256 {file.sha256[:12]}, recorded {recorded['sha256'][:12]}); going on with the file as it is now"
         )

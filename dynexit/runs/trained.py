@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dynexit.runs.pipeline import restored, say
+from dynexit.runs.pipeline import restored, log
 from dynexit.runs.run_folder import reopen
 
 
@@ -39,6 +39,6 @@ def trained(folder: Path | str, experiment: Path | str | None = None) -> Trained
     Example:
       `experiment, params, step, settings = dx.runs.trained("runs/digits")`
     """
-    run = reopen(Path(folder), None if experiment is None else Path(experiment), say)
+    run = reopen(Path(folder), None if experiment is None else Path(experiment), log)
     built, params, step = restored(run)
     return Trained(built, params, step, run.settings)

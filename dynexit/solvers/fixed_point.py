@@ -15,7 +15,7 @@ from dynexit.core.checks import batch_size, described, entries, positive_integer
 from dynexit.core.types import Array, PyTree, Step
 from dynexit.criteria.reading import beside, leaf
 from dynexit.engine import loops
-from dynexit.engine.deferred import read_late
+from dynexit.engine.deferred import deferred_readout
 from dynexit.engine.steps import tied_step
 from dynexit.solvers.anderson import Mixing, damped
 
@@ -193,7 +193,7 @@ def fixed_point_step(
       >>> dx.run_until(step, state, 40, dx.criteria.residual_below(1e-3)).exit_depth
       Array([10,  1], dtype=int32)
     """
-    return read_late(
+    return deferred_readout(
         tied_step(_Iterate(f, _chosen(mixing)), _residual, params), _Read(head), params
     )
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from dynexit.core.checks import batch_size, described, entries
 from dynexit.core.types import Array, PyTree, Step
-from dynexit.engine.deferred import read_late
+from dynexit.engine.deferred import deferred_readout
 from dynexit.engine.steps import tied_step
 
 Field = Callable[[PyTree, Array, Array, PyTree], Array]
@@ -140,7 +140,7 @@ def ode_step(
     `diffeqsolve` takes the same steps (without a `dt0` it begins with 0.01 too: release 0.7.2 does
     not get to its estimate). Gradients, by `run_all`, are those of the steps taken.
     """
-    return read_late(
+    return deferred_readout(
         tied_step(_Advance(field, solver), _Arrived(solver), params), _Read(head), params
     )
 

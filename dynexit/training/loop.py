@@ -15,7 +15,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from dynexit.core.labels import check_labels
-from dynexit.core.settings import Training, faults
+from dynexit.core.settings import Training, validate
 from dynexit.core.types import Array, Experiment, PyTree
 from dynexit.training.checkpoints import Saver, restore, set_aside_after
 from dynexit.training.collapse import CollapseWatch
@@ -91,7 +91,7 @@ def fit(
       ValueError: settings out of range, labels that are no class; the batch cannot be split over
         the devices; the folder's checkpoint is of another model, seed or longer run.
     """
-    if wrong := faults(settings):
+    if wrong := validate(settings):
         raise ValueError("`settings`: " + "; ".join(wrong))
     folder, mesh = Path(folder).absolute(), data_mesh()
     train_step = make_train_step(experiment, settings, mesh)

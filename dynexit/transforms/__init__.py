@@ -8,10 +8,10 @@ if TYPE_CHECKING:
     from dynexit.transforms.averaging import averaged as averaged
     from dynexit.transforms.averaging import averaged_step as averaged_step
     from dynexit.transforms.averaging import averaging_state as averaging_state
+    from dynexit.transforms.best_so_far import best_so_far as best_so_far
     from dynexit.transforms.best_so_far import certainty as certainty
-    from dynexit.transforms.best_so_far import most_certain as most_certain
-    from dynexit.transforms.per_token import Places as Places
-    from dynexit.transforms.per_token import by_place as by_place
+    from dynexit.transforms.per_token import TokenState as TokenState
+    from dynexit.transforms.per_token import per_token as per_token
     from dynexit.transforms.stochastic_depth import dropped_blocks as dropped_blocks
     from dynexit.transforms.stochastic_depth import survival as survival
 

@@ -63,7 +63,7 @@ def averaged_step(
       >>> step = dx.tied_step(lambda p, n: n + 1, says, jnp.array([0.3, 0.4, 0.5, 0.5]))
       >>> mean, start = averaged_step(step), averaging_state(step, jnp.zeros(1))
       >>> halted = dx.run_until(mean, start, 4, dx.criteria.gate_above(0.99))
-      # 3, and 0.3 x 1 + 0.4 x 2 + 0.3 x 3
+      >>> # 3, and 0.3 x 1 + 0.4 x 2 + 0.3 x 3
       >>> int(halted.exit_depth[0]), round(float(halted.output["logits"][0, 0]), 4)
       (3, 2.0)
 

@@ -22,7 +22,7 @@ def certainty(output: PyTree) -> Array:
       ValueError: fewer than 2 classes.
 
     Example:
-      # one place knows nothing, the other all
+      >>> # one place knows nothing, the other all
       >>> certainty(jnp.array([[[0.0, 0.0], [100.0, 0.0]]])).tolist()
       [0.5]
 
@@ -32,7 +32,7 @@ def certainty(output: PyTree) -> Array:
     return 1.0 - uncertain.mean(axis=tuple(range(1, uncertain.ndim)))
 
 
-def most_certain(model: Model) -> Model:
+def best_so_far(model: Model) -> Model:
     """A model that answers at each exit what it said at the exit, so far, where it was most
     certain; the first of equals.
 
@@ -58,7 +58,7 @@ def most_certain(model: Model) -> Model:
       >>> says = lambda p, n: {"logits": p[n]}
       >>> embed = lambda p, x: jnp.zeros(len(x), jnp.int32) - 1
       >>> steps = lambda p: dx.tied_step(lambda p, n: n + 1, says, p)
-      >>> model = most_certain(dx.Model(lambda key: None, embed, steps, 3, ("a", "b", "c")))
+      >>> model = best_so_far(dx.Model(lambda key: None, embed, steps, 3, ("a", "b", "c")))
       >>> said = jnp.array([[1.0, 0.0], [0.0, 5.0], [2.0, 0.0]])
       >>> outputs = dx.run_all(model.steps(said), model.embed(said, jnp.zeros(1)), 3)
       >>> outputs["logits"][:, 0].tolist()

@@ -15,7 +15,7 @@ from dynexit.core.types import Array, Criterion, PyTree, Step
 from dynexit.criteria.memory import first_memory
 
 
-class Places(NamedTuple):
+class TokenState(NamedTuple):
     """The state of a step whose places stop on their own.
 
     Attributes:
@@ -33,9 +33,9 @@ class Places(NamedTuple):
     steps: Array
 
 
-def by_place(
+def per_token(
     step: Step, state: PyTree, criterion: Criterion, moving: Sequence[str] = ("h",)
-) -> tuple[Step, Places]:
+) -> tuple[Step, TokenState]:
     """A step whose places each follow the rule, made from one whose rows do.
 
     A place that has left keeps its state and its answer, and the others go on seeing it. Nothing is
@@ -61,7 +61,7 @@ def by_place(
       >>> import dynexit as dx
       >>> double = dx.tied_step(lambda p, s: {"h": s["h"] * p}, lambda p, s: s["h"], jnp.float32(2.0))
       >>> big = dx.Criterion(lambda places: (), lambda i, output, memory: (output > 8.0, memory))
-      >>> step, state = by_place(double, {"h": jnp.array([[1.0, 5.0], [3.0, 3.0]])}, big)
+      >>> step, state = per_token(double, {"h": jnp.array([[1.0, 5.0], [3.0, 3.0]])}, big)
       >>> halted = dx.run_until(step, state, depth=9, criterion=dx.criteria.gate_above(0.5))
       >>> halted.output["steps"].tolist(), halted.exit_depth.tolist()
       ([[4, 1], [2, 2]], [4, 2])
@@ -90,7 +90,7 @@ def by_place(
     )
     memory = jax.tree.map(apart, first_memory(criterion, rows * places, flat))
     output = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    first = Places(
+    first = TokenState(
         state, output, memory, jnp.ones((rows, places), bool), jnp.zeros((rows, places), jnp.int32)
     )
     exits = None if criterion.exits is None else criterion.exits * step.blocks
@@ -112,7 +112,7 @@ class _ByPlace:
         keep = lambda new, old: jax.tree.map(
             lambda a, b: jnp.where(_beside(state.alive, a), a, b), new, old
         )
-        new = Places(
+        new = TokenState(
             {**inner, **{name: keep(inner[name], state.inner[name]) for name in self.moving}},
             keep(output, state.output),
             keep(apart(memory), state.memory),

@@ -12,7 +12,7 @@ from jax.tree_util import Partial
 from dynexit.core.checks import positive_integer
 from dynexit.core.types import Array, PyTree, Step
 from dynexit.engine import loops
-from dynexit.engine.deferred import late_parts, read_late
+from dynexit.engine.deferred import deferred_parts, deferred_readout
 from dynexit.engine.steps import Run
 
 
@@ -70,8 +70,8 @@ def dropped_blocks(step: Step, kept: Array, scale: Array) -> Step:
 
     Source: Huang et al. 2016, arXiv 1603.09382.
     """
-    if parts := late_parts(step):
-        return read_late(dropped_blocks(parts[0], kept, scale), parts[1])
+    if parts := deferred_parts(step):
+        return deferred_readout(dropped_blocks(parts[0], kept, scale), parts[1])
     run = step.apply.func if isinstance(step.apply, Partial) else None
     if not isinstance(run, Run):
         raise ValueError(

@@ -19,8 +19,8 @@ E, C = 5, 10
 COSTS = np.array([1.0, 2.0, 3.5, 5.0, 6.0])
 
 
-def rule(point):
-    return criteria.max_probability_above(point["threshold"])
+def rule(operating_point):
+    return criteria.max_probability_above(operating_point["threshold"])
 
 
 def predict(output):
@@ -109,7 +109,7 @@ def test_the_rules_are_the_loop():
         assert choice.accuracy >= choice.accuracy_full - loss - 1e-9
     dear = {}
     for flips in (0.0, 0.01, 0.03, 1.0):
-        choice = pick(known, points, accept_loss=0.05, accept_flips=flips)
+        choice = pick(known, points, accept_loss=0.05, max_negative_flips=flips)
         allowed = [
             k
             for k in range(len(found.cost))
@@ -121,7 +121,7 @@ def test_the_rules_are_the_loop():
     assert dear[0.0] > dear[0.01] > dear[0.03] > dear[1.0]
     assert (
         "turns at most 0.03 of the rows from right to wrong"
-        in pick(known, points, accept_loss=0.05, accept_flips=0.03).accepted
+        in pick(known, points, accept_loss=0.05, max_negative_flips=0.03).accepted
     )
     for budget in (0.3, 0.5, 1.0):
         choice = pick(known, points, budget=budget)
@@ -134,7 +134,9 @@ def test_the_rules_are_the_loop():
         choice.split == "calibration" and choice.fingerprint == "digest of 2" and choice.rows == 200
     )
     assert choice.accepted.startswith("most accurate of 59 points that costs at most 1")
-    np.testing.assert_array_equal(choice.point["threshold"], points["threshold"][choice.index])
+    np.testing.assert_array_equal(
+        choice.operating_point["threshold"], points["threshold"][choice.index]
+    )
 
 
 def test_equal_accuracies_up_to_rounding_are_accepted():
@@ -161,7 +163,9 @@ def test_end_to_end_saves_depth_and_holds_on_new_rows():
     assert choice.accuracy >= choice.accuracy_full - 0.01 - 1e-9
     assert choice.cost_fraction < 0.8 and choice.mean_depth < 0.8 * E
     refuse_same_split(choice, new)
-    again = curve(new, jax.tree.map(lambda a: a[None], choice.point), rule, predict, COSTS, replay)
+    again = curve(
+        new, jax.tree.map(lambda a: a[None], choice.operating_point), rule, predict, COSTS, replay
+    )
     np.testing.assert_allclose(again.exit_fraction[0], choice.exit_fraction, atol=3 / np.sqrt(rows))
     assert again.accuracy[0] >= again.accuracy_full - 0.01 - 3 * again.standard_error[0]
 
@@ -174,11 +178,11 @@ def test_temperatures_do_not_change_what_full_depth_answers():
         "threshold": threshold_candidates(jax.nn.softmax(tempered).max(-1), shared=8),
         "temperature": jnp.tile(temperature, (47, 1)),
     }
-    with_temperature = lambda point: criteria.max_probability_above(
-        point["threshold"], point["temperature"]
+    with_temperature = lambda operating_point: criteria.max_probability_above(
+        operating_point["threshold"], operating_point["temperature"]
     )
     choice = choose(known, points, with_temperature, predict, COSTS, replay, accept_loss=0.0)
-    assert choice.point["temperature"].shape == (E,) and choice.cost_fraction < 1
+    assert choice.operating_point["temperature"].shape == (E,) and choice.cost_fraction < 1
     assert (
         choice.accuracy
         >= choice.accuracy_full
@@ -218,9 +222,9 @@ FULL = {"threshold": jnp.full((1, E - 1), jnp.inf)}
         ({}, {"accept_loss": 2.0}, ValueError, "`accept_loss` must lie in 0..1"),
         (
             {},
-            {"accept_loss": 0.1, "accept_flips": -0.1},
+            {"accept_loss": 0.1, "max_negative_flips": -0.1},
             ValueError,
-            "`accept_flips` must lie in 0..1",
+            "`max_negative_flips` must lie in 0..1",
         ),
         (
             {"labels": KNOWN.labels + 0.5},

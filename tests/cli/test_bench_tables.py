@@ -5,7 +5,7 @@ what was not asked for.
 from dynexit.cli import bench_tables
 
 
-def record(program, seconds, kind="schedule", batch=8, asked=0.25, **more):
+def record(program, seconds, kind="executor", batch=8, asked=0.25, **more):
     cell = {
         "block": "tied",
         "width": 64,

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from dynexit.cli.main import main
-from dynexit.cli.settings import SettingsError
+from dynexit.runs.experiment_file import SettingsError
 
 KEYS = {
     "accuracy_full",
@@ -120,7 +120,7 @@ def test_another_rule_is_kept_and_a_changed_file_is_said_aloud(run, template, tm
     assert calibrated["calibration"]["rule"] == {
         "accept_loss": None,
         "budget": 0.7,
-        "accept_flips": None,
+        "max_negative_flips": None,
     }
     assert (
         calibrated["calibration"]["flops_ratio"] <= 0.7

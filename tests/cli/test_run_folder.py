@@ -7,7 +7,7 @@ import json
 import pytest
 
 from dynexit.cli.main import main
-from dynexit.cli.settings import SettingsError, load, to_dict
+from dynexit.runs.experiment_file import SettingsError, load, to_dict
 from dynexit.runs.run_folder import claim, read, reopen
 
 EXPERIMENT = '''"""Nothing."""
@@ -159,9 +159,9 @@ def test_a_damaged_record_is_refused(tmp_path, file, content, sentence):
         ),
         (["calibrate", "nowhere"], 2, "exactly one of --accept-loss and --budget is wanted"),
         (
-            ["calibrate", "nowhere", "--budget", "0.5", "--accept-flips", "0.1"],
+            ["calibrate", "nowhere", "--budget", "0.5", "--max-negative-flips", "0.1"],
             2,
-            "--accept-flips goes with --accept-loss",
+            "--max-negative-flips goes with --accept-loss",
         ),
         (
             ["calibrate", "nowhere", "--accept-loss", "0.1", "--budget", "0.5"],

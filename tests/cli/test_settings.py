@@ -7,8 +7,9 @@ from typing import Literal
 
 import pytest
 
-from dynexit.cli.settings import Flag, SettingsError, from_dict, load, parse, to_dict
+from dynexit.cli.options import Flag, parse
 from dynexit.core.settings import Calibration, Training, at_least
+from dynexit.runs.experiment_file import SettingsError, from_dict, load, to_dict
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Net:
     sizes: tuple[int, ...] = (1, 2)
     """sizes"""
 
-    def faults(self):
+    def validate(self):
         clash = (
             [f"heads must divide width, got {self.heads} and {self.width}"]
             if self.width % self.heads

@@ -63,8 +63,8 @@ CASES = {
     "not_before": Case(
         lambda d: criteria.not_before(d, criteria.margin_above(0.4)), (1, 2, 4), per_exit=False
     ),
-    "persistently": Case(
-        lambda k: criteria.persistently(k, criteria.margin_above(0.3)), (1, 2, 3), per_exit=False
+    "consecutive": Case(
+        lambda k: criteria.consecutive(k, criteria.margin_above(0.3)), (1, 2, 3), per_exit=False
     ),
     "decaying": Case(
         lambda t: criteria.decaying(criteria.margin_above, t, steps=E),

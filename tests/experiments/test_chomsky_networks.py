@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 import dynexit as dx
-from dynexit.cli.settings import load
 from dynexit.core.labels import IGNORED, share
-from dynexit.core.settings import faults
+from dynexit.core.settings import validate
+from dynexit.runs.experiment_file import load
 
 FILE = load(Path(__file__).parents[2] / "experiments" / "chomsky.py")
 KINDS = ("elman", "lstm", "transformer", "universal", "thinking", "recurrent")
@@ -23,7 +23,7 @@ def built(kind, task):
     settings = FILE.smoke
     settings = dataclasses.replace(settings, model=dataclasses.replace(settings.model, kind=kind))
     settings = dataclasses.replace(settings, data=dataclasses.replace(settings.data, task=task))
-    assert faults(settings) == []
+    assert validate(settings) == []
     return FILE.build(settings)
 
 
@@ -47,7 +47,7 @@ def test_every_network_answers_where_the_task_asks(kind):
         losses, _ = jax.jit(
             lambda p: method.loss(model, p, inputs, labels, jax.random.key(1), half)
         )(params)
-    assert losses.shape == (4,) and np.isfinite(losses).all() and method.grade is share
+    assert losses.shape == (4,) and np.isfinite(losses).all() and method.score is share
 
 
 @pytest.mark.parametrize(
@@ -61,5 +61,5 @@ def test_every_network_answers_where_the_task_asks(kind):
 )
 def test_faults(part, values, sentence):
     wrong = dataclasses.replace(getattr(FILE.smoke, part), **values)
-    (said,) = faults(dataclasses.replace(FILE.smoke, **{part: wrong}))
+    (said,) = validate(dataclasses.replace(FILE.smoke, **{part: wrong}))
     assert said.startswith(sentence)

@@ -8,8 +8,8 @@ from pathlib import Path
 import jax.numpy as jnp
 import pytest
 
-from dynexit.cli.settings import load
-from dynexit.core.settings import faults
+from dynexit.core.settings import validate
+from dynexit.runs.experiment_file import load
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 FILES = [load(EXPERIMENTS / f"parity_{name}.py") for name in ("pondernet", "act")]
@@ -33,7 +33,7 @@ def with_data(file, **data):
 )
 def test_the_splits_have_the_non_zeros_of_their_ranges(file, data, ranges):
     settings = with_data(file, **data, examples=300)
-    assert settings.data.ranges() == ranges and faults(settings) == []
+    assert settings.data.ranges() == ranges and validate(settings) == []
     experiment = file.build(settings)
     for source, (low, high) in zip((experiment.calibration, experiment.test), ranges, strict=True):
         assert set(source.examples()["steps"].tolist()) == set(range(low, high + 1))
@@ -48,7 +48,7 @@ def test_the_splits_have_the_non_zeros_of_their_ranges(file, data, ranges):
     [{"train_nonzeros": 9}, {"train_nonzeros": 0}, {"train_nonzeros": 5, "test_nonzeros": 4}],
 )
 def test_ranges_that_do_not_rise_are_faults(file, data):
-    (sentence,) = faults(with_data(file, **data))
+    (sentence,) = validate(with_data(file, **data))
     assert sentence.startswith("data.train_nonzeros and test_nonzeros must be rising in 1..8, got ")
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from dynexit.cli.settings import load
-from dynexit.core.settings import faults
+from dynexit.core.settings import validate
+from dynexit.runs.experiment_file import load
 
 FILE = load(Path(__file__).parents[2] / "experiments" / "prefix_sums.py")
 
@@ -17,11 +17,11 @@ def with_mean(mean):
 
 
 def test_a_mean_trains_with_a_random_number_of_iterations():
-    assert faults(with_mean(0.0)) == ["method.mean must be above 0, got 0.0"]
+    assert validate(with_mean(0.0)) == ["method.mean must be above 0, got 0.0"]
     settled = dataclasses.replace(
         FILE.smoke, method=dataclasses.replace(FILE.smoke.method, mean=2.0, settled=2)
     )
-    assert faults(settled) == ["method.settled must be 1 where mean is given, got 2"]
+    assert validate(settled) == ["method.settled must be 1 where mean is given, got 2"]
     batch, key = FILE.build(FILE.smoke).train.batch(0, 0, 4), jax.random.key(0)
     told = {}
     for mean in (None, 2.0):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from dynexit.cli.main import main
-from dynexit.cli.settings import load
-from dynexit.core.settings import Calibration, Evaluation, Training, faults
+from dynexit.core.settings import Calibration, Evaluation, Training, validate
+from dynexit.runs.experiment_file import load
 
 FILES = sorted((Path(__file__).parents[2] / "experiments").glob("*.py"))
 
@@ -57,7 +57,7 @@ def test_the_smoke_twin_runs(file, prepared, tmp_path, monkeypatch, capsys):
 def test_settings_are_whole_and_in_range(file):
     found = load(file)
     for settings in (found.settings, found.smoke):
-        assert type(settings) is type(found.settings) and faults(settings) == []
+        assert type(settings) is type(found.settings) and validate(settings) == []
         kinds = [
             type(getattr(settings, name))
             for name in ("training", "calibration", "evaluation", "seed")

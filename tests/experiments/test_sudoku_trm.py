@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import dynexit as dx
-from dynexit.cli.settings import load
 from dynexit.core.labels import exact
+from dynexit.runs.experiment_file import load
 from dynexit.training.loop import fit
 
 FILE = load(Path(__file__).parents[2] / "experiments" / "sudoku_trm.py")

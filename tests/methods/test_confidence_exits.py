@@ -105,12 +105,12 @@ def test_calibration_end_to_end(wrap):
     assert choice.cost_fraction < 0.9
     # A loop over rows, with the point that was chosen.
     threshold, temperature = (
-        np.asarray(choice.point["threshold"]),
-        np.asarray(choice.point["temperature"]),
+        np.asarray(choice.operating_point["threshold"]),
+        np.asarray(choice.operating_point["temperature"]),
     )
     p = np.asarray(jax.nn.softmax(LOGITS / temperature[:, None, None]).max(-1))
     exit = [next((e for e in range(E - 1) if p[e, m] > threshold[e]), E - 1) for m in range(M)]
-    halted = replay(method.criterion(choice.point), outputs)
+    halted = replay(method.criterion(choice.operating_point), outputs)
     assert halted.exit.tolist() == exit
     assert method.predict(halted.output).tolist() == [
         int(LOGITS[e, m].argmax()) for m, e in enumerate(exit)

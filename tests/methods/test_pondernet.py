@@ -115,7 +115,7 @@ def test_calibration_end_to_end():
         known, points, method.criterion, method.predict, COSTS, replay, accept_loss=0.02
     )
     assert choice.accuracy >= choice.accuracy_full - 0.02 - 1e-9 and choice.cost_fraction < 0.95
-    assert 0 < choice.point["quantile"] < 1
+    assert 0 < choice.operating_point["quantile"] < 1
 
 
 @pytest.mark.parametrize(

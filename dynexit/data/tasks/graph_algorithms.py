@@ -98,7 +98,7 @@ def run_bellman_ford(weights: np.ndarray, source: np.ndarray, hints: bool = Fals
       See `Traced`.
 
     Example:
-      # 0 -> 2 -> 1 is shorter
+      >>> # 0 -> 2 -> 1 is shorter
       >>> weights = np.zeros((1, 3, 3)); weights[0, 0] = [0, 5, 1]; weights[0, 2, 1] = 1
       >>> found = run_bellman_ford(weights, np.array([0]))
       >>> found.predecessors[0].tolist(), found.distances[0].tolist(), found.rounds.tolist()

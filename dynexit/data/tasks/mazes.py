@@ -109,7 +109,7 @@ def mazes(
 
     Example:
       >>> batch = mazes(9, test_size=13).train.batch(0, 7, 4)
-      # 49 free places of 2 x 2 pixels
+      >>> # 49 free places of 2 x 2 pixels
       >>> batch["inputs"].shape, batch["inputs"].any(-1).sum(axis=(1, 2)).tolist()
       ((4, 24, 24, 3), [196, 196, 196, 196])
       >>> (batch["labels"].sum(axis=(1, 2)) == 4 * (batch["steps"] + 1)).all()

@@ -26,7 +26,7 @@ from dynexit.engine.rows import (
 from dynexit.engine.run import checked_tile, freeze, walk
 
 BRANCHES = 4  # of the tree of checkpoints
-SCHEDULES = ("masked", "compacted")
+EXECUTORS = ("masked", "compacted")
 
 
 def run_bounded(
@@ -34,7 +34,7 @@ def run_bounded(
     state: PyTree,
     depth: int | Sequence[int],
     criterion: Criterion,
-    schedule: Literal["masked", "compacted"] = "masked",
+    executor: Literal["masked", "compacted"] = "masked",
     tile: int | Tiling | Sequence[Tiling] | None = None,
 ) -> Halted:
     """As `run_until`, reverse-mode differentiable: outputs and states carry gradients, decisions
@@ -50,7 +50,7 @@ def run_bounded(
       step, state, depth, criterion: as in `run_until`; nothing is read late. For "compacted",
         arrays that are differentiated must be leaves of the step, as `stacked_step`,
         `switched_step` and `tied_step` make them, or come by its `select`.
-      schedule: "masked" or "compacted"; their values and gradients are equal.
+      executor: "masked" or "compacted"; their values and gradients are equal.
       tile: as in `run_until`, for "compacted" alone.
 
     Returns:
@@ -68,12 +68,12 @@ def run_bounded(
     """
     if not isinstance(criterion, Criterion):
         raise TypeError(f"`criterion` must be a dx.Criterion, got {type(criterion).__name__}")
-    if schedule not in SCHEDULES:
+    if executor not in EXECUTORS:
         raise ValueError(
-            f"`schedule` must be one of {', '.join(map(repr, SCHEDULES))}, got {schedule!r}"
+            f"`executor` must be one of {', '.join(map(repr, EXECUTORS))}, got {executor!r}"
         )
     tile = checked_tile(tile, len(stages_of(step, depth)))
-    if schedule == "compacted":
+    if executor == "compacted":
         return run_retraced(freeze(step), state, freeze(depth), criterion, tile)
     return _run_masked(freeze(step), state, freeze(depth), criterion)
 

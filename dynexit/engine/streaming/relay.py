@@ -86,7 +86,7 @@ def run_relay(
 
     Example:
       >>> import dynexit as dx
-      # counts up to 3, twice and once
+      >>> # counts up to 3, twice and once
       >>> add = lambda i, state: ({**state, "sum": state["sum"] + 1.0}, state["sum"])
       >>> def again(state, output, of, valid, depth):
       ...     to = jnp.where(valid, of, 2)

@@ -15,7 +15,7 @@ import numpy as np
 from dynexit.core.checks import batch_size, check_step, positive_integer, shapes, stages_of
 from dynexit.core.types import Array, Criterion, Halted, PyTree, Step
 from dynexit.criteria.memory import first_memory
-from dynexit.engine.deferred import completed, parted
+from dynexit.engine.deferred import completed, partition
 from dynexit.engine.executors.tiling import default_tiling
 from dynexit.engine.streaming.cohorts import run_cohorts
 from dynexit.engine.streaming.slots import run_slots
@@ -102,7 +102,7 @@ def stream(
     slots = tiling.sizes[0]
     _, output = check_step(stage._replace(steps=max(2, stage.steps)), shapes(queue))
     tied = is_tied(step, queue)
-    step, criterion, read = parted(
+    step, criterion, read = partition(
         step, depth, queue, criterion, i=jnp.zeros(count, jnp.int32) if tied else 0
     )
     if read is not None:

@@ -25,7 +25,7 @@ import numpy as np
 
 from dynexit.core.checks import Stage, batch_size, stages_of
 from dynexit.core.types import Criterion, PyTree, Step
-from dynexit.engine.deferred import parted, read_throughout
+from dynexit.engine.deferred import partition, read_throughout
 from dynexit.engine.executors.tiling import Tiling, choose_sizes
 from dynexit.engine.run import run_until, walk
 from dynexit.engine.tuning import tune_cache
@@ -40,14 +40,14 @@ class Tuned(NamedTuple):
     """What was chosen, and what it is expected to take.
 
     Attributes:
-      schedule: "compacted", "masked" or "per_row", for `run_until`.
+      executor: "compacted", "masked" or "per_row", for `run_until`.
       tile: a tiling for every stage, for `run_until`.
       seconds: expected per batch for every schedule and for "full" depth; blocks and exits alone.
       costs: for every stage the measured seconds of one tile, by its rows.
       origin: of the costs: "measured", "cache" or "given".
     """
 
-    schedule: str
+    executor: str
     tile: tuple[Tiling, ...]
     seconds: dict[str, float]
     costs: tuple[dict[int, float], ...]
@@ -59,7 +59,7 @@ class Tuned(NamedTuple):
         origin = {"cache": "; costs from the cache", "given": "; costs as given"}.get(
             self.origin, ""
         )
-        return f"{self.schedule}, tiles of {sizes} rows; expected per batch: {expected}{origin}"
+        return f"{self.executor}, tiles of {sizes} rows; expected per batch: {expected}{origin}"
 
 
 def tune(
@@ -87,11 +87,11 @@ def tune(
         device of the same kind, with as many cores and the same jax, are not measured again; others
         are measured and added. A file that cannot be read is written over, with a warning.
       costs: `Tuned.costs` of an earlier call on the same step and batch; nothing is measured then.
-      criterion: that of the runs to come: what it does not read and `read_late` leaves for the end
+      criterion: that of the runs to come: what it does not read and `deferred_readout` leaves for the end
         is not measured. None for one that reads all of every exit.
 
     Returns:
-      `Tuned`; hand `schedule` and `tile` to `run_until`.
+      `Tuned`; hand `executor` and `tile` to `run_until`.
 
     Raises:
       TypeError, ValueError: as `run_until`; called while tracing; `exits` out of range, `sizes`
@@ -110,7 +110,9 @@ def tune(
         raise TypeError(
             f"`criterion` must be a dx.Criterion or None, got {type(criterion).__name__}"
         )
-    step = read_throughout(step if criterion is None else parted(step, depth, state, criterion)[0])
+    step = read_throughout(
+        step if criterion is None else partition(step, depth, state, criterion)[0]
+    )
     stages, batch = stages_of(step, depth), batch_size(state)
     spaces, _ = walk(stages, state)
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((step, state))):
@@ -136,8 +138,8 @@ def tune(
         choose_sizes(c, batch, within(stage)) for stage, c in zip(stages, chosen, strict=True)
     )
     expected = _expected(stages, chosen, tilings, live, batch)
-    schedule = min((name for name in expected if name != "full"), key=lambda name: expected[name])
-    return Tuned(schedule, tilings, expected, chosen, origin)
+    executor = min((name for name in expected if name != "full"), key=lambda name: expected[name])
+    return Tuned(executor, tilings, expected, chosen, origin)
 
 
 def _tried(sizes: Sequence[int] | None, batch: int) -> list[int]:
@@ -221,7 +223,7 @@ def _entering(stages: tuple[Stage, ...], state: PyTree) -> list[PyTree]:
     states = [state]
     for stage in stages[:-1]:
         depth = stage.steps * stage.step.blocks
-        states.append(run_until(stage.step, states[-1], depth, never, schedule="masked").state)
+        states.append(run_until(stage.step, states[-1], depth, never, executor="masked").state)
     return states
 
 
@@ -248,7 +250,7 @@ def _measure(
             rows,
             depth,
             never,
-            schedule="compacted",
+            executor="compacted",
             tile=Tiling((size,), (1.0,)),
             keep_state=False,
         )

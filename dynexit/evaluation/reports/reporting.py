@@ -10,12 +10,12 @@ from dynexit.evaluation.latency import Timing
 from dynexit.evaluation.measure import Evaluated
 
 
-def report(evaluated: Evaluated, point: Any, about: dict) -> dict:
+def report(evaluated: Evaluated, operating_point: Any, about: dict) -> dict:
     """The numbers of a run, as JSON can hold them.
 
     Args:
       evaluated: the measurements.
-      point: the operating point, a pytree of arrays.
+      operating_point: the operating point, a pytree of arrays.
       about: what was trained, on what, by which command and how the point was chosen; kept under
         its own keys.
 
@@ -24,12 +24,12 @@ def report(evaluated: Evaluated, point: Any, about: dict) -> dict:
     """
     e, t, c = evaluated, evaluated.timings, evaluated.costs
     accuracy, along = (
-        per_exit_accuracy(e.exit_classes, e.predictions.labels, e.grade),
+        per_exit_accuracy(e.exit_classes, e.predictions.labels, e.score),
         e.timed.efficiency_streamed,
     )
     return {
         "accuracy_full": float(accuracy[-1]),
-        "accuracy_dynamic": float(e.grade(e.classes, e.predictions.labels).mean()),
+        "accuracy_dynamic": float(e.score(e.classes, e.predictions.labels).mean()),
         "mean_depth": float(c.depths[e.exit].mean()),
         "depth": int(c.depths[-1]),
         "seconds_full": t.full.median,
@@ -64,7 +64,7 @@ def report(evaluated: Evaluated, point: Any, about: dict) -> dict:
         "nan_exits": e.nan_exits,
         **_best_fixed(accuracy, c.alone, float(c.until[e.exit].mean()), c.depths),
         "depth_follows_steps": None if e.steps is None else rank_correlation(e.exit, e.steps),
-        "operating_point": jax.tree.map(lambda a: np.asarray(a).tolist(), point),
+        "operating_point": jax.tree.map(lambda a: np.asarray(a).tolist(), operating_point),
         "curve": {
             "accuracy": e.curve.accuracy.tolist(),
             "flops_ratio": (e.curve.cost / c.full).tolist(),
@@ -193,7 +193,7 @@ def markdown(content: dict) -> str:
     exits = _table(
         ("exit", "depth", "accuracy if all left here", "rows that left here", "FLOPs"), rows
     )
-    point = "\n".join(
+    operating_point = "\n".join(
         f"- {name}: {_numbers(values)}" for name, values in _named(r["operating_point"])
     )
     plots = "\n".join(f"![{name}]({name}.png)\n" for name in r["plots"])
@@ -205,7 +205,7 @@ def markdown(content: dict) -> str:
         f"{title}\n{trained}\n## Result\n\n{main}\n"
         + "\n".join(notes)
         + f"\n\n## Exits\n\n{exits}\n"
-        f"Operating point:\n\n{point}\n\n## Plots\n\n{plots}\n## How to reproduce\n\n{again}\n"
+        f"Operating point:\n\n{operating_point}\n\n## Plots\n\n{plots}\n## How to reproduce\n\n{again}\n"
     )
 
 
@@ -248,12 +248,14 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows]) + "\n"
 
 
-def _named(point: Any) -> list[tuple[str, Any]]:
-    if isinstance(point, dict):
+def _named(operating_point: Any) -> list[tuple[str, Any]]:
+    if isinstance(operating_point, dict):
         return [
-            (f"{k} {name}".strip(), value) for k, v in point.items() for name, value in _named(v)
+            (f"{k} {name}".strip(), value)
+            for k, v in operating_point.items()
+            for name, value in _named(v)
         ]
-    return [("", point)]
+    return [("", operating_point)]
 
 
 def _numbers(values: Any) -> str:

@@ -97,8 +97,10 @@ def confidence_exits(
             metrics["distillation"] = _mean(taught)
         return loss, metrics
 
-    def criterion(point: PyTree) -> Criterion:
-        return criteria.max_probability_above(point["threshold"], point["temperature"])
+    def criterion(operating_point: PyTree) -> Criterion:
+        return criteria.max_probability_above(
+            operating_point["threshold"], operating_point["temperature"]
+        )
 
     def candidates(outputs: PyTree, labels: Array, costs: Array) -> PyTree:
         logits = jnp.asarray(logits_of(outputs))

@@ -40,8 +40,8 @@ def fixed_depth(label_smoothing: float = 0.0) -> Method:
         }
         return multi_exit_cross_entropy(logits[-1:], labels, label_smoothing)[0], metrics
 
-    def criterion(point: PyTree) -> Criterion:
-        return criteria.at_depth(point["depth"])
+    def criterion(operating_point: PyTree) -> Criterion:
+        return criteria.at_depth(operating_point["depth"])
 
     def candidates(outputs: PyTree, labels: Array, costs: Array) -> PyTree:
         return {"depth": jnp.full(1, len(logits_of(outputs)), jnp.int32)}

@@ -86,8 +86,8 @@ def act(tau: float = 0.01, label_smoothing: float = 0.0, thresholds: Any = THRES
         loss = multi_exit_cross_entropy(halted[None], labels, label_smoothing)[0] + tau * ponder
         return loss, {name: rows.mean(dtype=jnp.float32) for name, rows in metrics.items()}
 
-    def criterion(point: PyTree) -> Criterion:
-        return criteria.gate_above(point["threshold"])
+    def criterion(operating_point: PyTree) -> Criterion:
+        return criteria.gate_above(operating_point["threshold"])
 
     def candidates(outputs: PyTree, labels: Array, costs: Array) -> PyTree:
         return {"threshold": jnp.asarray(levels)}

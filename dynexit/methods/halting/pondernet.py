@@ -56,7 +56,7 @@ def pondernet(
       >>> method = pondernet()
       >>> outputs = {"logits": jnp.zeros((5, 2, 4)), "halt_logit": jnp.zeros((5, 2))}
       >>> loss, metrics = method.objective(outputs, jnp.array([0, 1]), jnp.float32(0.0))
-      # F_1 = 0.5 is not above 0.5
+      >>> # F_1 = 0.5 is not above 0.5
       >>> print(f"{metrics['mean_steps']:.4f} {metrics['q_steps']:.0f}")
       1.9375 2
 
@@ -94,8 +94,8 @@ def pondernet(
         }
         return ponder.loss, {name: rows.mean(dtype=jnp.float32) for name, rows in metrics.items()}
 
-    def criterion(point: PyTree) -> Criterion:
-        return criteria.cumulative_halting_above(point["quantile"])
+    def criterion(operating_point: PyTree) -> Criterion:
+        return criteria.cumulative_halting_above(operating_point["quantile"])
 
     def candidates(outputs: PyTree, labels: Array, costs: Array) -> PyTree:
         return {"quantile": jnp.asarray(quantiles)}

@@ -29,7 +29,7 @@ def ctm(thresholds: Any = THRESHOLDS) -> Method:
     the first tick with c > t. Of a row's places the mean decides and not each of them, in the loss
     as at the exit, so that the ticks that a threshold picks are ordered as those were that the loss
     picked. A row that never passes the threshold answers at its last tick, or, of a model in
-    `dx.transforms.most_certain`, at its most certain one, as the authors read theirs: the last
+    `dx.transforms.best_so_far`, at its most certain one, as the authors read theirs: the last
     ticks, which the loss may never pick, can be worse than those before.
 
     Args:
@@ -38,7 +38,7 @@ def ctm(thresholds: Any = THRESHOLDS) -> Method:
     Returns:
       `Method`, for any model with an exit a tick: logits `[E, B, ..., C]` (`dx.models.ctm`), or a
       dict with "logits", and with "current" where these are not of this tick
-      (`dx.transforms.most_certain`). A point is `{"threshold": []}`. Metrics: loss_least and
+      (`dx.transforms.best_so_far`). A point is `{"threshold": []}`. Metrics: loss_least and
       tick_least, where the loss is least (found by the labels, so no accuracy is reported there);
       loss_certain, tick_certain and accuracy_certain, where the row is most certain;
       accuracy_exit_last, of the last tick itself. Ticks count from 1.
@@ -80,8 +80,8 @@ def ctm(thresholds: Any = THRESHOLDS) -> Method:
         loss = (metrics["loss_least"] + metrics["loss_certain"]) / 2
         return loss, {name: rows.mean(dtype=jnp.float32) for name, rows in metrics.items()}
 
-    def criterion(point: PyTree) -> Criterion:
-        return criteria.gate_above(point["threshold"], certainty)
+    def criterion(operating_point: PyTree) -> Criterion:
+        return criteria.gate_above(operating_point["threshold"], certainty)
 
     def candidates(outputs: PyTree, labels: Array, costs: Array) -> PyTree:
         return {"threshold": jnp.asarray(levels)}

@@ -86,8 +86,10 @@ def deep_thinking(
             metrics |= {"loss_full": whole.mean(), "accuracy_full": right}
         return losses, {name: jnp.float32(value) for name, value in metrics.items()}
 
-    def criterion(point: PyTree) -> Criterion:
-        return criteria.persistently(settled, criteria.divergence_below(point["threshold"]))
+    def criterion(operating_point: PyTree) -> Criterion:
+        return criteria.consecutive(
+            settled, criteria.divergence_below(operating_point["threshold"])
+        )
 
     def candidates(outputs: PyTree, labels: Array, costs: Array) -> PyTree:
         return {"threshold": jnp.asarray(levels)}

@@ -80,8 +80,8 @@ def neural_ode(
         }
         return (1 - early) * losses[-1] + early * losses.mean(axis=0), metrics
 
-    def criterion(point: PyTree) -> Criterion:
-        return criteria.gate_above(point["threshold"])
+    def criterion(operating_point: PyTree) -> Criterion:
+        return criteria.gate_above(operating_point["threshold"])
 
     def candidates(outputs: PyTree, labels: Array, costs: Array) -> PyTree:
         return {"threshold": jnp.asarray(levels)}

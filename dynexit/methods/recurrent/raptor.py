@@ -109,8 +109,8 @@ def raptor(
         }
         return losses, {name: jnp.mean(value, dtype=jnp.float32) for name, value in metrics.items()}
 
-    def criterion(point: PyTree) -> Criterion:
-        return criteria.residual_below(point["threshold"])
+    def criterion(operating_point: PyTree) -> Criterion:
+        return criteria.residual_below(operating_point["threshold"])
 
     def candidates(outputs: PyTree, labels: Array, costs: Array) -> PyTree:
         return {

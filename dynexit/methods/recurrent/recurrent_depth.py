@@ -30,7 +30,7 @@ def recurrent_depth(
     noise: float = 1.0,
     thresholds: Any = THRESHOLDS,
     rule: str = "divergence",
-    grade: Callable[[Any, Any], Any] = share,
+    score: Callable[[Any, Any], Any] = share,
 ) -> Method:
     """Huginn's training, and its exit by the KL between consecutive answers or by how far the state
     still moves.
@@ -38,7 +38,7 @@ def recurrent_depth(
     Training: r = Poisson(LogNormal(ln mean - sigma^2 / 2, sigma)) + 1 iterations, one r a step, of
       which the last
     min(r, truncate) carry gradients; cross-entropy of the last answer alone. Inference: leave once
-    KL(p_{i-1} || p_i) < t at every place, or ||s_i - s_{i-1}|| / ||s_i|| < t. `places.by_place`
+    KL(p_{i-1} || p_i) < t at every place, or ||s_i - s_{i-1}|| / ||s_i|| < t. `places.per_token`
     asks each place for itself, with the same criterion.
 
     Args:
@@ -50,7 +50,7 @@ def recurrent_depth(
       thresholds: candidates for t, in nats or relative, `[K]`, at least 0; 0 is full depth and must
         be among them.
       rule: "divergence" of the answers, or "latent", of the state.
-      grade: what accuracy counts, see `Method`; here by default the places, as for a language
+      score: what accuracy counts, see `Method`; here by default the places, as for a language
         model.
 
     Returns:
@@ -92,17 +92,17 @@ def recurrent_depth(
         metrics = {
             "iterations": r,
             "loss_last": losses.mean(),
-            "accuracy": grade(predict(output), labels).mean(),
+            "accuracy": score(predict(output), labels).mean(),
         }
         return losses, {name: jnp.float32(value) for name, value in metrics.items()}
 
-    def criterion(point: PyTree) -> Criterion:
-        return RULES[rule](point["threshold"])
+    def criterion(operating_point: PyTree) -> Criterion:
+        return RULES[rule](operating_point["threshold"])
 
     def candidates(outputs: PyTree, labels: Array, costs: Array) -> PyTree:
         return {"threshold": jnp.asarray(levels)}
 
-    return Method(None, criterion, candidates, predict, loss, grade)
+    return Method(None, criterion, candidates, predict, loss, score)
 
 
 def sampled_steps(key: Array, mean: float, sigma: float = 0.5) -> Array:

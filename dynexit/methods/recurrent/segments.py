@@ -116,10 +116,10 @@ def segments(
         THRESHOLDS[rule] if thresholds is None else thresholds, FULL_DEPTH[rule], high=1.0
     )
 
-    def criterion(point: PyTree) -> Criterion:
+    def criterion(operating_point: PyTree) -> Criterion:
         if rule == "right":
-            return criteria.gate_above(point["threshold"], probability_right)
-        return criteria.gate_above(-point["threshold"], stillness)
+            return criteria.gate_above(operating_point["threshold"], probability_right)
+        return criteria.gate_above(-operating_point["threshold"], stillness)
 
     def candidates(outputs: PyTree, labels: Array, costs: Array) -> PyTree:
         return {"threshold": jnp.asarray(levels)}

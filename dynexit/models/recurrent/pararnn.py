@@ -30,7 +30,7 @@ def para_gru_cell(recurrent: Array, h: Array, u: Array) -> Array:
       `[b, D]`.
 
     Example:
-      # half of h is kept
+      >>> # half of h is kept
       >>> float(para_gru_cell(jnp.zeros((3, 1)), jnp.ones((1, 1)), jnp.zeros((1, 3, 1)))[0, 0])
       0.5
 

@@ -4,7 +4,7 @@ coda reads the state.
 
 from dynexit.core.checks import positive_integer
 from dynexit.core.types import Model
-from dynexit.engine.deferred import read_late
+from dynexit.engine.deferred import deferred_readout
 from dynexit.engine.steps import tied_step
 from dynexit.models.recurrent.recurrent_network import Network, Part
 
@@ -74,5 +74,5 @@ def recurrent_depth(
     network = Network(vocabulary, width, heads, prelude, core, coda, mean_steps)
     names = tuple(f"step{i:02d}" for i in range(steps))
     iterate, residual, head = (Part(network, name) for name in ("iterate", "residual", "head"))
-    step = lambda params: read_late(tied_step(iterate, residual, params), head, params)
+    step = lambda params: deferred_readout(tied_step(iterate, residual, params), head, params)
     return Model(network.init, network.embed, step, steps, names)

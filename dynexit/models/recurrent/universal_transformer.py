@@ -34,7 +34,7 @@ def coordinates(positions: Array, step: Array, width: int) -> Array:
 
     Example:
       >>> here = coordinates(jnp.array([[0, 1]]), jnp.array([1]), 4)
-      # sin 0 + sin 1, cos 0 + cos 1, and the same of t / 100
+      >>> # sin 0 + sin 1, cos 0 + cos 1, and the same of t / 100
       >>> [round(x, 4) for x in here[0, 0].tolist()]
       [0.8415, 1.5403, 0.01, 1.9999]
 

@@ -30,7 +30,7 @@ def test_features_are_the_states_at_which_rows_leave(name):
     depths = np.array([3, 1, 4, 2])
     leave = dx.criteria.at_depth(jnp.asarray(depths, jnp.int32))
     halted = dx.run_until(
-        model.steps(params), model.embed(params, x), model.depth, leave, schedule="masked"
+        model.steps(params), model.embed(params, x), model.depth, leave, executor="masked"
     )
     for b, depth in enumerate(depths):
         state = halted.state

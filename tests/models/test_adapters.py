@@ -66,7 +66,7 @@ def test_blocks_one_after_the_other_give_what_the_engine_gives(kind):
     step = dx.stacked_step(adapted.apply, read, adapted.params)
     outputs = dx.run_all(step, STATE, BLOCKS)
     depths = [4, 1, 2, 3, 1]
-    halted = dx.run_until(step, STATE, BLOCKS, leave_at(depths), schedule="compacted", tile=2)
+    halted = dx.run_until(step, STATE, BLOCKS, leave_at(depths), executor="compacted", tile=2)
     state = STATE
     for i, block in enumerate(blocks):
         state = block(state)

@@ -54,7 +54,7 @@ def test_all_rows_leave_together_and_every_exit_until_there_asks_the_rule(experi
         return output[:, 0] < jnp.inf, memory  # would have all rows leave at once
 
     eager = experiment.method._replace(
-        criterion=lambda point: dx.Criterion(lambda batch: (), update)
+        criterion=lambda operating_point: dx.Criterion(lambda batch: (), update)
     )
     x = prepared(experiment, jnp.asarray(experiment.test.examples()["inputs"][:16]))
     every = np.argmax(dx.run_all(model.steps(params), model.embed(params, x), model.depth), axis=-1)
@@ -96,11 +96,11 @@ def test_the_full_program_reads_no_early_exit(experiment, params):
     assert len(reads) == 1
 
 
-def test_dynamic_depth_is_the_same_by_both_schedules(staged, point):
+def test_dynamic_depth_is_the_same_by_both_schedules(staged, operating_point):
     params, experiment = jax.jit(staged.model.init)(jax.random.key(0)), staged
     x = prepared(experiment, jnp.asarray(experiment.test.examples()["inputs"]))
     runs = [
-        latency.dynamic_depth(experiment.model, experiment.method, params, point, x, s)
+        latency.dynamic_depth(experiment.model, experiment.method, params, operating_point, x, s)
         for s in ("auto", "masked")
     ]
     np.testing.assert_array_equal(runs[0].classes, runs[1].classes)

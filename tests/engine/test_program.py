@@ -60,11 +60,11 @@ def test_the_parser_finds_what_a_loop_does():
     assert not any("ENTRY" in line for line in loops) and len(loops) < len(text.splitlines())
 
 
-def program(make, schedule, tile=None, keep=True, rows=123):
+def program(make, executor, tile=None, keep=True, rows=123):
     problem = make(rows=rows)
     criterion = dx.criteria.any_of(dx.criteria.max_probability_above(0.6), dx.criteria.patience(2))
     return _run_until.lower(
-        problem.step, problem.state, problem.depth, criterion, schedule, tile, keep, None
+        problem.step, problem.state, problem.depth, criterion, executor, tile, keep, None
     )
 
 
@@ -103,7 +103,7 @@ def test_tiles_of_several_rows_copy_no_state():
 def test_one_row_has_one_loop_and_no_tiles():
     loops = lambda text: len(re.findall(r"stablehlo\.while", text))
     for make in (oracle.homogeneous, oracle.switched, oracle.tied, oracle.staged):
-        lower = lambda schedule, rows, make=make: _lowered(make, schedule, rows)
+        lower = lambda executor, rows, make=make: _lowered(make, executor, rows)
         auto, masked = lower("auto", 1), lower("masked", 1)
         assert auto == masked
         assert loops(auto) == (
@@ -113,18 +113,18 @@ def test_one_row_has_one_loop_and_no_tiles():
         assert loops(lower("auto", 2)) > loops(auto) and "stablehlo.sort" in lower("auto", 2)
 
 
-def _lowered(make, schedule, rows):
+def _lowered(make, executor, rows):
     problem = make(rows=rows)
     step, depth = (tuple(x) if isinstance(x, list) else x for x in (problem.step, problem.depth))
     return _run_until.lower(
-        step, problem.state, depth, oracle.leave_at([1] * rows), schedule, None, True, None
+        step, problem.state, depth, oracle.leave_at([1] * rows), executor, None, True, None
     ).as_text()
 
 
-def bounded(schedule):
+def bounded(executor):
     def gradient(step, state, depth, criterion):
         loss = lambda step: (
-            dx.run_bounded(step, state, depth, criterion, schedule, 4).output["logits"] ** 2
+            dx.run_bounded(step, state, depth, criterion, executor, 4).output["logits"] ** 2
         ).sum()
         return jax.grad(loss, allow_int=True)(step)
 

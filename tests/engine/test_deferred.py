@@ -14,10 +14,10 @@ from jax.extend.core import jaxprs_in_params
 import dynexit as dx
 from dynexit import criteria
 from dynexit.core.cost import cost_of
-from dynexit.engine.deferred import late_parts, read_late, read_throughout
+from dynexit.engine.deferred import deferred_parts, deferred_readout, read_throughout
 from dynexit.engine.steps import every_iteration, rematerialised
 from dynexit.evaluation.costs import costs_of
-from dynexit.transforms import best_so_far as most_certain
+from dynexit.transforms import best_so_far as best_so_far
 from dynexit.transforms.stochastic_depth import dropped_blocks
 
 B, D, C, N = 7, 5, 37, 6  # of C entries there is but one kind
@@ -45,9 +45,9 @@ def logits(head, state):
 
 
 STEPS = {
-    "tied": read_late(dx.tied_step(block, residual, ONE), logits, HEAD),
-    "stacked": read_late(dx.stacked_step(block, residual, MANY), logits, HEAD),
-    "switched": read_late(dx.switched_step(block, residual, list(MANY)), logits, HEAD),
+    "tied": deferred_readout(dx.tied_step(block, residual, ONE), logits, HEAD),
+    "stacked": deferred_readout(dx.stacked_step(block, residual, MANY), logits, HEAD),
+    "switched": deferred_readout(dx.switched_step(block, residual, list(MANY)), logits, HEAD),
 }
 BY_STATE = criteria.residual_below(2.5)
 RUNS = {
@@ -106,7 +106,7 @@ def test_the_work_on_the_way_is_left_out_where_the_criterion_goes_without(run):
                 BY_STATE,
                 criteria.at_depth(3),
                 both(criteria.at_depth(5)),
-                criteria.persistently(2, BY_STATE),
+                criteria.consecutive(2, BY_STATE),
             ),
         )
     )
@@ -162,16 +162,16 @@ def test_thresholds_do_not_recompile():
 
 
 def test_steps_made_of_it_keep_the_entries():
-    several = read_late(dx.tied_step(block, residual, ONE, blocks=2), logits, HEAD)
+    several = deferred_readout(dx.tied_step(block, residual, ONE, blocks=2), logits, HEAD)
     for made in (every_iteration(several), rematerialised(STEPS["tied"])):
-        assert late_parts(made)
+        assert deferred_parts(made)
         close(dx.run_all(made, STATE, N), dx.run_all(STEPS["tied"], STATE, N))
     close(
         dx.run_all(rematerialised(several), STATE, N),
         jax.tree.map(lambda a: a[1::2], dx.run_all(STEPS["tied"], STATE, N)),
     )
     model = dx.Model(lambda key: {}, lambda p, x: x, lambda p: STEPS["tied"], N, tuple("abcdef"))
-    certain = most_certain(model)
+    certain = best_so_far(model)
     outputs = dx.run_all(certain.steps({}), certain.embed({}, STATE), N)
     assert (jnp.diff(jax.nn.softmax(outputs["logits"]).max(-1), axis=0) > -1e-6).all(), (
         "whole outputs were compared"
@@ -193,7 +193,7 @@ def test_a_side_goes_through():
         state = block(weights, state)
         return state, residual(weights, state), side.at[rows].add(1)
 
-    step = read_late(dx.Step(lambda i: ONE, apply), logits, HEAD)
+    step = deferred_readout(dx.Step(lambda i: ONE, apply), logits, HEAD)
     halted = dx.run_until(step, STATE, N, BY_STATE, tile=2, side=jnp.zeros(B, jnp.int32))
     assert halted.side.tolist() == halted.exit_depth.tolist()
     close(halted.output["logits"], halted.state["h"] @ HEAD)
@@ -213,7 +213,7 @@ def test_a_nan_that_is_read_is_counted():
 
 @pytest.mark.parametrize("run", RUNS)
 def test_a_nan_among_late_entries_is_counted_once(run):
-    spoilt = read_late(
+    spoilt = deferred_readout(
         dx.tied_step(block, residual, ONE),
         lambda w, s: {"logits": jnp.sqrt(s["h"][:, :1] - w)},
         STATE["h"].min(),
@@ -223,7 +223,7 @@ def test_a_nan_among_late_entries_is_counted_once(run):
     assert (
         halted.nan_exits.tolist() == jnp.isnan(halted.output["logits"][:, 0]).astype(int).tolist()
     )
-    worse = read_late(
+    worse = deferred_readout(
         dx.tied_step(block, residual, ONE), lambda w, s: {"logits": jnp.log(s["h"][:, :1] - w)}, 1e9
     )
     assert RUNS[run](worse, BY_STATE).nan_exits.tolist() == [1] * B
@@ -234,7 +234,7 @@ def test_gradients_are_those_of_everything_read():
 
     def loss(one, head, late):
         step = dx.tied_step(block, lambda p, s: residual(p, s) | logits(head, s), one)
-        step = read_late(dx.tied_step(block, residual, one), logits, head) if late else step
+        step = deferred_readout(dx.tied_step(block, residual, one), logits, head) if late else step
         outputs = dx.run_all(step, STATE, N)
         return (outputs["logits"] * weight).sum() + outputs["residual"].sum()
 
@@ -295,13 +295,13 @@ def test_costs_and_tuning_know_the_rule(monkeypatch):
 )
 def test_refusals(step, read, error, text, run):
     with pytest.raises(error, match=text):
-        step = read_late(step, read, HEAD)
+        step = deferred_readout(step, read, HEAD)
         RUNS[run](step, BY_STATE) if run in RUNS else dx.run_all(step, STATE, N)
 
 
 def test_what_is_late_already_is_refused_and_so_is_a_rule_that_is_none():
     with pytest.raises(ValueError, match="`step` has late entries already"):
-        read_late(STEPS["tied"], lambda p, s: {"more": s["h"]}, HEAD)
+        deferred_readout(STEPS["tied"], lambda p, s: {"more": s["h"]}, HEAD)
     with pytest.raises(TypeError, match="or None, got str"):
         dx.tune(STEPS["tied"], STATE, N, criterion="latent")
 
@@ -342,7 +342,7 @@ def test_a_rule_may_count_on_the_exits_of_rows_in_a_stream():
 
 
 def test_an_output_of_late_entries_alone_is_read_at_every_exit():
-    step = read_late(dx.tied_step(block, lambda p, s: {}, ONE), logits, HEAD)
+    step = deferred_readout(dx.tied_step(block, lambda p, s: {}, ONE), logits, HEAD)
     halted = RUNS["compacted"](step, criteria.max_probability_above(0.6))
     assert (
         halted.exit.tolist()
@@ -356,7 +356,7 @@ def test_blocks_are_dropped_beneath_late_entries():
         dropped_blocks(s, kept, ones)
         for s in (STEPS["stacked"], dx.stacked_step(block, residual, MANY))
     )
-    assert late_parts(dropped)
+    assert deferred_parts(dropped)
     found = dx.run_all(dropped, STATE, N)
     close(found["residual"], dx.run_all(plain, STATE, N)["residual"])
     close(found["logits"][-1], dx.run_full(dropped, STATE, N)[0]["h"] @ HEAD)
@@ -364,7 +364,9 @@ def test_blocks_are_dropped_beneath_late_entries():
 
 def test_leaves_and_programs_are_the_same_from_call_to_call():
     make = {"again": lambda s: s, "every": every_iteration, "remat": rematerialised}
-    several = lambda one: read_late(dx.tied_step(block, residual, one, blocks=2), logits, HEAD)
+    several = lambda one: deferred_readout(
+        dx.tied_step(block, residual, one, blocks=2), logits, HEAD
+    )
     for name, f in make.items():
         first, second = f(several(ONE)), f(several(2 * ONE))
         assert jax.tree.structure(first) == jax.tree.structure(second), name
@@ -376,7 +378,7 @@ def test_rematerialised_heads_keep_no_inner_values():
 
     def temporaries(make):
         step = lambda w: make(
-            read_late(
+            deferred_readout(
                 dx.tied_step(block, residual, ONE),
                 lambda w, s: {"a": jnp.tanh(s["h"] @ w).sum(1)},
                 w,
@@ -397,7 +399,7 @@ def test_late_entries_are_read_a_tile_at_a_time():
         return logits(w, state)
 
     halted = dx.run_stream(
-        read_late(dx.tied_step(block, residual, ONE), read, HEAD), many, N, BY_STATE, slots=8
+        deferred_readout(dx.tied_step(block, residual, ONE), read, HEAD), many, N, BY_STATE, slots=8
     )
     assert set(widest[-2:]) == {8, 210 % 8}
     close(halted.output["logits"], halted.state["h"] @ HEAD)

@@ -35,7 +35,7 @@ def test_the_choice_follows_the_costs(clock):
     problem = oracle.homogeneous()
     clock(lambda stage, rows: 1.0 + rows)  # every tile costs as much as one row more
     few_deep = dx.tune(problem.step, problem.state, problem.depth, exits=np.array([0] * 9 + [5]))
-    assert few_deep.schedule == "compacted"
+    assert few_deep.executor == "compacted"
     assert (
         few_deep.seconds["compacted"]
         < few_deep.seconds["per_row"]
@@ -80,9 +80,9 @@ def test_a_tuned_run_gives_what_the_oracle_gives(make):
 def test_a_state_that_is_not_kept_changes_nothing_else():
     problem = oracle.homogeneous()
     criterion = dx.criteria.max_probability_above(0.6)
-    for schedule in ("compacted", "masked", "per_row"):
+    for executor in ("compacted", "masked", "per_row"):
         kept, not_kept = (
-            dx.run_until(problem.step, problem.state, 6, criterion, schedule, keep_state=keep)
+            dx.run_until(problem.step, problem.state, 6, criterion, executor, keep_state=keep)
             for keep in (True, False)
         )
         assert not_kept.state is None

@@ -157,7 +157,7 @@ def test_the_loop_turns_as_often_as_a_refilled_pool_needs():
     assert int(halted.rows_executed) == executed < 10 * max(depths)
 
 
-def schedule(depths, steps, tiling):
+def executor(depths, steps, tiling):
     """The oracle of the untied form: its tiles as (block, rows), the rows executed, and the largest
     cohort behind the queue.
     """
@@ -208,7 +208,7 @@ def test_tiles_are_full_whatever_the_depths(slots):
             dx.run_stream(step, queue, 12, oracle.leave_at(depths), slots=slots)
         )
         jax.effects_barrier()
-        tiles, executed, largest = schedule(depths, 12, tiling)
+        tiles, executed, largest = executor(depths, 12, tiling)
         assert largest <= 2 * slots - 1
         assert int(halted.rows_executed) == executed == sum(size for _, size in ran)
         assert {i for i, _ in ran} == set(range(depths.max()))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import dynexit as dx
-from dynexit.transforms import best_so_far as most_certain
+from dynexit.transforms import best_so_far as best_so_far
 from dynexit.transforms.best_so_far import certainty
 
 EXITS, ROWS, PLACES, CLASSES = 5, 7, 3, 4
@@ -37,7 +37,7 @@ BEST = np.array([[CERTAIN[: i + 1, b].argmax() for b in range(ROWS)] for i in ra
 
 
 def run(said, rows=ROWS):
-    model = most_certain(speaking(said))
+    model = best_so_far(speaking(said))
     params = model.init(jax.random.key(0))
     step, state = model.steps(params), model.embed(params, jnp.arange(rows))
     return step, state, dx.run_all(step, state, EXITS)
@@ -53,8 +53,8 @@ def test_the_answer_is_the_most_certain_so_far():
     assert 1 < len({*BEST[-1]}) and (BEST[-1] < EXITS - 1).any()
 
 
-@pytest.mark.parametrize("schedule", ["compacted", "masked", "per_row", "stream"])
-def test_rows_leave_as_without_it_but_the_last_gives_its_best(schedule):
+@pytest.mark.parametrize("executor", ["compacted", "masked", "per_row", "stream"])
+def test_rows_leave_as_without_it_but_the_last_gives_its_best(executor):
     step, state, outputs = run(SAID)
     threshold = np.sort(CERTAIN.max(axis=0))[2:4].mean()
     criterion = dx.criteria.gate_above(threshold, certainty)
@@ -62,10 +62,10 @@ def test_rows_leave_as_without_it_but_the_last_gives_its_best(schedule):
         next((i for i in range(EXITS) if CERTAIN[i, b] > threshold), None) for b in range(ROWS)
     ]
     assert None in first and len({*first}) > 2
-    if schedule == "stream":
+    if executor == "stream":
         halted = dx.run_stream(step, state, EXITS, criterion, slots=2)
     else:
-        halted = dx.run_until(step, state, EXITS, criterion, schedule)
+        halted = dx.run_until(step, state, EXITS, criterion, executor)
     assert halted.exit.tolist() == [EXITS - 1 if i is None else i for i in first]
     for b, i in enumerate(first):
         wanted = CERTAIN[:, b].argmax() if i is None else i
@@ -98,7 +98,7 @@ def test_of_equals_the_first_and_a_nan_is_never_better():
 
 
 def test_the_gradient_goes_to_the_exit_that_was_kept():
-    model = most_certain(speaking(SAID))
+    model = best_so_far(speaking(SAID))
     answer = lambda said: dx.run_all(model.steps(said), model.embed(said, jnp.arange(ROWS)), EXITS)[
         "logits"
     ][-1]
@@ -112,8 +112,8 @@ def test_refusals():
     with pytest.raises(
         TypeError, match="`model` must be one block or stack of blocks, not 2 stages"
     ):
-        most_certain(speaking(SAID)._replace(depth=(2, 3)))
-    model = most_certain(speaking(SAID[..., :1]))
+        best_so_far(speaking(SAID)._replace(depth=(2, 3)))
+    model = best_so_far(speaking(SAID[..., :1]))
     with pytest.raises(ValueError, match="`logits` must have at least 2 classes"):
         dx.run_all(
             model.steps(jnp.asarray(SAID[..., :1])),
@@ -124,4 +124,4 @@ def test_refusals():
         steps=lambda p: dx.tied_step(lambda p, s: s, lambda p, s: {"gate": s["row"]}, p)
     )
     with pytest.raises(ValueError, match="the output has the keys"):
-        most_certain(silent).embed(jnp.asarray(SAID), jnp.arange(ROWS))
+        best_so_far(silent).embed(jnp.asarray(SAID), jnp.arange(ROWS))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import dynexit as dx
-from dynexit.transforms.per_token import by_place
+from dynexit.transforms.per_token import per_token
 
 B, L, D, N = 5, 4, 6, 12
 W = 0.9 * jax.random.orthogonal(jax.random.key(0), D)
@@ -47,14 +47,14 @@ def oracle(h):
     return answer, steps, steps.max()
 
 
-@pytest.mark.parametrize("schedule", ["compacted", "masked", "per_row", "stream"])
-def test_every_place_leaves_on_its_own(schedule):
-    step, state = by_place(STEP, {"h": H}, RULE)
+@pytest.mark.parametrize("executor", ["compacted", "masked", "per_row", "stream"])
+def test_every_place_leaves_on_its_own(executor):
+    step, state = per_token(STEP, {"h": H}, RULE)
     gone = dx.criteria.gate_above(0.5)
-    if schedule == "stream":
+    if executor == "stream":
         halted = dx.run_stream(step, state, N, gone, slots=2)
     else:
-        halted = dx.run_until(step, state, N, gone, schedule, tile=2)
+        halted = dx.run_until(step, state, N, gone, executor, tile=2)
     for row in range(B):
         answer, steps, depth = oracle(H[row])
         np.testing.assert_allclose(halted.output["output"][row], answer, atol=1e-5)
@@ -67,17 +67,17 @@ def test_every_place_leaves_on_its_own(schedule):
 
 def test_refusals():
     with pytest.raises(ValueError, match=r"`moving` names \['s'\], which the state does not have"):
-        by_place(STEP, {"h": H}, RULE, moving=("s",))
+        per_token(STEP, {"h": H}, RULE, moving=("s",))
     with pytest.raises(TypeError, match="`state` must be a dict"):
-        by_place(STEP, H, RULE)
+        per_token(STEP, H, RULE)
     with pytest.raises(TypeError, match=r"`criterion` must be a dx.Criterion, got float"):
-        by_place(STEP, {"h": H}, 0.1)
+        per_token(STEP, {"h": H}, 0.1)
     rows = dx.tied_step(block, lambda w, state: state["h"][:, 0, 0], W)
     with pytest.raises(
         ValueError,
         match=r"`step` must give outputs of shape \[b, L, ...\], one place axis for all, got float32\[5\]",
     ):
-        by_place(rows, {"h": H}, RULE)
+        per_token(rows, {"h": H}, RULE)
 
 
 def test_several_iterations_a_step_are_counted():
@@ -86,13 +86,13 @@ def test_several_iterations_a_step_are_counted():
     )
     never = dx.Criterion(lambda places: (), lambda i, output, memory: (output < 0.0, memory))
     halted = dx.run_until(
-        *by_place(step, {"h": jnp.zeros((2, 3))}, never), 8, dx.criteria.gate_above(0.5)
+        *per_token(step, {"h": jnp.zeros((2, 3))}, never), 8, dx.criteria.gate_above(0.5)
     )
     assert (halted.output["output"] == 8.0).all() and halted.exit_depth.tolist() == [8, 8]
 
 
 def test_thresholds_for_fewer_exits_than_the_run_has_are_refused():
-    step, state = by_place(STEP, {"h": H}, dx.criteria.divergence_below(jnp.full(4, 5e-4)))
+    step, state = per_token(STEP, {"h": H}, dx.criteria.divergence_below(jnp.full(4, 5e-4)))
     with pytest.raises(ValueError, match="`depth` is 12, and `step` is made for 5 blocks at most"):
         dx.run_until(step, state, N, dx.criteria.gate_above(0.5))
     assert dx.run_until(step, state, 5, dx.criteria.gate_above(0.5)).exit_depth.max() <= 5

@@ -77,7 +77,9 @@ def method():
 
     return Method(
         objective=lambda outputs, labels, progress: (jnp.zeros(labels.shape), {}),
-        criterion=lambda point: dx.criteria.max_probability_above(point["threshold"]),
+        criterion=lambda operating_point: dx.criteria.max_probability_above(
+            operating_point["threshold"]
+        ),
         candidates=candidates,
         predict=lambda output: jnp.argmax(output, axis=-1).astype(jnp.int32),
     )
@@ -120,5 +122,5 @@ def staged():
 
 
 @pytest.fixture(scope="session")
-def point():
+def operating_point():
     return {"threshold": jnp.array([0.5, 0.6, 0.55, 0.7])}

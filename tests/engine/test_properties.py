@@ -234,24 +234,24 @@ def assert_equal(halted, rows, several, replayed=False):
 # How the engine may run it.
 
 
-def until(schedule):
+def until(executor):
     def run(problem, step, depth, state, criterion, draw):
-        keep = draw(st.booleans()) if schedule == "compacted" else True
-        tile = draw(tiles(problem)) if schedule == "compacted" else None
-        return dx.run_until(step, state, depth, criterion, schedule, tile, keep_state=keep)
+        keep = draw(st.booleans()) if executor == "compacted" else True
+        tile = draw(tiles(problem)) if executor == "compacted" else None
+        return dx.run_until(step, state, depth, criterion, executor, tile, keep_state=keep)
 
     return run
 
 
-def bounded(schedule):
+def bounded(executor):
     def run(problem, step, depth, state, criterion, draw):
         return dx.run_bounded(
             step,
             state,
             depth,
             criterion,
-            schedule,
-            draw(tiles(problem)) if schedule == "compacted" else None,
+            executor,
+            draw(tiles(problem)) if executor == "compacted" else None,
         )
 
     return run
@@ -466,9 +466,9 @@ def check_gradients(problem, data):
     floats = [{"w": p["w"], "out": p["out"]} for p in part.weights]
     tile = data.draw(tiles(problem))
 
-    for schedule in ("masked", "compacted"):
+    for executor in ("masked", "compacted"):
 
-        def loss(floats, x, schedule=schedule):
+        def loss(floats, x, executor=executor):
             whole = [{**f, "k": p["k"]} for f, p in zip(floats, part.weights, strict=True)]
             stack = lambda *a: jnp.stack(a)
             step = {
@@ -480,17 +480,17 @@ def check_gradients(problem, data):
             }[part.kind]()
             state = pack(x, *problem.rows[1:], problem.form)
             halted = dx.run_bounded(
-                step, state, part.depth, criterion_of(problem.rule), schedule, tile
+                step, state, part.depth, criterion_of(problem.rule), executor, tile
             )
             logits = halted.output if problem.form == "bare" else halted.output["logits"]
             return (logits * of_logits).sum() + (unpack(halted.state)[0] * of_x).sum()
 
         of_floats, of_start = jax.jit(jax.grad(loss, argnums=(0, 1)))(floats, problem.rows[0])
         start, w, out = gradient_of_rows(problem, rows, of_logits, of_x)
-        np.testing.assert_array_equal(of_start, start, err_msg=schedule)
+        np.testing.assert_array_equal(of_start, start, err_msg=executor)
         for n, got in enumerate(of_floats):
-            np.testing.assert_array_equal(got["w"], w[n], err_msg=schedule)
-            np.testing.assert_array_equal(got["out"], out[n], err_msg=schedule)
+            np.testing.assert_array_equal(got["w"], w[n], err_msg=executor)
+            np.testing.assert_array_equal(got["out"], out[n], err_msg=executor)
 
 
 def tried(check, examples=None, **how):

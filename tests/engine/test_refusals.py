@@ -31,9 +31,9 @@ def plain(apply):
         (dict(depth=[3, 3]), TypeError, "`step` is one step, so `depth` must be one integer, got"),
         (dict(step=7), TypeError, "`step` must be a dx.Step, got int"),
         (
-            dict(schedule="fast"),
+            dict(executor="fast"),
             ValueError,
-            "`schedule` must be one of 'auto', 'compacted', 'masked', 'per_row', got 'fast'",
+            "`executor` must be one of 'auto', 'compacted', 'masked', 'per_row', got 'fast'",
         ),
         (dict(tile=0), ValueError, "`tile` must be at least 1, got 0"),
         (dict(criterion=0.9), TypeError, "`criterion` must be a dx.Criterion, got float"),

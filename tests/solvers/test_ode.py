@@ -22,10 +22,10 @@ def read(params, y):
     return y
 
 
-def run(rates, solver, depth=60, y=None, schedule="compacted"):
+def run(rates, solver, depth=60, y=None, executor="compacted"):
     y = jnp.ones(len(rates)) if y is None else y
     state = begin_ode(decay, (), jnp.asarray(rates, jnp.float32), y, solver)
-    return dx.run_until(ode_step(decay, read, (), solver), state, depth, ARRIVED, schedule, tile=2)
+    return dx.run_until(ode_step(decay, read, (), solver), state, depth, ARRIVED, executor, tile=2)
 
 
 @pytest.mark.parametrize("rtol, steps, value", [(1e-3, 3, 0.36797), (1e-5, 5, 0.36788)])
@@ -68,9 +68,9 @@ def test_the_steps_of_four_rates_and_of_one_problem_that_has_them_all():
     stiffest.
     """
     rates, solver = [0.1, 1.0, 10.0, 50.0], Solver(rtol=1e-4, atol=1e-7)
-    for schedule in ("compacted", "masked"):
-        assert run(rates, solver, schedule=schedule).exit_depth.tolist() == [3, 4, 16, 31]
-        assert run([rates], solver, y=jnp.ones((1, 4)), schedule=schedule).exit_depth.tolist() == [
+    for executor in ("compacted", "masked"):
+        assert run(rates, solver, executor=executor).exit_depth.tolist() == [3, 4, 16, 31]
+        assert run([rates], solver, y=jnp.ones((1, 4)), executor=executor).exit_depth.tolist() == [
             28
         ]
 

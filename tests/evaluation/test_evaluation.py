@@ -41,7 +41,7 @@ ABOUT = {
 
 
 @pytest.fixture(scope="module")
-def measured(staged, point):
+def measured(staged, operating_point):
     """The measurement and its parameters."""
     params = jax.jit(staged.model.init)(jax.random.key(0))
     points = staged.method.candidates(np.zeros((5, 1, 4)), None, None)
@@ -50,17 +50,17 @@ def measured(staged, point):
         staged,
         params,
         costs,
-        chosen(point),
+        chosen(operating_point),
         points,
         Evaluation(16, repeats=1, tune=False),
         lambda line: None,
     )
 
 
-def chosen(point):
+def chosen(operating_point):
     """`point` as calibration would hand it over: 30 rows, as many at every exit."""
     return Choice(
-        point,
+        operating_point,
         0,
         0.5,
         0.6,
@@ -77,12 +77,12 @@ def chosen(point):
 
 
 @pytest.fixture(scope="module")
-def content(measured, point):
-    return report(measured, point, ABOUT)
+def content(measured, operating_point):
+    return report(measured, operating_point, ABOUT)
 
 
-def test_the_program_answers_what_a_loop_over_rows_answers(measured, point):
-    outputs, thresholds = measured.predictions.outputs, np.asarray(point["threshold"])
+def test_the_program_answers_what_a_loop_over_rows_answers(measured, operating_point):
+    outputs, thresholds = measured.predictions.outputs, np.asarray(operating_point["threshold"])
     probability = np.asarray(jax.nn.softmax(outputs, axis=-1))
     exits = [
         next((e for e in range(4) if probability[e, m].max() > thresholds[e]), 4) for m in range(43)
@@ -114,18 +114,24 @@ def test_ideal_time_follows_the_blocks_that_the_timed_rows_needed(measured):
     np.testing.assert_allclose(t.ceiling, t.full.median * t.together_ratio / t.together.median)
 
 
-def test_tuned_tiles_change_no_answer(staged, point, measured):
+def test_tuned_tiles_change_no_answer(staged, operating_point, measured):
     params = jax.jit(staged.model.init)(jax.random.key(0))
     points = staged.method.candidates(np.zeros((5, 1, 4)), None, None)
     said = []
     tuned = evaluate(
-        staged, params, measured.costs, chosen(point), points, Evaluation(4, repeats=1), said.append
+        staged,
+        params,
+        measured.costs,
+        chosen(operating_point),
+        points,
+        Evaluation(4, repeats=1),
+        said.append,
     )
     np.testing.assert_array_equal(tuned.exit, measured.exit)
     np.testing.assert_array_equal(tuned.classes, measured.classes)
     assert measured.tuned is None and tuned.tuned is not None and len(tuned.tuned.tile) == 3
     assert any(line.startswith("tuned: ") for line in said)
-    assert report(tuned, point, ABOUT)["tuned"] == str(tuned.tuned)
+    assert report(tuned, operating_point, ABOUT)["tuned"] == str(tuned.tuned)
 
 
 def test_some_points_of_the_curve_are_timed(measured):
@@ -136,11 +142,11 @@ def test_some_points_of_the_curve_are_timed(measured):
     np.testing.assert_allclose(measured.timed.speedup, measured.timed.full / measured.timed.seconds)
 
 
-def test_a_step_that_breaks_is_not_hidden(staged, point):
+def test_a_step_that_breaks_is_not_hidden(staged, operating_point):
     """A NaN at an exit keeps its row, is counted, and the answer is that of a later exit."""
     params = jax.jit(staged.model.init)(jax.random.key(0))
     params["blocks"][0]["out"] = params["blocks"][0]["out"].at[0].set(jnp.nan)
-    ran = programs(staged, params, 16).dynamic(point, jnp.ones((16, 2)))
+    ran = programs(staged, params, 16).dynamic(operating_point, jnp.ones((16, 2)))
     assert ran.nan_exits.tolist() == [1] * 16 and (np.asarray(ran.exit_depth) > 1).all()
 
 

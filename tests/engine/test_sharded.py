@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 import dynexit as dx
 
 DEVICES, B, N, D = 4, 24, 6, 8
-SCHEDULES = ["compacted", "masked", "per_row"]
+EXECUTORS = ["compacted", "masked", "per_row"]
 
 
 def mesh(*shape, names=("data",), kind=AxisType.Auto):
@@ -42,15 +42,15 @@ def assert_equal(got, want):
 
 
 @pytest.mark.parametrize("check_vma", [True, False])
-@pytest.mark.parametrize("schedule", SCHEDULES)
-def test_run_until_inside_shard_map_needs_no_communication(network, schedule, check_vma):
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_run_until_inside_shard_map_needs_no_communication(network, executor, check_vma):
     params, x = network
     rule = lambda t: dx.criteria.any_of(
         dx.criteria.max_probability_above(t), dx.criteria.patience(4)
     )
 
     def run(params, x, t):
-        halted = dx.run_until(dx.stacked_step(block, head, params), x, N, rule(t), schedule)
+        halted = dx.run_until(dx.stacked_step(block, head, params), x, N, rule(t), executor)
         return halted._replace(rows_executed=halted.rows_executed[None])
 
     spread = jax.jit(
@@ -62,7 +62,7 @@ def test_run_until_inside_shard_map_needs_no_communication(network, schedule, ch
             check_vma=check_vma,
         )
     )
-    want = dx.run_until(dx.stacked_step(block, head, params), x, N, rule(0.6), schedule)
+    want = dx.run_until(dx.stacked_step(block, head, params), x, N, rule(0.6), executor)
     got = spread(params, x, 0.6)
     assert len(set(want.exit_depth.tolist())) > 2
     assert_equal(got._replace(rows_executed=()), want._replace(rows_executed=()))
@@ -74,8 +74,8 @@ def test_run_until_inside_shard_map_needs_no_communication(network, schedule, ch
     )
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
-def test_a_step_may_communicate_where_the_decision_is_the_same(network, schedule):
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_a_step_may_communicate_where_the_decision_is_the_same(network, executor):
     """Tensor parallelism: half of the hidden units on each device of `model`, whose rows leave
     together.
     """
@@ -83,7 +83,7 @@ def test_a_step_may_communicate_where_the_decision_is_the_same(network, schedule
     parallel = lambda p, h: h + jax.lax.psum(jax.nn.relu(h @ p["up"]) @ p["down"], "model")
     leave = dx.criteria.max_probability_above(0.6)
     run = lambda p, x: dx.run_until(
-        dx.stacked_step(parallel, head, p), x, N, leave, schedule
+        dx.stacked_step(parallel, head, p), x, N, leave, executor
     )._replace(rows_executed=())
     layout = {"up": P(None, None, "model"), "down": P(None, "model", None)}
     spread = jax.shard_map(
@@ -96,23 +96,23 @@ def test_a_step_may_communicate_where_the_decision_is_the_same(network, schedule
     assert_equal(jax.jit(spread)(params, x), want._replace(rows_executed=()))
 
 
-@pytest.mark.parametrize("schedule", [*SCHEDULES, "bounded", "stream"])
+@pytest.mark.parametrize("executor", [*EXECUTORS, "bounded", "stream"])
 @pytest.mark.parametrize("check_vma", [True, False])
 @pytest.mark.parametrize("stages", [False, True])
 def test_a_step_that_would_make_devices_wait_is_refused_while_tracing(
-    network, schedule, check_vma, stages
+    network, executor, check_vma, stages
 ):
     params, x = network
     mean = lambda p, h: block(p, h) + jax.lax.pmean(h.mean(), "data")
     step = dx.stacked_step(mean, head, params)
-    step, depth = ((step, step), (2, 1)) if stages and schedule != "stream" else (step, N)
+    step, depth = ((step, step), (2, 1)) if stages and executor != "stream" else (step, N)
     leave = dx.criteria.max_probability_above(0.6)
-    if schedule == "bounded":
+    if executor == "bounded":
         run = lambda x: dx.run_bounded(step, x, depth, leave).output
-    elif schedule == "stream":
+    elif executor == "stream":
         run = lambda x: dx.run_stream(step, x, depth, leave).output
     else:
-        run = lambda x: dx.run_until(step, x, depth, leave, schedule).output
+        run = lambda x: dx.run_until(step, x, depth, leave, executor).output
     spread = jax.shard_map(
         run, mesh=mesh(DEVICES), in_specs=P("data"), out_specs=P("data"), check_vma=check_vma
     )

@@ -12,7 +12,7 @@ import pytest
 import dynexit as dx
 
 N, B, L, D, C = 4, 7, 6, 8, 5  # blocks, rows, places in the cache, width, classes
-SCHEDULES = [
+EXECUTORS = [
     ("compacted", None),
     ("compacted", 1),
     ("compacted", 3),
@@ -66,8 +66,8 @@ def in_numpy(params, h, place, side, depths):
     return h, read
 
 
-@pytest.mark.parametrize(("schedule", "tile"), SCHEDULES)
-def test_a_cache_is_read_and_written_by_row(schedule, tile):
+@pytest.mark.parametrize(("executor", "tile"), EXECUTORS)
+def test_a_cache_is_read_and_written_by_row(executor, tile):
     """Two tokens after another; rows that leave early write nothing into the cache of deeper
     blocks.
     """
@@ -84,7 +84,7 @@ def test_a_cache_is_read_and_written_by_row(schedule, tile):
             state,
             N,
             dx.criteria.at_depth(jnp.asarray(depths)),
-            schedule,
+            executor,
             tile,
             side=side,
         )
@@ -111,8 +111,8 @@ def test_the_cache_is_never_copied_in_the_loop():
     assert not re.search(rf"= {whole}\S* copy\(", text)
 
 
-@pytest.mark.parametrize("schedule", ["compacted", "masked", "per_row"])
-def test_a_step_may_count_its_own_rows(schedule):
+@pytest.mark.parametrize("executor", ["compacted", "masked", "per_row"])
+def test_a_step_may_count_its_own_rows(executor):
     """A side of one integer a row, through stages whose shapes differ: how often each row came by."""
 
     def count(i, state, rows, side):
@@ -129,7 +129,7 @@ def test_a_step_may_count_its_own_rows(schedule):
         jnp.ones((7, 3)),
         (2, 1, 3),
         dx.criteria.at_depth(depths),
-        schedule,
+        executor,
         side=jnp.zeros(7, jnp.int32),
     )
     np.testing.assert_array_equal(halted.side, depths)

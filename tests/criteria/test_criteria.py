@@ -376,7 +376,7 @@ def test_persistently_counts_verdicts_in_a_row():
         jnp.array([[0, 1, 0, 0, 0, 1], [0, 0, 1, 0, 0, 0], [1, 1, 1, 1, 1, 0]]).T
     ]  # [E=6, B=3, C=2]
     exits = [
-        dx.replay(criteria.persistently(k, criteria.margin_above(0.5)), logits).exit.tolist()
+        dx.replay(criteria.consecutive(k, criteria.margin_above(0.5)), logits).exit.tolist()
         for k in (1, 2, 3)
     ]
     assert exits == [[0, 0, 5], [3, 1, 5], [4, 5, 5]]

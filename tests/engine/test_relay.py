@@ -46,7 +46,7 @@ def begun():
     }
 
 
-RULE = dx.criteria.persistently(
+RULE = dx.criteria.consecutive(
     2, dx.criteria.gate_above(0.999)
 )  # has a memory, which must begin anew
 

@@ -17,7 +17,7 @@ from dynexit.models.recurrent.synchronisation import (
     neuron_pairs,
     synchronisation,
 )
-from dynexit.transforms.best_so_far import certainty, most_certain
+from dynexit.transforms.best_so_far import best_so_far, certainty
 
 ROWS, PLACES, CHANNELS, CLASSES, WIDTH, TICKS, ACTION, OUT = 6, 5, 2, 3, 8, 4, 4, 5
 INPUTS = np.random.default_rng(0).normal(size=(ROWS, PLACES, CHANNELS)).astype(np.float32)
@@ -382,7 +382,7 @@ def test_half_precision_computes_in_half_precision_but_for_the_sums_over_ticks()
 def test_any_number_of_rows():
     """As `dx.export` traces it, also where the most certain answer is kept."""
     inputs = jax.ShapeDtypeStruct((*jax.export.symbolic_shape("b"), PLACES, CHANNELS), jnp.float32)
-    for model in (small(answers=2), small(), most_certain(small(answers=2))):
+    for model in (small(answers=2), small(), best_so_far(small(answers=2))):
         params = jax.eval_shape(model.init, jax.random.key(0))
         outputs = jax.eval_shape(
             lambda p, x, m=model: dx.run_all(m.steps(p), m.embed(p, x), TICKS), params, inputs

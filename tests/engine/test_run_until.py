@@ -10,8 +10,8 @@ import pytest
 
 import dynexit as dx
 
-SCHEDULES = [("masked", None), ("compacted", 5)]
-ALL_SCHEDULES = [*SCHEDULES, ("per_row", None), ("compacted", 1), ("compacted", 64), ("auto", None)]
+EXECUTORS = [("masked", None), ("compacted", 5)]
+ALL_SCHEDULES = [*EXECUTORS, ("per_row", None), ("compacted", 1), ("compacted", 64), ("auto", None)]
 
 CRITERIA = {
     "max probability": lambda exits: dx.criteria.max_probability_above(
@@ -46,9 +46,9 @@ def test_every_criterion_leaves_where_the_python_loop_leaves(name):
     assert len({r.exit for r in expected}) > 1, (
         "a batch whose rows all leave together tests nothing"
     )
-    for schedule, tile in ALL_SCHEDULES if name in ("patience", "saturation") else SCHEDULES:
+    for executor, tile in ALL_SCHEDULES if name in ("patience", "saturation") else EXECUTORS:
         halted = dx.run_until(
-            problem.step, problem.state, problem.depth, criterion, schedule=schedule, tile=tile
+            problem.step, problem.state, problem.depth, criterion, executor=executor, tile=tile
         )
         oracle.assert_equal(halted, expected)
 
@@ -65,16 +65,16 @@ def test_stages_of_different_shapes(name):
     ]
     assert halves == [(13, 6), (13, 6), (13, 6), (13, 6)]
     reference = dx.run_until(
-        problem.step, problem.state, problem.depth, criterion, schedule="masked"
+        problem.step, problem.state, problem.depth, criterion, executor="masked"
     )
-    for schedule, tile in [
+    for executor, tile in [
         ("masked", None),
         ("per_row", None),
         ("compacted", 4),
         ("compacted", 64),
     ]:
         halted = dx.run_until(
-            problem.step, problem.state, problem.depth, criterion, schedule=schedule, tile=tile
+            problem.step, problem.state, problem.depth, criterion, executor=executor, tile=tile
         )
         oracle.assert_equal(halted, expected, check_state=False)
         jax.tree.map(
@@ -108,9 +108,9 @@ def test_extremes_of_the_depths(rows, kind):
     }[kind]
     criterion = oracle.leave_at(depths)
     outputs = dx.run_all(problem.step, problem.state, problem.depth)
-    for schedule, tile in SCHEDULES:
+    for executor, tile in EXECUTORS:
         halted = dx.run_until(
-            problem.step, problem.state, problem.depth, criterion, schedule=schedule, tile=tile
+            problem.step, problem.state, problem.depth, criterion, executor=executor, tile=tile
         )
         np.testing.assert_array_equal(halted.exit_depth, depths)
         expected = jax.tree.map(lambda a: a[np.asarray(depths) - 1, np.arange(rows)], outputs)
@@ -143,8 +143,8 @@ def test_a_nan_stays_counted_and_poisons_no_other_row(where):
             or where == "last exit"
         )
         assert where != "everywhere" or expected[3].exit == blocks - 1
-        for schedule, tile in SCHEDULES:
-            halted = dx.run_until(step, state, blocks, criterion, schedule=schedule, tile=tile)
+        for executor, tile in EXECUTORS:
+            halted = dx.run_until(step, state, blocks, criterion, executor=executor, tile=tile)
             oracle.assert_equal(halted, expected)
 
 
@@ -153,7 +153,7 @@ def test_permuting_the_batch_permutes_the_result_and_a_row_alone_equals_the_row_
     criterion = dx.criteria.entropy_below(1.0)
     order = np.random.default_rng(0).permutation(11)
     run = lambda state: dx.run_until(
-        problem.step, state, problem.depth, criterion, schedule="compacted", tile=4
+        problem.step, state, problem.depth, criterion, executor="compacted", tile=4
     )
     whole = run(problem.state)
     permuted = run(jax.tree.map(lambda a: a[order], problem.state))

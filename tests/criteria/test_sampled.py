@@ -52,9 +52,9 @@ def test_all_schedules_and_a_stream_draw_alike():
     rule = criteria.halting_sampled(jax.random.key(3))
     wanted = dx.replay(rule, {"halt_logit": LOGITS}).exit
     assert len(np.unique(wanted)) > 2
-    for schedule in ("compacted", "masked"):
+    for executor in ("compacted", "masked"):
         np.testing.assert_array_equal(
-            dx.run_until(step, state, N, rule, schedule, tile=4).exit, wanted
+            dx.run_until(step, state, N, rule, executor, tile=4).exit, wanted
         )
     np.testing.assert_array_equal(dx.run_stream(step, state, N, rule, slots=3).exit, wanted)
 

@@ -10,7 +10,7 @@ import pytest
 
 import dynexit as dx
 
-SCHEDULES = ["masked", "compacted"]
+EXECUTORS = ["masked", "compacted"]
 
 
 def assert_close(got, want):
@@ -23,12 +23,12 @@ def assert_close(got, want):
 
 
 @pytest.mark.parametrize("make", [oracle.homogeneous, oracle.staged, oracle.tied])
-@pytest.mark.parametrize("schedule", SCHEDULES)
-def test_values_equal_run_until(make, schedule):
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_values_equal_run_until(make, executor):
     problem = make(seed=1)
     criterion = dx.criteria.max_probability_above(0.6)
-    until = dx.run_until(problem.step, problem.state, problem.depth, criterion, schedule=schedule)
-    bounded = dx.run_bounded(problem.step, problem.state, problem.depth, criterion, schedule)
+    until = dx.run_until(problem.step, problem.state, problem.depth, criterion, executor=executor)
+    bounded = dx.run_bounded(problem.step, problem.state, problem.depth, criterion, executor)
     assert len(set(np.asarray(until.exit).tolist())) > 1
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), bounded, until
@@ -36,15 +36,15 @@ def test_values_equal_run_until(make, schedule):
 
 
 @pytest.mark.parametrize("blocks", [1, 2, 17])
-@pytest.mark.parametrize("schedule", SCHEDULES)
-def test_gradients_equal_those_of_each_rows_own_unrolled_program(blocks, schedule):
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_gradients_equal_those_of_each_rows_own_unrolled_program(blocks, executor):
     keys = jax.random.split(jax.random.key(0), 2)
     params, state = oracle.parameters(keys[0], blocks), oracle.batch_of(keys[1], 6)
     depths = np.random.default_rng(blocks).integers(1, blocks + 1, 6)
 
     def bounded(params, x):
         step = dx.stacked_step(oracle.block, oracle.head, params)
-        halted = dx.run_bounded(step, {**state, "x": x}, blocks, oracle.leave_at(depths), schedule)
+        halted = dx.run_bounded(step, {**state, "x": x}, blocks, oracle.leave_at(depths), executor)
         return (halted.output["logits"] ** 2).sum() + halted.state["x"].sum()
 
     def unrolled(params, x):
@@ -81,8 +81,8 @@ def test_saving_compute_changes_no_gradient(make, tile):
     problem = make(seed=1)
     criterion = oracle.leave_at(np.random.default_rng(3).integers(1, problem.exits + 1, 13))
 
-    def loss(step, state, schedule, tile):
-        halted = dx.run_bounded(step, state, problem.depth, criterion, schedule, tile)
+    def loss(step, state, executor, tile):
+        halted = dx.run_bounded(step, state, problem.depth, criterion, executor, tile)
         floats = [
             a
             for a in jax.tree.leaves((halted.output, halted.state))
@@ -147,13 +147,13 @@ def test_memory_grows_with_the_logarithm_of_the_depth():
     """
     rows = jnp.ones((64, 64))
 
-    def temporary(depth: int, schedule: str = "masked") -> float:
+    def temporary(depth: int, executor: str = "masked") -> float:
         """In states."""
 
         def loss(p):
             step = dx.tied_step(lambda p, h: jnp.tanh(h @ p), lambda p, h: h[:, :2], p)
             return dx.run_bounded(
-                step, rows, depth, oracle.leave_at([depth] * 64), schedule
+                step, rows, depth, oracle.leave_at([depth] * 64), executor
             ).output.sum()
 
         program = jax.jit(jax.grad(loss)).lower(jnp.ones((64, 64))).compile()
@@ -173,23 +173,23 @@ def test_data_parallel_gradients_inside_shard_map():
     state = jax.tree.map(lambda a: a[:12], problem.state)
     leave = dx.criteria.max_probability_above(0.6)
 
-    def gradient(schedule):
+    def gradient(executor):
         def loss(step, state):
             return (
-                dx.run_bounded(step, state, problem.depth, leave, schedule).output["logits"] ** 2
+                dx.run_bounded(step, state, problem.depth, leave, executor).output["logits"] ** 2
             ).sum()
 
         return lambda step, state: jax.grad(loss, allow_int=True)(step, state)
 
     spec = jax.sharding.PartitionSpec
-    spread = lambda schedule: jax.jit(
+    spread = lambda executor: jax.jit(
         jax.shard_map(
-            gradient(schedule), mesh=mesh, in_specs=(spec(), spec("data")), out_specs=spec()
+            gradient(executor), mesh=mesh, in_specs=(spec(), spec("data")), out_specs=spec()
         )
     )
     want = gradient("masked")(problem.step, state)
-    for schedule in SCHEDULES:
-        got = spread(schedule)(problem.step, state)
+    for executor in EXECUTORS:
+        got = spread(executor)(problem.step, state)
         jax.tree.map(assert_close, got, want)
 
 
@@ -220,7 +220,7 @@ def test_refuses_something_that_is_no_criterion():
     with pytest.raises(TypeError, match=r"`criterion` must be a dx.Criterion, got float"):
         dx.run_bounded(problem.step, problem.state, 6, 0.9)
     with pytest.raises(
-        ValueError, match=r"`schedule` must be one of 'masked', 'compacted', got 'per_row'"
+        ValueError, match=r"`executor` must be one of 'masked', 'compacted', got 'per_row'"
     ):
         dx.run_bounded(
             problem.step, problem.state, 6, dx.criteria.max_probability_above(0.9), "per_row"

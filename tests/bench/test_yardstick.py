@@ -44,7 +44,7 @@ def test_blocks_keep_rows_apart_and_finite(block):
 def test_records_add_up():
     said = []
     cell = Cell("mixer", 64, 4, 3, 4, "float32")
-    records = run_cell(cell, [("bimodal", 0.5)], repeats=1, peers={}, say=said.append)
+    records = run_cell(cell, [("bimodal", 0.5)], repeats=1, peers={}, log=said.append)
     by_name = {r["program"]: r for r in records}
     assert {"full", "compacted", "tuned", "masked", "per_row"} <= set(
         by_name
@@ -196,20 +196,20 @@ def test_the_command_writes_its_records_and_a_figure(tmp_path, capsys, monkeypat
     by_name = {r["program"]: r for r in content["records"]}
     of_kind = lambda kind: [name for name, r in by_name.items() if r["kind"] == kind]
     assert of_kind("full") == ["full", "full tiled 1"] and of_kind("trial") == ["tile 1", "tile 2"]
-    assert of_kind("schedule") == ["compacted", "masked", "per_row", "tuned"]
+    assert of_kind("executor") == ["compacted", "masked", "per_row", "tuned"]
     assert of_kind("stream") == ["stream 1"] and of_kind("peer") == ["peer masked"], (
         "slots below the batch"
     )
     assert by_name["stream 1"]["occupancy"] == by_name["tile 1"]["occupancy"] == 1.0
     assert by_name["peer masked"]["efficiency"] > 0 and by_name["tuned"]["asked"] == 0.75
-    best = min(of_kind("schedule") + of_kind("trial"), key=lambda name: by_name[name]["seconds"])
+    best = min(of_kind("executor") + of_kind("trial"), key=lambda name: by_name[name]["seconds"])
     assert (by_name["tuned"]["tuned_over_best"] == 1.0) or best != "tuned", (
         "a tuned program that was the quickest fights no duel"
     )
     assert by_name["tuned"]["tuned_over_best"] > 0
     assert by_name["tuned"]["chosen"].split()[0] in ("compacted", "masked", "per_row")
     assert out.with_suffix(".png").stat().st_size > 1000
-    assert {r["kind"] for r in drawn} == {"full", "schedule", "stream", "peer"}, (
+    assert {r["kind"] for r in drawn} == {"full", "executor", "stream", "peer"}, (
         "trials would crowd the figure"
     )
     printed = capsys.readouterr().out
@@ -227,7 +227,7 @@ def test_the_tuned_program_meets_the_quickest_in_a_duel(monkeypatch):
     record = lambda program, kind, seconds: {"program": program, "kind": kind, "seconds": seconds}
     records = [
         record("full", "full", 0.1),
-        record("tuned", "schedule", 1.0),
+        record("tuned", "executor", 1.0),
         record("tile 4", "trial", 0.9),
     ]
     assert yardstick._duel(records, {"full": None, "tuned": None, "tile 4": None}, 2) == 1.5

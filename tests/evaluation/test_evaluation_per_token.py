@@ -35,7 +35,7 @@ def sums(split, length, seed):
 @pytest.fixture(scope="module")
 def measured():
     model = dx.models.deep_thinking(1, 1, 2, width=4, steps=STEPS, blocks=1)
-    method = dx.methods.deep_thinking(3, settled=1)._replace(grade=share)
+    method = dx.methods.deep_thinking(3, settled=1)._replace(score=share)
     splits = sums("train", 5, 0), sums("calibration", 5, 1), sums("test", 9, 2)
     experiment = dx.Experiment(model, method, *splits, None, None, ("even", "odd"))
     params = jax.tree.map(lambda a: 0.5 * a, model.init(jax.random.key(1)))
@@ -50,7 +50,7 @@ def measured():
         costs.until,
         dx.replay,
         budget=0.9,
-        grade=method.grade,
+        score=method.score,
     )
     settings = Evaluation(4, repeats=1, timed_rows=5, tune=False)
     return (
@@ -72,7 +72,7 @@ def test_answers_of_all_rows_and_timings_of_some(measured):
     assert e.timings.rows == 8, "two whole batches of four hold the five rows asked for"
     assert e.classes.shape == (ROWS, 9) and e.agreement == 1.0
     x = jnp.asarray(experiment.test.examples()["inputs"])
-    model, rule = experiment.model, experiment.method.criterion(choice.point)
+    model, rule = experiment.model, experiment.method.criterion(choice.operating_point)
     alone = [
         dx.run_until(model.steps(params), model.embed(params, x[r : r + 1]), STEPS, rule)
         for r in range(ROWS)
@@ -83,7 +83,7 @@ def test_answers_of_all_rows_and_timings_of_some(measured):
 
 def test_the_stream_is_timed_and_accuracy_is_the_grade(measured):
     _, _, _, choice, e = measured
-    content = report(e, choice.point, ABOUT)
+    content = report(e, choice.operating_point, ABOUT)
     labels = e.predictions.labels
     wanted = [
         np.mean([c == t for c, t in zip(row, label, strict=True) if t >= 0])
@@ -127,7 +127,7 @@ def test_the_stream_is_timed_along_the_curve(measured):
         depths = dx.run_until(model.steps(params), model.embed(params, x), STEPS, rule).exit_depth
         np.testing.assert_allclose(ratio, depths.mean() / STEPS, rtol=1e-6)
     assert len(set(e.timed.block_ratio)) > 1
-    told = report(e, choice.point, ABOUT)["timed_points"]
+    told = report(e, choice.operating_point, ABOUT)["timed_points"]
     np.testing.assert_allclose(
         told["efficiency_streamed"], e.timed.full * e.timed.block_ratio / e.timed.streamed
     )

@@ -19,8 +19,8 @@ def test_rows_executed_counts_the_tiles_that_ran(costs):
     depths = np.array([1, 6, 2, 2, 3, 1, 1, 5, 2, 1, 1, 4, 1])
     step = dx.Step(lambda i: (), lambda w, i, h: (h + 1.0, h[:, :1]))
     tiling = dx.Tiling((4, 1), costs)
-    run = lambda schedule: dx.run_until(
-        step, jnp.zeros((13, 1)), 6, oracle.leave_at(depths), schedule=schedule, tile=tiling
+    run = lambda executor: dx.run_until(
+        step, jnp.zeros((13, 1)), 6, oracle.leave_at(depths), executor=executor, tile=tiling
     )
     live = [int((depths > i).sum()) for i in range(6)]
     assert live == [13, 7, 4, 3, 2, 1]
@@ -33,8 +33,8 @@ def test_rows_executed_counts_the_tiles_that_ran(costs):
     np.testing.assert_array_equal(run("compacted").output[:, 0], depths - 1.0)
 
 
-@pytest.mark.parametrize("schedule", ["masked", "compacted"])
-def test_blocks_beyond_the_deepest_row_never_run(schedule):
+@pytest.mark.parametrize("executor", ["masked", "compacted"])
+def test_blocks_beyond_the_deepest_row_never_run(executor):
     ran = []
     step = dx.Step(
         lambda i: i,
@@ -45,27 +45,27 @@ def test_blocks_beyond_the_deepest_row_never_run(schedule):
     )
     depths = [2, 4, 1, 1, 1, 2, 1, 1, 1]
     halted = dx.run_until(
-        step, jnp.zeros(9), 12, oracle.leave_at(depths), schedule=schedule, tile=4
+        step, jnp.zeros(9), 12, oracle.leave_at(depths), executor=executor, tile=4
     )
     jax.block_until_ready(halted)
     jax.effects_barrier()
     blocks = [i for i, _ in ran]
     assert sorted(set(blocks)) == list(range(max(depths)))
     assert sum(rows for _, rows in ran) == int(halted.rows_executed)
-    if schedule == "masked":
+    if executor == "masked":
         assert sorted(blocks) == list(range(max(depths)))
 
 
 def test_stages_that_no_row_enters_do_not_run():
     problem = oracle.staged()
     rows = jax.tree.leaves(problem.state)[0].shape[0]
-    for schedule in ("masked", "compacted"):
+    for executor in ("masked", "compacted"):
         halted = dx.run_until(
             problem.step,
             problem.state,
             problem.depth,
             oracle.leave_at([2] * rows),
-            schedule=schedule,
+            executor=executor,
             tile=rows,
         )
         assert int(halted.rows_executed) == 2 * rows
@@ -116,11 +116,11 @@ def test_every_primitive_lowers_for_every_platform(platform):
     programs = {
         "run_all": lambda s: dx.run_all(flat.step, s, flat.depth),
         "run_full": lambda s: dx.run_full(flat.step, s, flat.depth),
-        "masked": lambda s: dx.run_until(flat.step, s, flat.depth, criterion, schedule="masked"),
+        "masked": lambda s: dx.run_until(flat.step, s, flat.depth, criterion, executor="masked"),
         "compacted": lambda s: dx.run_until(
-            flat.step, s, flat.depth, criterion, schedule="compacted", tile=4
+            flat.step, s, flat.depth, criterion, executor="compacted", tile=4
         ),
-        "per_row": lambda s: dx.run_until(flat.step, s, flat.depth, criterion, schedule="per_row"),
+        "per_row": lambda s: dx.run_until(flat.step, s, flat.depth, criterion, executor="per_row"),
         "stages": lambda s: dx.run_until(stages.step, s, stages.depth, criterion, tile=4),
         "stream": lambda s: dx.run_stream(loop.step, s, loop.depth, criterion, slots=4),
         "stream untied": lambda s: dx.run_stream(flat.step, s, flat.depth, criterion, slots=4),
