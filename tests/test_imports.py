@@ -101,7 +101,7 @@ def test_the_primitives_need_jax_alone():
         "solvers",
         "training",
         "transforms",
-    ],  # fmt: skip
+    ],
 )
 def test_no_package_loads_what_only_some_of_its_functions_need(package):
     program = f"""

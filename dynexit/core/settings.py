@@ -1,14 +1,17 @@
-"""Settings that every experiment shares: plain frozen dataclasses, so that they are read and
-refused before JAX is loaded.
+"""Settings: frozen dataclasses, read and validated before JAX is loaded.
 
-An experiment file makes its own `Settings` dataclass out of these and of its own (`model`, `data`);
-each class may have a method `validate() -> list[str]` that names what is out of range or clashes, and
-`validate` below gathers them all.
+Models, methods and data sets are frozen dataclasses too (`dx.models.Vit(depth=4)`): their fields are settings
+and their `build` is the constructor. An experiment file subclasses `Settings` with the three of its own. Each class
+may have a method `validate() -> list[str]` that returns one sentence for every value that is out of range or
+clashes; `validate` below collects them all.
 """
 
 import dataclasses
 import typing
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from dynexit.core.types import Experiment
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +117,83 @@ class Evaluation:
         return at_least(self, 1, "batch_size", "repeats") + timed
 
 
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """All settings of a run. An experiment adds `model`, `method` and `data`.
+
+    `build` works for every experiment whose three parts are constructors of dynexit, or classes with the same
+    methods: `data.build() -> Dataset`, `model.build(inputs, classes) -> Model`, `method.build() -> Method`.
+
+    Example:
+      >>> import dynexit as dx
+      >>> @dataclasses.dataclass(frozen=True)
+      ... class Digits(dx.Settings):
+      ...     model: dx.models.Vit = dx.models.Vit(patch=4, width=8, depth=2, heads=2)
+      ...     method: dx.methods.ConfidenceExits = dx.methods.ConfidenceExits()
+      ...     data: dx.data.Digits = dx.data.Digits()
+      >>> Digits(seed=1).build().model.depth
+      2
+    """
+
+    training: Training = Training()
+    calibration: Calibration = Calibration()
+    evaluation: Evaluation = Evaluation()
+    seed: int = 0
+    """of weights, data order and augmentation"""
+
+    def build(self) -> "Experiment":
+        """The experiment that the settings describe; loads JAX and the data."""
+        from dynexit.core.types import Experiment
+
+        parts: Any = self
+        data = parts.data.build()
+        model = parts.model.build(data.inputs, len(data.classes))
+        splits = data.train, data.calibration, data.test
+        return Experiment(
+            model, parts.method.build(), *splits, data.augment, data.prepare, data.classes
+        )
+
+    def validate(self) -> list[str]:
+        """What does not fit together, one sentence each."""
+        parts: Any = self
+        fits = getattr(getattr(parts, "model", None), "fits", None)
+        if fits is None or not hasattr(getattr(parts, "data", None), "inputs"):
+            return []
+        if parts.model.validate() or parts.data.validate():
+            return []  # reported on their own; what follows needs values in range
+        return [
+            f"model.{sentence}" for sentence in fits(parts.data.inputs, len(parts.data.classes))
+        ]
+
+
+def refuse_invalid(settings: Any) -> None:
+    """Raises what `validate` finds.
+
+    Raises:
+      ValueError: values out of range, all of them, with the class and the fields named.
+
+    Example:
+      >>> refuse_invalid(Training(steps=0, keep=0))
+      Traceback (most recent call last):
+        ...
+      ValueError: `Training`: steps must be at least 1, got 0; keep must be at least 1, got 0
+    """
+    if found := validate(settings):
+        raise ValueError(f"`{type(settings).__name__}`: {'; '.join(found)}")
+
+
+def refuse_unfit(settings: Any, inputs: Any, classes: int) -> None:
+    """Raises what a model's `fits(inputs, classes)` finds.
+
+    Raises:
+      ValueError: the model does not fit the inputs, or there is no class.
+    """
+    if isinstance(classes, bool) or not isinstance(classes, int) or classes < 1:
+        raise ValueError(f"`classes` must be an integer of at least 1, got {classes!r}")
+    if found := settings.fits(inputs, classes):
+        raise ValueError(f"`{type(settings).__name__}`: {'; '.join(found)}")
+
+
 def at_least(settings, low: float, *names: str) -> list[str]:
     """Sentences for the fields `names` that are below `low`."""
     return [
@@ -143,7 +223,7 @@ def validate(settings, path: str = "") -> list[str]:
             found.append(
                 f"{path}{field.name} must be one of {', '.join(map(str, allowed))}, got {value!r}"
             )
-    found += [f"{path}{sentence}" for sentence in getattr(settings, "faults", list)()]
+    found += [f"{path}{sentence}" for sentence in getattr(settings, "validate", list)()]
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
         if dataclasses.is_dataclass(value):

@@ -206,17 +206,48 @@ class Source(NamedTuple):
     size: int | None
 
 
+class Tokens(NamedTuple):
+    """What one example looks like where it is a sequence of token ids.
+
+    Attributes:
+      vocabulary: number of tokens; ids are 0..vocabulary-1.
+      length: tokens of an example, or None where it varies.
+    """
+
+    vocabulary: int
+    length: int | None = None
+
+
+class Dataset(NamedTuple):
+    """The splits of a data set and what a model needs to know of them.
+
+    Attributes:
+      train, calibration, test: the three splits, disjoint.
+      inputs: shape of one example as the model takes it, e.g. `(8, 8, 1)`, or `Tokens`.
+      classes: names of the classes.
+      augment, prepare: see `Experiment`.
+    """
+
+    train: Source
+    calibration: Source
+    test: Source
+    inputs: tuple[int, ...] | Tokens
+    classes: tuple[str, ...]
+    augment: Callable[[Array, Array], PyTree] | None = None
+    prepare: Callable[[Array], PyTree] | None = None
+
+
 class Experiment(NamedTuple):
-    """What an experiment file's `build(settings)` returns.
+    """What is trained, calibrated and evaluated.
 
     Attributes:
       model, method: see `Model` and `Method`.
       train, calibration, test: the three splits, disjoint.
-      augment: `augment(key, inputs) -> inputs` on device, in training only; the key is consumed.
-        None for none.
-      prepare: `prepare(inputs) -> inputs` on device, in training and evaluation (scaling of bytes
-        to floats). None for none.
-      classes: names of the classes, for reports.
+      augment: `augment(key, inputs) -> inputs` on the device, in training only; the key is
+        consumed. None for none.
+      prepare: `prepare(inputs) -> inputs` on the device, in training and evaluation (scaling of
+        bytes to floats). None for none.
+      classes: names of the classes, for reports; empty where there are none.
     """
 
     model: Model
@@ -224,6 +255,6 @@ class Experiment(NamedTuple):
     train: Source
     calibration: Source
     test: Source
-    augment: Callable[[Array, Array], Array] | None
-    prepare: Callable[[Array], Array] | None
-    classes: tuple[str, ...]
+    augment: Callable[[Array, Array], PyTree] | None = None
+    prepare: Callable[[Array], PyTree] | None = None
+    classes: tuple[str, ...] = ()

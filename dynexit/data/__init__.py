@@ -26,5 +26,6 @@ if TYPE_CHECKING:
     from dynexit.data.tasks.sudoku import sudoku as sudoku
     from dynexit.data.vision.digits import digits as digits
     from dynexit.data.vision.fashion_mnist import fashion_mnist as fashion_mnist
+    from dynexit.data.vision.settings import Digits as Digits
 
 __getattr__, __dir__ = attach(__name__)

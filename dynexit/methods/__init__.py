@@ -7,6 +7,7 @@ from dynexit._lazy import attach
 if TYPE_CHECKING:
     from dynexit.methods.exits.confidence_exits import confidence_exits as confidence_exits
     from dynexit.methods.exits.fixed_depth import fixed_depth as fixed_depth
+    from dynexit.methods.exits.settings import ConfidenceExits as ConfidenceExits
     from dynexit.methods.exits.stochastic_depth import stochastic_depth as stochastic_depth
     from dynexit.methods.halting.act import act as act
     from dynexit.methods.halting.pondernet import pondernet as pondernet

@@ -24,6 +24,6 @@ if TYPE_CHECKING:
         universal_transformer as universal_transformer,
     )
     from dynexit.models.vision.resnet import resnet as resnet
-    from dynexit.models.vision.vit import vit as vit
+    from dynexit.models.vision.settings import Vit as Vit
 
 __getattr__, __dir__ = attach(__name__)

@@ -15,6 +15,9 @@ from dynexit.data.source import Splits, from_arrays
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
+    from dynexit.core.types import Dataset, Source
+    from dynexit.data.vision.settings import Digits
+
 DIGITS_CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 DIGITS_MEAN, DIGITS_STD = 0.3051, 0.3758
@@ -65,6 +68,35 @@ def digits(seed_of_split: int = 0, folder: str | os.PathLike | None = None) -> S
         from_arrays("calibration", images[calibration], labels[calibration]),
         from_arrays("test", images[test], labels[test]),
     )
+
+
+def dataset(settings: "Digits") -> "Dataset":
+    """The data set of `dx.data.Digits`, see there."""
+    from dynexit.core.settings import refuse_invalid
+    from dynexit.core.types import Dataset
+    from dynexit.data.augment import random_crop, to_float
+
+    refuse_invalid(settings)
+    train, calibration, test = digits()
+    return Dataset(
+        train,
+        shifted(calibration, settings.shift),
+        test,
+        settings.inputs,
+        settings.classes,
+        augment=functools.partial(random_crop, padding=settings.shift),
+        prepare=functools.partial(to_float, maximum=16.0, mean=0.305, std=0.376),
+    )
+
+
+def shifted(source: "Source", by: int) -> "Source":
+    """A split with every image moved by -by..by pixels each way."""
+    whole, places = source.examples(), range(2 * by + 1)
+    height, width = whole["inputs"].shape[1:3]
+    padded = np.pad(whole["inputs"], ((0, 0), (by, by), (by, by), (0, 0)))
+    moved = [padded[:, y : y + height, x : x + width] for y in places for x in places]
+    labels = np.tile(whole["labels"], len(places) ** 2)
+    return from_arrays(source.split, np.concatenate(moved), labels)
 
 
 def digits_builder(folder: str | os.PathLike | None = None) -> "tfds.core.DatasetBuilder":

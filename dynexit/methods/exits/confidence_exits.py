@@ -19,9 +19,11 @@ from dynexit.objectives import weights as depth_weights
 from dynexit.objectives.distillation import self_distillation
 from dynexit.objectives.multi_exit import multi_exit_cross_entropy, weighted
 
+NAMED_WEIGHTS = {"uniform": depth_weights.uniform, "linear": depth_weights.linear}
+
 
 def confidence_exits(
-    weights: Callable[[Array], Array] | Any = None,
+    weights: str | Callable[[Array], Array] | Any = "uniform",
     label_smoothing: float = 0.0,
     distill: float = 0.0,
     distill_temperature: float = 1.0,
@@ -37,8 +39,8 @@ def confidence_exits(
     shared by all exits, and full depth.
 
     Args:
-      weights: `[E]`, or a function of `progress` that gives them (`lambda p: weights.sdn(costs /
-        costs[-1], p)`), or None for 1 / E each.
+      weights: "uniform" (1 / E each) or "linear" (rising with the depth); or `[E]`; or a function of
+        `progress` that returns them (`lambda p: weights.sdn(costs / costs[-1], p)`).
       label_smoothing: in 0..1.
       distill: weight of the distillation from the last exit, at least 0.
       distill_temperature: T in training, above 0.
@@ -69,6 +71,8 @@ def confidence_exits(
         raise ValueError(f"`distill` must be at least 0, got {distill}")
     if not distill_temperature > 0:
         raise ValueError(f"`distill_temperature` must be above 0, got {distill_temperature}")
+    if isinstance(weights, str) and weights not in NAMED_WEIGHTS:
+        raise ValueError(f"`weights` must be one of {', '.join(NAMED_WEIGHTS)}, got {weights!r}")
     geometric_fractions(ratios, 1)  # refuses wrong ratios here and not after training
     positive_integer(shared, "shared")
 
@@ -77,13 +81,7 @@ def confidence_exits(
     ) -> tuple[Array, dict[str, Array]]:
         logits = logits_of(outputs)
         losses = multi_exit_cross_entropy(logits, labels, label_smoothing)
-        w = (
-            depth_weights.uniform(len(logits))
-            if weights is None
-            else weights(progress)
-            if callable(weights)
-            else weights
-        )
+        w = _exit_weights(weights, len(logits), progress)
         loss = weighted(losses, w)
         metrics = {
             "accuracy_exit_first": accuracy(logits[0], labels),
@@ -110,6 +108,12 @@ def confidence_exits(
         return {"threshold": threshold, "temperature": jnp.tile(temperature, (len(threshold), 1))}
 
     return Method(objective, criterion, candidates, predict)
+
+
+def _exit_weights(weights: Any, exits: int, progress: Array) -> Any:
+    if isinstance(weights, str):
+        return NAMED_WEIGHTS[weights](exits)
+    return weights(progress) if callable(weights) else weights
 
 
 def _mean(values: Array) -> Array:

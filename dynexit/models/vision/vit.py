@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dynexit.core.checks import positive_integer
+from dynexit.core.settings import refuse_invalid, refuse_unfit
 from dynexit.core.types import Model
 from dynexit.engine.steps import stacked_step
 from dynexit.layers.parts import (
@@ -19,6 +19,7 @@ from dynexit.layers.parts import (
     initial,
     initial_stack,
 )
+from dynexit.models.vision.settings import Vit
 
 
 class Embed(nn.Module):
@@ -74,63 +75,12 @@ class Head(nn.Module):
         )
 
 
-def vit(
-    image: tuple[int, int, int],
-    classes: int,
-    *,
-    patch: int,
-    width: int,
-    depth: int,
-    heads: int,
-    stride: int | None = None,
-) -> Model:
-    """A vision transformer whose every block has an exit head of its own.
-
-    Args:
-      image: height, width and channels of the input.
-      classes: C.
-      patch: side of a patch in pixels.
-      width: D, a multiple of `heads`.
-      depth: blocks N.
-      heads: attention heads.
-      stride: pixels from one patch to the next; None for `patch`. A smaller stride makes patches
-        overlap (T2T-ViT, Yuan et al., 2021): L = ((height - patch) / stride + 1) ((width - patch) /
-        stride + 1) tokens.
-
-    Returns:
-      A homogeneous `Model`: inputs `[B, height, width, channels]` floating point, outputs logits
-      `[E, B, C]` with E = N; the compute type is that of the inputs.
-
-    Raises:
-      ValueError, TypeError: a number below 1, patches that leave pixels over, `width` not a
-        multiple of `heads`.
-
-    Example:
-      >>> model = vit((8, 8, 1), 10, patch=4, width=8, depth=2, heads=2)
-      >>> params = model.init(jax.random.key(0))
-      >>> model.embed(params, jnp.zeros((3, 8, 8, 1))).shape
-      (3, 4, 8)
-    """
-    stride = patch if stride is None else stride
-    for name, value in dict(
-        classes=classes, patch=patch, width=width, depth=depth, heads=heads, stride=stride
-    ).items():
-        positive_integer(value, name)
-    if stride == patch and (image[0] % patch or image[1] % patch):
-        raise ValueError(
-            f"`patch` must divide the image of {image[0]} x {image[1]} pixels, got {patch}"
-        )
-    if (
-        min(image[:2]) < patch
-        or stride > patch
-        or (image[0] - patch) % stride
-        or (image[1] - patch) % stride
-    ):
-        raise ValueError(
-            f"`stride` must be 1..{patch} and reach the last of {image[0]} x {image[1]} pixels, got {stride}"
-        )
-    if width % heads:
-        raise ValueError(f"`width` must be a multiple of the {heads} `heads`, got {width}")
+def vit(settings: Vit, image: tuple[int, ...], classes: int) -> Model:
+    """The model of `dx.models.Vit`, see there."""
+    refuse_invalid(settings)
+    refuse_unfit(settings, image, classes)
+    patch, width, depth, heads = settings.patch, settings.width, settings.depth, settings.heads
+    stride = settings.stride or patch
     embed, block, head = (
         Embed(patch, stride, width),
         Apply(Block(heads), "block"),

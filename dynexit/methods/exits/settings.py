@@ -1,0 +1,49 @@
+"""Constructors of the methods that exit from a network of untied blocks; no JAX is loaded before `build`."""
+
+import dataclasses
+from typing import TYPE_CHECKING, Literal
+
+from dynexit.core.settings import at_least, between, refuse_invalid
+
+if TYPE_CHECKING:
+    from dynexit.core.types import Method
+
+
+@dataclasses.dataclass(frozen=True)
+class ConfidenceExits:
+    """The exits of BranchyNet, SDN and MSDNet, with one temperature per exit fitted on the calibration split.
+
+    Training: L_b = sum_e w_e CE_eb + distill sum_{e<E-1} w_e T^2 KL(p_{E-1} || p_e). Inference: exit where
+    max_c softmax(z_e / T_e)_c > t_e.
+
+    Example:
+      >>> method = ConfidenceExits(distill=0.1).build()
+
+    Source: Teerapittayanon et al. 2016, BranchyNet (there with entropy); Kaya et al. 2019, SDN; Huang et al. 2018,
+    MSDNet (there without temperatures); the temperatures of Guo et al. 2017.
+    """
+
+    weights: Literal["uniform", "linear"] = "uniform"
+    """of the exits in the loss: 1 / E each, or rising with the depth"""
+    label_smoothing: float = 0.0
+    """in 0..1"""
+    distill: float = 0.0
+    """weight of the distillation from the last exit"""
+    distill_temperature: float = 1.0
+    """T of the distillation"""
+    shared: int = 40
+    """candidates with one threshold for all exits"""
+
+    def validate(self) -> list[str]:
+        """Values out of range, one sentence each."""
+        found = at_least(self, 0, "distill") + at_least(self, 1, "shared")
+        if not self.distill_temperature > 0:
+            found.append(f"distill_temperature must be above 0, got {self.distill_temperature}")
+        return found + between(self, 0.0, 1.0, "label_smoothing")
+
+    def build(self) -> "Method":
+        """The method; for weights or candidate ratios of your own call `dx.methods.confidence_exits`."""
+        from dynexit.methods.exits.confidence_exits import confidence_exits
+
+        refuse_invalid(self)
+        return confidence_exits(**dataclasses.asdict(self))
