@@ -114,7 +114,7 @@ def drawn() -> tuple:
     from dynexit.data.augment import to_float
 
     sizes = dict(patch=4, stride=4, width=8, heads=2)
-    model = dx.models.vit((8, 8, 1), 10, depth=4, **sizes)
+    model = dx.models.Vit(depth=4, **sizes).build((8, 8, 1), 10)
     train, calibration, test = dx.data.digits()
     prepare = functools.partial(to_float, maximum=16.0, mean=0.305, std=0.376)
     made = dx.Experiment(

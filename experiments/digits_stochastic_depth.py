@@ -90,8 +90,8 @@ def build(settings: Settings):
     m, method = settings.model, settings.method
     train, calibration, test = dx.data.digits()
     return dx.Experiment(
-        model=dx.models.vit(
-            (8, 8, 1), 10, patch=4, stride=2, width=m.width, depth=m.depth, heads=4
+        model=dx.models.Vit(patch=4, stride=2, width=m.width, depth=m.depth, heads=4).build(
+            (8, 8, 1), 10
         ),
         method=dx.methods.stochastic_depth(
             dx.methods.confidence_exits(), method.last, "row" if method.by_row else "batch"

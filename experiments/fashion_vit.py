@@ -86,8 +86,8 @@ def build(settings: Settings):
     m = settings.model
     train, calibration, test = (first(source, settings.data.limit) for source in fashion_mnist())
     return dx.Experiment(
-        model=dx.models.vit(
-            (28, 28, 1), 10, patch=m.patch, width=m.width, depth=m.depth, heads=m.heads
+        model=dx.models.Vit(patch=m.patch, width=m.width, depth=m.depth, heads=m.heads).build(
+            (28, 28, 1), 10
         ),
         method=dx.methods.confidence_exits(weights=dx.objectives.weights.linear(m.depth)),
         train=train,

@@ -100,7 +100,7 @@ def choose(
       >>> # [E=2, M=2, C=2]: row 1 needs exit 1
       >>> logits = jnp.array([[[9.0, 0.0], [0.1, 0.0]], [[9.0, 0.0], [0.0, 9.0]]])
       >>> known = Predictions("calibration", logits, np.array([0, 1]), "digest")
-      >>> rule = lambda point: dx.criteria.max_probability_above(operating_point["threshold"])
+      >>> rule = lambda operating_point: dx.criteria.max_probability_above(operating_point["threshold"])
       >>> points = {"threshold": jnp.array([[0.5], [0.9], [jnp.inf]])}
       >>> choice = choose(known, points, rule, lambda z: z.argmax(-1), [1.0, 2.0], dx.replay, accept_loss=0.0)
       >>> choice.index, choice.cost_fraction, choice.accuracy

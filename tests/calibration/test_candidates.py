@@ -13,7 +13,7 @@ from dynexit.calibration.candidates import (
     shared_thresholds,
     threshold_candidates,
 )
-from dynexit.engine import replay
+from dynexit.engine.replay import replay
 
 GOLDEN = jnp.array([[0.9, 0.8, 0.7, 0.6, 0.5, 0.4], [0.95, 0.6, 0.9, 0.85, 0.7, 0.65], [1.0] * 6])
 

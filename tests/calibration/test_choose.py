@@ -13,7 +13,7 @@ from dynexit.calibration.choose import NoPoint, choose, refuse_same_split
 from dynexit.calibration.curve import Predictions, curve
 from dynexit.calibration.temperature import fit_temperature
 from dynexit.core.types import Halted
-from dynexit.engine import replay
+from dynexit.engine.replay import replay
 
 E, C = 5, 10
 COSTS = np.array([1.0, 2.0, 3.5, 5.0, 6.0])

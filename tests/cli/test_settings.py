@@ -159,7 +159,7 @@ def test_settings_of_another_shape_are_refused():
 
 def test_a_file_that_is_no_experiment_is_refused(tmp_path):
     (tmp_path / "digits_vit.py").write_text("x = 1\n")
-    with pytest.raises(SettingsError, match="defines no Settings, no SMOKE, no build"):
+    with pytest.raises(SettingsError, match="defines no Settings, no SMOKE"):
         load(tmp_path / "digits_vit.py")
     with pytest.raises(
         SettingsError, match=r"no experiment file at .*digit_vit.py; the nearest is .*digits_vit.py"

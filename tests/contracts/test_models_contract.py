@@ -12,19 +12,21 @@ import numpy as np
 import pytest
 
 import dynexit as dx
-from dynexit.models import features, mlp
-from dynexit.models.distilled import block_recurrent
-from dynexit.models.implicit import equilibrium
+from dynexit.models.distilled.block_recurrent import block_recurrent
+from dynexit.models.features import features
+from dynexit.models.implicit.equilibrium import equilibrium
+from dynexit.models.mlp import mlp
 from dynexit.models.recurrent.gru import gru_ponder
 from dynexit.models.recurrent.pararnn import para_gru
-from dynexit.models.vision import resnet, vit
+from dynexit.models.vision.resnet import resnet
+from dynexit.models.vision.settings import Vit
 
 ROWS, CLASSES = 6, 5
 IMAGE = (12, 8, 2)
 
 BACKBONES = {
     "mlp": (lambda: mlp((3, 4), CLASSES, width=16, depth=3), (3, 4)),
-    "vit": (lambda: vit(IMAGE, CLASSES, patch=4, width=16, depth=2, heads=2), IMAGE),
+    "vit": (lambda: Vit(patch=4, width=16, depth=2, heads=2).build(IMAGE, CLASSES), IMAGE),
     "resnet": (lambda: resnet(IMAGE, CLASSES, stages=((8, 2), (16, 1))), IMAGE),
     "block_recurrent": (
         lambda: block_recurrent(IMAGE, CLASSES, (2, 1), patch=4, width=16, heads=2),

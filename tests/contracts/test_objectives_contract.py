@@ -8,8 +8,10 @@ import numpy as np
 import optax
 import pytest
 
-from dynexit.methods.exits import confidence_exits, fixed_depth
-from dynexit.methods.halting import act, pondernet
+from dynexit.methods.exits.confidence_exits import confidence_exits
+from dynexit.methods.exits.fixed_depth import fixed_depth
+from dynexit.methods.halting.act import act
+from dynexit.methods.halting.pondernet import pondernet
 from dynexit.objectives import weights
 from dynexit.objectives.act import act_account, halting_sums
 from dynexit.objectives.distillation import distilled_cross_entropy

@@ -8,7 +8,7 @@ import pytest
 import dynexit as dx
 from dynexit.core.labels import IGNORED, share
 from dynexit.data.tasks.chomsky import TASKS, chomsky
-from dynexit.models.recurrent import rnn
+from dynexit.models.recurrent.rnn import rnn
 
 COUNTS = {"R": 4, "DCF": 4, "CS": 7}
 

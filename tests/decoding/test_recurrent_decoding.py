@@ -12,7 +12,8 @@ import pytest
 
 import dynexit as dx
 from dynexit.decoding.recurrent import _chosen, _decode, decode
-from dynexit.models.recurrent import deep_thinking, recurrent_depth
+from dynexit.models.recurrent.deep_thinking import deep_thinking
+from dynexit.models.recurrent.recurrent_depth import recurrent_depth
 
 V, D, HEADS, STEPS = 11, 8, 2, 4
 MODEL = recurrent_depth(V, width=D, heads=HEADS, steps=STEPS, core=2)

@@ -17,7 +17,7 @@ from dynexit.core.cost import cost_of
 from dynexit.engine.deferred import deferred_parts, deferred_readout, read_throughout
 from dynexit.engine.steps import every_iteration, rematerialised
 from dynexit.evaluation.costs import costs_of
-from dynexit.transforms import best_so_far as best_so_far
+from dynexit.transforms.best_so_far import best_so_far as best_so_far
 from dynexit.transforms.stochastic_depth import dropped_blocks
 
 B, D, C, N = 7, 5, 37, 6  # of C entries there is but one kind

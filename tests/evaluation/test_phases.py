@@ -5,8 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from dynexit.evaluation import phases
-from dynexit.evaluation.phases import _heaviest_cut, phases_by_cut, similarity
+from dynexit.evaluation.phases import _heaviest_cut, phases, phases_by_cut, similarity
 
 
 def blocks(*counts, inside=0.95, outside=0.3):

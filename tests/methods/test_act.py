@@ -7,8 +7,8 @@ import pytest
 
 from dynexit.calibration.choose import choose
 from dynexit.calibration.curve import Predictions, curve
-from dynexit.engine import replay
-from dynexit.methods.halting import act
+from dynexit.engine.replay import replay
+from dynexit.methods.halting.act import act
 from dynexit.objectives.act import act_account, halting_sums
 
 N, B, L, C = 6, 120, 3, 4

@@ -10,9 +10,8 @@ import pytest
 import dynexit as dx
 from dynexit.calibration.choose import choose
 from dynexit.calibration.curve import Predictions
-from dynexit.engine import replay
-from dynexit.methods.recurrent import ctm
-from dynexit.methods.recurrent.ctm import THRESHOLDS
+from dynexit.engine.replay import replay
+from dynexit.methods.recurrent.ctm import THRESHOLDS, ctm
 from dynexit.transforms.best_so_far import certainty
 
 PROGRESS = jnp.float32(0.0)

@@ -10,8 +10,8 @@ import pytest
 from dynexit.calibration.choose import choose
 from dynexit.calibration.curve import Predictions
 from dynexit.calibration.temperature import fit_temperature
-from dynexit.engine import replay
-from dynexit.methods.exits import confidence_exits
+from dynexit.engine.replay import replay
+from dynexit.methods.exits.confidence_exits import confidence_exits
 from dynexit.objectives import weights
 from dynexit.objectives.distillation import self_distillation
 from dynexit.objectives.multi_exit import multi_exit_cross_entropy

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import dynexit as dx
-from dynexit.methods.recurrent import neural_ode
+from dynexit.methods.recurrent.neural_ode import neural_ode
 
 WAY = np.array(
     [[0.1, 0.4, 0.2], [0.5, 1.0, 0.2], [1.0, 1.0, 0.6], [1.0, 1.0, 0.9]], np.float32

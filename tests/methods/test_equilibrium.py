@@ -9,9 +9,8 @@ import pytest
 
 import dynexit as dx
 from dynexit.calibration.curve import Predictions, curve
-from dynexit.methods.recurrent import equilibrium
-from dynexit.methods.recurrent.equilibrium import one_step, steepness
-from dynexit.models.implicit import equilibrium as cell
+from dynexit.methods.recurrent.equilibrium import equilibrium, one_step, steepness
+from dynexit.models.implicit.equilibrium import equilibrium as cell
 from dynexit.objectives.multi_exit import multi_exit_cross_entropy
 from dynexit.solvers.anderson import anderson
 from dynexit.solvers.fixed_point import begin_fixed_point, fixed_point_step

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dynexit.engine import replay
-from dynexit.methods.exits import fixed_depth
+from dynexit.engine.replay import replay
+from dynexit.methods.exits.fixed_depth import fixed_depth
 
 LOGITS = jax.random.normal(jax.random.key(0), (4, 6, 3))
 LABELS = jax.random.randint(jax.random.key(1), (6,), 0, 3)

@@ -7,8 +7,8 @@ import pytest
 
 from dynexit.calibration.choose import choose
 from dynexit.calibration.curve import Predictions, curve
-from dynexit.engine import replay
-from dynexit.methods.halting import pondernet
+from dynexit.engine.replay import replay
+from dynexit.methods.halting.pondernet import pondernet
 from dynexit.objectives.multi_exit import multi_exit_cross_entropy
 from dynexit.objectives.ponder import geometric_renormalised, kl_posterior_prior, ponder_loss
 

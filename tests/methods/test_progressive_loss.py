@@ -10,7 +10,7 @@ import pytest
 import dynexit as dx
 from dynexit.engine.steps import rematerialised
 from dynexit.methods.recurrent.deep_thinking import deep_thinking, progress_drawn
-from dynexit.models.recurrent import deep_thinking as network
+from dynexit.models.recurrent.deep_thinking import deep_thinking as network
 
 MODEL = network(1, 1, 2, width=6, steps=9, blocks=1)
 PARAMS = MODEL.init(jax.random.key(0))

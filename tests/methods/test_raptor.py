@@ -9,17 +9,19 @@ import optax
 import pytest
 
 import dynexit as dx
-from dynexit.evaluation import phases
-from dynexit.evaluation.phases import similarity
-from dynexit.methods.recurrent import raptor
-from dynexit.methods.recurrent.raptor import one_step_errors, rollout, teacher_forcing_weight
-from dynexit.models import features
-from dynexit.models.distilled import block_recurrent
-from dynexit.models.distilled.block_recurrent import DepthScale
-from dynexit.models.vision import vit
+from dynexit.evaluation.phases import phases, similarity
+from dynexit.methods.recurrent.raptor import (
+    one_step_errors,
+    raptor,
+    rollout,
+    teacher_forcing_weight,
+)
+from dynexit.models.distilled.block_recurrent import DepthScale, block_recurrent
+from dynexit.models.features import features
+from dynexit.models.vision.settings import Vit
 
 B, IMAGE, SIZES = 4, (4, 4, 1), dict(patch=2, width=8, heads=2)
-TEACHER = vit(IMAGE, 3, depth=5, **SIZES)
+TEACHER = Vit(depth=5, **SIZES).build(IMAGE, 3)
 TAUGHT = TEACHER.init(jax.random.key(0))
 COUNTS = (3, 2)
 FIRST = np.array([True, False, False, True, False])
@@ -160,7 +162,7 @@ def recurrent_teacher(counts=(3, 3), moves=(1.0, -6.0)):
     tokens in different directions.
     """
     depth, which = sum(counts), np.repeat([0, 1], counts)
-    model = vit(IMAGE, 3, depth=depth, **SIZES)
+    model = Vit(depth=depth, **SIZES).build(IMAGE, 3)
     params = jax.jit(model.init)(jax.random.key(4))
     again = jax.tree.map(lambda a: a[which], params["blocks"]["block"])
     again["down"] = {

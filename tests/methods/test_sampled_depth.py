@@ -8,7 +8,7 @@ import pytest
 
 import dynexit as dx
 from dynexit.methods.recurrent.recurrent_depth import first_state, recurrent_depth, sampled_steps
-from dynexit.models.recurrent import recurrent_depth as decoder
+from dynexit.models.recurrent.recurrent_depth import recurrent_depth as decoder
 
 MODEL = decoder(7, width=8, heads=2, steps=24)
 PARAMS = MODEL.init(jax.random.key(0))

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 import dynexit as dx
-from dynexit.methods.recurrent import segments
-from dynexit.methods.recurrent.segments import least_segments
+from dynexit.methods.recurrent.segments import least_segments, segments
 from dynexit.training.sharding import data_mesh, put_batch
 from dynexit.training.state import create_state
 from dynexit.training.step import make_train_step

@@ -10,9 +10,14 @@ import pytest
 import dynexit as dx
 from dynexit.calibration.choose import choose
 from dynexit.calibration.curve import Predictions, curve
-from dynexit.engine import replay
-from dynexit.methods.recurrent import segments
-from dynexit.methods.recurrent.segments import THRESHOLDS, detached, least_segments, live_segments
+from dynexit.engine.replay import replay
+from dynexit.methods.recurrent.segments import (
+    THRESHOLDS,
+    detached,
+    least_segments,
+    live_segments,
+    segments,
+)
 
 S, B, L, C, D = 5, 24, 3, 4, 6
 PROGRESS = jnp.float32(0.0)

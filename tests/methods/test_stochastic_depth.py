@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 import dynexit as dx
-from dynexit.methods.exits import confidence_exits, fixed_depth, stochastic_depth
-from dynexit.methods.exits.stochastic_depth import changing
-from dynexit.methods.recurrent import recurrent_depth
-from dynexit.models import features
+from dynexit.methods.exits.confidence_exits import confidence_exits
+from dynexit.methods.exits.fixed_depth import fixed_depth
+from dynexit.methods.exits.stochastic_depth import changing, stochastic_depth
+from dynexit.methods.recurrent.recurrent_depth import recurrent_depth
+from dynexit.models.features import features
 from dynexit.transforms.stochastic_depth import dropped_blocks, survival
 
 B, N, C = 16, 6, 3

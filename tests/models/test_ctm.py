@@ -10,7 +10,7 @@ import pytest
 
 import dynexit as dx
 from dynexit.engine.streaming.stream import is_tied
-from dynexit.models.recurrent import ctm
+from dynexit.models.recurrent.ctm import ctm
 from dynexit.models.recurrent.synchronisation import (
     accumulated,
     decay_in_range,

@@ -7,7 +7,7 @@ import pytest
 
 import dynexit as dx
 from dynexit.core.checks import one_depth
-from dynexit.models.recurrent import deep_thinking
+from dynexit.models.recurrent.deep_thinking import deep_thinking
 
 
 def run(model, params, x):

@@ -7,9 +7,10 @@ import pytest
 
 import dynexit as dx
 from dynexit.layers.parts import Apply, Norm, block_names, check_input, initial_stack
-from dynexit.models import features, mlp
+from dynexit.models.features import features
+from dynexit.models.mlp import mlp
 from dynexit.models.recurrent.gru import gru_ponder
-from dynexit.models.vision import resnet
+from dynexit.models.vision.resnet import resnet
 
 ROWS = 4
 MODELS = {

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import dynexit as dx
-from dynexit.models import mlp
+from dynexit.models.mlp import mlp
 from dynexit.models.recurrent.gru import gru_ponder
 
 INPUTS, CLASSES, WIDTH, ROWS = 5, 3, 6, 4

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import dynexit as dx
-from dynexit.models.implicit import neural_ode
+from dynexit.models.implicit.neural_ode import neural_ode
 from dynexit.solvers.ode import Solver
 
 pytest.importorskip("diffrax")

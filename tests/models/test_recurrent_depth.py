@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import dynexit as dx
-from dynexit.models.recurrent import recurrent_depth
+from dynexit.models.recurrent.recurrent_depth import recurrent_depth
 
 V, D, HEADS, L = 11, 8, 2, 5
 MODEL = recurrent_depth(V, width=D, heads=HEADS, steps=4, core=2)

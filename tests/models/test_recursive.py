@@ -9,7 +9,7 @@ import pytest
 
 import dynexit as dx
 from dynexit.engine.streaming.stream import is_tied
-from dynexit.models.recurrent import recursive
+from dynexit.models.recurrent.recursive import recursive
 
 PLACES, VOCABULARY, CLASSES, WIDTH, ROWS, SEGMENTS = 4, 5, 3, 8, 6, 3
 TOKENS = np.random.default_rng(0).integers(0, VOCABULARY, (ROWS, PLACES))

@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dynexit.models.vision import resnet
-from dynexit.models.vision.resnet import GROUP, HIDDEN, Block, Head
+from dynexit.models.vision.resnet import GROUP, HIDDEN, Block, Head, resnet
 
 IMAGE, CLASSES = (14, 10, 3), 4
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import dynexit as dx
-from dynexit.models.recurrent import rnn
+from dynexit.models.recurrent.rnn import rnn
 
 TOKENS = np.array([[0, 2, 1, 3], [3, 3, 0, 1]])
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import dynexit as dx
-from dynexit.methods.halting import act, pondernet
-from dynexit.models.recurrent import universal_transformer
-from dynexit.models.recurrent.universal_transformer import coordinates
+from dynexit.methods.halting.act import act
+from dynexit.methods.halting.pondernet import pondernet
+from dynexit.models.recurrent.universal_transformer import coordinates, universal_transformer
 from dynexit.objectives.act import act_account
 
 V, C, D, HEADS, N, B, L = 7, 5, 8, 2, 5, 6, 4

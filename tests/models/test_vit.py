@@ -7,7 +7,7 @@ import pytest
 from oracle import apply
 
 import dynexit as dx
-from dynexit.models.vision import vit
+from dynexit.models.vision.settings import Vit
 
 IMAGE, PATCH, WIDTH, HEADS, CLASSES, ROWS = (8, 12, 2), 4, 8, 2, 5, 3
 TOKENS = (8 // PATCH) * (12 // PATCH)
@@ -15,7 +15,7 @@ TOKENS = (8 // PATCH) * (12 // PATCH)
 
 def model(**changes):
     settings = dict(patch=PATCH, width=WIDTH, depth=2, heads=HEADS) | changes
-    return vit(IMAGE, CLASSES, **settings)
+    return Vit(**settings).build(IMAGE, CLASSES)
 
 
 def scattered():

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from dynexit import criteria
-from dynexit.engine import replay
+from dynexit.engine.replay import replay
 from dynexit.objectives.ponder import (
     geometric_last,
     geometric_renormalised,

@@ -8,9 +8,14 @@ import numpy as np
 import pytest
 
 import dynexit as dx
-from dynexit.solvers import fixed_point
 from dynexit.solvers.anderson import anderson, damped
-from dynexit.solvers.fixed_point import begin_fixed_point, fixed_point_step, implicit, phantom
+from dynexit.solvers.fixed_point import (
+    begin_fixed_point,
+    fixed_point,
+    fixed_point_step,
+    implicit,
+    phantom,
+)
 
 B, D = 6, 4
 TURN = np.linalg.qr(np.random.default_rng(0).normal(size=(D, D)))[0].astype(np.float32)

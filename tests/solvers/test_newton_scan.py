@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from jax import lax
 
-from dynexit.solvers import newton_scan as solve
 from dynexit.solvers.newton_scan import affine_scan, check_elementwise
+from dynexit.solvers.newton_scan import newton_scan as solve
 
 B, L, D = 3, 48, 5
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import dynexit as dx
-from dynexit.transforms import best_so_far as best_so_far
+from dynexit.transforms.best_so_far import best_so_far as best_so_far
 from dynexit.transforms.best_so_far import certainty
 
 EXITS, ROWS, PLACES, CLASSES = 5, 7, 3, 4

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from dynexit import criteria
 from dynexit.core.types import Array, Criterion, Method, PyTree
-from dynexit.engine import replay
+from dynexit.engine.replay import replay
 from dynexit.methods.answers import accuracy, candidate_levels, predict
 from dynexit.objectives.multi_exit import multi_exit_cross_entropy
 from dynexit.objectives.ponder import geometric_last, kl_prior_posterior, ponder_loss

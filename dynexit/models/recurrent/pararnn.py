@@ -12,7 +12,7 @@ from dynexit.core.checks import positive_integer
 from dynexit.core.types import Array, Model, PyTree
 from dynexit.engine.steps import stacked_step
 from dynexit.layers.parts import Apply, Norm, block_names, check_input, initial, initial_stack
-from dynexit.solvers import newton_scan
+from dynexit.solvers.newton_scan import newton_scan
 
 
 def para_gru_cell(recurrent: Array, h: Array, u: Array) -> Array:
