@@ -1,0 +1,1 @@
+"""Benchmarks that run on a machine without the training dependencies."""
