@@ -7,6 +7,8 @@ clashes; `validate` below collects them all.
 """
 
 import dataclasses
+import numbers
+import types
 import typing
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -212,20 +214,58 @@ def between(settings, low: float, high: float, *names: str) -> list[str]:
     ]
 
 
-def validate(settings, path: str = "") -> list[str]:
-    """All faults of a tree of settings, each with its dotted path in front: unknown choices, and
-    what is out of range.
+def validate(settings: Any, path: str = "") -> list[str]:
+    """All that is wrong in a tree of settings: types, choices and what each class's `validate` finds.
+
+    Args:
+      settings: an instance of a dataclass, possibly with dataclasses among its fields.
+      path: put before each field's name.
+
+    Returns:
+      One sentence each, with the dotted path of the field in front.
     """
     found, hints = [], typing.get_type_hints(type(settings))
     for field in dataclasses.fields(settings):
-        value, allowed = getattr(settings, field.name), typing.get_args(hints[field.name])
-        if typing.get_origin(hints[field.name]) is Literal and value not in allowed:
-            found.append(
-                f"{path}{field.name} must be one of {', '.join(map(str, allowed))}, got {value!r}"
-            )
-    found += [f"{path}{sentence}" for sentence in getattr(settings, "validate", list)()]
+        value, hint = getattr(settings, field.name), hints[field.name]
+        if not _has_type(value, hint):
+            wanted = ", ".join(map(str, typing.get_args(hint)))
+            wanted = f"one of {wanted}" if typing.get_origin(hint) is Literal else in_words(hint)
+            found.append(f"{path}{field.name} must be {wanted}, got {value!r}")
+    if not found:  # the ranges of values that are of another type cannot be checked
+        found = [f"{path}{sentence}" for sentence in getattr(settings, "validate", list)()]
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
         if dataclasses.is_dataclass(value):
             found += validate(value, f"{path}{field.name}.")
     return found
+
+
+def in_words(hint: Any) -> str:
+    """A type in words.
+
+    Example:
+      >>> in_words(int), in_words(float | None), in_words(tuple[int, ...])
+      ('an integer', 'a number or None', 'a tuple')
+    """
+    known = {int: "an integer", float: "a number", bool: "True or False", str: "a string"}
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return " or ".join(map(in_words, typing.get_args(hint)))
+    if hint is type(None):
+        return "None"
+    base = typing.get_origin(hint) or hint
+    return known.get(base, f"a {getattr(base, '__name__', base)}")
+
+
+def _has_type(value: Any, hint: Any) -> bool:
+    """Whether a value has a field's type; types that are not plain are not checked."""
+    origin = typing.get_origin(hint)
+    if origin is Literal:
+        return value in typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_has_type(value, each) for each in typing.get_args(hint))
+    if hint is int:
+        return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if hint is float:
+        return isinstance(value, numbers.Real) and not isinstance(value, bool)
+    base = origin or hint
+    return isinstance(value, base) if base in (bool, str, tuple, type(None)) else True

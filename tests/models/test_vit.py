@@ -119,17 +119,17 @@ def test_parameters_are_counted():
 
 
 @pytest.mark.parametrize(
-    "changes, error, words",
+    "changes, words",
     [
-        ({"patch": 5}, ValueError, "`patch` must divide the image of 8 x 12 pixels, got 5"),
-        ({"patch": 8}, ValueError, "`patch` must divide the image of 8 x 12 pixels, got 8"),
-        ({"heads": 3}, ValueError, "`width` must be a multiple of the 3 `heads`, got 8"),
-        ({"depth": 0}, ValueError, "`depth` must be at least 1, got 0"),
-        ({"width": 8.0}, TypeError, "`width` must be a Python integer, got float 8.0"),
-        ({"heads": True}, TypeError, "`heads` must be a Python integer, got bool True"),
+        ({"patch": 5}, "patch and stride must cover an image of 8 x 12 pixels"),
+        ({"patch": 9}, "patch and stride must cover an image of 8 x 12 pixels"),
+        ({"heads": 3}, "width must be a multiple of heads, got 8 and 3"),
+        ({"depth": 0}, "depth must be at least 1, got 0"),
+        ({"width": 8.0}, "width must be an integer, got 8.0"),
+        ({"heads": True}, "heads must be an integer, got True"),
+        ({"stride": 0}, "stride must be at least 1, got 0"),
     ],
 )
-def test_what_is_refused(changes, error, words):
-    with pytest.raises(error) as caught:
+def test_what_is_refused(changes, words):
+    with pytest.raises(ValueError, match=f"`Vit`: {words}"):
         model(**changes)
-    assert str(caught.value) == words

@@ -1,0 +1,197 @@
+"""Full depth beside the ways to run rows to their exits, at one batch size and several depths."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dynexit.bench import device_candidates, device_vit
+from dynexit.bench.device_state import State
+from dynexit.bench.device_timing import Timing, compiled, measure, prescribed, seconds_of
+from dynexit.bench.device_vit import Problem
+from dynexit.engine.executors.tiling import Tiling
+from dynexit.engine.run import run_all, run_full
+from dynexit.engine.tuning.tune import tune
+
+SECTION = "blocks"
+CALLS = 4  # of each program at least: one that is checked and three that are timed
+TUNING = 8  # calls at full depth that take as long as measuring the cost of tiles
+Run = Callable[..., Any]  # (params, state, depths) -> outputs, exit depths, rows executed
+
+
+def run_blocks(suite: State, batch: int) -> None:
+    """Measures one batch size and adds a record for each program and mean depth.
+
+    Args:
+      suite: the state of the suite.
+      batch: rows.
+    """
+    made = device_vit.problem(suite.shape, batch)
+    _, params, state = made
+    depth = suite.shape.depth
+    step = device_vit.stacked(suite.shape, params)
+    reference = reference_outputs(made)
+    suite.say(f"batch {batch}: compiling the full depth")
+    full = {"full": full_program(made)}
+    once = seconds_of(lambda: full["full"](params, state))
+    if not suite.has_time(SECTION, f"batch {batch}", (TUNING + CALLS) * once):
+        return
+    suite.say(f"batch {batch}: measuring the cost of tiles")
+    sizes = tuple(sorted(device_candidates.falling(batch, suite.tile_sizes)))
+    costs = tune(step, state, depth, sizes=sizes, repeats=3).costs
+    suite.add({"section": "tiles", "program": "tile costs", "batch": batch, "costs": costs[0]})
+    programs = _fixed_programs(suite, made, costs[0])
+    full |= _other_full_programs(suite, made)
+    for mean in suite.means:
+        depths = prescribed(depth, mean, batch)
+        tuned = tune(step, state, depth, depths - 1, costs=costs)
+        executor, tile = tuned[0], tuned[1]  # by place: the fields are being renamed
+        chosen = f"{executor} {'/'.join(map(str, tile[0].sizes))}"
+        key = f"tuned {chosen} {tile[0].costs}"
+        if key not in programs:
+            until = run_until_program(made, executor, tile)
+            run = _compile(suite, made, f"tuned, {chosen}", until)
+            programs |= {} if run is None else {key: run}
+        here = {n: p for n, p in programs.items() if not n.startswith("tuned") or n == key}
+        here = {"tuned" if n == key else n: p for n, p in here.items()}
+        notes = {"tuned": {"chosen": chosen}}
+        compare(suite, SECTION, f"batch {batch}", made, full, here, depths, reference, notes)
+
+
+def compare(
+    suite: State,
+    section: str,
+    label: str,
+    made: Problem,
+    full: Mapping[str, Run],
+    programs: Mapping[str, Run],
+    depths: np.ndarray,
+    reference: Any,
+    notes: Mapping[str, dict] | None = None,
+) -> None:
+    """Checks programs against the outputs of every exit, times them in turn and adds records.
+
+    Args:
+      suite: the state of the suite.
+      section: name of the section.
+      label: what progress lines call this measurement.
+      made: network and batch.
+      full: programs that run all blocks, `(params, state)`; ideal seconds follow from "full".
+      programs: programs with exits, `(params, state, depths)`.
+      depths: int32 `[B]`.
+      reference: `[E, B, classes]`, of `dx.run_all`.
+      notes: further entries of records, by program.
+    """
+    _, params, state = made
+    fraction = float(depths.mean()) / made.shape.depth
+    placed = jnp.asarray(depths)
+    suite.say(f"{label}, mean depth {fraction:.0%}: timing {len(full) + len(programs)} programs")
+    common = {"section": section, "batch": made.batch, "mean_depth": fraction}
+    common |= {"dtype": made.shape.dtype}
+    calls: dict[str, Callable[[], Any]] = {n: lambda f=f: f(params, state) for n, f in full.items()}
+    calls |= {name: lambda f=f: f(params, state, placed) for name, f in programs.items()}
+    once = seconds_of(calls["full"])
+    if not suite.has_time(section, f"{label}, {fraction:.0%}", once * len(calls) * CALLS):
+        return
+    expected = device_vit.at_exits(reference, depths)
+    checked: dict[str, dict] = {}
+    for name, call in calls.items():
+        what = f"{label}, {fraction:.0%}, {name}"
+        try:
+            found = jax.block_until_ready(call())
+        except Exception as error:
+            suite.fail(section, what, error)
+            continue
+        if name in full:
+            checked[name] = suite.agreement(section, what, found, reference[-1], made.shape.dtype)
+            continue
+        output, exits, executed = found
+        checked[name] = suite.agreement(section, what, output, expected, made.shape.dtype)
+        if not np.array_equal(np.asarray(exits), depths):
+            suite.fail(section, what, AssertionError("exit depths differ from the prescribed ones"))
+            checked[name]["agrees"] = False
+        checked[name]["occupancy"] = float(depths.sum()) / int(executed)
+    timing = measure({name: calls[name] for name in checked}, suite.rounds, suite.limit)
+    for name, t in timing.items():
+        record = common | {"program": name} | t.record() | checked[name]
+        record |= _ratios(timing["full"], t, 1.0 if name in full else fraction)
+        suite.add(record | (notes or {}).get(name, {}))
+
+
+def _ratios(full: Timing, t: Timing, fraction: float) -> dict[str, float]:
+    ideal = full.median * fraction
+    return {"speedup": full.median / t.median, "ideal": ideal, "efficiency": ideal / t.median}
+
+
+def reference_outputs(made: Problem) -> np.ndarray:
+    """The outputs of every exit, by `dx.run_all`: float32 `[E, B, classes]`."""
+    run = lambda p, h: run_all(device_vit.stacked(made.shape, p), h, made.shape.depth)
+    return np.asarray(jax.jit(run)(made.params, made.state), np.float32)
+
+
+def full_program(made: Problem, attention: Any = None) -> Run:
+    """`dx.run_full`, compiled: `(params, state) -> outputs`."""
+    step = lambda p: device_vit.stacked(made.shape, p, attention=attention)
+    run = lambda p, h: run_full(step(p), h, made.shape.depth)[1]
+    return compiled(run, made.params, made.state).call
+
+
+def run_until_program(made: Problem, executor: str, tile: Any) -> Run:
+    """`dx.run_until` with this executor and these tiles, not compiled."""
+
+    def run(p, h, depths):
+        step = device_vit.stacked(made.shape, p)
+        return device_vit.run_with(step, h, depths, made.shape.depth, executor, tile)
+
+    return run
+
+
+def _compile(suite: State, made: Problem, name: str, run: Run) -> Run | None:
+    depths = jnp.ones(made.batch, jnp.int32)
+    label = f"batch {made.batch}, {name}"
+    build = lambda: compiled(run, made.params, made.state, depths).call
+    return suite.attempt(SECTION, label, build)
+
+
+def _fixed_programs(suite: State, made: Problem, costs: dict[int, float]) -> dict[str, Run]:
+    """The programs that do not depend on the depths."""
+    batch, depth = made.batch, made.shape.depth
+    make = lambda p: device_vit.stacked(made.shape, p)
+    sizes = device_candidates.falling(batch, suite.tile_sizes)
+    coarse = sizes[:3]
+    tiling = Tiling(coarse, tuple(costs[s] for s in coarse))
+    runs: dict[str, Run] = {
+        "masked": run_until_program(made, "masked", None),
+        "compacted": run_until_program(made, "compacted", None),
+        f"compacted {'/'.join(map(str, coarse))}": run_until_program(made, "compacted", tiling),
+        "shrinking loops": lambda p, h, d: device_candidates.shrinking(make(p), h, d, depth, sizes),
+    }
+    built = {name: _compile(suite, made, name, run) for name, run in runs.items()}
+    found = {name: run for name, run in built.items() if run is not None}
+    if suite.has_time(SECTION, f"batch {batch}, host loop"):
+        found["host loop"] = device_candidates.HostLoop(make, depth, sizes)
+    return found
+
+
+def _other_full_programs(suite: State, made: Problem) -> dict[str, Run]:
+    """Full depth as straight-line code, and on a GPU with the attention of cuDNN."""
+    shape, found = made.shape, {}
+
+    def unrolled(p, h):
+        step = device_vit.stacked(shape, p)
+        output = None
+        for i in range(shape.depth):  # outputs that no one reads are removed by the compiler
+            h, output = step.apply(jax.tree.map(lambda a, i=i: a[i], p), jnp.int32(i), h)
+        return output
+
+    build = lambda: compiled(unrolled, made.params, made.state).call
+    if run := suite.attempt(SECTION, f"batch {made.batch}, full unrolled", build):
+        found["full unrolled"] = run
+    if jax.default_backend() == "gpu":
+        try:
+            found["full cudnn attention"] = full_program(made, "cudnn")
+        except Exception as error:  # depends on version and shape; not part of the library
+            suite.skip(SECTION, f"batch {made.batch}, full cudnn attention", str(error)[:300])
+    return found

@@ -1,0 +1,123 @@
+"""Strategies that `dx.run_until` does not have, to find out whether one suits a device better.
+
+Both handle the batch in falling sizes B, B/2, B/4, ... and regroup only where the rows that still
+run fit into the next size. `shrinking` is one compiled program, a `lax.while_loop` for each size.
+`HostLoop` is a Python loop over compiled blocks that reads the number of running rows after each.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from dynexit.core.types import Step
+
+
+def falling(batch: int, count: int) -> tuple[int, ...]:
+    """B, B/2, B/4, ...: at most `count` sizes of at least 1."""
+    return tuple(batch >> k for k in range(count) if batch >> k)
+
+
+def shrinking(
+    step: Step, state: jax.Array, depths: jax.Array, depth: int, sizes: tuple[int, ...]
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Runs rows to prescribed depths, with one while loop for each batch size.
+
+    Args:
+      step: exits follow every block.
+      state: `[B, ...]`.
+      depths: int32 `[B]`.
+      depth: blocks.
+      sizes: falling batch sizes, B first.
+
+    Returns:
+      outputs `[B, classes]`, exit depths int32 `[B]`, rows executed int32 `[]`.
+    """
+    batch = sizes[0]
+    results = _results(step, state, depth)
+    row = jnp.arange(batch, dtype=jnp.int32)
+    i, executed = jnp.int32(0), jnp.int32(0)
+    for size, below in zip(sizes, (*sizes[1:], 0), strict=True):
+
+        def go_on(carry, below=below):
+            return (carry[2] < batch).sum() > below
+
+        def body(carry, size=size):
+            i, state, row, wanted, results, executed = carry
+            state, row, results = _advance(step, depth, i, state, row, wanted, results)
+            return i + 1, state, row, wanted, results, executed + size
+
+        carry = (i, state, row, depths, results, executed)
+        i, state, row, depths, results, executed = lax.while_loop(go_on, body, carry)
+        if below:
+            state, row, depths = _regroup(state, row, depths, batch, below)
+    outputs, exits = results
+    return outputs, exits, executed
+
+
+class HostLoop:
+    """A Python loop over compiled blocks, which reads the number of running rows after each block.
+
+    Args:
+      make: `make(params) -> Step`, with an exit after every block.
+      depth: blocks.
+      sizes: falling batch sizes, B first.
+    """
+
+    def __init__(self, make: Any, depth: int, sizes: tuple[int, ...]):
+        self.depth, self.sizes, batch = depth, sizes, sizes[0]
+
+        @jax.jit
+        def advance(params, i, state, row, wanted, results):
+            done = _advance(make(params), depth, i, state, row, wanted, results)
+            return *done, (done[1] < batch).sum()
+
+        self._advance = advance
+        self._regroup = jax.jit(_regroup, static_argnums=(3, 4))
+        self._results = jax.jit(lambda params, state: _results(make(params), state, depth))
+
+    def __call__(
+        self, params: Any, state: jax.Array, depths: jax.Array
+    ) -> tuple[jax.Array, jax.Array, int]:
+        """As `shrinking`; the rows executed are an int."""
+        batch = self.sizes[0]
+        results = self._results(params, state)
+        row, size, executed = jnp.arange(batch, dtype=jnp.int32), batch, 0
+        for i in range(self.depth):
+            done = self._advance(params, jnp.int32(i), state, row, depths, results)
+            state, row, results, running = done
+            executed += size
+            running = int(running)
+            if not running:
+                break
+            if (least := min(s for s in self.sizes if s >= running)) < size:
+                state, row, depths = self._regroup(state, row, depths, batch, least)
+                size = least
+        return *results, executed
+
+
+def _results(step: Step, state: jax.Array, depth: int) -> tuple[jax.Array, jax.Array]:
+    apply = functools.partial(step.apply, step.select(jnp.int32(0)), jnp.int32(0))
+    output = jax.eval_shape(apply, state)[1]
+    batch = state.shape[0]
+    return jnp.zeros(output.shape, output.dtype), jnp.full(batch, depth, jnp.int32)
+
+
+def _advance(step, depth, i, state, row, wanted, results):
+    """One block on all rows at hand. `row` is B for rows that have exited."""
+    outputs, exits = results
+    batch = exits.shape[0]
+    state, output = step.apply(step.select(i), i, state)
+    fires = (row < batch) & ((wanted <= i + 1) | (i + 1 == depth))
+    place = jnp.where(fires, row, batch)
+    outputs = outputs.at[place].set(output, mode="drop")
+    exits = exits.at[place].set(i + 1, mode="drop")
+    return state, jnp.where(fires, batch, row), (outputs, exits)
+
+
+def _regroup(state, row, wanted, batch: int, size: int):
+    """The running rows first, and the first `size` of all."""
+    order = jnp.argsort(row == batch, stable=True)[:size]
+    return state[order], row[order], wanted[order]

@@ -1,0 +1,143 @@
+"""What the sections of the device suite share: options, records, errors, clock and JSON file."""
+
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dynexit.bench.device_vit import SMALL, VIT_B16, Shape, disagreement, tolerance
+
+
+class State:
+    """What the sections share.
+
+    Args:
+      out: path of the JSON file, or None to write none.
+      small: whether to run in small form.
+      seconds: the time budget.
+      hardware: description of the machine, for the JSON file.
+
+    Attributes:
+      shape: sizes of the network.
+      batches: batch sizes of the blocks section.
+      means: mean depths, as fractions.
+      queue, slots: rows of the stream, and how many run together.
+      train_batch: rows of a training step.
+      rounds: interleaved timings of each program.
+      limit: seconds that the timed rounds of one measurement take at most, after the third.
+      tile_sizes: how many tile sizes are measured: B, B/2, B/4, ...
+      records, errors, skipped: what the JSON file holds.
+    """
+
+    def __init__(self, out: Any, small: bool, seconds: float, hardware: dict):
+        self.out = None if out is None else Path(out)
+        self.small, self.seconds, self.hardware = small, seconds, hardware
+        self.shape: Shape = SMALL if small else VIT_B16
+        self.batches = (8,) if small else (64, 256, 8)
+        self.means = (0.5,) if small else (0.25, 0.5, 0.75)
+        self.queue, self.slots = (16, (4,)) if small else (256, (32, 64, 128))
+        self.train_batch = 4 if small else 32
+        self.rounds, self.limit = (3, 1.0) if small else (9, 8.0)
+        self.tile_sizes = 2 if small else 5
+        self.loop_iterations = 100 if small else 4000
+        self.records: list[dict] = []
+        self.errors: list[dict] = []
+        self.skipped: list[dict] = []
+        self._began = time.perf_counter()
+        self._expected_end = 0.0
+
+    def options(self) -> dict:
+        """The options as entries of the JSON file."""
+        names = "small seconds batches means queue slots train_batch rounds loop_iterations".split()
+        return {"shape": self.shape._asdict()} | {name: getattr(self, name) for name in names}
+
+    def elapsed(self) -> float:
+        """Seconds since the suite began."""
+        return time.perf_counter() - self._began
+
+    def left(self) -> float:
+        """Seconds of the budget that are left."""
+        return self.seconds - self.elapsed()
+
+    def expect(self, seconds: float) -> None:
+        """Notes how long the suite is expected to take from now on."""
+        self._expected_end = self.elapsed() + seconds
+
+    def say(self, line: str) -> None:
+        """Prints a progress line on stderr, with the time elapsed and the time still expected."""
+        to_come = max(min(self._expected_end - self.elapsed(), self.left()), 0.0)
+        text = f"[{self.elapsed():6.1f} s, about {to_come:.0f} s to go] {line}"
+        print(text, file=sys.stderr, flush=True)
+
+    def add(self, record: dict) -> None:
+        """Adds a record and writes the file."""
+        self.records.append(record)
+        self.save()
+
+    def fail(self, section: str, what: str, error: BaseException) -> None:
+        """Records an error; the suite goes on."""
+        text = "".join(traceback.format_exception(error))[-3000:]
+        summary = f"{type(error).__name__}: {error}"[:500]
+        self.errors.append({"section": section, "what": what, "error": summary, "trace": text})
+        self.say(f"FAILED {section}, {what}: {summary}")
+        self.save()
+
+    def skip(self, section: str, what: str, reason: str) -> None:
+        """Records what was not measured, and why."""
+        self.skipped.append({"section": section, "what": what, "reason": reason})
+        self.say(f"skipped {section}, {what}: {reason}")
+        self.save()
+
+    def has_time(self, section: str, what: str, needed: float = 0.0) -> bool:
+        """Whether the budget has more than `needed` seconds left; if not, `what` is skipped."""
+        if self.left() > needed:
+            return True
+        self.skip(section, what, f"the time budget of {self.seconds:g} s is used")
+        return False
+
+    def attempt(self, section: str, what: str, build: Callable[[], Any]) -> Any:
+        """What `build` returns; None where it fails, which is recorded, or where time is up."""
+        if not self.has_time(section, what):
+            return None
+        self.say(f"{section}: compiling {what}")
+        try:
+            return build()
+        except Exception as error:
+            self.fail(section, what, error)
+            return None
+
+    def agreement(
+        self, section: str, what: str, found: Any, expected: np.ndarray, dtype: str
+    ) -> dict:
+        """Compares a program's outputs with those of `dx.run_all` at the same exits.
+
+        Returns:
+          `error`, relative to the largest entry, and `agrees`; a disagreement is an error too.
+        """
+        error = disagreement(found, expected)
+        allowed = tolerance(dtype)
+        agrees = bool(error <= allowed)  # false for NaN
+        if not agrees:
+            text = f"outputs differ by {error:.3g} of the largest entry; {allowed:g} is allowed"
+            self.fail(section, what, AssertionError(text))
+        return {"error": error if np.isfinite(error) else None, "agrees": agrees}
+
+    def content(self) -> dict:
+        """What the JSON file holds."""
+        found = {"suite": "device", "version": 1, "hardware": self.hardware}
+        found |= {"options": self.options(), "elapsed": self.elapsed(), "records": self.records}
+        return found | {"errors": self.errors, "skipped": self.skipped}
+
+    def save(self) -> None:
+        """Writes the file; it is replaced as a whole, so that a kill leaves a readable one."""
+        if self.out is None:
+            return
+        beside = self.out.with_name(self.out.name + ".part")
+        beside.write_text(json.dumps(self.content(), indent=1) + "\n")
+        os.replace(beside, self.out)

@@ -1,0 +1,155 @@
+"""The device suite: what early exit costs and saves on one GPU, TPU host or CPU.
+
+    python -m dynexit.bench.device_suite --out results.json
+
+It needs jax, flax and numpy alone, and measures PyTorch as a peer where that is installed. It ends
+within 8 minutes, prints a table last, and writes the JSON file after every measurement.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from dynexit.bench import device_report
+from dynexit.bench.device_blocks import run_blocks
+from dynexit.bench.device_loops import run_loops
+from dynexit.bench.device_peer import run_peer
+from dynexit.bench.device_state import State
+from dynexit.bench.device_streaming import run_streaming
+from dynexit.bench.device_training import run_training
+
+SECONDS = 450.0
+NAMES = ("loops", "blocks", "peer", "training", "streaming", "decoding")
+PARTS: dict[str, Callable[..., None]] = {
+    "loops": run_loops,
+    "blocks": run_blocks,
+    "peer": run_peer,
+    "training": run_training,
+    "streaming": run_streaming,
+}
+# Expected seconds on one data-centre GPU, most of them compilation, and in small form on a CPU.
+EXPECTED = {"loops": 45, "blocks": 90, "peer": 15, "training": 60, "streaming": 45}
+EXPECTED_SMALL = {"loops": 3, "blocks": 6, "peer": 2, "training": 7, "streaming": 3}
+
+
+class Unit(NamedTuple):
+    """What is measured, or skipped, as a whole.
+
+    Attributes:
+      section: one of `NAMES`.
+      label: names the unit within its section.
+      seconds: expected.
+      arguments: for the section's function, after the state of the suite.
+    """
+
+    section: str
+    label: str
+    seconds: float
+    arguments: tuple = ()
+
+
+def run(
+    out: Any = None,
+    small: bool = False,
+    seconds: float = SECONDS,
+    sections: Sequence[str] | None = None,
+    changes: Mapping[str, Any] | None = None,
+) -> State:
+    """Runs the suite and prints its table.
+
+    Args:
+      out: path of the JSON file, or None to write none.
+      small: whether to run a small network, for a check that the suite works.
+      seconds: the time budget; units that are not expected to end within it are skipped.
+      sections: of `NAMES`; None for all.
+      changes: other values for attributes of the `State`, such as `batches`.
+
+    Returns:
+      The `State`, with records, errors and what was skipped.
+
+    Raises:
+      ValueError: an unknown section or attribute.
+    """
+    if unknown := set(sections or ()) - set(NAMES):
+        raise ValueError(f"`sections` must be of {', '.join(NAMES)}, got {sorted(unknown)}")
+    share_memory()
+    suite = State(out, small, seconds, device_report.hardware())
+    for name, value in (changes or {}).items():
+        if not hasattr(suite, name):
+            raise ValueError(f"`changes` must name attributes of the State, got {name!r}")
+        setattr(suite, name, value)
+    suite.save()
+    _run_units(suite, sections)
+    suite.save()
+    print(device_report.table(suite), flush=True)
+    return suite
+
+
+def share_memory() -> None:
+    """Lets child processes and PyTorch have memory of the GPU; JAX reads it when it starts."""
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+
+def _run_units(suite: State, sections: Sequence[str] | None) -> None:
+    wanted = [u for u in units(suite) if sections is None or u.section in sections]
+    pace = 1.0  # measured seconds over expected ones, of the units so far
+    spent = expected = 0.0
+    for k, unit in enumerate(wanted):
+        suite.expect(pace * sum(u.seconds for u in wanted[k:]))
+        began = suite.elapsed()
+        if unit.section == "decoding":
+            reason = "not built yet: the suite has no language model"
+            suite.skip(unit.section, unit.label, reason)
+        elif suite.has_time(unit.section, unit.label, pace * unit.seconds):
+            _run_unit(suite, unit)
+            took = suite.elapsed() - began
+            if took > 0.1 * unit.seconds:  # otherwise it was skipped, and says nothing of the pace
+                spent, expected = spent + took, expected + unit.seconds
+                pace = min(max(spent / expected, 0.2), 5.0)
+
+
+def units(suite: State) -> list[Unit]:
+    """The units in the order in which they run, the more important ones first."""
+    expected = EXPECTED_SMALL if suite.small else EXPECTED
+    first, *others = suite.batches
+    by_batch = lambda section, b: Unit(section, f"batch {b}", expected[section], (b,))
+    found = [Unit("loops", "all", expected["loops"]), by_batch("blocks", first)]
+    found += [by_batch("peer", first), Unit("training", "all", expected["training"])]
+    found += [Unit("streaming", "all", expected["streaming"])]
+    found += [by_batch(section, b) for b in others for section in ("blocks", "peer")]
+    return [*found, Unit("decoding", "Llama-shaped model", 0.0)]
+
+
+def _run_unit(suite: State, unit: Unit) -> None:
+    suite.say(f"{unit.section}, {unit.label}")
+    try:
+        PARTS[unit.section](suite, *unit.arguments)
+    except Exception as error:
+        suite.fail(unit.section, unit.label, error)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line.
+
+    Returns:
+      0, or 1 where an error was recorded.
+    """
+    parser = argparse.ArgumentParser(prog="python -m dynexit.bench.device_suite")
+    parser.add_argument("--out", required=True, help="JSON file to write")
+    parser.add_argument("--small", action="store_true", help="a small network, for a check")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="time budget")
+    parser.add_argument("--sections", nargs="+", choices=NAMES, help="only these")
+    o = parser.parse_args(arguments)
+    share_memory()
+    if o.small and jax.default_backend() == "cpu":  # a check: its programs need not be quick
+        jax.config.update("jax_disable_most_optimizations", True)
+    suite = run(o.out, o.small, o.seconds, o.sections)
+    return 1 if suite.errors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,194 @@
+"""The device suite in small form: every section measures, errors and skips are recorded."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dynexit.bench import (
+    device_blocks,
+    device_candidates,
+    device_loops,
+    device_suite,
+    device_timing,
+    device_vit,
+)
+from dynexit.bench.device_state import State
+
+HEAVY = ("tyro", "tensorflow_datasets", "wandb", "rich", "tqdm", "orbax", "optax", "matplotlib")
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    path = tmp_path_factory.mktemp("device") / "small.json"
+    return device_suite.run(path, small=True, seconds=600), json.loads(path.read_text())
+
+
+def test_every_section_gives_finite_positive_numbers(small):
+    suite, content = small
+    assert content["errors"] == []
+    assert content["elapsed"] > 0
+    assert content["hardware"]["platform"] == "cpu" and content["hardware"]["versions"]["jax"]
+    sections = {r["section"] for r in content["records"]}
+    assert {"loops", "tiles", "blocks", "training", "streaming"} <= sections
+    for record in content["records"]:
+        for name, value in record.items():
+            if isinstance(value, float) and name != "error":
+                assert math.isfinite(value) and value > 0, (record["program"], name, value)
+        if "seconds" in record:
+            assert record["low"] <= record["seconds"] <= record["high"]
+        if record["section"] in ("blocks", "streaming"):
+            assert 0 < record.get("occupancy", 1.0) <= 1
+            assert record["efficiency"] == pytest.approx(record["ideal"] / record["seconds"])
+    assert content["records"] == json.loads(json.dumps(suite.records))
+
+
+def test_programs_agree_with_run_all_at_their_exits(small):
+    records = [
+        r for r in small[1]["records"] if r["section"] in ("blocks", "training", "streaming")
+    ]
+    assert len(records) > 15
+    assert all(r["agrees"] for r in records)
+    names = {r["program"] for r in records if r["section"] == "blocks"}
+    assert {"full", "masked", "compacted", "tuned", "shrinking loops", "host loop"} <= names
+
+
+def test_what_was_not_measured_is_named(small):
+    skipped = {s["section"]: s["reason"] for s in small[1]["skipped"]}
+    assert "not built yet" in skipped["decoding"]
+    assert "not applicable" in skipped["loops"]
+
+
+def test_the_table_names_every_program(small, capsys):
+    device_suite.run(sections=["decoding"], small=True)
+    shown = capsys.readouterr()
+    assert "not built yet" in shown.out and "decoding" in shown.err
+    table = device_suite.device_report.table(small[0])
+    assert all(r["program"] in table for r in small[0].records if r["section"] != "tiles")
+    assert "WRONG" not in table and "ERROR" not in table
+
+
+def test_a_failing_section_is_recorded_and_others_run(tmp_path, monkeypatch, capsys):
+    def fails(suite, *arguments):
+        raise RuntimeError("no such luck")
+
+    def adds(suite, *arguments):
+        suite.add({"section": "loops", "program": "x", "variant": "v", "microseconds": 1.0})
+
+    monkeypatch.setattr(device_suite, "PARTS", dict.fromkeys(device_suite.PARTS, fails))
+    monkeypatch.setitem(device_suite.PARTS, "streaming", adds)
+    arguments = [
+        "--out",
+        str(tmp_path / "out.json"),
+        "--small",
+        "--sections",
+        "blocks",
+        "streaming",
+    ]
+    assert device_suite.main(arguments) == 1
+    content = json.loads((tmp_path / "out.json").read_text())
+    (error,) = content["errors"]
+    assert error["section"] == "blocks" and "no such luck" in error["error"]
+    assert [r["program"] for r in content["records"]] == ["x"]
+    assert "ERROR: blocks" in capsys.readouterr().out
+
+
+def test_units_beyond_the_budget_are_skipped(tmp_path):
+    path = tmp_path / "out.json"
+    device_suite.run(path, small=True, seconds=0.0)
+    content = json.loads(path.read_text())
+    assert content["records"] == [] and content["errors"] == []
+    assert {s["section"] for s in content["skipped"]} == set(device_suite.NAMES)
+    assert sum("time budget" in s["reason"] for s in content["skipped"]) >= 5
+
+
+def test_a_wrong_exit_and_a_nan_are_found():
+    suite = State(None, True, 60.0, {})
+    made = device_vit.problem(suite.shape, 8)
+    outputs = device_blocks.reference_outputs(made)
+    depths = device_timing.prescribed(suite.shape.depth, 0.5, 8)
+    expected = device_vit.at_exits(outputs, depths)
+    assert suite.agreement("blocks", "right", expected, expected, "float32")["agrees"]
+    one_row = depths.copy()
+    one_row[3] = depths[3] % suite.shape.depth + 1
+    wrong = device_vit.at_exits(outputs, one_row)
+    for dtype in ("float32", "bfloat16"):
+        assert not suite.agreement("blocks", "wrong", wrong, expected, dtype)["agrees"]
+    assert not suite.agreement("blocks", "NaN", expected * np.nan, expected, "float32")["agrees"]
+    assert [e["what"] for e in suite.errors] == ["wrong", "wrong", "NaN"]
+
+
+@pytest.mark.parametrize("sizes", [(6,), (6, 3, 1), (6, 4, 3, 2, 1)])
+def test_candidates_agree_with_run_all(sizes):
+    made = device_vit.problem(device_vit.SMALL, 6)
+    depth = made.shape.depth
+    outputs = device_blocks.reference_outputs(made)
+    make = lambda p: device_vit.stacked(made.shape, p)
+    loop = device_candidates.HostLoop(make, depth, sizes)
+    for depths in ([1, 2, 3, 4, 5, 6], [1] * 6, [6] * 6, [2, 6, 2, 2, 2, 2]):
+        wanted, placed = np.array(depths, np.int32), jnp.array(depths, jnp.int32)
+        expected = device_vit.at_exits(outputs, wanted)
+        in_one = device_candidates.shrinking(make(made.params), made.state, placed, depth, sizes)
+        for output, exits, executed in (in_one, loop(made.params, made.state, placed)):
+            np.testing.assert_allclose(output, expected, rtol=1e-4, atol=1e-4)
+            np.testing.assert_array_equal(exits, wanted)
+            assert wanted.sum() <= int(executed) <= 6 * wanted.max()
+
+
+@pytest.mark.parametrize("batch, mean", [(8, 0.25), (64, 0.5), (256, 0.75), (256, 0.25)])
+def test_depths_have_the_mean_that_was_asked_for(batch, mean):
+    depths = device_timing.prescribed(12, mean, batch)
+    assert depths.min() >= 1 and depths.max() <= 12
+    assert abs(depths.mean() / 12 - mean) < 0.04
+
+
+def test_processes_with_flags_answer_and_refused_flags_are_skipped(monkeypatch):
+    flags = {
+        "default": ("",),
+        "other": ("--xla_no_such_flag=1", "--xla_cpu_enable_fast_math=false"),
+    }
+    monkeypatch.setattr(device_loops, "FLAGS", flags)
+    suite = State(None, True, 300.0, {})
+    suite.loop_iterations = 20
+    device_loops._in_children(suite)
+    assert [s["what"] for s in suite.skipped] == ["--xla_no_such_flag=1"]
+    assert {r["variant"] for r in suite.records} == {"default", "other"}
+    assert {r["flags"] for r in suite.records} == {"", "--xla_cpu_enable_fast_math=false"}
+    assert all(r["seconds"] > 0 for r in suite.records)
+
+
+def test_it_loads_none_of_the_training_dependencies():
+    program = f"""
+import importlib.abc, sys
+
+class Refuse(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {HEAVY!r}:
+            raise ImportError(name)
+
+sys.meta_path.insert(0, Refuse())
+from dynexit.bench import device_suite
+device_suite.run(small=True, seconds=0.0)
+print(*{{m.split(".")[0] for m in sys.modules}})
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert not set(done.stdout.split()) & set(HEAVY)
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(ValueError, match="`sections`"):
+        device_suite.run(sections=["bloks"])
+    with pytest.raises(ValueError, match="`changes`"):
+        device_suite.run(sections=["decoding"], changes={"bathces": (1,)})
