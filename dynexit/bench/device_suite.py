@@ -14,13 +14,12 @@ from typing import Any, NamedTuple
 
 import jax
 
-from dynexit.bench import device_report
-from dynexit.bench.device_blocks import run_blocks
-from dynexit.bench.device_loops import run_loops
-from dynexit.bench.device_peer import run_peer
-from dynexit.bench.device_state import State
-from dynexit.bench.device_streaming import run_streaming
-from dynexit.bench.device_training import run_training
+from dynexit.bench.device.blocks import run_blocks
+from dynexit.bench.device.loops import run_loops
+from dynexit.bench.device.peer import run_peer
+from dynexit.bench.device.state import State
+from dynexit.bench.device.streaming import run_streaming
+from dynexit.bench.device.training import run_training
 
 SECONDS = 450.0
 NAMES = ("loops", "blocks", "peer", "training", "streaming", "decoding")
@@ -77,7 +76,7 @@ def run(
     if unknown := set(sections or ()) - set(NAMES):
         raise ValueError(f"`sections` must be of {', '.join(NAMES)}, got {sorted(unknown)}")
     share_memory()
-    suite = State(out, small, seconds, device_report.hardware())
+    suite = State(out, small, seconds, report.hardware())
     for name, value in (changes or {}).items():
         if not hasattr(suite, name):
             raise ValueError(f"`changes` must name attributes of the State, got {name!r}")
@@ -85,7 +84,7 @@ def run(
     suite.save()
     _run_units(suite, sections)
     suite.save()
-    print(device_report.table(suite), flush=True)
+    print(report.table(suite), flush=True)
     return suite
 
 

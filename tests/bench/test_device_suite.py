@@ -10,15 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dynexit.bench import (
-    device_blocks,
-    device_candidates,
-    device_loops,
-    device_suite,
-    device_timing,
-    device_vit,
-)
-from dynexit.bench.device_state import State
+from dynexit.bench import device_suite
+from dynexit.bench.device import blocks, candidates, loops, timing, vit
+from dynexit.bench.device.state import State
 
 HEAVY = ("tyro", "tensorflow_datasets", "wandb", "rich", "tqdm", "orbax", "optax", "matplotlib")
 
@@ -68,7 +62,7 @@ def test_the_table_names_every_program(small, capsys):
     device_suite.run(sections=["decoding"], small=True)
     shown = capsys.readouterr()
     assert "not built yet" in shown.out and "decoding" in shown.err
-    table = device_suite.device_report.table(small[0])
+    table = device_suite.report.table(small[0])
     assert all(r["program"] in table for r in small[0].records if r["section"] != "tiles")
     assert "WRONG" not in table and "ERROR" not in table
 
@@ -109,14 +103,14 @@ def test_units_beyond_the_budget_are_skipped(tmp_path):
 
 def test_a_wrong_exit_and_a_nan_are_found():
     suite = State(None, True, 60.0, {})
-    made = device_vit.problem(suite.shape, 8)
-    outputs = device_blocks.reference_outputs(made)
-    depths = device_timing.prescribed(suite.shape.depth, 0.5, 8)
-    expected = device_vit.at_exits(outputs, depths)
+    made = vit.problem(suite.shape, 8)
+    outputs = blocks.reference_outputs(made)
+    depths = timing.prescribed(suite.shape.depth, 0.5, 8)
+    expected = vit.at_exits(outputs, depths)
     assert suite.agreement("blocks", "right", expected, expected, "float32")["agrees"]
     one_row = depths.copy()
     one_row[3] = depths[3] % suite.shape.depth + 1
-    wrong = device_vit.at_exits(outputs, one_row)
+    wrong = vit.at_exits(outputs, one_row)
     for dtype in ("float32", "bfloat16"):
         assert not suite.agreement("blocks", "wrong", wrong, expected, dtype)["agrees"]
     assert not suite.agreement("blocks", "NaN", expected * np.nan, expected, "float32")["agrees"]
@@ -125,15 +119,15 @@ def test_a_wrong_exit_and_a_nan_are_found():
 
 @pytest.mark.parametrize("sizes", [(6,), (6, 3, 1), (6, 4, 3, 2, 1)])
 def test_candidates_agree_with_run_all(sizes):
-    made = device_vit.problem(device_vit.SMALL, 6)
+    made = vit.problem(vit.SMALL, 6)
     depth = made.shape.depth
-    outputs = device_blocks.reference_outputs(made)
-    make = lambda p: device_vit.stacked(made.shape, p)
-    loop = device_candidates.HostLoop(make, depth, sizes)
+    outputs = blocks.reference_outputs(made)
+    make = lambda p: vit.stacked(made.shape, p)
+    loop = candidates.HostLoop(make, depth, sizes)
     for depths in ([1, 2, 3, 4, 5, 6], [1] * 6, [6] * 6, [2, 6, 2, 2, 2, 2]):
         wanted, placed = np.array(depths, np.int32), jnp.array(depths, jnp.int32)
-        expected = device_vit.at_exits(outputs, wanted)
-        in_one = device_candidates.shrinking(make(made.params), made.state, placed, depth, sizes)
+        expected = vit.at_exits(outputs, wanted)
+        in_one = candidates.shrinking(make(made.params), made.state, placed, depth, sizes)
         for output, exits, executed in (in_one, loop(made.params, made.state, placed)):
             np.testing.assert_allclose(output, expected, rtol=1e-4, atol=1e-4)
             np.testing.assert_array_equal(exits, wanted)
@@ -142,7 +136,7 @@ def test_candidates_agree_with_run_all(sizes):
 
 @pytest.mark.parametrize("batch, mean", [(8, 0.25), (64, 0.5), (256, 0.75), (256, 0.25)])
 def test_depths_have_the_mean_that_was_asked_for(batch, mean):
-    depths = device_timing.prescribed(12, mean, batch)
+    depths = timing.prescribed(12, mean, batch)
     assert depths.min() >= 1 and depths.max() <= 12
     assert abs(depths.mean() / 12 - mean) < 0.04
 
@@ -152,10 +146,10 @@ def test_processes_with_flags_answer_and_refused_flags_are_skipped(monkeypatch):
         "default": ("",),
         "other": ("--xla_no_such_flag=1", "--xla_cpu_enable_fast_math=false"),
     }
-    monkeypatch.setattr(device_loops, "FLAGS", flags)
+    monkeypatch.setattr(loops, "FLAGS", flags)
     suite = State(None, True, 300.0, {})
     suite.loop_iterations = 20
-    device_loops._in_children(suite)
+    loops._in_children(suite)
     assert [s["what"] for s in suite.skipped] == ["--xla_no_such_flag=1"]
     assert {r["variant"] for r in suite.records} == {"default", "other"}
     assert {r["flags"] for r in suite.records} == {"", "--xla_cpu_enable_fast_math=false"}

@@ -7,10 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dynexit.bench import device_vit
-from dynexit.bench.device_state import State
-from dynexit.bench.device_timing import compiled, measure, prescribed
-from dynexit.bench.device_vit import Shape, tolerance
+from dynexit.bench.device.state import State
+from dynexit.bench.device.timing import compiled, measure, prescribed
+from dynexit.bench.device.vit import Shape, tolerance
 from dynexit.criteria.confidence import at_depth
 from dynexit.engine.gradients.bounded import run_bounded
 from dynexit.engine.run import run_all, run_full
@@ -23,7 +22,7 @@ Loss = Callable[..., jax.Array]  # (params, state, labels, depths) -> scalar
 def run_training(suite: State) -> None:
     """Adds a record for each training step; the losses are compared with those of `dx.run_all`."""
     shape, batch = suite.shape, suite.train_batch
-    _, params, state = device_vit.problem(shape, batch)
+    _, params, state = vit.problem(shape, batch)
     depths = prescribed(shape.depth, MEAN_DEPTH, batch)
     labels = jnp.arange(batch, dtype=jnp.int32) % shape.classes
     arguments = params, state, labels, jnp.asarray(depths)
@@ -53,7 +52,7 @@ def losses(shape: Shape) -> dict[str, tuple[Loss, int, bool]]:
     (`run_all`) or over the exit that each row takes (`run_bounded`).
     """
     depth = shape.depth
-    stacked = device_vit.stacked
+    stacked = vit.stacked
 
     def full(p, h, labels, depths):
         return _cross_entropy(run_full(stacked(shape, p), h, depth)[1], labels)
@@ -96,9 +95,9 @@ def _check(suite: State, programs: dict[str, Any], arguments: tuple) -> dict[str
     """
     shape = suite.shape
     params, state, labels, depths = arguments
-    every = jax.jit(lambda p, h: run_all(device_vit.stacked(shape, p), h, shape.depth))
+    every = jax.jit(lambda p, h: run_all(vit.stacked(shape, p), h, shape.depth))
     outputs = np.asarray(every(params, state), np.float32)
-    taken = jnp.asarray(device_vit.at_exits(outputs, np.asarray(depths)))
+    taken = jnp.asarray(vit.at_exits(outputs, np.asarray(depths)))
     norm = jax.jit(lambda g: jnp.sqrt(sum(jnp.sum(a.astype(jnp.float32) ** 2) for a in g.values())))
     of_logits = {0: taken, 1: jnp.asarray(outputs[-1]), shape.depth: jnp.asarray(outputs)}
     known = {kind: _cross_entropy(logits, labels) for kind, logits in of_logits.items()}

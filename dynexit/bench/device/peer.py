@@ -7,11 +7,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from dynexit.bench import device_vit
-from dynexit.bench.device_blocks import full_program, reference_outputs
-from dynexit.bench.device_state import State
-from dynexit.bench.device_timing import measure, prescribed
-from dynexit.bench.device_vit import Problem
+from dynexit.bench.device.blocks import full_program, reference_outputs
+from dynexit.bench.device.state import State
+from dynexit.bench.device.timing import measure, prescribed
+from dynexit.bench.device.vit import Problem
 
 SECTION = "peer"
 
@@ -21,7 +20,7 @@ def run_peer(suite: State, batch: int) -> None:
     if importlib.util.find_spec("torch") is None:
         suite.skip(SECTION, f"batch {batch}", "PyTorch is not installed")
         return
-    made = device_vit.problem(suite.shape, batch)
+    made = vit.problem(suite.shape, batch)
     _, params, state = made
     depth = suite.shape.depth
     suite.say(f"peer, batch {batch}: preparing")
@@ -31,7 +30,7 @@ def run_peer(suite: State, batch: int) -> None:
     for mean in suite.means:
         depths = prescribed(depth, mean, batch)
         fraction = float(depths.mean()) / depth
-        expected = device_vit.at_exits(reference, depths)
+        expected = vit.at_exits(reference, depths)
         dtype = suite.shape.dtype
         found = peer.run(depths), peer.full()
         names = "torch regrouping", "torch full"

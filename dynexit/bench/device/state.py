@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from dynexit.bench.device_vit import SMALL, VIT_B16, Shape, disagreement, tolerance
+from dynexit.bench.device.vit import SMALL, VIT_B16, Shape, disagreement, tolerance
 
 
 class State:

@@ -4,10 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dynexit.bench import device_vit
-from dynexit.bench.device_blocks import compare
-from dynexit.bench.device_state import State
-from dynexit.bench.device_timing import compiled, prescribed
+from dynexit.bench.device.blocks import compare
+from dynexit.bench.device.state import State
+from dynexit.bench.device.timing import compiled, prescribed
 from dynexit.criteria.confidence import at_depth
 from dynexit.engine.run import run_all, run_full
 from dynexit.engine.streaming.stream import run_stream
@@ -17,10 +16,10 @@ SECTION = "streaming"
 
 def run_streaming(suite: State) -> None:
     """Adds records of `dx.run_full`, `dx.run_stream` and the executors at every mean depth."""
-    made = device_vit.problem(suite.shape, suite.queue)
+    made = vit.problem(suite.shape, suite.queue)
     shape, params, state = made
     depth = shape.depth
-    make = lambda p: device_vit.tied(shape, p)
+    make = lambda p: vit.tied(shape, p)
     ones = jnp.ones(suite.queue, jnp.int32)
     suite.say(f"streaming: compiling the full depth of {suite.queue} rows")
     full = compiled(lambda p, h: run_full(make(p), h, depth)[1], params, state).call
@@ -36,7 +35,7 @@ def run_streaming(suite: State) -> None:
         return run
 
     def executed(executor):
-        return lambda p, h, d: device_vit.run_with(make(p), h, d, depth, executor)
+        return lambda p, h, d: vit.run_with(make(p), h, d, depth, executor)
 
     runs = {f"stream, {slots} slots": stream(slots) for slots in suite.slots}
     runs |= {"masked": executed("masked"), "compacted": executed("compacted")}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jax
 
-from dynexit.bench.device_state import State
+from dynexit.bench.device.state import State
 
 
 def hardware() -> dict:

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dynexit.bench import device_candidates, device_vit
-from dynexit.bench.device_state import State
-from dynexit.bench.device_timing import Timing, compiled, measure, prescribed, seconds_of
-from dynexit.bench.device_vit import Problem
+from dynexit.bench.device import candidates, vit
+from dynexit.bench.device.state import State
+from dynexit.bench.device.timing import Timing, compiled, measure, prescribed, seconds_of
+from dynexit.bench.device.vit import Problem
 from dynexit.engine.executors.tiling import Tiling
 from dynexit.engine.run import run_all, run_full
 from dynexit.engine.tuning.tune import tune
@@ -28,10 +28,10 @@ def run_blocks(suite: State, batch: int) -> None:
       suite: the state of the suite.
       batch: rows.
     """
-    made = device_vit.problem(suite.shape, batch)
+    made = vit.problem(suite.shape, batch)
     _, params, state = made
     depth = suite.shape.depth
-    step = device_vit.stacked(suite.shape, params)
+    step = vit.stacked(suite.shape, params)
     reference = reference_outputs(made)
     suite.say(f"batch {batch}: compiling the full depth")
     full = {"full": full_program(made)}
@@ -39,7 +39,7 @@ def run_blocks(suite: State, batch: int) -> None:
     if not suite.has_time(SECTION, f"batch {batch}", (TUNING + CALLS) * once):
         return
     suite.say(f"batch {batch}: measuring the cost of tiles")
-    sizes = tuple(sorted(device_candidates.falling(batch, suite.tile_sizes)))
+    sizes = tuple(sorted(candidates.falling(batch, suite.tile_sizes)))
     costs = tune(step, state, depth, sizes=sizes, repeats=3).costs
     suite.add({"section": "tiles", "program": "tile costs", "batch": batch, "costs": costs[0]})
     programs = _fixed_programs(suite, made, costs[0])
@@ -95,7 +95,7 @@ def compare(
     once = seconds_of(calls["full"])
     if not suite.has_time(section, f"{label}, {fraction:.0%}", once * len(calls) * CALLS):
         return
-    expected = device_vit.at_exits(reference, depths)
+    expected = vit.at_exits(reference, depths)
     checked: dict[str, dict] = {}
     for name, call in calls.items():
         what = f"{label}, {fraction:.0%}, {name}"
@@ -127,13 +127,13 @@ def _ratios(full: Timing, t: Timing, fraction: float) -> dict[str, float]:
 
 def reference_outputs(made: Problem) -> np.ndarray:
     """The outputs of every exit, by `dx.run_all`: float32 `[E, B, classes]`."""
-    run = lambda p, h: run_all(device_vit.stacked(made.shape, p), h, made.shape.depth)
+    run = lambda p, h: run_all(vit.stacked(made.shape, p), h, made.shape.depth)
     return np.asarray(jax.jit(run)(made.params, made.state), np.float32)
 
 
 def full_program(made: Problem, attention: Any = None) -> Run:
     """`dx.run_full`, compiled: `(params, state) -> outputs`."""
-    step = lambda p: device_vit.stacked(made.shape, p, attention=attention)
+    step = lambda p: vit.stacked(made.shape, p, attention=attention)
     run = lambda p, h: run_full(step(p), h, made.shape.depth)[1]
     return compiled(run, made.params, made.state).call
 
@@ -142,8 +142,8 @@ def run_until_program(made: Problem, executor: str, tile: Any) -> Run:
     """`dx.run_until` with this executor and these tiles, not compiled."""
 
     def run(p, h, depths):
-        step = device_vit.stacked(made.shape, p)
-        return device_vit.run_with(step, h, depths, made.shape.depth, executor, tile)
+        step = vit.stacked(made.shape, p)
+        return vit.run_with(step, h, depths, made.shape.depth, executor, tile)
 
     return run
 
@@ -158,20 +158,20 @@ def _compile(suite: State, made: Problem, name: str, run: Run) -> Run | None:
 def _fixed_programs(suite: State, made: Problem, costs: dict[int, float]) -> dict[str, Run]:
     """The programs that do not depend on the depths."""
     batch, depth = made.batch, made.shape.depth
-    make = lambda p: device_vit.stacked(made.shape, p)
-    sizes = device_candidates.falling(batch, suite.tile_sizes)
+    make = lambda p: vit.stacked(made.shape, p)
+    sizes = candidates.falling(batch, suite.tile_sizes)
     coarse = sizes[:3]
     tiling = Tiling(coarse, tuple(costs[s] for s in coarse))
     runs: dict[str, Run] = {
         "masked": run_until_program(made, "masked", None),
         "compacted": run_until_program(made, "compacted", None),
         f"compacted {'/'.join(map(str, coarse))}": run_until_program(made, "compacted", tiling),
-        "shrinking loops": lambda p, h, d: device_candidates.shrinking(make(p), h, d, depth, sizes),
+        "shrinking loops": lambda p, h, d: candidates.shrinking(make(p), h, d, depth, sizes),
     }
     built = {name: _compile(suite, made, name, run) for name, run in runs.items()}
     found = {name: run for name, run in built.items() if run is not None}
     if suite.has_time(SECTION, f"batch {batch}, host loop"):
-        found["host loop"] = device_candidates.HostLoop(make, depth, sizes)
+        found["host loop"] = candidates.HostLoop(make, depth, sizes)
     return found
 
 
@@ -180,7 +180,7 @@ def _other_full_programs(suite: State, made: Problem) -> dict[str, Run]:
     shape, found = made.shape, {}
 
     def unrolled(p, h):
-        step = device_vit.stacked(shape, p)
+        step = vit.stacked(shape, p)
         output = None
         for i in range(shape.depth):  # outputs that no one reads are removed by the compiler
             h, output = step.apply(jax.tree.map(lambda a, i=i: a[i], p), jnp.int32(i), h)

@@ -1,7 +1,7 @@
 """Seconds per iteration of loops whose end depends on data, also with command buffers on a GPU.
 
 XLA reads its flags when the backend starts, so that each set of flags needs a process of its own:
-`python -m dynexit.bench.device_loops` compiles the programs, prints one line of JSON, and times
+`python -m dynexit.bench.device.loops` compiles the programs, prints one line of JSON, and times
 every program once for each line that it reads. The parent asks its children in turn.
 """
 
@@ -17,10 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from dynexit.bench import device_vit
-from dynexit.bench.device_processes import Child
-from dynexit.bench.device_state import State
-from dynexit.bench.device_timing import compiled, prescribed, timing_of
+from dynexit.bench.device.processes import Child
+from dynexit.bench.device.state import State
+from dynexit.bench.device.timing import compiled, prescribed, timing_of
 
 SECTION = "loops"
 FLAGS = {  # by the name of the variant; the first that the installed XLA accepts is taken
@@ -60,7 +59,7 @@ def _in_children(suite: State) -> None:
                 suite.say(f"loops: starting a process with {flags or variant}")
                 arguments = ["--iterations", str(suite.loop_iterations)]
                 arguments += ["--small"] if suite.small else []
-                child = Child("dynexit.bench.device_loops", arguments, flags)
+                child = Child("dynexit.bench.device.loops", arguments, flags)
                 try:
                     child.read(min(START_SECONDS, max(suite.left(), 1.0)))
                 except RuntimeError as error:
@@ -99,7 +98,7 @@ def loop_programs(small: bool, iterations: int) -> dict[str, Program]:
     """
     found = {name: _dynamic(body, iterations) for name, body in _bodies().items()}
     found["fixed trip count, small body"] = _fixed(_bodies()["while, small body"], iterations)
-    found |= _block_loops(device_vit.SMALL if small else device_vit.VIT_B16)
+    found |= _block_loops(vit.SMALL if small else vit.VIT_B16)
     for call, _ in found.values():
         jax.block_until_ready(call())
     return found
@@ -159,17 +158,17 @@ def _fixed(body: Callable[[Any, Any], Any], iterations: int) -> Program:
     return lambda: program(*arguments), iterations
 
 
-def _block_loops(shape: device_vit.Shape) -> dict[str, Program]:
+def _block_loops(shape: vit.Shape) -> dict[str, Program]:
     """`dx.run_until` over transformer blocks, where an iteration is one block."""
-    made = device_vit.problem(shape, BLOCK_BATCH)
+    made = vit.problem(shape, BLOCK_BATCH)
     drawn = prescribed(shape.depth, 0.5, BLOCK_BATCH)
     arguments = made.params, made.state, jnp.asarray(drawn)
     found = {}
     for executor in ("masked", "compacted"):
 
         def run(p, h, depths, executor=executor):
-            step = device_vit.stacked(shape, p)
-            return device_vit.run_with(step, h, depths, shape.depth, executor)
+            step = vit.stacked(shape, p)
+            return vit.run_with(step, h, depths, shape.depth, executor)
 
         program = compiled(run, *arguments).call
         name = f"{executor}, {BLOCK_BATCH} rows"
