@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from dynexit.bench.device import report
 from dynexit.bench.device.blocks import run_blocks
 from dynexit.bench.device.loops import run_loops
 from dynexit.bench.device.peer import run_peer

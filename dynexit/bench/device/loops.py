@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from dynexit.bench.device import vit
 from dynexit.bench.device.processes import Child
 from dynexit.bench.device.state import State
 from dynexit.bench.device.timing import compiled, prescribed, timing_of

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from dynexit.bench.device import vit
 from dynexit.bench.device.blocks import full_program, reference_outputs
 from dynexit.bench.device.state import State
 from dynexit.bench.device.timing import measure, prescribed

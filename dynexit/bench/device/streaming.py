@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dynexit.bench.device import vit
 from dynexit.bench.device.blocks import compare
 from dynexit.bench.device.state import State
 from dynexit.bench.device.timing import compiled, prescribed

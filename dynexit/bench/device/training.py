@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dynexit.bench.device import vit
 from dynexit.bench.device.state import State
 from dynexit.bench.device.timing import compiled, measure, prescribed
 from dynexit.bench.device.vit import Shape, tolerance
