@@ -1,4 +1,4 @@
-"""What the network is trained on, from the losses of all exits."""
+"""Training objectives: losses per exit, weights of exits, ACT, PonderNet, distillation."""
 
 from typing import TYPE_CHECKING
 

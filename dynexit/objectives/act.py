@@ -1,6 +1,4 @@
-"""Adaptive computation time: weights of the steps, their number and the remainder, from accumulated
-halting probabilities.
-"""
+"""Adaptive computation time (ACT): step weights, number of steps and remainder."""
 
 from typing import NamedTuple
 
@@ -11,17 +9,16 @@ from dynexit.objectives.multi_exit import widened
 
 
 class ActAccount(NamedTuple):
-    """What ACT makes of the halting probabilities of every place (or of every row, where the shapes
-    are `[N, B]`).
+    """The quantities of ACT, per row for inputs `[N, B]` and else per position of a row.
 
     Attributes:
-      weights: `[N, B, ...]`, w; sums to 1 over the steps, 0 after the halting step.
-      updates: `[B, ...]`, n in 1..N, the halting step; piecewise constant, so no gradient goes
-        through it.
-      remainder: `[B, ...]`, R = w_n, what was left for the halting step.
-      ponder: `[B, ...]`, n + R, Graves' rho; at least 2 where N is not reached (a step that is sure
-        at once has n = 1 and R = 1).
-      at_limit: bool `[B, ...]`, whether the last step was taken because there is no other.
+      weights: `[N, B, ...]`, w; sums to 1 over the steps and is 0 after the halting step.
+      updates: int32 `[B, ...]`, n in 1..N, the halting step; piecewise constant, so it has no
+        gradient.
+      remainder: `[B, ...]`, R = w_n, the probability that remains for the halting step.
+      ponder: `[B, ...]`, n + R, Graves' rho; at least 2 if the row halts before step N (halting at
+        n = 1 has R = 1).
+      at_limit: bool `[B, ...]`, whether halting was forced at step N.
     """
 
     weights: Array
@@ -32,26 +29,28 @@ class ActAccount(NamedTuple):
 
 
 def halting_sums(halting: Array, epsilon: float = 0.01) -> Array:
-    """Halting probability accumulated up to each step, h_n = sum_{i<=n} p_i, and 1 once that is
-    above 1 - epsilon.
+    """Cumulative halting probability of ACT, set to 1 once it exceeds 1 - epsilon.
+
+    h_n = sum_{i<=n} p_i if that is at most 1 - epsilon, else 1.
 
     Args:
       halting: p, `[N, B, ...]` in 0..1.
       epsilon: above 0 and below 1.
 
     Returns:
-      `[N, B, ...]`, float32 or better; 1 exactly from the halting step on. Where no step halts the
+      `[N, B, ...]`, float32 or float64; exactly 1 from the halting step on. If no step halts, the
       last entry is below 1.
 
     Raises:
-      ValueError: `halting` is not `[N, B, ...]`, `epsilon` not between 0 and 1.
+      ValueError: `halting` does not have shape `[N, B, ...]`, or `epsilon` is not between 0 and 1.
 
     Example:
-      >>> [round(h, 4) for h in halting_sums(jnp.array([[0.3], [0.4], [0.5], [0.5]]))[:, 0].tolist()]
+      >>> sums = halting_sums(jnp.array([[0.3], [0.4], [0.5], [0.5]]))
+      >>> [round(h, 4) for h in sums[:, 0].tolist()]
       [0.3, 0.7, 1.0, 1.0]
 
-    Source: Graves 2016, equation 6, there with >=; the released Universal Transformer compares
-      strictly, as here.
+    Source: Graves 2016, equation 6, which compares with >=; the released Universal Transformer
+      compares with >, as this function does.
     """
     if not 0 < epsilon < 1:
         raise ValueError(f"`epsilon` must lie between 0 and 1, both excluded, got {epsilon}")
@@ -61,28 +60,30 @@ def halting_sums(halting: Array, epsilon: float = 0.01) -> Array:
 
 
 def act_account(sums: Array) -> ActAccount:
-    """Weights, number of steps and remainder, w_n = h_n - h_{n-1} with h_N = 1: the last step gets
-    what is left, halted or not.
+    """Weights, number of steps and remainder of ACT from cumulative halting probabilities.
+
+    w_n = h_n - h_{n-1} with h_0 = 0 and h_N = 1. The last step takes the remaining probability
+    whether or not it halts.
 
     Args:
-      sums: h, `[N, B, ...]`, of `halting_sums` or an averaged model's output "accumulated"; 1
-        exactly once halted.
+      sums: h, `[N, B, ...]`, from `halting_sums` or the output "accumulated" of an averaged model;
+        exactly 1 once halted.
 
     Returns:
-      `ActAccount`. Gradients reach h, and so the halting probabilities, through weights, remainder
-      and ponder: d ponder / dp_k is -1 before the halting step and 0 from there on.
+      An `ActAccount`. Gradients reach h, and so the halting probabilities, through weights,
+      remainder and ponder: d ponder / dp_k is -1 before the halting step and 0 from there on.
 
     Raises:
-      ValueError: `sums` is not `[N, B, ...]`.
+      ValueError: `sums` does not have shape `[N, B, ...]`.
 
     Example:
       >>> account = act_account(halting_sums(jnp.array([[0.3], [0.4], [0.5], [0.5]])))
       >>> [round(w, 4) for w in account.weights[:, 0].tolist()], round(float(account.ponder[0]), 4)
       ([0.3, 0.4, 0.3, 0.0], 3.3)
 
-    Source: Graves 2016, equations 7 to 11. The released Universal Transformer (two public versions)
-      gives no remainder at the step
-    limit, so that its weights sum to less than 1 there; here they sum to 1.
+    Source: Graves 2016, equations 7 to 11. Deviation from two public versions of the Universal
+      Transformer: they add no remainder at the step limit, so their weights sum to less than 1
+      there; these sum to 1.
     """
     _check(sums, "sums")
     h = widened(sums)
@@ -98,5 +99,6 @@ def act_account(sums: Array) -> ActAccount:
 def _check(values: Array, name: str) -> None:
     if values.ndim < 2 or 0 in values.shape:
         raise ValueError(
-            f"`{name}` must have shape [N, B] or [N, B, ...], none of them 0, got {values.shape}"
+            f"`{name}` must have shape [N, B] or [N, B, ...] without an axis of size 0, "
+            f"got {values.shape}"
         )

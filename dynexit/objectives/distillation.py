@@ -1,4 +1,4 @@
-"""The last exit as the teacher of the earlier ones."""
+"""Self-distillation: the last exit as the teacher of the earlier exits."""
 
 import jax
 import jax.numpy as jnp
@@ -8,34 +8,39 @@ from dynexit.objectives.multi_exit import check_logits, log_softmax, multi_exit_
 
 
 def self_distillation(logits: Array, temperature: float = 1.0) -> Array:
-    """How far each exit is from the last, d_eb = T^2 KL(softmax(z_{E-1} / T) || softmax(z_e / T));
-    no gradient to the teacher.
+    """KL divergence from the last exit to every exit, without a gradient to the last exit.
+
+    d_eb = T^2 KL(softmax(z_{E-1} / T) || softmax(z_e / T)), with the teacher z_{E-1} held constant.
 
     Args:
-      logits: `[E, B, C]`.
-      temperature: T, above 0. The factor T^2 keeps the gradients' size, as Hinton et al. have it.
+      logits: z, `[E, B, C]`.
+      temperature: T, above 0. The factor T^2 keeps the scale of the gradients independent of T, as
+        in Hinton et al.
 
     Returns:
       `[E, B]` in nats, at least 0 up to rounding; the last row is 0, and so is its gradient.
 
     Raises:
-      ValueError: `temperature` is not above 0, or `logits` is not `[E, B, C]`.
+      ValueError: `temperature` is not above 0, or `logits` does not have shape `[E, B, C]`.
 
     Example:
       >>> logits = jnp.array([[[0.0, 0.0]], [[2.0, 0.0]]])  # E=2, B=1, C=2
       >>> [round(d, 4) for d in self_distillation(logits)[:, 0].tolist()]
       [0.3278, 0.0]
 
-    Source: Liu et al. 2020, FastBERT (T = 1, the student exits alone trained); Zhang et al. 2019.
+    Source: Liu et al. 2020, FastBERT, with T = 1 and only the early exits trained; Zhang et al.
+      2019.
     """
     if not temperature > 0:
         raise ValueError(f"`temperature` must be above 0, got {temperature}")
     if logits.ndim != 3 or 0 in logits.shape:
-        raise ValueError(f"`logits` must have shape [E, B, C], none of them 0, got {logits.shape}")
+        raise ValueError(
+            f"`logits` must have shape [E, B, C] without an axis of size 0, got {logits.shape}"
+        )
     log_p = log_softmax(logits / temperature)
     teacher = jax.lax.stop_gradient(log_p[-1])
 
-    def one_exit(student):  # [B, C]; a class the teacher excludes (-inf) counts 0
+    def one_exit(student):  # [B, C]; a class the teacher excludes (-inf) contributes 0
         excluded = jnp.isneginf(teacher)
         gap = jnp.where(excluded, 0.0, teacher) - jnp.where(excluded, 0.0, student)
         return (jnp.exp(teacher) * gap).sum(axis=-1)
@@ -50,15 +55,15 @@ def distilled_cross_entropy(
     temperature: float = 1.0,
     label_smoothing: float = 0.0,
 ) -> Array:
-    """Early exits learn from labels and from the last exit, which learns from labels alone.
+    """Cross-entropy of every exit, mixed with distillation from the last exit.
 
-    l_eb = (1 - alpha) CE_eb + alpha d_eb for e < E-1, and CE for the last, with d of
+    l_eb = (1 - alpha) CE_eb + alpha d_eb for e < E-1, and l_{E-1,b} = CE_{E-1,b}, with d of
     `self_distillation`.
 
     Args:
       logits: `[E, B, C]`.
       labels: integers `[B]`.
-      alpha: share of the teacher, in 0..1; 1 is FastBERT.
+      alpha: weight of the distillation, in 0..1; 1 is FastBERT.
       temperature: T, above 0.
       label_smoothing: in 0..1.
 
@@ -66,12 +71,15 @@ def distilled_cross_entropy(
       `[E, B]` in nats.
 
     Raises:
-      TypeError, ValueError: as `multi_exit_cross_entropy`; `alpha` outside 0..1.
+      TypeError, ValueError: as `multi_exit_cross_entropy` and `self_distillation`; `alpha` outside
+        0..1.
 
     Example:
-      >>> logits = jnp.array([[[0.0, 0.0]], [[2.0, 0.0]]])
-      >>> [round(l, 4) for l in distilled_cross_entropy(logits, jnp.array([0]), 1.0)[:, 0].tolist()]
+      >>> logits, labels = jnp.array([[[0.0, 0.0]], [[2.0, 0.0]]]), jnp.array([0])
+      >>> [round(l, 4) for l in distilled_cross_entropy(logits, labels, alpha=1.0)[:, 0].tolist()]
       [0.3278, 0.1269]
+
+    Source: Liu et al. 2020, FastBERT, for alpha = 1; Zhang et al. 2019 for the mixture.
     """
     if not 0 <= alpha <= 1:
         raise ValueError(f"`alpha` must lie in 0..1, got {alpha}")

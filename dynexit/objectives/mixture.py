@@ -1,6 +1,4 @@
-"""PonderNet's answer in expectation: the class probabilities of all steps, each as likely as
-halting there.
-"""
+"""PonderNet's expected prediction: class probabilities averaged over the halting step."""
 
 import jax
 
@@ -10,20 +8,21 @@ from dynexit.objectives.ponder import log_halting
 
 
 def halting_mixture(logits: Array, halt_logits: Array) -> Array:
-    """Log-probabilities of the classes with the halting step summed out, ln sum_n p_n softmax(z_n).
+    """Log-probabilities of the classes, marginalised over the halting step.
 
-    No compute is saved: all N steps run. It is what sampled exits (`criteria.halting_sampled`)
-      answer on average.
+    ln sum_n p_n softmax(z_n). All N steps run, so this saves no compute. It is the expectation of
+    what sampled exits (`criteria.halting_sampled`) return.
 
     Args:
       logits: z, `[N, B, C]` or `[N, B, ..., C]`.
-      halt_logits: `[N, B]`; p is that of `log_halting`, whose last step takes what is left.
+      halt_logits: `[N, B]`; p is that of `log_halting`, whose last step takes the remaining
+        probability.
 
     Returns:
-      `[B, ..., C]`, float32 or better; exp of it sums to 1 over the classes.
+      `[B, ..., C]`, float32 or float64; its exponential sums to 1 over the classes.
 
     Raises:
-      ValueError: shapes that do not fit.
+      ValueError: the shapes of `logits` and `halt_logits` do not match.
 
     Example:
       >>> import jax.numpy as jnp
@@ -32,14 +31,13 @@ def halting_mixture(logits: Array, halt_logits: Array) -> Array:
       >>> [round(p, 4) for p in jnp.exp(mixed)[0].tolist()]  # 0.25 x 0.9 + 0.75 x 0.1
       [0.3, 0.7]
 
-    Source: Balagansky and Gavrilov 2022, the rule "expectation"; the released PALBERT gives the
-      last step 1 - p_N, so that its
-    weights do not sum to 1.
+    Source: Balagansky and Gavrilov 2022, the rule "expectation". Deviation from the released
+      PALBERT: it gives the last step the weight 1 - p_N, so its weights do not sum to 1.
     """
     if logits.ndim < 3 or logits.shape[:2] != halt_logits.shape:
-        came = f"{logits.shape} and {halt_logits.shape}"
         raise ValueError(
-            f"`logits` must have shape [N, B, ..., C] for `halt_logits` [N, B], got {came}"
+            "`logits` must have shape [N, B, ..., C] for `halt_logits` [N, B], "
+            f"got {logits.shape} and {halt_logits.shape}"
         )
     log_p = log_halting(halt_logits)
     return jax.nn.logsumexp(

@@ -1,6 +1,4 @@
-"""Cross-entropy at every exit, and its weighted sum: deep supervision. Nothing here takes the mean
-over the batch.
-"""
+"""Cross-entropy of every exit and its weighted sum over the exits, unreduced over the batch."""
 
 from typing import Any
 
@@ -12,30 +10,31 @@ from dynexit.core.types import Array
 
 
 def multi_exit_cross_entropy(logits: Array, labels: Array, label_smoothing: float = 0.0) -> Array:
-    """Cross-entropy of every exit, l_eb = -(1 - a) ln p_eb[y_b] - (a / C) sum_c ln p_eb[c].
+    """Cross-entropy of every exit with label smoothing.
 
-    Where a row has a label for each of its places, its loss is the mean over the places that count.
+    l_eb = -(1 - a) ln p_eb[y_b] - (a / C) sum_c ln p_eb[c]. If a row has a label per position, its
+    loss is the mean over the positions that are not ignored.
 
     Args:
-      logits: `[E, B, C]`, or `[E, B, ..., C]` for labels by place; floating point.
-      labels: integers `[B]` or `[B, ...]` in 0..C-1; -1 (`dynexit.core.labels.IGNORED`) at places
-        that do not count.
+      logits: `[E, B, C]`, or `[E, B, ..., C]` for labels per position; floating point.
+      labels: integers `[B]` or `[B, ...]` in 0..C-1; -1 (`dynexit.core.labels.IGNORED`) at ignored
+        positions.
       label_smoothing: a, in 0..1.
 
     Returns:
-      `[E, B]` in nats, 0 for a row without a place that counts; float32, or float64 for float64
-      logits. Half precision is computed in float32.
+      `[E, B]` in nats, 0 for a row whose positions are all ignored; float64 for float64 logits,
+      float32 otherwise. Half precision is computed in float32.
 
     Raises:
-      TypeError: logits that are not floating point, labels that are not integers.
-      ValueError: shapes that do not fit, or `label_smoothing` outside 0..1.
+      TypeError: `logits` are not floating point, or `labels` are not integers.
+      ValueError: the shapes do not match, or `label_smoothing` lies outside 0..1.
 
     Example:
       >>> logits = jnp.zeros((3, 2, 4))  # E=3, B=2, C=4
       >>> multi_exit_cross_entropy(logits, jnp.array([1, 3])).shape
       (3, 2)
 
-    Source: Szegedy et al. 2016 for the smoothing, uniform over all C classes.
+    Source: Szegedy et al. 2016 for label smoothing, uniform over all C classes.
     """
     check_logits(logits, labels)
     if not 0 <= label_smoothing <= 1:
@@ -54,25 +53,32 @@ def multi_exit_cross_entropy(logits: Array, labels: Array, label_smoothing: floa
 
 
 def mean_of_counted(values: Array, counts: Array) -> Array:
-    """Mean over a row's places that count, `[b, ...]` to `[b]`; 0 where there are none."""
+    """Mean of each row over the positions that are not ignored.
+
+    Args:
+      values: floating point `[b, ...]`.
+      counts: bool `[b, ...]`, false at ignored positions.
+
+    Returns:
+      `[b]`, in the type of `values`; 0 for a row whose positions are all ignored.
+    """
     axes = tuple(range(1, values.ndim))
-    return jnp.where(counts, values, 0.0).sum(axis=axes) / jnp.maximum(
-        counts.sum(axis=axes), 1
-    ).astype(values.dtype)
+    total = jnp.where(counts, values, 0.0).sum(axis=axes)
+    return total / jnp.maximum(counts.sum(axis=axes), 1).astype(values.dtype)
 
 
 def weighted(losses: Array, weights: Any) -> Array:
     """Weighted sum over the exits, sum_e w_e l_eb.
 
     Args:
-      losses: `[E, B]`.
-      weights: `[E]`; see `dynexit.objectives.weights`. Not normalised here.
+      losses: l, `[E, B]`.
+      weights: w, `[E]`; see `dynexit.objectives.weights`. They are not normalised here.
 
     Returns:
       `[B]`, in the type of `losses`.
 
     Raises:
-      ValueError: shapes that do not fit.
+      ValueError: the shapes do not match.
 
     Example:
       >>> weighted(jnp.array([[1.0, 2.0], [3.0, 4.0]]), [0.5, 1.0]).tolist()
@@ -81,7 +87,8 @@ def weighted(losses: Array, weights: Any) -> Array:
     weights = jnp.asarray(weights, losses.dtype)
     if losses.ndim != 2 or weights.shape != losses.shape[:1]:
         raise ValueError(
-            f"`weights` must have shape [E] for `losses` [E, B], got {weights.shape} and {losses.shape}"
+            "`weights` must have shape [E] for `losses` [E, B], "
+            f"got {weights.shape} and {losses.shape}"
         )
     return (weights[:, None] * losses).sum(axis=0)
 
@@ -89,16 +96,19 @@ def weighted(losses: Array, weights: Any) -> Array:
 def deep_supervision(
     logits: Array, labels: Array, weights: Any, label_smoothing: float = 0.0
 ) -> Array:
-    """Every exit is trained on the labels: the weighted sum of their cross-entropies.
+    """Weighted sum of the cross-entropies of all exits, sum_e w_e CE_eb.
 
     Args:
-      logits: `[E, B, C]`.
-      labels: integers `[B]`.
-      weights: `[E]`.
+      logits: `[E, B, C]`, or `[E, B, ..., C]` for labels per position.
+      labels: integers `[B]` or `[B, ...]`, as in `multi_exit_cross_entropy`.
+      weights: w, `[E]`.
       label_smoothing: in 0..1.
 
     Returns:
       `[B]` in nats.
+
+    Raises:
+      TypeError, ValueError: as `multi_exit_cross_entropy` and `weighted`.
 
     Example:
       >>> loss = deep_supervision(jnp.zeros((2, 1, 4)), jnp.array([0]), [0.5, 0.5])
@@ -106,27 +116,27 @@ def deep_supervision(
       1.3863
 
     Source: Lee et al. 2015, Deeply-Supervised Nets, with a softmax instead of the squared hinge and
-      without the margin gamma; the
-    plain form used by BranchyNet, PABEE and MSDNet.
+      without the margin gamma; the plain form used by BranchyNet, PABEE and MSDNet.
     """
     return weighted(multi_exit_cross_entropy(logits, labels, label_smoothing), weights)
 
 
 def widened(a: Array) -> Array:
-    """float32, or float64 as it is."""
+    """The array in float32; float64 is unchanged."""
     return a if a.dtype == jnp.float64 else a.astype(jnp.float32)
 
 
 def log_softmax(logits: Array) -> Array:
-    """ln softmax over the last axis, in float32 or better."""
+    """ln softmax over the last axis, in float32, or in float64 for float64 logits."""
     return jax.nn.log_softmax(widened(logits))
 
 
 def check_logits(logits: Array, labels: Array) -> None:
-    """Refuses logits that are not `[E, B, ..., C]` and labels that are not integers `[B, ...]`.
+    """Checks that logits are floating point `[E, B, ..., C]` and labels integers `[B, ...]`.
 
     Raises:
-      TypeError, ValueError: naming what came.
+      TypeError: `logits` are not floating point, or `labels` are not integers.
+      ValueError: a wrong shape.
     """
     if not jnp.issubdtype(logits.dtype, jnp.floating):
         raise TypeError(f"`logits` must be floating point, got {logits.dtype}")
@@ -134,7 +144,8 @@ def check_logits(logits: Array, labels: Array) -> None:
         raise TypeError(f"`labels` must be integers, got {labels.dtype}")
     if logits.ndim < 3 or 0 in logits.shape:
         raise ValueError(
-            f"`logits` must have shape [E, B, C] or [E, B, ..., C], none of them 0, got {logits.shape}"
+            "`logits` must have shape [E, B, C] or [E, B, ..., C] without an axis of size 0, "
+            f"got {logits.shape}"
         )
     if labels.shape != logits.shape[1:-1]:
         wanted = ", ".join(map(str, logits.shape[1:-1]))

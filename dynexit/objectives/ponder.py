@@ -1,6 +1,4 @@
-"""PonderNet: halting as a latent variable. Everything is a sum of logarithms, for the products
-underflow.
-"""
+"""PonderNet: halting as a latent variable, computed in logarithms because products underflow."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -16,7 +14,7 @@ from dynexit.objectives.multi_exit import widened
 
 
 class PonderLoss(NamedTuple):
-    """The loss and what to watch while it falls.
+    """The loss of PonderNet and its diagnostics.
 
     Attributes:
       loss: `[B]`, expected loss + beta x KL.
@@ -24,7 +22,7 @@ class PonderLoss(NamedTuple):
       kl: `[B]`, nats.
       probabilities: `[N, B]`, p; sums to 1 over the steps.
       mean_steps: `[B]`, sum_n n p_n, in 1..N.
-      entropy: `[B]`, of p, nats; 0 where halting has collapsed to one step.
+      entropy: `[B]`, of p, nats; 0 if halting has collapsed to one step.
     """
 
     loss: Array
@@ -36,18 +34,19 @@ class PonderLoss(NamedTuple):
 
 
 def log_halting(halt_logits: Array) -> Array:
-    """Log-probabilities of halting at each step, p_n = lambda_n prod_{i<n} (1 - lambda_i); the last
-    step takes what is left.
+    """Log-probabilities of halting at each step.
+
+    p_n = lambda_n prod_{i<n} (1 - lambda_i), with lambda = sigmoid(halt_logits) and lambda_N = 1:
+    the last step takes the remaining probability.
 
     Args:
-      halt_logits: `[N, B]`, finite; lambda = sigmoid. The last step's is not used, for there lambda
-        is 1.
+      halt_logits: `[N, B]`, finite. The logit of the last step is not used.
 
     Returns:
-      `[N, B]`, float32 or better; exp of it sums to 1 over the steps.
+      ln p, `[N, B]`, float32 or float64; its exponential sums to 1 over the steps.
 
     Raises:
-      ValueError: not `[N, B]`.
+      ValueError: `halt_logits` does not have shape `[N, B]`.
 
     Example:
       >>> logits = jax.scipy.special.logit(jnp.array([[0.2], [0.5], [0.5], [0.9]]))
@@ -58,7 +57,8 @@ def log_halting(halt_logits: Array) -> Array:
     """
     if halt_logits.ndim != 2 or 0 in halt_logits.shape:
         raise ValueError(
-            f"`halt_logits` must have shape [N, B], none of them 0, got {halt_logits.shape}"
+            "`halt_logits` must have shape [N, B] without an axis of size 0, "
+            f"got {halt_logits.shape}"
         )
     z = widened(halt_logits)
     log_survival = jnp.cumsum(jax.nn.log_sigmoid(-z[:-1]), axis=0)  # [N-1, B]
@@ -68,25 +68,28 @@ def log_halting(halt_logits: Array) -> Array:
 
 
 def geometric_last(steps: int, rate: float) -> Array:
-    """Log of a geometric prior whose remaining mass lies on the last step: g_n = r (1 - r)^(n-1),
-    g_N = (1 - r)^(N-1).
+    """Log of a geometric prior whose remaining mass lies on the last step.
+
+    g_n = r (1 - r)^(n-1) for n < N, and g_N = (1 - r)^(N-1).
 
     Args:
-      steps: N.
-      rate: r, in 0..1 exclusive; about 1 / r steps are expected where N is large.
+      steps: N, at least 1.
+      rate: r, between 0 and 1, both excluded; the expected number of steps is about 1 / r for
+        large N.
 
     Returns:
-      float32 `[N]`; exp of it sums to 1.
+      ln g, float32 `[N]`; its exponential sums to 1.
 
     Raises:
-      TypeError, ValueError: `steps` is no integer or below 1; `rate` not between 0 and 1.
+      TypeError: `steps` is not an integer.
+      ValueError: `steps` is below 1, or `rate` is not between 0 and 1.
 
     Example:
       >>> jnp.exp(geometric_last(4, 0.5)).tolist()
       [0.5, 0.25, 0.125, 0.125]
 
-    Source: the released PALBERT. With r = 0.1 and N = 12 its mean is 7.18, that of
-      `geometric_renormalised` 5.28.
+    Source: the released PALBERT. With r = 0.1 and N = 12 the mean is 7.18 steps; that of
+      `geometric_renormalised` is 5.28.
     """
     log_g = _log_geometric(steps, rate)
     log_g[-1] = (steps - 1) * np.log1p(-rate)
@@ -94,15 +97,16 @@ def geometric_last(steps: int, rate: float) -> Array:
 
 
 def geometric_renormalised(steps: int, rate: float) -> Array:
-    """Log of a geometric prior cut at N and divided by its mass: g_n = r (1 - r)^(n-1) / (1 - (1 -
-    r)^N).
+    """Log of a geometric prior truncated at N and renormalised.
+
+    g_n = r (1 - r)^(n-1) / (1 - (1 - r)^N).
 
     Args:
-      steps: N.
-      rate: r, in 0..1 exclusive.
+      steps: N, at least 1.
+      rate: r, between 0 and 1, both excluded.
 
     Returns:
-      float32 `[N]`; exp of it sums to 1.
+      ln g, float32 `[N]`; its exponential sums to 1.
 
     Raises:
       TypeError, ValueError: as `geometric_last`.
@@ -110,23 +114,28 @@ def geometric_renormalised(steps: int, rate: float) -> Array:
     Example:
       >>> [round(g, 4) for g in jnp.exp(geometric_renormalised(4, 0.5)).tolist()]
       [0.5333, 0.2667, 0.1333, 0.0667]
+
+    Source: Banino et al. 2021, PonderNet, whose truncated prior has two public versions;
+      `geometric_last` is the other one.
     """
     log_g = _log_geometric(steps, rate)
     return jnp.asarray(log_g - np.log(-np.expm1(steps * np.log1p(-rate))), jnp.float32)
 
 
 def kl_posterior_prior(log_p: Array, log_prior: Array) -> Array:
-    """KL(p || g) = sum_n p_n (ln p_n - ln g_n): the paper's direction; steps may fall out of use.
+    """KL(p || g) from the halting distribution to the prior, the direction of the paper.
+
+    sum_n p_n (ln p_n - ln g_n). It allows the probability of a step to become 0.
 
     Args:
-      log_p: `[N, B]`, of `log_halting`.
-      log_prior: `[N]`.
+      log_p: ln p, `[N, B]`, from `log_halting`.
+      log_prior: ln g, `[N]`.
 
     Returns:
       `[B]` in nats.
 
     Raises:
-      ValueError: numbers of steps that differ.
+      ValueError: `log_p` and `log_prior` differ in the number of steps.
 
     Example:
       >>> p = jnp.log(jnp.array([[0.2], [0.4], [0.2], [0.2]]))
@@ -140,18 +149,19 @@ def kl_posterior_prior(log_p: Array, log_prior: Array) -> Array:
 
 
 def kl_prior_posterior(log_p: Array, log_prior: Array) -> Array:
-    """KL(g || p) = sum_n g_n (ln g_n - ln p_n): what public implementations compute; every step
-    keeps some probability.
+    """KL(g || p) from the prior to the halting distribution, the direction of public code.
+
+    sum_n g_n (ln g_n - ln p_n). It keeps the probability of every step above 0.
 
     Args:
-      log_p: `[N, B]`, of `log_halting`.
-      log_prior: `[N]`.
+      log_p: ln p, `[N, B]`, from `log_halting`.
+      log_prior: ln g, `[N]`.
 
     Returns:
       `[B]` in nats.
 
     Raises:
-      ValueError: numbers of steps that differ.
+      ValueError: `log_p` and `log_prior` differ in the number of steps.
 
     Example:
       >>> p = jnp.log(jnp.array([[0.2], [0.4], [0.2], [0.2]]))
@@ -168,7 +178,7 @@ def halting_entropy(log_p: Array) -> Array:
     """Entropy of the halting distribution, -sum_n p_n ln p_n.
 
     Args:
-      log_p: `[N, B]`.
+      log_p: ln p, `[N, B]`, finite.
 
     Returns:
       `[B]` in nats, 0..ln N; 0 means that halting has collapsed to one step.
@@ -187,23 +197,24 @@ def ponder_loss(
     beta: float,
     divergence: Callable[[Array, Array], Array] = kl_prior_posterior,
 ) -> PonderLoss:
-    """Expected loss under the halting distribution, held near a prior: L_b = sum_n p_nb l_nb + beta
-    D(p_b, g).
+    """Expected loss under the halting distribution, regularised towards a prior.
+
+    L_b = sum_n p_nb l_nb + beta D(p_b, g).
 
     Args:
-      losses: `[N, B]`, each step's loss.
-      halt_logits: `[N, B]`.
-      log_prior: `[N]`, of `geometric_last` or `geometric_renormalised`.
-      beta: at least 0; 0.01 from scratch, 0.5 for fine-tuning in PALBERT.
-      divergence: `divergence(log_p [N, B], log_prior [N]) -> [B]`: `kl_prior_posterior` or
+      losses: l, `[N, B]`, the loss of each step.
+      halt_logits: `[N, B]`; p is that of `log_halting`.
+      log_prior: ln g, `[N]`, from `geometric_last` or `geometric_renormalised`.
+      beta: at least 0; 0.01 for training from scratch, 0.5 for the fine-tuning of PALBERT.
+      divergence: D, `divergence(log_p [N, B], log_prior [N]) -> [B]`: `kl_prior_posterior` or
         `kl_posterior_prior`.
 
     Returns:
-      `PonderLoss`, nothing averaged over the batch.
+      A `PonderLoss`, unreduced over the batch.
 
     Raises:
-      ValueError: shapes that do not fit, `beta` negative, a prior (where it is not traced) that
-        does not sum to 1.
+      ValueError: the shapes do not match, `beta` is negative, or a prior that is not traced does
+        not sum to 1.
 
     Example:
       >>> losses = jnp.array([[1.0], [0.5], [0.0]])
@@ -211,23 +222,23 @@ def ponder_loss(
       >>> out.loss.tolist(), out.mean_steps.tolist()  # p = 1/2, 1/4, 1/4, the prior itself
       ([0.625], [1.75])
 
-    Source: Banino et al. 2021, PonderNet. Direction and tail of the released code are the defaults
-      of
-    `dynexit.methods.halting.pondernet`.
+    Source: Banino et al. 2021, PonderNet. `dynexit.methods.halting.pondernet` has the KL direction
+      and the tail of the released code as defaults.
     """
     if losses.shape != halt_logits.shape:
         raise ValueError(
-            f"`losses` must have the shape of `halt_logits` [N, B], got {losses.shape} and {halt_logits.shape}"
+            "`losses` must have the shape of `halt_logits` [N, B], "
+            f"got {losses.shape} and {halt_logits.shape}"
         )
     if not beta >= 0:
         raise ValueError(f"`beta` must be at least 0, got {beta}")
-    if (
-        not isinstance(log_prior, Tracer)
-        and not abs(total := float(np.exp(np.asarray(log_prior, np.float64)).sum()) - 1) < 1e-3
-    ):
-        raise ValueError(
-            f"`log_prior` must be the logarithm of probabilities that sum to 1, got a sum of {total + 1:.4g}"
-        )
+    if not isinstance(log_prior, Tracer):
+        total = float(np.exp(np.asarray(log_prior, np.float64)).sum())
+        if not abs(total - 1) < 1e-3:
+            raise ValueError(
+                "`log_prior` must be the logarithm of probabilities that sum to 1, "
+                f"got a sum of {total:.4g}"
+            )
     log_p = log_halting(halt_logits)
     p = jnp.exp(log_p)
     expected = (p * losses.astype(p.dtype)).sum(axis=0)
@@ -248,6 +259,7 @@ def _log_geometric(steps: int, rate: float) -> np.ndarray:
 def _column(log_p: Array, log_prior: Array) -> Array:
     if log_p.ndim != 2 or log_prior.shape != log_p.shape[:1]:
         raise ValueError(
-            f"`log_prior` must have shape [N] for `log_p` [N, B], got {log_prior.shape} and {log_p.shape}"
+            "`log_prior` must have shape [N] for `log_p` [N, B], "
+            f"got {log_prior.shape} and {log_p.shape}"
         )
     return log_prior.astype(log_p.dtype)[:, None]

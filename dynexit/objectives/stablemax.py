@@ -1,6 +1,4 @@
-"""Cross-entropy over stablemax, a softmax whose exponential grows as a line: it cannot saturate in
-half precision.
-"""
+"""Stablemax, a softmax with linear growth, which cannot saturate in half precision."""
 
 import jax
 import jax.numpy as jnp
@@ -11,41 +9,44 @@ from dynexit.objectives.multi_exit import check_logits, mean_of_counted, widened
 
 
 def log_stablemax(logits: Array) -> Array:
-    """ln p over the last axis, p_c = s(z_c) / sum_k s(z_k) with s(z) = z + 1 for z >= 0 and 1 / (1
-    - z) below.
+    """Log-probabilities of stablemax over the last axis.
+
+    p_c = s(z_c) / sum_k s(z_k), with s(z) = z + 1 for z >= 0 and s(z) = 1 / (1 - z) for z < 0.
 
     Args:
-      logits: `[..., C]`.
+      logits: z, `[..., C]`, floating point.
 
     Returns:
-      `[..., C]`, float32 or better.
+      ln p, `[..., C]`, float32, or float64 for float64 logits.
 
     Example:
       >>> # s = 2, 1, 1/2
       >>> [round(float(p), 4) for p in jnp.exp(log_stablemax(jnp.array([1.0, 0.0, -1.0])))]
       [0.5714, 0.2857, 0.1429]
 
-    Source: Prieto et al. 2025, arXiv 2501.04697; HRM's and TRM's code adds 1e-30 to 1 - z, which
-      changes nothing in float32.
+    Source: Prieto et al. 2025, arXiv 2501.04697. Deviation from the code of HRM and TRM: they add
+      1e-30 to 1 - z, which changes nothing in float32.
     """
     z = widened(logits)
-    log_s = jnp.log1p(jnp.where(z >= 0, z, 0.0)) - jnp.log1p(
-        jnp.where(z >= 0, 0.0, -z)
-    )  # its slope at 0 is 1
+    positive, negative = jnp.where(z >= 0, z, 0.0), jnp.where(z >= 0, 0.0, -z)
+    log_s = jnp.log1p(positive) - jnp.log1p(negative)  # the gradient at z = 0 is 1
     return log_s - jax.nn.logsumexp(log_s, axis=-1, keepdims=True)
 
 
 def stablemax_cross_entropy(logits: Array, labels: Array) -> Array:
-    """Cross-entropy of every exit over stablemax, l_eb = -ln p_eb[y_b], the mean over the places
-    that count.
+    """Cross-entropy of every exit with stablemax instead of softmax.
+
+    l_eb = -ln p_eb[y_b] with p of `log_stablemax`, averaged over the positions of a row that are
+    not ignored.
 
     Args:
-      logits: `[E, B, C]`, or `[E, B, ..., C]` for labels by place; floating point.
-      labels: integers `[B]` or `[B, ...]` in 0..C-1; -1 (`dynexit.core.labels.IGNORED`) at places
-        that do not count.
+      logits: `[E, B, C]`, or `[E, B, ..., C]` for labels per position; floating point.
+      labels: integers `[B]` or `[B, ...]` in 0..C-1; -1 (`dynexit.core.labels.IGNORED`) at ignored
+        positions.
 
     Returns:
-      `[E, B]` in nats, float32 or better; 0 for a row without a place that counts.
+      `[E, B]` in nats, float32, or float64 for float64 logits; 0 for a row whose positions are all
+      ignored.
 
     Raises:
       TypeError, ValueError: as `multi_exit_cross_entropy`.
@@ -54,6 +55,8 @@ def stablemax_cross_entropy(logits: Array, labels: Array) -> Array:
       >>> # ln 5/4
       >>> print(f"{stablemax_cross_entropy(jnp.array([[[3.0, 0.0]]]), jnp.array([0]))[0, 0]:.4f}")
       0.2231
+
+    Source: Prieto et al. 2025, arXiv 2501.04697.
     """
     check_logits(logits, labels)
     counts = labels != IGNORED

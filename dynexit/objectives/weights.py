@@ -1,6 +1,4 @@
-"""Depth weights `[E]`: how much each exit's loss counts. All sum to 1 except `ones` and `sdn`, as
-their papers have it.
-"""
+"""Weights `[E]` of the losses of the exits; all sum to 1 except `ones` and `sdn`."""
 
 from typing import Any
 
@@ -13,16 +11,17 @@ from dynexit.core.types import Array
 
 
 def uniform(exits: int) -> Array:
-    """Every exit counts alike, w_e = 1 / E.
+    """Equal weights, w_e = 1 / E.
 
     Args:
-      exits: E.
+      exits: E, at least 1.
 
     Returns:
       float32 `[E]`, sum 1.
 
     Raises:
-      TypeError, ValueError: `exits` is no integer or below 1; in all the functions below too.
+      TypeError: `exits` is not an integer.
+      ValueError: `exits` is below 1.
 
     Example:
       >>> uniform(4).tolist()
@@ -33,14 +32,19 @@ def uniform(exits: int) -> Array:
 
 
 def ones(exits: int) -> Array:
-    """The plain sum of all losses, w_e = 1: E times `uniform`, which matters beside weight decay
-    and clipping.
+    """Weights of the plain sum of all losses, w_e = 1.
+
+    The loss is E times that of `uniform`, which changes the effect of weight decay and of gradient
+    clipping.
 
     Args:
-      exits: E.
+      exits: E, at least 1.
 
     Returns:
       float32 `[E]`, sum E.
+
+    Raises:
+      TypeError, ValueError: as `uniform`.
 
     Example:
       >>> ones(3).tolist()
@@ -52,13 +56,16 @@ def ones(exits: int) -> Array:
 
 
 def linear(exits: int) -> Array:
-    """Later exits count more, w_e = (e + 1) / sum_k k.
+    """Weights that grow linearly with depth, w_e = (e + 1) / sum_{k=1}^{E} k.
 
     Args:
-      exits: E.
+      exits: E, at least 1.
 
     Returns:
       float32 `[E]`, sum 1.
+
+    Raises:
+      TypeError, ValueError: as `uniform`.
 
     Example:
       >>> [round(w, 2) for w in linear(4).tolist()]
@@ -70,27 +77,26 @@ def linear(exits: int) -> Array:
 
 
 def layerskip(exits: int, early_scale: float = 0.2) -> Array:
-    """LayerSkip's weights for an exit after every layer, as the paper prints them.
+    """Weights of LayerSkip for an exit after every layer, as printed in the paper.
 
     e(l) = s sum_{i<=l} i for l < L-1, and e(L-1) = L-1 + s sum_{i<=L-2} i; w = e / sum e. Layer 0
-    gets weight 0.
+    has weight 0.
 
     Args:
-      exits: E = L, the layers.
-      early_scale: s, at least 0; 0.2 is the paper's choice for language models, 1 for TOPv2.
+      exits: E = L, the number of layers, at least 1.
+      early_scale: s, at least 0; the paper uses 0.2 for language models and 1 for TOPv2.
 
     Returns:
-      float32 `[E]`, sum 1.
+      float32 `[E]`, sum 1; with one exit its weight is 1.
 
     Raises:
-      ValueError: `early_scale` is negative.
+      TypeError, ValueError: as `uniform`; `early_scale` is negative.
 
     Example:
       >>> [round(w, 4) for w in layerskip(8).tolist()]
       [0.0, 0.0089, 0.0268, 0.0536, 0.0893, 0.1339, 0.1875, 0.5]
 
-    Source: Elhoushi et al. 2024, LayerSkip, paper form, taken from a secondary summary. One exit
-      has weight 1.
+    Source: Elhoushi et al. 2024, LayerSkip, paper form, taken from a secondary summary.
     """
     exits = positive_integer(exits, "exits")
     sums = _scale(early_scale) * np.cumsum(np.arange(exits, dtype=np.float64))
@@ -99,11 +105,11 @@ def layerskip(exits: int, early_scale: float = 0.2) -> Array:
 
 
 def early_scaled(curve: Any, early_scale: float = 1.0) -> Array:
-    """A curve over the exits, of which all but the last are scaled, then normalised: LayerSkip's
-    weights in torchtune.
+    """Weights of LayerSkip in torchtune: a curve whose early entries are scaled, then normalised.
 
-    w_e = s f_e / z for e < E-1, and w_{E-1} = f_{E-1} / z. torchtune's default curve "sum" is the
-    cumulative sum of the layer numbers counted from 1, its "linear" the layer numbers themselves.
+    w_e = s f_e / z for e < E-1, and w_{E-1} = f_{E-1} / z, with z such that the sum is 1. The
+    default curve "sum" of torchtune is the cumulative sum of the layer numbers counted from 1; its
+    curve "linear" is the layer numbers.
 
     Args:
       curve: f, numbers `[E]` of at least 0, the last above 0.
@@ -118,10 +124,11 @@ def early_scaled(curve: Any, early_scale: float = 1.0) -> Array:
 
     Example:
       >>> layers = np.arange(1, 9)
-      >>> round(float(early_scaled(np.cumsum(layers))[-1]), 4), round(float(early_scaled(layers, 0.2)[-1]), 4)
-      (0.3, 0.5882)
+      >>> last = early_scaled(np.cumsum(layers))[-1], early_scaled(layers, 0.2)[-1]
+      >>> [round(float(w), 4) for w in last]
+      [0.3, 0.5882]
 
-    Source: torchtune, `modules/early_exit_loss.py`; differs from the paper's form (`layerskip`).
+    Source: torchtune, `modules/early_exit_loss.py`; it differs from the paper (`layerskip`).
     """
     curve = np.asarray(curve, np.float64)
     if curve.ndim != 1 or curve.size == 0:
@@ -134,20 +141,21 @@ def early_scaled(curve: Any, early_scale: float = 1.0) -> Array:
 
 
 def sdn(relative_costs: Any, progress: Any) -> Array:
-    """Weights of early exits that grow with training, the last exit's is 1: w_e = min(C_e, 0.01 +
-    progress C_e).
+    """Weights of early exits that grow during training.
+
+    w_e = min(C_e, 0.01 + progress C_e) for e < E-1, and w_{E-1} = 1.
 
     Args:
-      relative_costs: C, `[E]`: cost of each exit as a fraction of the last one's, which is itself
-        read as the end, 1.
+      relative_costs: C, `[E]`, the cost of each exit divided by that of the last exit; the last
+        entry is not used.
       progress: fraction of training done, float32 `[]` in 0..1; may be traced.
 
     Returns:
       float32 `[E]`; the sum grows during training.
 
     Raises:
-      ValueError: `relative_costs` is empty, not one-dimensional or, where it is not traced, not in
-        0..1: FLOPs are divided by the last exit's first.
+      ValueError: `relative_costs` is empty or not one-dimensional, or has values outside 0..1 (not
+        checked while tracing).
 
     Example:
       >>> [round(w, 3) for w in sdn([0.15, 0.5, 1.0], 0.5).tolist()]
@@ -156,10 +164,11 @@ def sdn(relative_costs: Any, progress: Any) -> Array:
     Source: Kaya et al. 2019, Shallow-Deep Networks (SDN), with epoch / epochs as `progress`.
     """
     if not isinstance(relative_costs, Tracer):
-        told = np.asarray(relative_costs)
-        if not ((told >= 0) & (told <= 1)).all():
+        values = np.asarray(relative_costs)
+        if not ((values >= 0) & (values <= 1)).all():
             raise ValueError(
-                f"`relative_costs` must lie in 0..1, fractions of the last exit's, got {told.tolist()}"
+                "`relative_costs` must lie in 0..1, as fractions of the cost of the last exit, "
+                f"got {values.tolist()}"
             )
     costs = jnp.asarray(relative_costs, jnp.float32)
     if costs.ndim != 1 or costs.size == 0:

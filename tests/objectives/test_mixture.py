@@ -1,4 +1,4 @@
-"""The answer in expectation against a loop, and its mass."""
+"""The expected prediction against a loop; its probabilities sum to 1."""
 
 import jax
 import jax.numpy as jnp
@@ -8,17 +8,17 @@ import pytest
 from dynexit.objectives.mixture import halting_mixture
 
 
-@pytest.mark.parametrize("places", [(), (2,)])
-def test_it_is_the_loop_and_a_distribution(places):
-    logits = 3 * jax.random.normal(jax.random.key(0), (5, 4, *places, 3))
-    halting = jax.random.normal(jax.random.key(1), (5, 4)) - 1.5  # much is left for the last step
+@pytest.mark.parametrize("positions", [(), (2,)])
+def test_matches_the_loop_and_sums_to_one(positions):
+    logits = 3 * jax.random.normal(jax.random.key(0), (5, 4, *positions, 3))
+    halting = jax.random.normal(jax.random.key(1), (5, 4)) - 1.5  # the last step has a large weight
     mixed = np.exp(np.asarray(halting_mixture(logits, halting), np.float64))
     rate, p = (
         1 / (1 + np.exp(-np.asarray(halting, np.float64))),
         np.asarray(jax.nn.softmax(logits), np.float64),
     )
     for b in range(4):
-        wanted, survival = np.zeros((*places, 3)), 1.0
+        wanted, survival = np.zeros((*positions, 3)), 1.0
         for n in range(5):
             share = survival if n == 4 else survival * rate[n, b]
             wanted += share * p[n, b]
@@ -27,8 +27,8 @@ def test_it_is_the_loop_and_a_distribution(places):
     np.testing.assert_allclose(mixed.sum(axis=-1), 1.0, rtol=1e-5)
 
 
-def test_weights_given_by_the_released_code_would_show():
-    """p = 0.2, 0.4, 0.2, 0.2; a last weight of 1 - p_N gives a mass of 1.6."""
+def test_golden_differs_from_the_released_code():
+    """p = 0.2, 0.4, 0.2, 0.2; the released weight 1 - p_N of the last step makes a sum of 1.6."""
     halting = jax.scipy.special.logit(jnp.array([0.2, 0.5, 0.5, 0.9]))[:, None]
     logits = jnp.log(jnp.array([[0.5, 0.5], [0.9, 0.1], [0.2, 0.8], [0.4, 0.6]]))[:, None]
     wanted = 0.2 * 0.5 + 0.4 * 0.9 + 0.2 * 0.2 + 0.2 * 0.4
@@ -37,10 +37,6 @@ def test_weights_given_by_the_released_code_would_show():
     )
 
 
-def test_refusals():
-    with pytest.raises(ValueError) as error:
+def test_invalid_arguments():
+    with pytest.raises(ValueError, match="`logits`"):
         halting_mixture(jnp.zeros((3, 2, 4)), jnp.zeros((3, 1)))
-    assert (
-        str(error.value)
-        == "`logits` must have shape [N, B, ..., C] for `halt_logits` [N, B], got (3, 2, 4) and (3, 1)"
-    )
