@@ -76,7 +76,6 @@ SLOW_VARIANTS = (
     "test_program.py::test_programs_do_not_grow_with_the_depth_and_never_call_the_host[gradient, masked]",
     "test_chomsky_networks.py::test_every_network_answers_where_the_task_asks[transformer]",
     "test_chomsky_networks.py::test_every_network_answers_where_the_task_asks[elman]",
-    "test_recurrent_decoding.py::test_equal_to_a_loop_that_remembers_every_iteration[0.25-2-False]",
     "test_raptor.py::test_a_block_recurrent_teacher_is_found_out_and_copied",
     "test_universal_transformer.py::test_methods_train_every_parameter[accumulated-method0]",
     "test_universal_transformer.py::test_methods_train_every_parameter[none-method2]",

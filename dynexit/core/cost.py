@@ -1,10 +1,9 @@
-"""FLOPs and bytes of a function and of the exits of a network, from XLA's cost analysis; nothing is
-run.
+"""FLOPs and bytes of a function and of each exit of a network, from XLA's cost analysis.
 
-XLA counts the body of a loop once, whatever its trips. A `scan` (and a `fori_loop` of known length)
-is unrolled before counting here; the body of a `while_loop` stays counted once. So the cost of a
-network with exits is the cost of each step times how often it ran, which is what `step_costs` is
-for.
+Nothing is executed. XLA counts the body of a loop once, whatever its trip count. Here a `scan` (and
+a `fori_loop` of known length) is unrolled before counting; the body of a `while_loop` still counts
+once. The cost of a network with exits is therefore the cost of each step, from `step_costs`, times
+the number of times it runs.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,9 +22,9 @@ class Cost(NamedTuple):
     """Cost of one call.
 
     Attributes:
-      flops: a multiply-add is 2; the program as written, so the same on every device.
-        Transcendental functions are not counted.
-      bytes: read and written by the program as compiled for this device.
+      flops: FLOPs of the program before optimisation, so the same on every device; a multiply-add
+        is 2, and transcendental functions are not counted.
+      bytes: bytes read and written by the program as compiled for this device.
     """
 
     flops: float
@@ -36,8 +35,9 @@ class Costs(NamedTuple):
     """Cost per row and exit.
 
     Attributes:
-      flops: float64 `[E]`; a multiply-add is 2.
-      bytes: float64 `[E]`, a row's share of what the batch reads and writes, weights included.
+      flops: float64 `[E]`, FLOPs per row; a multiply-add is 2.
+      bytes: float64 `[E]`, bytes read and written by the batch, weights included, divided by the
+        number of rows.
     """
 
     flops: np.ndarray
@@ -45,18 +45,19 @@ class Costs(NamedTuple):
 
 
 def cost_of(f: Callable[..., Any], *args: PyTree) -> Cost:
-    """Cost of `f(*args)`, compiled and not run.
+    """Cost of `f(*args)`, which is compiled and not executed.
 
     Args:
-      f: a function that `jax.jit` takes. Scans are counted by their length (and compiled at full
-        length), the body of a `while_loop` once.
-      args: arrays, or `jax.ShapeDtypeStruct` in their place.
+      f: a function that `jax.jit` accepts. Scans count by their length (and are compiled
+        unrolled), the body of a `while_loop` once.
+      *args: trees of arrays or of `jax.ShapeDtypeStruct`.
 
     Returns:
-      `Cost`.
+      A `Cost`.
 
     Example:
-      >>> x, w = jax.ShapeDtypeStruct((8, 16), jnp.float32), jax.ShapeDtypeStruct((16, 4), jnp.float32)
+      >>> x = jax.ShapeDtypeStruct((8, 16), jnp.float32)
+      >>> w = jax.ShapeDtypeStruct((16, 4), jnp.float32)
       >>> cost_of(jnp.dot, x, w).flops  # 2 x 8 x 16 x 4
       1024.0
     """
@@ -72,21 +73,21 @@ def cost_of(f: Callable[..., Any], *args: PyTree) -> Cost:
 def step_costs(
     step: Step | Sequence[Step], state: PyTree, depth: int | Sequence[int], rows: int = 8
 ) -> Costs:
-    """What each step costs a row, block and exit head together; the embedding is not in it.
+    """Cost per row of each step, with block and exit head; the embedding is not included.
 
     Args:
-      step: a `Step`, or one per stage. The steps of a stage are taken to cost the same, and the
-        first is measured.
-      state: arrays or shapes before the first step, leaves `[B, ...]`; B does not matter.
-      depth: blocks; one number, or one per stage.
-      rows: batch at which the cost is counted and by which it is divided; the more rows, the less a
-        row pays of the weights' bytes.
+      step: a `Step`, or one per stage. The steps of a stage are assumed to cost the same; the first
+        is analysed.
+      state: arrays or shapes before the first step, leaves `[B, ...]`, for any B.
+      depth: number of blocks, or one number per stage.
+      rows: batch size of the analysed program, by which its cost is divided. With more rows, the
+        bytes of the weights are shared by more rows.
 
     Returns:
-      `Costs` of the step that ends at each exit; see `cumulative` for the way to it.
+      `Costs` of the step that ends at each exit; `cumulative` sums them up to each exit.
 
     Raises:
-      TypeError, ValueError: as `dx.run_all`.
+      TypeError, ValueError: as `dx.run_all`; `rows` is not an integer or is below 1.
 
     Example:
       >>> import dynexit as dx
@@ -110,7 +111,13 @@ def step_costs(
 
 
 def cumulative(costs: Costs) -> Costs:
-    """What a row has cost when it leaves at each exit: sums over the steps up to there.
+    """Cost of a row that exits at each exit: the sum over the steps up to there.
+
+    Args:
+      costs: of `step_costs`, `[E]`.
+
+    Returns:
+      `Costs` `[E]`, float64.
 
     Example:
       >>> cumulative(Costs(np.array([3.0, 1.0]), np.array([8.0, 8.0]))).flops
@@ -120,7 +127,7 @@ def cumulative(costs: Costs) -> Costs:
 
 
 def _unrolled(value: Any) -> Any:
-    """A program, or a parameter of one of its operations, with every scan in it set to be unrolled."""
+    """A jaxpr, or a parameter of one of its equations, with every scan set to be unrolled."""
     if isinstance(value, ClosedJaxpr):
         return value.replace(jaxpr=_unrolled(value.jaxpr))
     if isinstance(value, Jaxpr):
@@ -136,5 +143,5 @@ def _unrolled_operation(operation: Any) -> Any:
 
 
 def _entry(analysis: Any, name: str) -> float:
-    """One figure of an analysis; absent is 0, for an empty program has no entries."""
+    """One entry of a cost analysis; an empty program has no entries, which counts as 0."""
     return float(analysis.get(name, 0.0)) if analysis else 0.0

@@ -1,4 +1,4 @@
-"""Parameters of N alike blocks as one tree with a leading `[N]`."""
+"""Parameters of N blocks of equal structure as one tree with a leading axis `[N]`."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,9 +16,12 @@ def stack(blocks: Sequence[PyTree]) -> PyTree:
     Args:
       blocks: N trees of equal structure, shapes and dtypes.
 
+    Returns:
+      One tree of the same structure, leaves `[N, ...]`.
+
     Raises:
-      ValueError: `blocks` is empty, or two blocks differ in structure, shape or dtype; the leaf is
-        named.
+      ValueError: `blocks` is empty, or two blocks differ in structure, shape or dtype; the message
+        names the leaf.
 
     Example:
       >>> stack([{"w": jnp.zeros(3)}, {"w": jnp.ones(3)}])["w"].shape
@@ -31,35 +34,71 @@ def stack(blocks: Sequence[PyTree]) -> PyTree:
     for k, block in enumerate(blocks):
         if jax.tree.structure(block) != structure:
             raise ValueError(
-                f"`blocks[{k}]` has structure {jax.tree.structure(block)}, `blocks[0]` has {structure}"
+                f"`blocks[{k}]` has structure {jax.tree.structure(block)}, "
+                f"`blocks[0]` has {structure}"
             )
         for (path, a), b in zip(first, jax.tree.leaves(block), strict=True):
             if jnp.shape(a) != jnp.shape(b) or jnp.result_type(a) != jnp.result_type(b):
                 raise ValueError(
-                    f"`blocks[{k}]{jax.tree_util.keystr(path)}` is {jnp.result_type(b)}{list(jnp.shape(b))}, "
-                    f"in `blocks[0]` it is {jnp.result_type(a)}{list(jnp.shape(a))}; alike blocks only can be stacked"
+                    f"`blocks[{k}]{jax.tree_util.keystr(path)}` is {_type(b)}, "
+                    f"in `blocks[0]` it is {_type(a)}"
                 )
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)
 
 
 def take(params: PyTree, i: Any) -> PyTree:
-    """Block i's parameters out of stacked ones: leaves `[N, ...]` become `[...]`; `i` may be traced
-    and is clamped to 0..N-1.
+    """Selects the parameters of block i: leaves `[N, ...]` become `[...]`.
+
+    Args:
+      params: stacked parameters, leaves `[N, ...]`.
+      i: integer scalar, clamped to 0..N-1; may be traced.
+
+    Returns:
+      A tree of the same structure, leaves `[...]`.
+
+    Example:
+      >>> take({"w": jnp.arange(6).reshape(3, 2)}, 1)["w"].tolist()
+      [2, 3]
     """
     return jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, i, 0, keepdims=False), params)
 
 
 def unstack(params: PyTree) -> list[PyTree]:
-    """The inverse of `stack`: a list of N trees."""
+    """The inverse of `stack`.
+
+    Args:
+      params: stacked parameters, leaves `[N, ...]`.
+
+    Returns:
+      A list of N trees, leaves `[...]`.
+
+    Raises:
+      ValueError: as `length`.
+
+    Example:
+      >>> [block["w"].tolist() for block in unstack({"w": jnp.arange(4).reshape(2, 2)})]
+      [[0, 1], [2, 3]]
+    """
     return [jax.tree.map(lambda a, k=k: a[k], params) for k in range(length(params, "params"))]
 
 
 def length(params: PyTree, name: str) -> int:
-    """The leading size that all leaves share.
+    """The size of the leading axis that all leaves share.
+
+    Args:
+      params: a tree of arrays.
+      name: what error messages call the tree.
+
+    Returns:
+      N.
 
     Raises:
       ValueError: there are no leaves, a leaf is a scalar, or the sizes differ; the message names
-        the argument `name` and the leaf.
+        the leaf.
+
+    Example:
+      >>> length({"w": jnp.zeros((3, 2)), "b": jnp.zeros(3)}, "params")
+      3
     """
     leaves = jax.tree_util.tree_flatten_with_path(params)[0]
     if not leaves:
@@ -76,3 +115,7 @@ def length(params: PyTree, name: str) -> int:
             + ", ".join(f"{where} has {size}" for size, where in sizes.items())
         )
     return next(iter(sizes))
+
+
+def _type(leaf: Any) -> str:
+    return f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}"

@@ -1,6 +1,6 @@
-"""Notation and the few types that every floor shares.
+"""Notation and the types that all packages share.
 
-Notation, used by every docstring: `B` batch, `L` sequence length, `D` width, `N` depth in blocks,
+All docstrings use this notation: `B` batch, `L` sequence length, `D` width, `N` depth in blocks,
 `E` exits, `C` classes, `V` vocabulary, `T` tile rows, `S` slots, `M` queue length, lower-case `b`
 any number of rows. `depth` counts blocks executed (1..N); `exit` is an index 0..E-1. Units:
 seconds, FLOPs (a multiply-add is 2), bytes.
@@ -20,30 +20,33 @@ PyTree = Any
 
 
 def _as_partial(f: Any) -> Any:
-    """Wraps a plain function so that it may be part of a pytree; leaves placeholders of tree
-    transformations alone.
-    """
+    """Wraps a function so that it is a pytree; placeholders of `jax.tree` are unchanged."""
     return Partial(f) if callable(f) and not isinstance(f, Partial) else f
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """One block and its exit, as a pair of pure functions; itself a pytree, so it may be an
-    argument of `jax.jit`.
+    """One block and its exit, as a pair of pure functions.
 
-    The one law: rows are independent of each other (no batch statistics);
-      `dx.check_row_independence` tests it.
+    A `Step` is a pytree, so it may be an argument of `jax.jit`. Rows must be independent of each
+    other (no batch statistics); `dx.check_row_independence` tests that.
 
     Args:
-      select: `select(i) -> weights`, block i's weights; called once per block and not once per
+      select: `select(i) -> weights`, the weights of block i; called once per block and not once per
         tile. `i` may be traced.
-      apply: `apply(weights, i, state) -> (state, output)` runs the rows it is given; leaves of
-        state and output are `[b, ...]`. Where `run_until` is given a `side`, `apply(weights, i,
+      apply: `apply(weights, i, state) -> (state, output)` on any number of rows; leaves of state
+        and output are `[b, ...]`. If `run_until` is called with `side`, then `apply(weights, i,
         state, rows, side) -> (state, output, side)`.
-      blocks: how many blocks of depth one step executes (exits need not follow every block).
-      depth: blocks that there are weights for, or None for any number; the engine refuses to go
-        deeper.
+      blocks: number of blocks that one step executes (exits need not follow every block).
+      depth: number of blocks that have weights, or None for no limit; the engine raises an error
+        for a greater depth.
+
+    Example:
+      >>> import dynexit as dx, jax.numpy as jnp
+      >>> step = Step(lambda i: i + 1, lambda w, i, h: (h + w, 10 * h))
+      >>> dx.run_all(step, jnp.zeros(1, jnp.int32), depth=3)[:, 0].tolist()
+      [0, 10, 30]
     """
 
     select: Callable[[Any], PyTree]
@@ -84,20 +87,20 @@ class Criterion:
 
 
 class Halted(NamedTuple):
-    """What a run with exits returns, row by row, and the account of the work.
+    """The result of a run with exits, per row, and the number of rows executed.
 
     Attributes:
-      output: leaves `[B, ...]`, what the row's exit read.
+      output: leaves `[B, ...]`, the output at the row's exit.
       exit: int32 `[B]`, index of the exit taken, 0..E-1.
       exit_depth: int32 `[B]`, blocks executed for the row, 1..N.
-      state: leaves `[B, ...]` as the row left it; for a sequence of stages a tuple with one entry a
-        stage; None where it was not kept.
+      state: leaves `[B, ...]`, the row's state at its exit; for a sequence of stages a tuple with
+        one entry per stage; None if it was not kept.
       memory: the criterion's memory, leaves `[B, ...]`.
-      nan_exits: int32 `[B]`, exits at which the row's output held a NaN; a NaN means "do not
-        leave". One among entries that are read late (`dx.engine.deferred_readout`) counts once and holds
-        no row back.
-      rows_executed: int32 `[]`, rows x steps that really ran, padding included.
-      side: what the steps made of `run_until`'s `side`; None without one.
+      nan_exits: int32 `[B]`, number of exits at which the row's output had a NaN; a row does not
+        exit there. A NaN in an entry with deferred readout (`dx.engine.deferred_readout`) counts
+        once and does not prevent the exit.
+      rows_executed: int32 `[]`, rows x steps executed, padding rows included.
+      side: the `side` of `run_until` after the last step; None if there is none.
     """
 
     output: PyTree
@@ -111,15 +114,17 @@ class Halted(NamedTuple):
 
 
 class Model(NamedTuple):
-    """What a backbone gives: pure functions of plain dicts of arrays.
+    """A network as pure functions of plain dicts of arrays.
 
     Attributes:
       init: `init(key) -> params`, a plain dict; the key is consumed.
       embed: `embed(params, inputs [B, ...]) -> state`, leaves `[B, ...]`.
-      steps: `steps(params) -> Step`, or a tuple of steps where stages differ in shape.
-      depth: blocks N; a tuple of blocks per stage where `steps` gives a tuple.
+      steps: `steps(params) -> Step`, or a tuple of steps if stages differ in shape.
+      depth: number of blocks N; a tuple with the blocks of each stage if `steps` returns a tuple.
       names: a stable name for every block's output, `len(names) == N`, e.g. `("block00",
         "block01")`.
+      decoder: what `dx.decoding` needs of an autoregressive model, hashable; None for a model that
+        cannot decode. `dx.models.recurrent_depth` sets it.
     """
 
     init: Callable[[Array], PyTree]
@@ -127,18 +132,20 @@ class Model(NamedTuple):
     steps: Callable[[PyTree], Any]
     depth: int | tuple[int, ...]
     names: tuple[str, ...]
+    decoder: Any = None
 
 
 class Carried(NamedTuple):
-    """A loss over slots whose rows stay for several updates: a row that is done gives its slot to a
-    new one.
+    """A loss over slots whose rows stay for several updates.
+
+    A finished row is replaced in its slot by a row of the batch.
 
     Attributes:
       begin: `begin(model, params, inputs, labels) -> carry`, the slots before the first update, all
-        of them free; inputs and labels tell shapes alone.
+        of them empty; only the shapes of inputs and labels are read.
       loss: `loss(model, params, carry, inputs, labels, key, progress) -> (loss [B], metrics,
-        carry)`; the batch offers each slot a row, and one that is not taken is dropped; the key is
-        consumed.
+        carry)`; row b of the batch is for slot b and is dropped if that slot is occupied; the key
+        is consumed.
     """
 
     begin: Callable[[Model, PyTree, PyTree, Array], PyTree]
@@ -184,20 +191,19 @@ class Method(NamedTuple):
 
 
 class Source(NamedTuple):
-    """One split of a data set on the host: plain numpy batches `{"inputs": [b, ...], "labels":
-    int32 [b]}`.
+    """One split of a data set, as numpy batches on the host.
 
-    Labels may be `[b, ...]`, and generated tasks add "steps", int32 `[b]`: how many sequential
-    steps the example needs.
+    A batch is a dict with "inputs" `[b, ...]` and "labels", int32 `[b]` or `[b, ...]`. Generated
+    tasks add "steps", int32 `[b]`, the number of sequential steps that the example needs.
 
     Attributes:
       split: "train", "calibration" or "test".
-      batch: `batch(seed, step, size) -> dict`, a pure function of its arguments: shuffled epochs
-        without replacement, one after the other; a generated task draws afresh.
+      batch: `batch(seed, step, size) -> dict`, a pure function of its arguments: consecutive
+        shuffled epochs without replacement; a generated task samples new examples.
       examples: `examples() -> dict`, every example in a fixed order (for a generated task, a fixed
         evaluation set).
-      size: number of examples per epoch (`examples()` has as many), or None where `batch` draws
-        without end.
+      size: number of examples per epoch, which is also that of `examples()`; None if `batch`
+        samples without end.
     """
 
     split: str
@@ -207,11 +213,11 @@ class Source(NamedTuple):
 
 
 class Tokens(NamedTuple):
-    """What one example looks like where it is a sequence of token ids.
+    """The format of an example that is a sequence of token ids.
 
     Attributes:
       vocabulary: number of tokens; ids are 0..vocabulary-1.
-      length: tokens of an example, or None where it varies.
+      length: tokens per example, or None if it varies.
     """
 
     vocabulary: int
@@ -219,11 +225,11 @@ class Tokens(NamedTuple):
 
 
 class Dataset(NamedTuple):
-    """The splits of a data set and what a model needs to know of them.
+    """The splits of a data set and the format of its examples.
 
     Attributes:
       train, calibration, test: the three splits, disjoint.
-      inputs: shape of one example as the model takes it, e.g. `(8, 8, 1)`, or `Tokens`.
+      inputs: shape of one example as input of the model, e.g. `(8, 8, 1)`, or `Tokens`.
       classes: names of the classes.
       augment, prepare: see `Experiment`.
     """
@@ -238,16 +244,16 @@ class Dataset(NamedTuple):
 
 
 class Experiment(NamedTuple):
-    """What is trained, calibrated and evaluated.
+    """A model with its method and data.
 
     Attributes:
       model, method: see `Model` and `Method`.
       train, calibration, test: the three splits, disjoint.
       augment: `augment(key, inputs) -> inputs` on the device, in training only; the key is
-        consumed. None for none.
-      prepare: `prepare(inputs) -> inputs` on the device, in training and evaluation (scaling of
-        bytes to floats). None for none.
-      classes: names of the classes, for reports; empty where there are none.
+        consumed. None for no augmentation.
+      prepare: `prepare(inputs) -> inputs` on the device, in training and evaluation, e.g. scaling
+        of bytes to floats. None for no preparation.
+      classes: names of the classes, for reports; may be empty.
     """
 
     model: Model

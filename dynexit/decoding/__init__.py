@@ -1,4 +1,4 @@
-"""Writing token by token, each token as deep as it needs."""
+"""Autoregressive decoding with a depth per token."""
 
 from typing import TYPE_CHECKING
 

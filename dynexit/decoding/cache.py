@@ -1,6 +1,4 @@
-"""What a recurrent-depth decoder remembers of the tokens so far: keys and values, several
-iterations of each or the last alone.
-"""
+"""The KV cache of a recurrent-depth decoder, with one or several iterations per token."""
 
 from typing import Any, NamedTuple
 
@@ -15,12 +13,12 @@ Pair = tuple[Array, Array]
 
 
 class Cache(NamedTuple):
-    """Keys and values, for each part a pair of `[blocks, B, slots, L, heads, d]`.
+    """Keys and values; each part is a pair of `[blocks, B, slots, L, heads, d]`.
 
     Attributes:
-      prelude, coda: of one slot.
+      prelude, coda: with one slot.
       core: iteration i of a token is in slot i mod slots.
-      depth: int32 `[B, L]`, iterations that each token took.
+      depth: int32 `[B, L]`, number of iterations of each token.
     """
 
     prelude: Pair
@@ -29,7 +27,7 @@ class Cache(NamedTuple):
     depth: Array
 
 
-def read_prompts(
+def prefill(
     network: Network,
     params: PyTree,
     prompts: Array,
@@ -38,33 +36,40 @@ def read_prompts(
     slots: int,
     room: int,
 ) -> tuple[Cache, Array, Array]:
-    """All prompts at full depth: what is remembered of them, with room for `room` tokens, and the
-    last state and logits of each.
+    """Runs all prompts at full depth and fills the cache.
+
+    Args:
+      network: the decoder.
+      params: its parameters.
+      prompts: int32 `[B, P]`.
+      lengths: int32 `[B]` in 1..P, tokens of each prompt.
+      steps: iterations of the core per token.
+      slots: iterations whose keys and values are kept, in 1..steps.
+      room: tokens for which the cache has room, at least P.
+
+    Returns:
+      The cache, and for the last token of each prompt the state `[B, 1, D]` and the logits
+      `[B, V]`.
     """
     rows, length = prompts.shape
     e, prelude = network.read(params, prompts, None, causal_keeping)
     s = jnp.zeros_like(e)
-    if steps > slots:  # of which nothing is kept
+    if steps > slots:  # iterations that are not kept
         s, _ = run_full(_core(network, params, e), s, steps - slots)
     states, core = run_all(_core(network, params, e), s, slots)
-    core = jax.tree.map(
-        lambda a: jnp.roll(jnp.swapaxes(a, 0, 2), steps, axis=2), core
-    )  # iteration i in slot i mod slots
+    # iteration i goes to slot i mod slots
+    core = jax.tree.map(lambda a: jnp.roll(jnp.swapaxes(a, 0, 2), steps, axis=2), core)
     u, coda = network.answer(params, states[-1], None, causal_keeping)
-    roomy = lambda a: jnp.pad(a, [(0, room - length) if axis == 3 else (0, 0) for axis in range(6)])
-    alone = lambda kept: jax.tree.map(lambda a: a[:, :, None], kept)
-    prelude, core, coda = jax.tree.map(roomy, (alone(prelude), core, alone(coda)))
+    pad = lambda a: jnp.pad(a, [(0, room - length) if axis == 3 else (0, 0) for axis in range(6)])
+    one_slot = lambda kept: jax.tree.map(lambda a: a[:, :, None], kept)
+    prelude, core, coda = jax.tree.map(pad, (one_slot(prelude), core, one_slot(coda)))
     last = lambda a: jnp.take_along_axis(a, (lengths - 1)[:, None, None], axis=1)
-    depth = jnp.full((rows, room), steps)
-    return (
-        Cache(prelude, core, coda, depth),
-        last(states[-1]),
-        network.logits(params, last(u)[:, 0]),
-    )
+    cache = Cache(prelude, core, coda, jnp.full((rows, room), steps))
+    return cache, last(states[-1]), network.logits(params, last(u)[:, 0])
 
 
 def _core(network: Network, params: PyTree, e: Array) -> Step:
-    """The core on whole prompts, each iteration's state and what is kept of it as the output."""
+    """The core on whole prompts; the output is the new state with its keys and values."""
 
     def apply(params: PyTree, i: Any, s: Array) -> tuple[Array, PyTree]:
         s, kept = network.think(params, s, e, None, causal_keeping)
@@ -73,14 +78,32 @@ def _core(network: Network, params: PyTree, e: Array) -> Step:
     return Step(lambda i: params, apply)
 
 
-def last_seen(pair: Pair, of: Array) -> Pair:
-    """Keys and values of a part with one slot, of the rows `of` `[b]`: `[blocks, b, L, heads, d]`."""
-    return pair[0][:, of, 0], pair[1][:, of, 0]
+def one_slot_of(pair: Pair, rows: Array) -> Pair:
+    """Keys and values of some rows, from a part of the cache with one slot.
+
+    Args:
+      pair: the part, `[blocks, B, 1, L, heads, d]`.
+      rows: int32 `[b]`.
+
+    Returns:
+      A pair of `[blocks, b, L, heads, d]`.
+    """
+    return pair[0][:, rows, 0], pair[1][:, rows, 0]
 
 
-def seen_at(pair: Pair, i: Array, depth: Array) -> Pair:
-    """What iteration i `[B]` sees of every token: its iteration min(i, depth - 1), or the later one
-    that took its slot.
+def visible_at(pair: Pair, i: Array, depth: Array) -> Pair:
+    """Keys and values that attention at iteration i reads, for all rows.
+
+    Of a token with d iterations it reads iteration min(i, d - 1), or the later one that overwrote
+    its slot.
+
+    Args:
+      pair: the core's part of the cache, `[blocks, B, slots, L, heads, d]`.
+      i: int32 `[B]`, the iteration of each row.
+      depth: int32 `[B, L]`, iterations of each token.
+
+    Returns:
+      A pair of `[blocks, B, L, heads, d]`.
     """
     slots = pair[0].shape[2]
     if slots == 1:
@@ -90,51 +113,58 @@ def seen_at(pair: Pair, i: Array, depth: Array) -> Pair:
     return look(pair[0]), look(pair[1])
 
 
-class Fresh(NamedTuple):
-    """What each row's last token gave, on its way into the cache.
+class Pending(NamedTuple):
+    """Keys and values of the last token of each row that are not yet in the cache.
 
-    It is put there at the beginning of the next turn: XLA does not order a write after a read of
-      the same turn, and copies the
-    whole cache instead.
+    They are written at the start of the next iteration. XLA does not order a write after a read in
+    the same iteration, and copies the whole cache instead.
 
     Attributes:
       kept: keys and values `[blocks, B, 1, heads, d]`.
-      slot, at: int32 `[B]`, where they belong; beyond the last token for nowhere.
+      slot: int32 `[B]`, slot to write to.
+      position: int32 `[B]`, token to write to; L for none.
     """
 
     kept: Pair
     slot: Array
-    at: Array
+    position: Array
 
 
-def nothing_fresh(pair: Pair) -> Fresh:
-    """Of a part of the cache, before the first turn."""
+def no_pending(pair: Pair) -> Pending:
+    """An empty `Pending` for a part of the cache."""
     rows, _, room = pair[0].shape[1:4]
-    return Fresh(
+    return Pending(
         jax.tree.map(lambda a: jnp.zeros_like(a[:, :, 0, :1]), pair),
         jnp.zeros(rows, jnp.int32),
         jnp.full(rows, room),
     )
 
 
-def held(fresh: Fresh, to: Array, slot: Any, at: Array, kept: Pair) -> Fresh:
-    """With the keys and values `[blocks, b, 1, heads, d]` of tokens `at` `[b]` of the rows `to`; of
-    no row beyond the last.
+def with_pending(pending: Pending, to: Array, slot: Any, position: Array, kept: Pair) -> Pending:
+    """Replaces the pending keys and values of some rows.
+
+    Args:
+      pending: the pending entries of all rows.
+      to: int32 `[b]`, the rows; B for a padding row.
+      slot: int32, scalar or `[b]`.
+      position: int32 `[b]`.
+      kept: keys and values `[blocks, b, 1, heads, d]`.
+
+    Returns:
+      A `Pending` of all rows.
     """
-    new = Fresh(kept, jnp.broadcast_to(slot, at.shape), at)
+    new = Pending(kept, jnp.broadcast_to(slot, position.shape), position)
     put = lambda a, b: (
         a.at[:, to].set(b, mode="drop") if a.ndim > 1 else a.at[to].set(b, mode="drop")
     )
-    return jax.tree.map(put, fresh, new)
+    return jax.tree.map(put, pending, new)
 
 
-def written(pair: Pair, fresh: Fresh) -> Pair:
-    """A part of the cache with what is fresh of all rows in its place; a second time changes
-    nothing.
-    """
-    rows = jnp.arange(fresh.at.size)
+def write_pending(pair: Pair, pending: Pending) -> Pair:
+    """Writes the pending keys and values of all rows to a part of the cache; idempotent."""
+    rows = jnp.arange(pending.position.size)
     return jax.tree.map(
-        lambda a, new: a.at[:, rows, fresh.slot, fresh.at].set(new[:, :, 0], mode="drop"),
+        lambda a, new: a.at[:, rows, pending.slot, pending.position].set(new[:, :, 0], mode="drop"),
         pair,
-        fresh.kept,
+        pending.kept,
     )

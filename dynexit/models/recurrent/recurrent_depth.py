@@ -75,4 +75,4 @@ def recurrent_depth(
     names = tuple(f"step{i:02d}" for i in range(steps))
     iterate, residual, head = (Part(network, name) for name in ("iterate", "residual", "head"))
     step = lambda params: deferred_readout(tied_step(iterate, residual, params), head, params)
-    return Model(network.init, network.embed, step, steps, names)
+    return Model(network.init, network.embed, step, steps, names, decoder=network)
