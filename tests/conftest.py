@@ -71,7 +71,6 @@ SLOW_VARIANTS = (
     "test_progressive_loss.py::test_loss_and_gradient_are_the_loop[0.0-2]",
     "test_recursive.py::test_the_engine_takes_it[hrm]",
     "test_recursive.py::test_the_engine_takes_it[attention]",
-    "test_averaging.py::test_a_row_leaves_with_the_answer_that_full_depth_gives_it[places1]",
     "test_sharded.py::test_run_sharded_equals_run_until[rebalance1-AxisType.Explicit-2]",
     "test_program.py::test_programs_do_not_grow_with_the_depth_and_never_call_the_host[gradient, masked]",
     "test_chomsky_networks.py::test_every_network_answers_where_the_task_asks[transformer]",

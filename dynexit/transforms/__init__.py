@@ -1,4 +1,4 @@
-"""Functions from a step to a step."""
+"""Transformations of a step, or of a model, that return another one."""
 
 from typing import TYPE_CHECKING
 

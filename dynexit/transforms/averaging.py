@@ -1,11 +1,10 @@
-"""Adaptive computation time as a step: a running mean of what the steps say, each weighted by its
-halting probability.
+"""Adaptive computation time (ACT) as a step: a mean of outputs weighted by halting probability.
 
-Beside the step's own state the rows carry the mean so far and the probability h that they have
-spent. Output n is what the row would answer if n were its last step, which always gets all that is
-left. So no step needs to know whether it is the last one: training with `run_all`, inference with
-`run_until` and a stream with rows at steps of their own compute the same numbers, and the rule by
-which rows leave is `criteria.gate_above(1 - epsilon)`.
+The state of `averaged_step` adds to the given step's state the running mean and the accumulated
+halting probability h of each row. Output n is the prediction if n is the last step, so the current
+output has the whole remaining probability 1 - h as its weight. No step needs to know whether it is
+the last. Therefore `run_all` in training, `run_until` in inference and a stream whose rows are at
+different steps compute the same numbers. Rows exit by `criteria.gate_above(1 - epsilon)`.
 """
 
 import dataclasses
@@ -29,38 +28,39 @@ def averaged_step(
 ) -> Step:
     """A step whose outputs are ACT's weighted mean of the given step's outputs.
 
-    p_n = sigmoid(halt_logit_n). While h_{n-1} + p_n <= 1 - epsilon the weight w_n is p_n; at the
-    first n where it is not, the place halts with what is left, w_n = 1 - h_{n-1}, and has weight 0
-    from then on. h_n = h_{n-1} + w_n, and with the weight of a last step r = 1 - h_{n-1}
+    p_n = sigmoid(halt_logit_n). While h_{n-1} + p_n <= 1 - epsilon, the weight w_n is p_n. At the
+    first n where it exceeds that, the position halts with the remainder w_n = 1 - h_{n-1}; its
+    later weights are 0. h_n = h_{n-1} + w_n, and with r = 1 - h_{n-1}, the weight of a last step,
 
       accumulated:  m_n = m_{n-1} + w_n y_n,             output_n = m_{n-1} + r y_n
       basic:        m_n = (1 - w_n) m_{n-1} + w_n y_n,   output_n = (1 - r) m_{n-1} + r y_n
 
     Args:
-      step: gives `{"halt_logit": [b] or [b, ...], ...}`; the other entries, leaves `[b, ...]` that
-        begin with the axes of the halting logit, are what is averaged. One logit a row or one for
-        each of its places.
+      step: returns `{"halt_logit": [b] or [b, ...], ...}`, one logit per row or per position. The
+        other entries are averaged; their leaves start with the axes of the halting logit.
       epsilon: above 0 and below 1.
-      update: "accumulated" is Graves' sum; "basic" is the default of the released Universal
-        Transformer, in whose answers w_n counts as w_n prod_{i>n} (1 - w_i); these sum to less than
-        1.
-      head: `head(weights, mean) -> output`, from the averaged entries, a dict, to the dict that is
-        the output; None: as they are.
+      update: "accumulated" is Graves' sum. "basic" is the default of the released Universal
+        Transformer, where the final weight of y_n is w_n prod_{i>n} (1 - w_i); these sum to less
+        than 1.
+      head: `head(weights, mean) -> output`, from the dict of averaged entries to a dict of outputs;
+        None for the averaged entries themselves.
 
     Returns:
-      A `Step` on states of `averaging_state`. Output: what the head gives, "halt_logit" as it came,
-      "accumulated" `[b]` or `[b, ...]`, h_n, 1 exactly once halted; and "gate" `[b]`, the least of
-      them over the places of a row. Sums and means are float32 whatever the step's type.
+      A `Step` on states of `averaging_state`. Its outputs are those of the head, and
+      "halt_logit", unchanged; "accumulated", h_n, `[b]` or `[b, ...]`, exactly 1 once halted; and
+      "gate" `[b]`, the minimum of "accumulated" over the positions of a row. Sums and means are
+      float32 for any type of the step.
 
     Raises:
-      ValueError: `epsilon` not between 0 and 1, an unknown `update`; while tracing, a step without
-        "halt_logit" or with nothing beside it, and an entry that does not begin with the logit's
-        axes.
+      ValueError: `epsilon` is not between 0 and 1, or `update` is unknown; while tracing, the step
+        has no "halt_logit" or no other entry, or an entry does not start with the axes of the
+        logit.
 
     Example:
       >>> import dynexit as dx
-      >>> says = lambda p, n: {"logits": n[:, None], "halt_logit": jax.scipy.special.logit(p[n.astype(int) - 1])}
-      >>> step = dx.tied_step(lambda p, n: n + 1, says, jnp.array([0.3, 0.4, 0.5, 0.5]))
+      >>> logit = lambda p, n: jax.scipy.special.logit(p[n.astype(int) - 1])
+      >>> head = lambda p, n: {"logits": n[:, None], "halt_logit": logit(p, n)}
+      >>> step = dx.tied_step(lambda p, n: n + 1, head, jnp.array([0.3, 0.4, 0.5, 0.5]))
       >>> mean, start = averaged_step(step), averaging_state(step, jnp.zeros(1))
       >>> halted = dx.run_until(mean, start, 4, dx.criteria.gate_above(0.99))
       >>> # 3, and 0.3 x 1 + 0.4 x 2 + 0.3 x 3
@@ -68,8 +68,7 @@ def averaged_step(
       (3, 2.0)
 
     Source: Graves 2016, ACT, section 2; Dehghani et al. 2019 and its two public versions for
-      "basic", which compute the weights as
-    here but give the step limit no remainder.
+      "basic". Deviation: the public versions add no remainder at the step limit.
     """
     _check(epsilon, update)
     run = _Averaged(update, head)
@@ -77,16 +76,26 @@ def averaged_step(
 
 
 def averaging_state(step: Step, state: PyTree) -> PyTree:
-    """The state with which `averaged_step` begins: the given one, a mean of nothing, and no
-    probability spent.
+    """The initial state of `averaged_step`: m_0 = 0 and h_0 = 0.
 
     Args:
       step: the step that is averaged.
-      state: leaves `[B, ...]`, its first state.
+      state: its initial state, leaves `[B, ...]`.
 
     Returns:
-      `{"inner": state, "mean": zeros, "spent": zeros}`, the last as the halting logits `[B]` or
-      `[B, ...]`; float32.
+      `{"inner": state, "mean": zeros, "spent": zeros}`; "mean" has the shapes of the averaged
+      entries and "spent", which is h, that of the halting logit, `[B]` or `[B, ...]`; both float32.
+
+    Raises:
+      ValueError: the step has no "halt_logit" or no other entry, or an entry does not start with
+        the axes of the logit.
+
+    Example:
+      >>> import dynexit as dx
+      >>> head = lambda p, h: {"logits": h, "halt_logit": h[:, 0]}
+      >>> state = averaging_state(dx.tied_step(lambda p, h: h, head, ()), jnp.ones((2, 3)))
+      >>> state["mean"]["logits"].shape, state["spent"].shape
+      ((2, 3), (2,))
     """
     i = jnp.int32(0)
     _, output = jax.eval_shape(lambda s: step.apply(step.select(i), i, s), shapes(state))
@@ -96,31 +105,30 @@ def averaging_state(step: Step, state: PyTree) -> PyTree:
 
 
 def averaged(model: Model, epsilon: float = 0.01, update: str = "accumulated") -> Model:
-    """A model with halting logits as an ACT model: the same parameters, its answers averaged over
-    the steps.
+    """An ACT model from a model with halting logits: the outputs are averaged over the steps.
 
     Args:
-      model: one step (no stages) that gives `{"logits": [b, ..., C], "halt_logit": [b] or [b,
-        ...]}`.
+      model: a model without stages whose outputs are `{"logits": [b, ..., C], "halt_logit": [b] or
+        [b, ...]}`.
       epsilon, update: as in `averaged_step`.
 
     Returns:
-      `Model` with the outputs of `averaged_step`.
+      A `Model` with the same parameters and the outputs of `averaged_step`; it has no decoder.
 
     Raises:
-      TypeError: a model of several stages.
+      TypeError: the model has several stages.
       ValueError: as `averaged_step`.
 
     Example:
       >>> import dynexit as dx
       >>> model = averaged(dx.models.gru_ponder(8, 2, width=16, steps=10))
       >>> params = model.init(jax.random.key(0))
-      >>> outputs = dx.run_all(model.steps(params), model.embed(params, jnp.ones((3, 8))), model.depth)
+      >>> state = model.embed(params, jnp.ones((3, 8)))
+      >>> outputs = dx.run_all(model.steps(params), state, model.depth)
       >>> sorted(outputs), outputs["logits"].shape
       (['accumulated', 'gate', 'halt_logit', 'logits'], (10, 3, 2))
 
-    Source: Graves 2016. He averages states and outputs; of a linear head's answers both are the
-      same mean.
+    Source: Graves 2016, who averages states and outputs; for a linear head both give the same mean.
     """
     _check(epsilon, update)
     if isinstance(model.depth, tuple):
@@ -137,7 +145,7 @@ def averaged(model: Model, epsilon: float = 0.01, update: str = "accumulated") -
 
 @dataclasses.dataclass(frozen=True)
 class _Averaged:
-    """Equal update and head make equal (and so equally compiled) steps."""
+    """Instances with equal fields are equal, so that steps are not compiled again."""
 
     update: str
     head: Head | None
@@ -146,26 +154,26 @@ class _Averaged:
         entries(state, ("inner", "mean", "spent"), "`averaging_state`")
         inner, output = apply(weights, i, state["inner"])
         logit, values = _parts(output)
-        spent, mean = state["spent"], state["mean"]
+        h, mean = state["spent"], state["mean"]
         p = jax.nn.sigmoid(logit.astype(jnp.float32))
-        left = 1 - spent
-        w = jnp.where(spent + p > most, left, p)
-        spent = jnp.where(spent + p > most, 1.0, spent + p)
-        keeps = self.update == "accumulated"
+        remainder = 1 - h
+        w = jnp.where(h + p > most, remainder, p)
+        h = jnp.where(h + p > most, 1.0, h + p)
+        accumulates = self.update == "accumulated"
 
-        def moved(by: Array) -> PyTree:
+        def updated(weight: Array) -> PyTree:
             def one(m, y):
-                share = by.reshape(by.shape + (1,) * (y.ndim - by.ndim))
-                return (m if keeps else (1 - share) * m) + share * y.astype(jnp.float32)
+                w = weight.reshape(weight.shape + (1,) * (y.ndim - weight.ndim))
+                return (m if accumulates else (1 - w) * m) + w * y.astype(jnp.float32)
 
             return jax.tree.map(one, mean, values)
 
-        answer = moved(left)
+        final = updated(remainder)
         if self.head is not None:
-            answer = self.head(weights, answer)
-        gate = spent.min(axis=tuple(range(1, spent.ndim)))
-        output = {**answer, HALTING: logit, "accumulated": spent, "gate": gate}
-        return {"inner": inner, "mean": moved(w), "spent": spent}, output
+            final = self.head(weights, final)
+        gate = h.min(axis=tuple(range(1, h.ndim)))
+        output = {**final, HALTING: logit, "accumulated": h, "gate": gate}
+        return {"inner": inner, "mean": updated(w), "spent": h}, output
 
 
 def _check(epsilon: float, update: str) -> None:
@@ -176,25 +184,22 @@ def _check(epsilon: float, update: str) -> None:
 
 
 def _parts(output: PyTree) -> tuple[Any, PyTree]:
-    """The halting logit and what is averaged.
+    """The halting logit and the entries that are averaged.
 
     Raises:
-      ValueError: one of them is missing, or their axes do not fit.
+      ValueError: one of them is missing, or their axes do not match.
     """
     if not isinstance(output, dict) or HALTING not in output or len(output) < 2:
-        has = (
-            f"the keys {sorted(output)}"
-            if isinstance(output, dict)
-            else f"a {type(output).__name__}"
-        )
+        keys = f"keys {sorted(output)}" if isinstance(output, dict) else type(output).__name__
         raise ValueError(
-            f"`step` must give a dict with {HALTING!r} and what is averaged beside it, got {has}"
+            f"`step` must return a dict with {HALTING!r} and the entries to average, got {keys}"
         )
     halting = output[HALTING]
     values = {name: value for name, value in output.items() if name != HALTING}
     for leaf in jax.tree.leaves(values):
         if leaf.shape[: halting.ndim] != halting.shape:
             raise ValueError(
-                f"`step` gives a halting logit of shape {halting.shape} and beside it an entry of shape {leaf.shape}"
+                f"`step` must return entries whose shape starts with that of {HALTING!r}, "
+                f"{halting.shape}, got {leaf.shape}"
             )
     return halting, values

@@ -1,4 +1,4 @@
-"""Certainty of an answer, and models that answer what they were most certain of so far."""
+"""Certainty of an output, and models that return their most certain output so far."""
 
 import dataclasses
 
@@ -13,58 +13,61 @@ from dynexit.criteria.reading import beside, read_logits
 
 
 def certainty(output: PyTree) -> Array:
-    """1 - H(p) / ln C of one exit's output, the mean over a row's places, float32 `[b]` in 0..1.
+    """Certainty of the output of an exit, 1 - H(p) / ln C, averaged over the positions of a row.
 
     Args:
       output: logits `[b, ..., C]`, or a dict with "logits".
 
+    Returns:
+      float32 `[b]` in 0..1.
+
     Raises:
-      ValueError: fewer than 2 classes.
+      ValueError: there are fewer than 2 classes.
 
     Example:
-      >>> # one place knows nothing, the other all
+      >>> # p is uniform at one position and one-hot at the other
       >>> certainty(jnp.array([[[0.0, 0.0], [100.0, 0.0]]])).tolist()
       [0.5]
 
-    Source: Darlow et al. 2025, arXiv 2505.05522, and for places its released code.
+    Source: Darlow et al. 2025, arXiv 2505.05522; the mean over positions from its released code.
     """
     uncertain = scores.normalised_entropy(read_logits(output, None))
     return 1.0 - uncertain.mean(axis=tuple(range(1, uncertain.ndim)))
 
 
 def best_so_far(model: Model) -> Model:
-    """A model that answers at each exit what it said at the exit, so far, where it was most
-    certain; the first of equals.
+    """A model that returns at each exit its most certain output up to there.
 
-    logits_n = current_m with m = argmax_{i<=n} c(current_i). A row that leaves where its certainty
-    first passes a threshold answers as it would have anyway; one that never passes it gives its
-    best answer in the place of its last. A NaN is never the best, but where there was nothing else.
+    logits_n = current_m with m = argmax_{i<=n} c(current_i), the first of equal maxima, and c of
+    `certainty`. The output of a row that exits when its certainty first exceeds a threshold does
+    not change. A row that never exceeds it returns its most certain output instead of its last. A
+    certainty of NaN is never the maximum; if all are NaN, the logits are NaN.
 
     Args:
-      model: one step (no stages) that gives logits `[b, ..., C]`, or a dict with "logits" alone
-        read.
+      model: a model without stages whose outputs are logits `[b, ..., C]`, or a dict with "logits",
+        of which the other entries are dropped.
 
     Returns:
-      `Model` with the same parameters. Outputs `{"logits": [E, B, ..., C], "current": [E, B, ...,
-      C]}`, the second as the model gives them, which is what a loss wants. State: "inner", the
-      model's own; "logits" and "certainty", the best so far.
+      A `Model` with the same parameters and without a decoder. Its outputs are `{"logits": [E, B,
+      ..., C], "current": [E, B, ..., C]}`; "current" is the model's own output, for the loss. Its
+      state has "inner", the model's state, and the "logits" and "certainty" of the maximum.
 
     Raises:
-      TypeError: a model of several stages.
-      ValueError: while tracing, outputs without logits.
+      TypeError: the model has several stages.
+      ValueError: while tracing, the outputs have no logits.
 
     Example:
       >>> import dynexit as dx
-      >>> says = lambda p, n: {"logits": p[n]}
+      >>> head = lambda p, n: {"logits": p[n]}
       >>> embed = lambda p, x: jnp.zeros(len(x), jnp.int32) - 1
-      >>> steps = lambda p: dx.tied_step(lambda p, n: n + 1, says, p)
+      >>> steps = lambda p: dx.tied_step(lambda p, n: n + 1, head, p)
       >>> model = best_so_far(dx.Model(lambda key: None, embed, steps, 3, ("a", "b", "c")))
-      >>> said = jnp.array([[1.0, 0.0], [0.0, 5.0], [2.0, 0.0]])
-      >>> outputs = dx.run_all(model.steps(said), model.embed(said, jnp.zeros(1)), 3)
+      >>> logits = jnp.array([[1.0, 0.0], [0.0, 5.0], [2.0, 0.0]])
+      >>> outputs = dx.run_all(model.steps(logits), model.embed(logits, jnp.zeros(1)), 3)
       >>> outputs["logits"][:, 0].tolist()
       [[1.0, 0.0], [0.0, 5.0], [0.0, 5.0]]
 
-    Source: Darlow et al. 2025, arXiv 2505.05522, how its networks are read.
+    Source: Darlow et al. 2025, arXiv 2505.05522, the readout of its networks.
     """
     one_depth(model)
 

@@ -1,6 +1,4 @@
-"""Stochastic depth: residual blocks left out at random, and really skipped where the whole batch
-leaves one out.
-"""
+"""Stochastic depth: residual blocks dropped at random, and skipped if dropped for all rows."""
 
 import dataclasses
 from typing import Any
@@ -17,18 +15,21 @@ from dynexit.engine.steps import Run
 
 
 def survival(depth: int, last: float) -> Array:
-    """p_l = 1 - (l / N)(1 - p_N), l = 1..N: how likely each block is kept. With p_N = 1/2 (3N - 1)
-    / 4 are kept on average.
+    """Survival probabilities of blocks, falling linearly with depth.
+
+    p_l = 1 - (l / N) (1 - p_N) for l = 1..N. With p_N = 1/2, (3 N - 1) / 4 blocks are kept on
+    average.
 
     Args:
-      depth: N.
+      depth: N, at least 1.
       last: p_N, above 0 and at most 1.
 
     Returns:
-      float32 `[N]`.
+      p, float32 `[N]`.
 
     Raises:
-      TypeError, ValueError: `depth` below 1, `last` out of range.
+      TypeError: `depth` is not an integer.
+      ValueError: `depth` is below 1, or `last` is out of range.
 
     Example:
       >>> survival(4, 0.5).tolist(), float(survival(54, 0.5).sum())
@@ -43,23 +44,26 @@ def survival(depth: int, last: float) -> Array:
 
 
 def dropped_blocks(step: Step, kept: Array, scale: Array) -> Step:
-    """The step with what each block adds to the state multiplied: s + kept_l scale_l (block_l(s) -
-    s). Exits are read as before.
+    """A step that drops or scales the residual of each block.
 
-    In training scale = 1 / p, so that the network at inference is the plain one ("drop path"). The
-    paper's own form is scale = 1 in training, and at inference all blocks kept with scale = p.
+    s + kept_l scale_l (block_l(s) - s). The exits are unchanged. With scale = 1 / p in training,
+    inference uses the plain network ("drop path"). The form of the paper is scale = 1 in training,
+    and at inference all blocks kept with scale = p.
 
     Args:
-      step: of `stacked_step` or `tied_step`, one block a step; a block that changes the state's
-        shape is always kept as it is.
-      kept: bool `[N]`, for all rows: a block that is not kept is not computed. Or `[N, B]`, row by
-        row, for a run of the whole batch (`run_all`, `run_full`): then every block is computed.
-      scale: `[N]`.
+      step: from `stacked_step` or `tied_step`, with one block per step. A block that changes the
+        shape of the state is always kept and not scaled.
+      kept: bool `[N]`, for all rows; a dropped block is not computed. Or bool `[N, B]`, per row,
+        for runs of the whole batch (`run_all`, `run_full`); then every block is computed.
+      scale: `[N]`, floating point.
+
+    Returns:
+      A `Step` on the same states with the same outputs.
 
     Raises:
       TypeError: `kept` is not bool.
-      ValueError: a step that is not of those, several blocks a step; `kept` or `scale` of another
-        shape, or of another N than the step's.
+      ValueError: the step is not from those functions or has several blocks per step; `kept` or
+        `scale` has another shape, or another N than the step.
 
     Example:
       >>> import dynexit as dx
@@ -75,16 +79,17 @@ def dropped_blocks(step: Step, kept: Array, scale: Array) -> Step:
     run = step.apply.func if isinstance(step.apply, Partial) else None
     if not isinstance(run, Run):
         raise ValueError(
-            "`step` must come from `stacked_step` or `tied_step`, with one block a step, and not be rematerialised "
-            "(`training.remat` False), so that a block can be left out and its exit still be read"
+            "`step` must be from `stacked_step` or `tied_step` with one block per step, and not be "
+            "rematerialised (`training.remat` False)"
         )
     kept, scale = jnp.asarray(kept), jnp.asarray(scale)
     if kept.dtype != bool:
-        raise TypeError(f"`kept` must be bool, one draw a block, got {kept.dtype}")
+        raise TypeError(f"`kept` must be bool, got {kept.dtype}")
     blocks = step.depth or len(kept)
     if kept.ndim not in (1, 2) or len(kept) != blocks or scale.shape != (blocks,):
         raise ValueError(
-            f"`kept` must have shape [N] or [N, B] and `scale` [N], N = {blocks}, got {list(kept.shape)} and {list(scale.shape)}"
+            f"`kept` must have shape [N] or [N, B] and `scale` [N] with N = {blocks}, "
+            f"got {list(kept.shape)} and {list(scale.shape)}"
         )
     return Step(Partial(_selected, step.select, kept, scale), Partial(_RunKept(run)), depth=blocks)
 
@@ -115,8 +120,15 @@ class _RunKept:
 
 
 def scaled(scale: Array, new: PyTree, old: PyTree) -> PyTree:
-    """old + scale (new - old) of floating-point leaves, exactly `new` where scale is 1; `new` of
-    others.
+    """old + scale (new - old), per leaf.
+
+    Args:
+      scale: a scalar.
+      new, old: trees of equal structure and shapes.
+
+    Returns:
+      A tree as `new`; exactly `new` if scale is 1. Leaves that are not floating point are those of
+      `new`.
     """
 
     def one(new: Array, old: Array) -> Array:

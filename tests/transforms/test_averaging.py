@@ -1,6 +1,4 @@
-"""ACT as a step against a loop over rows and places: golden numbers, both updates, all schedules,
-gradients.
-"""
+"""ACT as a step against a loop over rows and positions: both updates, executors, gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -15,47 +13,42 @@ from dynexit.transforms.averaging import averaged, averaged_step, averaging_stat
 N, B, C = 6, 9, 3
 
 
-def telling(p, y):
-    """A tied step that says what it is told, p `[N, B, ...]` and y `[N, B, ..., C]`, and its first
-    state.
-    """
+def prescribed(p, y):
+    """A tied step whose outputs are p `[N, B, ...]` and y `[N, B, ..., C]`, and its first state."""
 
-    def says(tables, state):
+    def head(tables, state):
         pick = lambda table: table[state["step"] - 1, state["row"]]
         return {
             "logits": pick(tables["y"]),
             "halt_logit": jax.scipy.special.logit(pick(tables["p"])),
         }
 
-    step = dx.tied_step(
-        lambda tables, state: {**state, "step": state["step"] + 1}, says, {"p": p, "y": y}
-    )
+    block = lambda tables, state: {**state, "step": state["step"] + 1}
+    step = dx.tied_step(block, head, {"p": p, "y": y})
     rows = p.shape[1]
     return step, {"step": jnp.zeros(rows, jnp.int32), "row": jnp.arange(rows, dtype=jnp.int32)}
 
 
 def every_exit(p, y, **options):
-    step, state = telling(jnp.asarray(p, jnp.float32), jnp.asarray(y, jnp.float32))
+    step, state = prescribed(jnp.asarray(p, jnp.float32), jnp.asarray(y, jnp.float32))
     return dx.run_all(averaged_step(step, **options), averaging_state(step, state), len(p))
 
 
 def loop(p, y, epsilon, update):
-    """One place: at every step its answer if the step were the last, and what it has spent, 1 once
-    halted.
-    """
-    spent, mean, answers, sums = 0.0, np.zeros(y.shape[1:]), [], []
+    """One position: the output of every step if it were the last, and the accumulated h."""
+    h, mean, outputs, sums = 0.0, np.zeros(y.shape[1:]), [], []
     keep = lambda w: 1.0 if update == "accumulated" else 1 - w
-    for probability, says in zip(p, y, strict=True):
-        answers.append(keep(1 - spent) * mean + (1 - spent) * says)
-        halts = spent < 1.0 and spent + probability > 1 - epsilon
-        w = 1 - spent if halts else 0.0 if spent == 1.0 else probability
-        mean = keep(w) * mean + w * says
-        spent = 1.0 if halts else spent + w
-        sums.append(spent)
-    return np.array(answers), np.array(sums)
+    for probability, value in zip(p, y, strict=True):
+        outputs.append(keep(1 - h) * mean + (1 - h) * value)
+        halts = h < 1.0 and h + probability > 1 - epsilon
+        w = 1 - h if halts else 0.0 if h == 1.0 else probability
+        mean = keep(w) * mean + w * value
+        h = 1.0 if halts else h + w
+        sums.append(h)
+    return np.array(outputs), np.array(sums)
 
 
-def test_golden_identical_answers_tell_the_updates_apart():
+def test_golden_updates_differ_on_identical_outputs():
     p, y = np.array([[0.3], [0.4], [0.5]]), np.full((3, 1, 1), 5.0)
     found = {
         update: float(every_exit(p, y, update=update)["logits"][-1, 0, 0])
@@ -66,41 +59,43 @@ def test_golden_identical_answers_tell_the_updates_apart():
     )
 
 
-def test_golden_limit():
-    """p = 0.05 and 8 steps: the weights sum to 1, so answers that agree are the answer."""
+def test_golden_step_limit():
+    """p = 0.05 and 8 steps: the weights sum to 1, so the mean of equal outputs is that output."""
     np.testing.assert_allclose(
         every_exit(np.full((8, 1), 0.05), np.full((8, 1, 1), 2.0))["logits"][-1], 2.0, rtol=1e-6
     )
 
 
-def test_golden_sure_at_once():
+def test_golden_halting_at_the_first_step():
     outputs = every_exit(np.array([[1.0], [0.5]]), np.array([[[3.0]], [[-7.0]]]))
     np.testing.assert_array_equal(outputs["logits"][:, 0, 0], [3.0, 3.0])
     np.testing.assert_array_equal(outputs["gate"][:, 0], [1.0, 1.0])
 
 
 @pytest.mark.parametrize("update", ["accumulated", "basic"])
-@pytest.mark.parametrize("places, epsilon", [((), 0.01), ((), 0.25), ((4,), 0.01)])
-def test_it_is_the_loop(update, places, epsilon):
+@pytest.mark.parametrize("positions, epsilon", [((), 0.01), ((), 0.25), ((4,), 0.01)])
+def test_matches_the_loop(update, positions, epsilon):
     keys = jax.random.split(jax.random.key(1))
-    p = jax.random.uniform(keys[0], (N, B, *places)) ** 2
-    y = jax.random.normal(keys[1], (N, B, *places, C))
+    p = jax.random.uniform(keys[0], (N, B, *positions)) ** 2
+    y = jax.random.normal(keys[1], (N, B, *positions, C))
     outputs = every_exit(p, y, epsilon=epsilon, update=update)
-    for where in np.ndindex(B, *places):
+    for where in np.ndindex(B, *positions):
         at = (slice(None), *where)
-        answers, sums = loop(
+        expected, sums = loop(
             np.asarray(p, np.float64)[at], np.asarray(y, np.float64)[at], epsilon, update
         )
-        np.testing.assert_allclose(outputs["logits"][at], answers, atol=1e-5)
+        np.testing.assert_allclose(outputs["logits"][at], expected, atol=1e-5)
         np.testing.assert_allclose(outputs["accumulated"][at], sums, atol=1e-5)
     sums = np.asarray(outputs["accumulated"])
     assert outputs["gate"].shape == (N, B)
     np.testing.assert_array_equal(outputs["gate"], sums.reshape(N, B, -1).min(axis=-1))
-    assert len(np.unique((sums < 1).sum(axis=0))) > 2, "places must halt at steps of their own"
+    assert len(np.unique((sums < 1).sum(axis=0))) > 2, (
+        "positions must differ in their halting steps"
+    )
 
 
-def test_sums_and_mean_are_those_of_the_objective():
-    """Two forms of one arithmetic: from all steps at once, and step by step."""
+def test_sums_and_mean_match_the_objective():
+    """The same quantities from all steps at once and one step at a time."""
     keys = jax.random.split(jax.random.key(2))
     p, y = jax.random.uniform(keys[0], (N, B)) ** 2, jax.random.normal(keys[1], (N, B, C))
     outputs, sums = every_exit(p, y), halting_sums(p)
@@ -113,7 +108,7 @@ def test_sums_and_mean_are_those_of_the_objective():
     )
 
 
-def test_gradients_are_those_of_the_weighted_sum():
+def test_gradients_match_the_weighted_sum():
     keys = jax.random.split(jax.random.key(3), 3)
     p, y, v = (
         jax.random.uniform(keys[0], (N, B)) ** 2,
@@ -130,13 +125,13 @@ def test_gradients_are_those_of_the_weighted_sum():
         np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("places", [(), (4,)])
-def test_a_row_leaves_with_the_answer_that_full_depth_gives_it(places):
+@pytest.mark.parametrize("positions", [(), pytest.param((4,), marks=pytest.mark.slow)])
+def test_a_row_exits_with_its_output_at_full_depth(positions):
     keys = jax.random.split(jax.random.key(4))
-    hurry = jnp.linspace(0.1, 3.0, B).reshape(1, B, *(1 for _ in places))
-    p = jnp.minimum(jax.random.uniform(keys[0], (N, B, *places)) * hurry, 1.0)
-    y = jax.random.normal(keys[1], (N, B, *places, C))
-    step, state = telling(p, y)
+    rate = jnp.linspace(0.1, 3.0, B).reshape(1, B, *(1 for _ in positions))
+    p = jnp.minimum(jax.random.uniform(keys[0], (N, B, *positions)) * rate, 1.0)
+    y = jax.random.normal(keys[1], (N, B, *positions, C))
+    step, state = prescribed(p, y)
     run, start, rule = (
         averaged_step(step),
         averaging_state(step, state),
@@ -155,7 +150,7 @@ def test_a_row_leaves_with_the_answer_that_full_depth_gives_it(places):
         assert int(found.rows_executed) < N * B
 
 
-def test_the_sum_of_the_logits_gives_the_same_exits():
+def test_the_gate_and_the_sum_of_the_logits_give_the_same_exits():
     p, y = jax.random.uniform(jax.random.key(5), (N, B)) ** 2, jnp.zeros((N, B, C))
     outputs = every_exit(p, y)
     by_gate, by_sum = (
@@ -165,7 +160,7 @@ def test_the_sum_of_the_logits_gives_the_same_exits():
     np.testing.assert_array_equal(by_gate, by_sum)
 
 
-def test_a_smaller_threshold_is_act_with_a_larger_epsilon():
+def test_a_smaller_threshold_is_a_larger_epsilon():
     keys = jax.random.split(jax.random.key(6))
     p, y = jax.random.uniform(keys[0], (N, B)) ** 2, jax.random.normal(keys[1], (N, B, C))
     early, meant = (
@@ -179,8 +174,8 @@ def test_a_smaller_threshold_is_act_with_a_larger_epsilon():
     ).any()
 
 
-def test_another_epsilon_is_the_same_program():
-    step, state = telling(jnp.full((N, B), 0.3), jnp.zeros((N, B, C)))
+def test_another_epsilon_does_not_recompile():
+    step, state = prescribed(jnp.full((N, B), 0.3), jnp.zeros((N, B, C)))
     start, traces = averaging_state(step, state), []
 
     @jax.jit
@@ -194,13 +189,13 @@ def test_another_epsilon_is_the_same_program():
     assert halted == [3, 2, 0] and len(traces) == 1
 
 
-def test_a_nan_spends_nothing_and_never_leaves():
+def test_a_nan_prevents_the_exit():
     p = jnp.full((N, 2), 0.6).at[1:, 0].set(jnp.nan)
     halted = dx.replay(dx.criteria.gate_above(0.99), every_exit(p, jnp.ones((N, 2, C))))
     assert halted.exit.tolist() == [N - 1, 1] and halted.nan_exits.tolist() == [N - 1, 0]
 
 
-def test_half_precision_answers_are_averaged_in_float32():
+def test_half_precision_outputs_are_averaged_in_float32():
     model = averaged(gru_ponder(4, 2, width=8, steps=5))
     params = jax.tree.map(lambda a: a.astype(jnp.bfloat16), model.init(jax.random.key(0)))
     outputs = dx.run_all(
@@ -214,7 +209,7 @@ def test_half_precision_answers_are_averaged_in_float32():
     }
 
 
-def test_an_averaged_model_says_what_the_model_says_on_average():
+def test_an_averaged_model_returns_the_weighted_mean():
     model, x = (
         gru_ponder(4, 2, width=8, steps=5, halt_bias=-1.0),
         jax.random.normal(jax.random.key(1), (3, 4)),
@@ -234,46 +229,21 @@ def test_an_averaged_model_says_what_the_model_says_on_average():
 
 
 PLAIN = dx.tied_step(lambda p, h: h, lambda p, h: h, ())
+STAGES = gru_ponder(4, 2, width=8, steps=5)._replace(depth=(2, 3))
+MISMATCHED = {"halt_logit": jnp.ones((2, 3)), "logits": jnp.ones((2, 5))}
 
 
 @pytest.mark.parametrize(
-    "call, error, text",
+    "call, error, argument",
     [
-        (
-            lambda: averaged_step(PLAIN, 1.0),
-            ValueError,
-            "`epsilon` must lie between 0 and 1, both excluded, got 1.0",
-        ),
-        (
-            lambda: averaged_step(PLAIN, update="mean"),
-            ValueError,
-            "`update` must be one of 'accumulated', 'basic', got 'mean'",
-        ),
-        (
-            lambda: averaging_state(PLAIN, jnp.ones(2)),
-            ValueError,
-            "and what is averaged beside it, got a ShapeDtypeStruct",
-        ),
-        (
-            lambda: averaging_state(PLAIN, {"halt_logit": jnp.ones(2)}),
-            ValueError,
-            "beside it, got the keys ['halt_logit']",
-        ),
-        (
-            lambda: averaging_state(
-                PLAIN, {"halt_logit": jnp.ones((2, 3)), "logits": jnp.ones((2, 5))}
-            ),
-            ValueError,
-            "`step` gives a halting logit of shape (2, 3) and beside it an entry of shape (2, 5)",
-        ),
-        (
-            lambda: averaged(gru_ponder(4, 2, width=8, steps=5)._replace(depth=(2, 3))),
-            TypeError,
-            "`model` must have one step, got 2 stages",
-        ),
+        (lambda: averaged_step(PLAIN, 1.0), ValueError, "epsilon"),
+        (lambda: averaged_step(PLAIN, update="mean"), ValueError, "update"),
+        (lambda: averaging_state(PLAIN, jnp.ones(2)), ValueError, "step"),
+        (lambda: averaging_state(PLAIN, {"halt_logit": jnp.ones(2)}), ValueError, "step"),
+        (lambda: averaging_state(PLAIN, MISMATCHED), ValueError, "step"),
+        (lambda: averaged(STAGES), TypeError, "model"),
     ],
 )
-def test_refusals(call, error, text):
-    with pytest.raises(error) as caught:
+def test_invalid_arguments(call, error, argument):
+    with pytest.raises(error, match=f"^`{argument}`"):
         call()
-    assert text in str(caught.value)

@@ -1,6 +1,4 @@
-"""Blocks left out at random: the law, what is added on average, what is skipped, and the plain
-network where nothing is dropped.
-"""
+"""Dropped blocks: survival probabilities, outputs against a loop, the mean, and skipped work."""
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +36,7 @@ def by_hand(h, kept, scale):
     return jnp.stack(outputs)
 
 
-def test_survival_falls_linearly_and_keeps_three_quarters():
+def test_survival_falls_linearly_with_depth():
     np.testing.assert_allclose(
         survival(54, 0.5), [1 - l / 54 * 0.5 for l in range(1, 55)], rtol=1e-6
     )
@@ -49,20 +47,20 @@ def test_survival_falls_linearly_and_keeps_three_quarters():
 
 
 @pytest.mark.parametrize("by", ["batch", "row"])
-def test_outputs_and_gradients_are_the_loop(by):
+def test_outputs_and_gradients_match_the_loop(by):
     kept = jax.random.bernoulli(KEYS[3], 0.6, (N, B if by == "row" else 1))
     scale = jnp.linspace(1.0, 2.0, N)
     floats = jnp.broadcast_to(kept, (N, B)).astype(jnp.float32)
     assert 0 < floats.sum() < N * B
-    handed = kept if by == "row" else kept[:, 0]
-    found = lambda x: dx.run_all(dropped_blocks(step(), handed, scale), x, N)
+    argument = kept if by == "row" else kept[:, 0]
+    found = lambda x: dx.run_all(dropped_blocks(step(), argument, scale), x, N)
     wanted = lambda x: by_hand(x, floats, scale)
     np.testing.assert_allclose(jax.jit(found)(X), jax.jit(wanted)(X), rtol=1e-4, atol=1e-5)
     slope = lambda f: jax.jit(jax.grad(lambda x: (f(x) ** 2).sum()))(X)
     np.testing.assert_allclose(slope(found), slope(wanted), rtol=1e-3, atol=1e-3)
 
 
-def test_with_all_blocks_kept_it_is_the_plain_network():
+def test_with_all_blocks_kept_the_network_is_unchanged():
     plain = jax.jit(lambda x: dx.run_all(step(), x, N))(X)
     kept = jax.jit(
         lambda x: dx.run_all(dropped_blocks(step(), jnp.ones(N, bool), survival(N, 1.0)), x, N)
@@ -71,23 +69,23 @@ def test_with_all_blocks_kept_it_is_the_plain_network():
 
 
 @pytest.mark.parametrize("scale", ["paper", "drop path"])
-def test_a_block_adds_on_average_its_chance_times_what_it_would(scale):
-    """The paper's form: p f. Divided by p: f. Mean of 40,000 draws, within five standard errors."""
-    draws, chance = 40_000, survival(2, 0.3)
+def test_the_mean_residual_is_scaled_by_the_survival_probability(scale):
+    """p f in the form of the paper, f with drop path; 40,000 draws, within five standard errors."""
+    draws, p = 40_000, survival(2, 0.3)
     linear = dx.stacked_step(lambda p, h: h + p, lambda p, h: h, jnp.array([2.0, 5.0]))
-    factor = jnp.ones(2) if scale == "paper" else 1 / chance
-    kept = jax.random.bernoulli(KEYS[3], chance[:, None], (2, draws))
+    factor = jnp.ones(2) if scale == "paper" else 1 / p
+    kept = jax.random.bernoulli(KEYS[3], p[:, None], (2, draws))
     states = dx.run_all(dropped_blocks(linear, kept, factor), jnp.zeros(draws), 2)
     added = np.asarray(jnp.diff(states, axis=0, prepend=0.0))
-    wanted = np.array([2.0, 5.0]) * np.asarray(chance * factor)
-    spread = np.array([2.0, 5.0]) * np.asarray(factor * jnp.sqrt(chance * (1 - chance)))
+    wanted = np.array([2.0, 5.0]) * np.asarray(p * factor)
+    spread = np.array([2.0, 5.0]) * np.asarray(factor * jnp.sqrt(p * (1 - p)))
     assert (np.abs(added.mean(axis=1) - wanted) < 5 * spread / draws**0.5).all()
     if scale == "paper":  # at inference every block is kept and scaled by p
-        told = dx.run_all(dropped_blocks(linear, jnp.ones(2, bool), chance), jnp.zeros(1), 2)[:, 0]
-        np.testing.assert_allclose(told, np.cumsum(wanted), rtol=1e-6)
+        found = dx.run_all(dropped_blocks(linear, jnp.ones(2, bool), p), jnp.zeros(1), 2)[:, 0]
+        np.testing.assert_allclose(found, np.cumsum(wanted), rtol=1e-6)
 
 
-def test_blocks_left_out_by_the_batch_are_not_computed():
+def test_blocks_dropped_for_all_rows_are_not_computed():
     calls = []
     counted = step(lambda: calls.append(1))
     run = jax.jit(lambda kept: dx.run_all(dropped_blocks(counted, kept, jnp.ones(N)), X, N))
@@ -102,42 +100,27 @@ def test_a_block_that_changes_the_shape_is_kept():
     widening = dx.stacked_step(
         lambda p, h: jnp.concatenate([h, h], axis=1), lambda p, h: h, jnp.ones(1)
     )
-    told = dx.engine.run_full(
-        dropped_blocks(widening, jnp.zeros(1, bool), jnp.full(1, 2.0)), jnp.ones((3, 2)), 1
-    )[0]
-    assert told.tolist() == [[1.0] * 4] * 3
+    step = dropped_blocks(widening, jnp.zeros(1, bool), jnp.full(1, 2.0))
+    assert dx.engine.run_full(step, jnp.ones((3, 2)), 1)[0].tolist() == [[1.0] * 4] * 3
+
+
+IDENTITY = dx.Step(lambda i: (), lambda w, i, s: (s, s))
+TWO_BLOCKS = dx.stacked_step(block, lambda p, h: h, PARAMS, blocks=2)
 
 
 @pytest.mark.parametrize(
-    ("call", "text"),
+    ("call", "error", "argument"),
     [
-        (lambda: survival(0, 0.5), "`depth` must be at least 1, got 0"),
-        (lambda: survival(4, 0.0), "`last` must be above 0 and at most 1, got 0.0"),
-        (lambda: survival(4, 1.5), "`last` must be above 0 and at most 1, got 1.5"),
-        (
-            lambda: dropped_blocks(
-                dx.Step(lambda i: (), lambda w, i, s: (s, s)), jnp.ones(2, bool), jnp.ones(2)
-            ),
-            "`step` must come from",
-        ),
-        (
-            lambda: dropped_blocks(
-                dx.stacked_step(block, lambda p, h: h, PARAMS, blocks=2),
-                jnp.ones(3, bool),
-                jnp.ones(3),
-            ),
-            "one block a step",
-        ),
-        (
-            lambda: dropped_blocks(step(), jnp.ones(2, bool), jnp.ones(2)),
-            "`kept` must have shape [N] or [N, B] and `scale` [N], N = ",
-        ),
-        (lambda: dropped_blocks(step(), jnp.ones(N, bool), 1.0), "and `scale` [N], N = "),
+        (lambda: survival(0, 0.5), ValueError, "depth"),
+        (lambda: survival(4, 0.0), ValueError, "last"),
+        (lambda: survival(4, 1.5), ValueError, "last"),
+        (lambda: dropped_blocks(IDENTITY, jnp.ones(2, bool), jnp.ones(2)), ValueError, "step"),
+        (lambda: dropped_blocks(TWO_BLOCKS, jnp.ones(3, bool), jnp.ones(3)), ValueError, "step"),
+        (lambda: dropped_blocks(step(), jnp.full(N, 0.5), jnp.ones(N)), TypeError, "kept"),
+        (lambda: dropped_blocks(step(), jnp.ones(2, bool), jnp.ones(2)), ValueError, "kept"),
+        (lambda: dropped_blocks(step(), jnp.ones(N, bool), 1.0), ValueError, "kept"),
     ],
 )
-def test_refusals(call, text):
-    with pytest.raises(TypeError, match="`kept` must be bool, one draw a block, got float32"):
-        dropped_blocks(step(), jnp.full(N, 0.5), jnp.ones(N))
-    with pytest.raises(ValueError) as error:
+def test_invalid_arguments(call, error, argument):
+    with pytest.raises(error, match=f"^`{argument}`"):
         call()
-    assert text in str(error.value)
