@@ -62,7 +62,6 @@ SLOW_VARIANTS = (
     "test_sharded.py::test_run_sharded_equals_run_until[rebalance2-AxisType.Auto-None]",
     "test_chunks.py::test_chunks_equal_the_python_loop_and_the_whole[tied]",
     "test_evaluation.py::test_tuned_tiles_change_no_answer",
-    "test_yardstick.py::test_blocks_keep_rows_apart_and_finite[transformer]",
     "test_features.py::test_features_are_the_states_at_which_rows_leave[resnet]",
     "test_sampled_depth.py::test_loss_and_gradient_are_the_loop[0]",
     "test_sampled_depth.py::test_loss_and_gradient_are_the_loop[3]",

@@ -1,1 +1,1 @@
-"""Benchmarks of the executors on drawn problems, beside peers."""
+"""Benchmarks of the executors on random networks and sampled depths, with peers."""

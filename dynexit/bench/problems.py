@@ -1,6 +1,4 @@
-"""The networks of the yardstick: random blocks of several kinds, and depths drawn for the rows of a
-batch.
-"""
+"""The networks of the benchmark: random blocks of several kinds, and sampled depths of rows."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -23,8 +21,9 @@ class Cell(NamedTuple):
     """One network and batch.
 
     Attributes:
-      block: "transformer", "tied" (the same weights at every depth), "mixer" or "conv".
-      width, tokens: D and L; "conv" takes L as a square image.
+      block: "transformer", "tied" (a transformer with the same weights at every depth), "mixer" or
+        "conv".
+      width, tokens: D and L; for "conv" the tokens are a square image.
       depth: N.
       batch: B.
       dtype: "float32" or "bfloat16".
@@ -39,7 +38,13 @@ class Cell(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """A cell's step as a function of its weights, the weights, and the rows."""
+    """The network and the batch of a cell.
+
+    Attributes:
+      step: `step(params) -> Step`.
+      params: weights; leaves `[N, ...]`, or `[...]` for "tied".
+      state: `[B, L, D]`.
+    """
 
     step: Callable[[PyTree], Step]
     params: PyTree
@@ -47,8 +52,16 @@ class Problem(NamedTuple):
 
 
 def problem(cell: Cell, seed: int = 0) -> Problem:
-    """Random weights and rows of a cell; a block keeps the scale of its input, and its head is a
-    mean and a linear map.
+    """Random weights and a random batch for a cell.
+
+    A block preserves the scale of its input. Its head is a mean over tokens and a linear map.
+
+    Args:
+      cell: the sizes.
+      seed: of the random numbers.
+
+    Returns:
+      A `Problem`.
     """
     keys = iter(jax.random.split(jax.random.key(seed), 8))
     layers = 1 if cell.block == "tied" else cell.depth
@@ -84,18 +97,25 @@ def problem(cell: Cell, seed: int = 0) -> Problem:
 
 
 def draw(distribution: str, mean: float, depth: int, rows: int, seed: int = 0) -> np.ndarray:
-    """Depths 1..N of the rows, int32 `[B]`, with about the mean `mean` x N.
+    """Samples the depths of rows from a distribution with a mean of about `mean` x N.
 
-    "geometric" is cut off at N, "uniform" is an interval, "bimodal" is 1 or N, "together" is one
-    depth for all.
+    Args:
+      distribution: "geometric", truncated at N; "uniform", on an interval; "bimodal", 1 or N;
+        "together", one depth for all rows.
+      mean: mean depth as a fraction of N, above 0 and at most 1.
+      depth: N.
+      rows: B.
+      seed: of the random numbers.
+
+    Returns:
+      int32 `[B]` in 1..N.
     """
     rng, wanted = np.random.default_rng(seed), max(1.0, mean * depth)
     if mean >= 1:
         return np.full(rows, depth, np.int32)
     if distribution == "geometric":
-        p = np.linspace(
-            1e-4, 1.0, 20_000
-        )  # the mean of a geometric law cut off at N is (1 - (1 - p)^N) / p
+        # the mean of a geometric distribution clipped at N is (1 - (1 - p)^N) / p
+        p = np.linspace(1e-4, 1.0, 20_000)
         drawn = rng.geometric(p[np.argmin(np.abs((1 - (1 - p) ** depth) / p - wanted))], rows)
     elif distribution == "uniform":
         reach = min(wanted - 1, depth - wanted)
@@ -115,7 +135,7 @@ def cells(
     batches: Sequence[int],
     dtypes: Sequence[str],
 ) -> list[Cell]:
-    """Every combination."""
+    """A cell for every combination of block, width, depth, batch and dtype."""
     return [
         Cell(b, w, tokens, n, size, t)
         for b, w, n, size, t in itertools.product(blocks, widths, depths, batches, dtypes)
@@ -131,19 +151,19 @@ def _mlp(p: dict, h: Array) -> Array:
 
 
 def _transformer(p: dict, h: Array) -> Array:
-    """Pre-norm attention and MLP, no biases; `h` `[b, L, D]`."""
+    """Pre-norm attention and MLP without biases on `h` `[b, L, D]`."""
     heads = lambda x: x.reshape(*x.shape[:2], -1, HEAD)
     q, k, v = (heads(x) for x in jnp.split(_norm(h) @ p["qkv"], 3, -1))
     return _mlp(p, h + jax.nn.dot_product_attention(q, k, v).reshape(h.shape) @ p["out"])
 
 
 def _mixer(p: dict, h: Array) -> Array:
-    """Tokens mixed by one matrix, channels by an MLP."""
+    """A linear map over tokens and an MLP over channels."""
     return _mlp(p, h + jnp.einsum("bld,lm->bmd", _norm(h), p["mix"]))
 
 
 def _conv(p: dict, h: Array) -> Array:
-    """Two 3 x 3 convolutions with a residual; the tokens are a square image."""
+    """A residual block of two 3 x 3 convolutions; the tokens are a square image."""
     side = round(h.shape[1] ** 0.5)
     convolve = lambda x, w: lax.conv_general_dilated(
         x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")

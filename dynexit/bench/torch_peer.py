@@ -1,8 +1,8 @@
-"""A peer for the yardstick: PyTorch, eager, which drops the rows that are done from the batch after
-every block.
+"""A peer for the benchmark: eager PyTorch that removes finished rows after every block.
 
-The usual way to save time with exits in PyTorch: no compilation, the decision read on the host,
-survivors indexed out. It runs the same weights on as many threads as there are cores.
+This is the usual implementation of early exit in PyTorch: no compilation, the decision is read on
+the host, and survivors are selected by index. It uses the same weights, and as many threads as
+there are cores.
 """
 
 import os
@@ -16,11 +16,19 @@ from dynexit.bench.problems import HEAD, Cell, Problem
 
 
 def regrouping(cell: Cell, problem: Problem, depths: np.ndarray) -> Callable[[], Any]:
-    """A call that runs a cell of transformer blocks on these depths, int32 `[B]`.
+    """A call that runs a cell of transformer blocks with PyTorch.
+
+    Args:
+      cell: the network and batch; float32 transformers.
+      problem: its weights and rows.
+      depths: int32 `[B]`, depth at which each row exits.
+
+    Returns:
+      A function without arguments that returns the outputs, float32 `[B, C]`.
 
     Raises:
       ImportError: PyTorch is not installed.
-      ValueError: another block, or bfloat16.
+      ValueError: the blocks are not transformers, or the type is not float32.
     """
     try:
         import torch  # pyright: ignore[reportMissingImports]
@@ -29,7 +37,7 @@ def regrouping(cell: Cell, problem: Problem, depths: np.ndarray) -> Callable[[],
         raise ImportError("`--peer torch` needs PyTorch: pip install torch") from error
     if cell.block not in ("transformer", "tied") or cell.dtype != "float32":
         raise ValueError(
-            f"the PyTorch peer has float32 transformers alone, got {cell.block} in {cell.dtype}"
+            f"`cell` must have float32 transformers for PyTorch, got {cell.block} in {cell.dtype}"
         )
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     tied = cell.block == "tied"
@@ -51,17 +59,13 @@ def regrouping(cell: Cell, problem: Problem, depths: np.ndarray) -> Callable[[],
             output = torch.zeros(cell.batch, weights["head"].shape[-1])
             for i, p in enumerate(of_block):
                 h = block(p, h)
-                read = h.mean(1) @ p["head"]
-                leaves = (
-                    (wanted[index] <= i + 1)
-                    if i + 1 < cell.depth
-                    else torch.ones(len(index), dtype=torch.bool)
-                )
-                output[index[leaves]] = read[leaves]
-                if bool(leaves.all()):
+                logits = h.mean(1) @ p["head"]
+                exits = (wanted[index] <= i + 1) | (i + 1 == cell.depth)
+                output[index[exits]] = logits[exits]
+                if bool(exits.all()):
                     break
-                if bool(leaves.any()):
-                    h, index = h[~leaves], index[~leaves]
+                if bool(exits.any()):
+                    h, index = h[~exits], index[~exits]
             return output.numpy()
 
     return run

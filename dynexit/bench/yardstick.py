@@ -1,11 +1,13 @@
-"""The yardstick of the engine: every schedule on random blocks whose rows leave at drawn depths,
-beside full depth and peers.
+"""The benchmark of the executors: random blocks whose rows exit at sampled depths.
 
-ideal           = seconds of the quickest full-depth program x mean depth / N efficiency      =
-ideal / measured seconds occupancy       = rows x blocks that rows needed / rows x blocks that ran
-tuned over best = seconds of what `dx.tune` chose / seconds of the quickest of all that `run_until`
-was told; the two are timed once more beside each other, for the quickest of many noisy timings
-looks quicker than it is
+    ideal           = seconds of the fastest full-depth program x mean depth / N
+    efficiency      = ideal / measured seconds
+    occupancy       = rows x blocks needed / rows x blocks executed
+    tuned over best = seconds of the choice of `dx.tune` / seconds of the fastest choice for
+                      `run_until`
+
+For the last ratio the two programs are timed once more in alternation. The fastest of many noisy
+timings is an underestimate.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,8 +23,8 @@ from dynexit.bench.yardstick_programs import (
     Compiled,
     compiled,
     dynamic_program,
+    executors,
     full_programs,
-    schedules,
     stream_programs,
     trials,
     unrolled,
@@ -30,7 +32,7 @@ from dynexit.bench.yardstick_programs import (
 from dynexit.engine.tuning.tune import Tuned, tune
 from dynexit.evaluation.latency import Timing, measure
 
-DUEL = 3  # times as many repeats where only two programs are compared
+COMPARISON = 3  # times as many repeats if only two programs are compared
 Peer = Callable[[Cell, Problem, np.ndarray], Callable[[], Any]]
 
 
@@ -42,49 +44,48 @@ def run_cell(
     log: Callable[[str], None],
     exhaustive: bool = False,
 ) -> list[dict]:
-    """Times all programs of a cell in turns, for several distributions of depths.
+    """Times all programs of a cell, interleaved, for several distributions of depths.
 
     Args:
       cell: the network and batch.
-      loads: (distribution, mean depth as a fraction of N) to draw depths from.
-      repeats: timings of each program; the median counts.
-      peers: name -> a function that gives a call for this cell and these depths; shown as "peer
-        NAME". One that raises `TooLarge` is left out and said.
-      log: gets a line for every phase.
-      exhaustive: also time the compacted schedule with many tilings, and say how near the tuned
-        choice comes to the best.
+      loads: (distribution, mean depth as a fraction of N), from which depths are sampled.
+      repeats: timings of each program; the median is reported.
+      peers: functions `peer(cell, problem, depths) -> call` by name, reported as "peer NAME". A
+        peer that raises `TooLarge` is skipped and logged.
+      log: called with a line for every phase.
+      exhaustive: whether to time the compacted executor with many tilings too, and to compare the
+        tuned choice with the fastest.
 
     Returns:
-      One record per load and program. `kind` is "full", "executor" (one of `run_until`), "trial" (a
-      tiling of `exhaustive`), "stream", "unrolled" or "peer"; `asked` is the mean depth asked for
-      and `mean` that of the depths drawn. Seconds with spread; where depth is dynamic the
-      efficiency; `occupancy` where it is known; what compiling gave. The record of "tuned" holds
-      what was `chosen` and, with `exhaustive`, `tuned_over_best`, about 1 at best (below it by
-      chance alone).
+      One record per load and program. `kind` is "full", "executor" (of `run_until`), "trial" (a
+      tiling of `exhaustive`), "stream", "unrolled" or "peer". `target_mean` is the mean depth of
+      the distribution and `mean` that of the sampled depths, as fractions of N. Every record has
+      `seconds` (median), `low`, `high` and `speedup`; programs with exits have `efficiency` and,
+      if known, `occupancy`; compiled programs have `compile_seconds`, `temporary_bytes` and
+      `program_bytes`. The record of "tuned" has `chosen` and, with `exhaustive`,
+      `tuned_over_best`, which is at least 1 up to noise.
     """
     made = problem(cell)
     make, params, state = made
-    costs = tune(
-        make(params), state, cell.depth
-    ).costs  # measured once, planned with for every load
-    told = schedules(cell.batch, exhaustive)
-    tried = trials(cell.batch) if exhaustive else {}
-    kinds = dict.fromkeys(told, "executor") | dict.fromkeys(tried, "trial")
+    costs = tune(make(params), state, cell.depth).costs  # measured once, used for every load
+    fixed = executors(cell.batch, exhaustive)
+    tilings = trials(cell.batch) if exhaustive else {}
+    kinds = dict.fromkeys(fixed, "executor") | dict.fromkeys(tilings, "trial")
     depths = jnp.full(cell.batch, cell.depth, jnp.int32)
     log(f"{cell}: compiling")
     full = {name: compiled(f, params, state) for name, f in full_programs(cell, make).items()}
     build = lambda choice: compiled(dynamic_program(cell, make, choice), params, state, depths)
-    dynamic = {name: build(choice) for name, choice in (told | tried).items()}
+    dynamic = {name: build(choice) for name, choice in (fixed | tilings).items()}
     streams = {
         name: compiled(f, params, state, depths) for name, f in stream_programs(cell, make).items()
     }
     built: dict[Choice, Compiled] = {}
     records = []
-    for distribution, asked in loads:
-        drawn = draw(distribution, asked, cell.depth, cell.batch)
+    for distribution, target in loads:
+        drawn = draw(distribution, target, cell.depth, cell.batch)
         depths = jnp.asarray(drawn)
         tuned = tune(make(params), state, cell.depth, exits=drawn - 1, costs=costs)
-        log(f"{cell}, {distribution} {asked:g}: {tuned}")
+        log(f"{cell}, {distribution} {target:g}: {tuned}")
         choice = tuned.executor, tuned.tile
         if choice not in built:
             built[choice] = build(choice)
@@ -111,14 +112,14 @@ def run_cell(
             try:
                 calls[f"peer {name}"], kind[f"peer {name}"] = peer(cell, made, drawn), "peer"
             except TooLarge as error:
-                log(f"{cell}: peer {name} left out: {error}")
+                log(f"{cell}: peer {name} skipped: {error}")
         found = _records(cell, measure(calls, repeats), kind, here, calls, drawn)
         for record in found:
-            record |= {"distribution": distribution, "asked": asked}
+            record |= {"distribution": distribution, "target_mean": target}
         (record,) = (r for r in found if r["program"] == "tuned")
         record["chosen"] = _chosen(tuned)
         if exhaustive:
-            record["tuned_over_best"] = _duel(found, calls, repeats)
+            record["tuned_over_best"] = _tuned_over_best(found, calls, repeats)
         records += found
     return records
 
@@ -157,13 +158,16 @@ def _chosen(tuned: Tuned) -> str:
     return f"{tuned.executor} {sizes}" if tuned.executor == "compacted" else tuned.executor
 
 
-def _duel(records: Sequence[dict], calls: Mapping[str, Callable[[], Any]], repeats: int) -> float:
-    """Seconds of the tuned program over those of the quickest one, timed again beside each other; 1
-    where it is the quickest.
+def _tuned_over_best(
+    records: Sequence[dict], calls: Mapping[str, Callable[[], Any]], repeats: int
+) -> float:
+    """Seconds of the tuned program over those of the fastest one, timed again in alternation.
+
+    It is 1 if the tuned program is the fastest.
     """
-    told = [r for r in records if r["kind"] in ("executor", "trial")]
-    best = min(told, key=lambda r: r["seconds"])["program"]
+    candidates = [r for r in records if r["kind"] in ("executor", "trial")]
+    best = min(candidates, key=lambda r: r["seconds"])["program"]
     if best == "tuned":
         return 1.0
-    timing = measure({name: calls[name] for name in ("tuned", best)}, DUEL * repeats)
+    timing = measure({name: calls[name] for name in ("tuned", best)}, COMPARISON * repeats)
     return timing["tuned"].median / timing[best].median

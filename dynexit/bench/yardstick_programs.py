@@ -1,6 +1,4 @@
-"""The programs that the yardstick times: full depth, every schedule, streaming, and a network
-unrolled to one depth.
-"""
+"""The programs of the benchmark: full depth, the executors, streaming, and unrolled blocks."""
 
 import time
 from collections.abc import Callable
@@ -19,9 +17,9 @@ from dynexit.engine.streaming.stream import run_stream
 
 FULL_TILES = (1, 2, 4, 8, 16, 32, 64)
 SLOTS = (16, 32, 64)
-ALONE = (4, 8, 16, 32, 64)  # tile sizes that are also tried without others
-PER_ROW_BATCH = 32  # beyond, one row at a time is timed on request alone
-Choice = tuple[Any, Any]  # schedule and tile, for `run_until`
+SINGLE_SIZES = (4, 8, 16, 32, 64)  # tile sizes that are also timed without smaller tiles
+PER_ROW_BATCH = 32  # for larger batches per_row is timed only with `exhaustive`
+Choice = tuple[Any, Any]  # executor and tile, for `run_until`
 Make = Callable[[PyTree], Step]
 
 
@@ -30,9 +28,9 @@ class Compiled(NamedTuple):
 
     Attributes:
       call: the program.
-      seconds: that compiling took.
-      temporary: bytes it allocates while it runs.
-      text: characters of its StableHLO.
+      seconds: compile time.
+      temporary: bytes of temporary memory, 0 if unknown.
+      text: length of its StableHLO text, in characters.
     """
 
     call: Callable[..., Any]
@@ -42,19 +40,34 @@ class Compiled(NamedTuple):
 
 
 def compiled(f: Any, *args: Any) -> Compiled:
-    """A jitted function, compiled for these arguments."""
+    """Compiles a jitted function for these arguments.
+
+    Args:
+      f: a function from `jax.jit`.
+      *args: its arguments.
+
+    Returns:
+      A `Compiled`.
+    """
     lowered = f.lower(*args)
     start = time.perf_counter()
     program = lowered.compile()
     seconds = time.perf_counter() - start
     memory = program.memory_analysis()
-    return Compiled(
-        program, seconds, int(memory.temp_size_in_bytes) if memory else 0, len(lowered.as_text())
-    )
+    temporary = int(memory.temp_size_in_bytes) if memory else 0
+    return Compiled(program, seconds, temporary, len(lowered.as_text()))
 
 
 def full_programs(cell: Cell, make: Make) -> dict[str, Any]:
-    """Full depth, all rows at once and in tiles: jitted, `(params, state) -> output`."""
+    """Jitted programs of full depth, with all rows at once and in tiles, by name.
+
+    Args:
+      cell: the network and batch.
+      make: `make(params) -> Step`.
+
+    Returns:
+      Functions `(params, state) -> output`.
+    """
     full = jax.jit(lambda p, h: run_full(make(p), h, cell.depth)[1])
     programs: dict[str, Any] = {"full": full}
     for tile in FULL_TILES:
@@ -67,8 +80,16 @@ def full_programs(cell: Cell, make: Make) -> dict[str, Any]:
     return programs
 
 
-def schedules(batch: int, exhaustive: bool) -> dict[str, Choice]:
-    """What `run_until` can be told without measuring; with `exhaustive` `per_row` for every batch."""
+def executors(batch: int, exhaustive: bool) -> dict[str, Choice]:
+    """The executors of `run_until` with default tiles, by name.
+
+    Args:
+      batch: B.
+      exhaustive: whether to include "per_row" for batches above 32.
+
+    Returns:
+      Executor and tile of each.
+    """
     found: dict[str, Choice] = {"compacted": ("compacted", None), "masked": ("masked", None)}
     if exhaustive or batch <= PER_ROW_BATCH:
         found["per_row"] = ("per_row", None)
@@ -76,18 +97,33 @@ def schedules(batch: int, exhaustive: bool) -> dict[str, Choice]:
 
 
 def trials(batch: int) -> dict[str, Choice]:
-    """The compacted schedule with every largest tile up to the batch, and with tiles of one size."""
-    found: dict[str, Choice] = {
+    """The compacted executor with every largest tile up to B, and with tiles of a single size.
+
+    Args:
+      batch: B.
+
+    Returns:
+      Executor and tile of each, by name.
+    """
+    largest: dict[str, Choice] = {
         f"tile {2**k}": ("compacted", 2**k) for k in range(batch.bit_length())
     }
-    return found | {
-        f"tile {s} alone": ("compacted", Tiling((s,), (1.0,))) for s in ALONE if s <= batch
+    single = {
+        f"single tile {s}": ("compacted", Tiling((s,), (1.0,))) for s in SINGLE_SIZES if s <= batch
     }
+    return largest | single
 
 
 def dynamic_program(cell: Cell, make: Make, choice: Choice) -> Any:
-    """Rows that leave at depths int32 `[B]`: jitted, `(params, state, depths) -> (output, rows
-    executed)`.
+    """A jitted program of `run_until` whose rows exit at given depths.
+
+    Args:
+      cell: the network and batch.
+      make: `make(params) -> Step`.
+      choice: executor and tile.
+
+    Returns:
+      A function `(params, state, depths) -> (output, rows_executed)`, with depths int32 `[B]`.
     """
 
     def run(p: PyTree, h: Array, depths: Array) -> tuple[PyTree, Array]:
@@ -100,7 +136,15 @@ def dynamic_program(cell: Cell, make: Make, choice: Choice) -> Any:
 
 
 def stream_programs(cell: Cell, make: Make) -> dict[str, Any]:
-    """The batch as a queue for fewer slots, where weights are tied; as `dynamic_program`."""
+    """Programs of `run_stream`, with the batch as the queue of fewer slots, for tied weights.
+
+    Args:
+      cell: the network and batch.
+      make: `make(params) -> Step`.
+
+    Returns:
+      Functions as that of `dynamic_program`, by name; none if weights are not tied.
+    """
 
     def program(slots: int) -> Any:
         def run(p: PyTree, h: Array, depths: Array) -> tuple[PyTree, Array]:
@@ -117,10 +161,16 @@ def stream_programs(cell: Cell, make: Make) -> dict[str, Any]:
 
 
 def unrolled(problem: Problem, depth: int) -> tuple[Compiled, tuple]:
-    """The first blocks one after the other and the last one's exit alone, with the depth known
-    before; and its arguments.
+    """A program of `depth` unrolled blocks and the last exit.
 
-    Every block's weights are arrays of their own, so that none are copied.
+    The weights of each block are separate arrays, so that no weights are copied.
+
+    Args:
+      problem: the network and batch.
+      depth: number of blocks.
+
+    Returns:
+      The program and its arguments.
     """
     step = problem.step(problem.params)
     weights = [jax.tree.map(jnp.asarray, step.select(jnp.int32(i))) for i in range(depth)]
@@ -128,7 +178,7 @@ def unrolled(problem: Problem, depth: int) -> tuple[Compiled, tuple]:
     def run(weights: list, h: PyTree) -> PyTree:
         output = None
         for i, w in enumerate(weights):
-            h, output = step.apply(w, jnp.int32(i), h)  # XLA removes the outputs that no one reads
+            h, output = step.apply(w, jnp.int32(i), h)  # XLA removes unused outputs
         return output
 
     return compiled(jax.jit(run), weights, problem.state), (weights, problem.state)

@@ -1,10 +1,9 @@
-"""`dynexit bench`: the schedules side by side on this machine, in interleaved runs, on one
-yardstick.
-"""
+"""`dynexit bench`: interleaved timings of the executors, or the device suite, on this machine."""
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from dynexit.cli.bench_tables import by_load, show, summarize
 from dynexit.cli.options import Flag, parse
@@ -16,7 +15,15 @@ from dynexit.runs.run_folder import versions
 BLOCKS = ("transformer", "tied", "mixer", "conv")
 DISTRIBUTIONS = ("geometric", "uniform", "bimodal", "together")
 PEERS = ("torch", "masked")
-FLAGS = (
+SUITE = Flag(
+    "suite",
+    Literal["executors", "device"],
+    "executors",
+    "executors: random blocks at sampled depths; device: loops, blocks, streaming and training on "
+    "one device, with the options that `--suite device --help` shows",
+)
+EXECUTORS = (
+    SUITE,
     Flag("block", tuple[str, ...], ("transformer",), f"of {', '.join(BLOCKS)}"),
     Flag("batch", tuple[int, ...], (8, 32, 128), "rows"),
     Flag("width", tuple[int, ...], (192,), "channels; multiples of 64"),
@@ -30,29 +37,63 @@ FLAGS = (
         "peer",
         tuple[str, ...],
         (),
-        "torch: PyTorch, eager, regrouping survivors after every block; masked: vmap of a while loop",
+        "torch: eager PyTorch that removes finished rows after every block; masked: vmap of a "
+        "while loop",
     ),
     Flag(
         "exhaustive",
         bool,
         False,
-        "also time many tilings, and say how near the tuned one comes to the best",
+        "also time many tilings, and compare the tuned one with the fastest",
     ),
-    Flag(
-        "out",
-        str | None,
-        None,
-        "JSON file to write besides; a figure of the same name goes beside it",
-    ),
+    Flag("out", str | None, None, "JSON file to write, with a figure of the same name beside it"),
+)
+DEVICE = (
+    SUITE,
+    Flag("out", str | None, None, "JSON file, written after every measurement"),
+    Flag("small", bool, False, "a small network, to check that the suite works"),
+    Flag("seconds", float, 450.0, "time budget; what does not fit into it is skipped"),
 )
 
 
 def bench(argv: Sequence[str]) -> int:
-    """Times full depth, whole and in tiles, against every schedule and peers."""
-    _, rest = split(argv, "dynexit bench [--batch 8 32 128 ...]", least=0, most=0)
-    o, _ = parse(rest, "dynexit bench", FLAGS)
-    if found := _faults(o):
-        raise SettingsError("\n  ".join(found))
+    """Runs one of the benchmark suites.
+
+    Args:
+      argv: the words after `dynexit bench`.
+
+    Returns:
+      The exit code: 0; 1 if the device suite recorded an error.
+
+    Raises:
+      SettingsError: invalid options.
+    """
+    _, rest = split(argv, "dynexit bench [--suite executors | device]", least=0, most=0)
+    flags = DEVICE if _suite(rest) == "device" else EXECUTORS
+    o, _ = parse(rest, "dynexit bench", flags)
+    invalid = _invalid_device(o) if flags is DEVICE else _invalid_executors(o)
+    if invalid:
+        raise SettingsError("\n  ".join(invalid))
+    return _device(o) if flags is DEVICE else _executors(o)
+
+
+def _suite(words: Sequence[str]) -> str:
+    """The value of `--suite`, which decides what the other options are."""
+    for k, word in enumerate(words):
+        if word.startswith("--suite="):
+            return word.removeprefix("--suite=")
+        if word == "--suite" and k + 1 < len(words):
+            return words[k + 1]
+    return SUITE.default
+
+
+def _device(o: dict) -> int:
+    from dynexit.bench import device_suite
+
+    return 1 if device_suite.run(o["out"], o["small"], o["seconds"]).errors else 0
+
+
+def _executors(o: dict) -> int:
     from dynexit.bench.masked_peer import vmapped
     from dynexit.bench.problems import cells
     from dynexit.bench.torch_peer import regrouping
@@ -72,12 +113,17 @@ def bench(argv: Sequence[str]) -> int:
         path = Path(o["out"])
         content = {"hardware": hardware(), "versions": versions(), "options": o, "records": records}
         path.write_text(json.dumps(content, indent=2) + "\n")
-        drawn = [r for r in records if r["kind"] != "trial"]
-        log(f"wrote {path} and {plots.efficiency_by_depth(drawn, path.with_suffix('.png'))}")
+        plotted = [r for r in records if r["kind"] != "trial"]
+        log(f"wrote {path} and {plots.efficiency_by_depth(plotted, path.with_suffix('.png'))}")
     return 0
 
 
-def _faults(o: dict) -> list[str]:
+def _invalid_device(o: dict) -> list[str]:
+    seconds = o["seconds"]
+    return [] if seconds >= 0 else [f"--seconds must be at least 0, got {seconds:g}"]
+
+
+def _invalid_executors(o: dict) -> list[str]:
     found = [
         f"--{n} must be at least 1, got {min(o[n])}"
         for n in ("batch", "width", "depth")
@@ -105,5 +151,5 @@ def _faults(o: dict) -> list[str]:
     if "torch" in o["peer"] and (
         set(o["block"]) - {"transformer", "tied"} or set(o["dtype"]) != {"float32"}
     ):
-        found.append("--peer torch has float32 transformers alone")
+        found.append("--peer torch requires float32 transformers")
     return found

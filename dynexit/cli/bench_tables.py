@@ -1,15 +1,22 @@
-"""The tables of `dynexit bench`: one for each network, batch and load, and one over all of them."""
+"""The tables of `dynexit bench`: one per network, batch and load, and a summary."""
 
 from collections.abc import Iterable, Sequence
 
 from dynexit.runs.pipeline import hardware, table
 
-CELL = ("block", "width", "tokens", "depth", "dtype", "batch", "distribution", "asked")
-NEAR = 1.05  # of the quickest: near enough
+CELL = ("block", "width", "tokens", "depth", "dtype", "batch", "distribution", "target_mean")
+NEAR = 1.05  # ratio to the fastest that counts as near
 
 
 def by_load(records: Iterable[dict]) -> list[list[dict]]:
-    """Records of one network, batch and load together, in their order."""
+    """Groups records by network, batch and load, in the order of the records.
+
+    Args:
+      records: from `run_cell`.
+
+    Returns:
+      The groups.
+    """
     groups: dict[tuple, list[dict]] = {}
     for record in records:
         groups.setdefault(tuple(record[key] for key in CELL), []).append(record)
@@ -17,24 +24,29 @@ def by_load(records: Iterable[dict]) -> list[list[dict]]:
 
 
 def show(records: Sequence[dict]) -> None:
-    """Prints all programs of one network, batch and load."""
-    cut = lambda record, key, form: format(record[key], form) if key in record else ""
+    """Prints the table of one network, batch and load.
+
+    Args:
+      records: one group of `by_load`.
+    """
+    optional = lambda record, key, form: format(record[key], form) if key in record else ""
     rows = [
         (
             r["program"],
             f"{r['seconds']:.4f}",
             f"{r['low']:.4f}-{r['high']:.4f}",
             f"{r['speedup']:.2f}",
-            cut(r, "efficiency", ".2f"),
-            cut(r, "occupancy", ".0%"),
-            cut(r, "compile_seconds", ".1f"),
+            optional(r, "efficiency", ".2f"),
+            optional(r, "occupancy", ".0%"),
+            optional(r, "compile_seconds", ".1f"),
             f"{r['temporary_bytes'] / 2**20:.1f}" if "temporary_bytes" in r else "",
             f"{r['program_bytes'] / 2**10:.0f}" if "program_bytes" in r else "",
         )
         for r in records
     ]
     r = records[0]
-    title = f"{r['block']}, width {r['width']}, {r['tokens']} tokens, {r['depth']} blocks, {r['dtype']}, batch {r['batch']}: "
+    title = f"{r['block']}, width {r['width']}, {r['tokens']} tokens, {r['depth']} blocks, "
+    title += f"{r['dtype']}, batch {r['batch']}: {r['distribution']}, mean depth {r['mean']:.0%}"
     head = (
         "program",
         "seconds",
@@ -46,22 +58,16 @@ def show(records: Sequence[dict]) -> None:
         "temp MiB",
         "text KiB",
     )
-    table(
-        f"{hardware()}\n{title}{r['distribution']}, mean depth {r['mean']:.0%}",
-        head,
-        rows,
-        width=125,
-    )
+    table(f"{hardware()}\n{title}", head, rows, width=125)
 
 
 def summarize(records: Sequence[dict], peers: Sequence[str]) -> None:
-    """Prints a row for every network, batch and load: the tuned choice beside the default, the
-    masked loop and the peers.
+    """Prints a row per network, batch and load, with the tuned, default and masked executors.
 
     Args:
-      records: of all cells.
-      peers: their names; the column is seconds of the peer / seconds tuned, empty where it was left
-        out.
+      records: from `run_cell`, of all cells.
+      peers: names of peers; their column is seconds of the peer / seconds tuned, empty if the peer
+        was skipped.
     """
     rows, ratios = [], []
     for group in by_load(records):
@@ -71,7 +77,7 @@ def summarize(records: Sequence[dict], peers: Sequence[str]) -> None:
         row = [
             f"{first['block']} {first['width']} x {first['depth']} {first['dtype']}",
             str(first["batch"]),
-            f"{first['distribution']} {first['asked']:g}",
+            f"{first['distribution']} {first['target_mean']:g}",
             f"{best:.4f}",
             f"{tuned['seconds']:.4f}",
             *(f"{by_name[name]['efficiency']:.2f}" for name in ("tuned", "compacted", "masked")),
@@ -95,8 +101,8 @@ def summarize(records: Sequence[dict], peers: Sequence[str]) -> None:
         "masked",
         *(f"{p} / tuned" for p in peers),
     ]
-    title = f"{hardware()}\nall cells: efficiency, and seconds of the peers in units of tuned"
+    title = f"{hardware()}\nall cells: efficiency, and seconds of peers relative to tuned"
     table(title, [*head, "tuned / best"] if ratios else head, rows, width=180)
     if ratios:
         near = sum(ratio <= NEAR for ratio in ratios)
-        print(f"tuned is within 5% of the best that was tried in {near} of {len(ratios)} cells")
+        print(f"tuned is within 5% of the fastest in {near} of {len(ratios)} cells")

@@ -13,7 +13,7 @@ USAGE = """usage: dynexit COMMAND ...
   dynexit calibrate RUN --accept-loss 0.005 | --budget 0.5            choose another operating point, and measure it
   dynexit plot RUN [RUN ...] [--out FILE]                             curves of several runs in one figure
   dynexit data prepare NAME [--raw FOLDER]                            write a data set to disk
-  dynexit bench                                                       the schedules side by side on this machine
+  dynexit bench [--suite executors|device] ...                        benchmark this machine
 
 `dynexit COMMAND --help` shows every option with its default."""
 
