@@ -1,9 +1,10 @@
-"""The device suite: what early exit costs and saves on one GPU, TPU host or CPU.
+"""The device suite: the cost and the savings of early exit on one GPU, TPU host or CPU.
 
     python -m dynexit.bench.device_suite --out results.json
 
-It needs jax, flax and numpy alone, and measures PyTorch as a peer where that is installed. It ends
-within 8 minutes, prints a table last, and writes the JSON file after every measurement.
+It needs only jax, flax and numpy, and measures PyTorch as a peer if it is installed. It takes at
+most 8 minutes, writes the JSON file after every measurement, and prints a table at the end.
+`dynexit bench --suite device` runs it too.
 """
 
 import argparse
@@ -37,13 +38,13 @@ EXPECTED_SMALL = {"loops": 3, "blocks": 6, "peer": 2, "training": 7, "streaming"
 
 
 class Unit(NamedTuple):
-    """What is measured, or skipped, as a whole.
+    """A part of the suite that is measured, or skipped, as a whole.
 
     Attributes:
       section: one of `NAMES`.
-      label: names the unit within its section.
-      seconds: expected.
-      arguments: for the section's function, after the state of the suite.
+      label: name of the unit within its section.
+      seconds: expected duration.
+      arguments: of the section's function, after the state of the suite.
     """
 
     section: str
@@ -63,16 +64,16 @@ def run(
 
     Args:
       out: path of the JSON file, or None to write none.
-      small: whether to run a small network, for a check that the suite works.
+      small: whether to run a small network, to check that the suite works.
       seconds: the time budget; units that are not expected to end within it are skipped.
-      sections: of `NAMES`; None for all.
-      changes: other values for attributes of the `State`, such as `batches`.
+      sections: names from `NAMES`; None for all.
+      changes: values for attributes of the `State`, such as `batches`.
 
     Returns:
-      The `State`, with records, errors and what was skipped.
+      The `State`, with records, errors and skipped units.
 
     Raises:
-      ValueError: an unknown section or attribute.
+      ValueError: a section or an attribute is unknown.
     """
     if unknown := set(sections or ()) - set(NAMES):
         raise ValueError(f"`sections` must be of {', '.join(NAMES)}, got {sorted(unknown)}")
@@ -90,7 +91,7 @@ def run(
 
 
 def share_memory() -> None:
-    """Lets child processes and PyTorch have memory of the GPU; JAX reads it when it starts."""
+    """Turns off JAX's preallocation, so that child processes and PyTorch have GPU memory."""
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 
@@ -107,7 +108,7 @@ def _run_units(suite: State, sections: Sequence[str] | None) -> None:
         elif suite.has_time(unit.section, unit.label, pace * unit.seconds):
             _run_unit(suite, unit)
             took = suite.elapsed() - began
-            if took > 0.1 * unit.seconds:  # otherwise it was skipped, and says nothing of the pace
+            if took > 0.1 * unit.seconds:  # otherwise it was skipped
                 spent, expected = spent + took, expected + unit.seconds
                 pace = min(max(spent / expected, 0.2), 5.0)
 
@@ -125,7 +126,7 @@ def units(suite: State) -> list[Unit]:
 
 
 def _run_unit(suite: State, unit: Unit) -> None:
-    suite.say(f"{unit.section}, {unit.label}")
+    suite.log(f"{unit.section}, {unit.label}")
     try:
         PARTS[unit.section](suite, *unit.arguments)
     except Exception as error:
@@ -145,7 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--sections", nargs="+", choices=NAMES, help="only these")
     o = parser.parse_args(arguments)
     share_memory()
-    if o.small and jax.default_backend() == "cpu":  # a check: its programs need not be quick
+    if o.small and jax.default_backend() == "cpu":  # a check, where compile time dominates
         jax.config.update("jax_disable_most_optimizations", True)
     suite = run(o.out, o.small, o.seconds, o.sections)
     return 1 if suite.errors else 0

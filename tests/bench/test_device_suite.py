@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from dynexit.bench import device_suite
-from dynexit.bench.device import blocks, candidates, loops, timing, vit
+from dynexit.bench.device import blocks, candidates, loops, timing, training, vit
 from dynexit.bench.device.state import State
 
 HEAVY = ("tyro", "tensorflow_datasets", "wandb", "rich", "tqdm", "orbax", "optax", "matplotlib")
@@ -23,7 +23,7 @@ def small(tmp_path_factory):
     return device_suite.run(path, small=True, seconds=600), json.loads(path.read_text())
 
 
-def test_every_section_gives_finite_positive_numbers(small):
+def test_every_section_records_finite_positive_numbers(small):
     suite, content = small
     assert content["errors"] == []
     assert content["elapsed"] > 0
@@ -52,7 +52,7 @@ def test_programs_agree_with_run_all_at_their_exits(small):
     assert {"full", "masked", "compacted", "tuned", "shrinking loops", "host loop"} <= names
 
 
-def test_what_was_not_measured_is_named(small):
+def test_skipped_sections_are_recorded_with_a_reason(small):
     skipped = {s["section"]: s["reason"] for s in small[1]["skipped"]}
     assert "not built yet" in skipped["decoding"]
     assert "not applicable" in skipped["loops"]
@@ -69,25 +69,19 @@ def test_the_table_names_every_program(small, capsys):
 
 def test_a_failing_section_is_recorded_and_others_run(tmp_path, monkeypatch, capsys):
     def fails(suite, *arguments):
-        raise RuntimeError("no such luck")
+        raise RuntimeError("a failure")
 
     def adds(suite, *arguments):
         suite.add({"section": "loops", "program": "x", "variant": "v", "microseconds": 1.0})
 
     monkeypatch.setattr(device_suite, "PARTS", dict.fromkeys(device_suite.PARTS, fails))
     monkeypatch.setitem(device_suite.PARTS, "streaming", adds)
-    arguments = [
-        "--out",
-        str(tmp_path / "out.json"),
-        "--small",
-        "--sections",
-        "blocks",
-        "streaming",
-    ]
+    arguments = ["--out", str(tmp_path / "out.json"), "--small"]
+    arguments += ["--sections", "blocks", "streaming"]
     assert device_suite.main(arguments) == 1
     content = json.loads((tmp_path / "out.json").read_text())
     (error,) = content["errors"]
-    assert error["section"] == "blocks" and "no such luck" in error["error"]
+    assert error["section"] == "blocks" and "a failure" in error["error"]
     assert [r["program"] for r in content["records"]] == ["x"]
     assert "ERROR: blocks" in capsys.readouterr().out
 
@@ -101,7 +95,7 @@ def test_units_beyond_the_budget_are_skipped(tmp_path):
     assert sum("time budget" in s["reason"] for s in content["skipped"]) >= 5
 
 
-def test_a_wrong_exit_and_a_nan_are_found():
+def test_a_wrong_exit_and_a_nan_are_recorded_as_errors():
     suite = State(None, True, 60.0, {})
     made = vit.problem(suite.shape, 8)
     outputs = blocks.reference_outputs(made)
@@ -115,6 +109,18 @@ def test_a_wrong_exit_and_a_nan_are_found():
         assert not suite.agreement("blocks", "wrong", wrong, expected, dtype)["agrees"]
     assert not suite.agreement("blocks", "NaN", expected * np.nan, expected, "float32")["agrees"]
     assert [e["what"] for e in suite.errors] == ["wrong", "wrong", "NaN"]
+
+
+def test_a_nan_gradient_is_recorded_as_an_error():
+    suite = State(None, True, 60.0, {})
+    _, params, state = vit.problem(suite.shape, 4)
+    arguments = params, state, jnp.zeros(4, jnp.int32), jnp.ones(4, jnp.int32)
+    loss = training.losses(suite.shape)["run_full"][0](*arguments)
+    program = lambda gradient: timing.Compiled(lambda *_: (loss, gradient), 0.0, {})
+    assert training._check(suite, {"run_full": program(params)}, arguments)["run_full"]["agrees"]
+    damaged = {name: a * np.nan for name, a in params.items()}
+    found = training._check(suite, {"run_full": program(damaged)}, arguments)
+    assert not found["run_full"]["agrees"] and [e["what"] for e in suite.errors] == ["run_full"]
 
 
 @pytest.mark.parametrize("sizes", [(6,), (6, 3, 1), (6, 4, 3, 2, 1)])
@@ -135,13 +141,13 @@ def test_candidates_agree_with_run_all(sizes):
 
 
 @pytest.mark.parametrize("batch, mean", [(8, 0.25), (64, 0.5), (256, 0.75), (256, 0.25)])
-def test_depths_have_the_mean_that_was_asked_for(batch, mean):
+def test_prescribed_depths_have_the_target_mean(batch, mean):
     depths = timing.prescribed(12, mean, batch)
     assert depths.min() >= 1 and depths.max() <= 12
     assert abs(depths.mean() / 12 - mean) < 0.04
 
 
-def test_processes_with_flags_answer_and_refused_flags_are_skipped(monkeypatch):
+def test_processes_run_with_flags_and_rejected_flags_are_skipped(monkeypatch):
     flags = {
         "default": ("",),
         "other": ("--xla_no_such_flag=1", "--xla_cpu_enable_fast_math=false"),
@@ -156,7 +162,7 @@ def test_processes_with_flags_answer_and_refused_flags_are_skipped(monkeypatch):
     assert all(r["seconds"] > 0 for r in suite.records)
 
 
-def test_it_loads_none_of_the_training_dependencies():
+def test_the_suite_imports_no_training_dependencies():
     program = f"""
 import importlib.abc, sys
 
@@ -181,7 +187,7 @@ print(*{{m.split(".")[0] for m in sys.modules}})
     assert not set(done.stdout.split()) & set(HEAVY)
 
 
-def test_unknown_names_are_refused():
+def test_unknown_names_raise_an_error():
     with pytest.raises(ValueError, match="`sections`"):
         device_suite.run(sections=["bloks"])
     with pytest.raises(ValueError, match="`changes`"):

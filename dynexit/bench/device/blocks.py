@@ -1,4 +1,4 @@
-"""Full depth beside the ways to run rows to their exits, at one batch size and several depths."""
+"""Full depth and programs with exits, at one batch size and several mean depths."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,8 +16,8 @@ from dynexit.engine.run import run_all, run_full
 from dynexit.engine.tuning.tune import tune
 
 SECTION = "blocks"
-CALLS = 4  # of each program at least: one that is checked and three that are timed
-TUNING = 8  # calls at full depth that take as long as measuring the cost of tiles
+CALLS = 4  # least calls of each program: one is checked and three are timed
+TUNING = 8  # duration of the measurement of tile costs, in calls at full depth
 Run = Callable[..., Any]  # (params, state, depths) -> outputs, exit depths, rows executed
 
 
@@ -33,12 +33,12 @@ def run_blocks(suite: State, batch: int) -> None:
     depth = suite.shape.depth
     step = vit.stacked(suite.shape, params)
     reference = reference_outputs(made)
-    suite.say(f"batch {batch}: compiling the full depth")
+    suite.log(f"batch {batch}: compiling the full depth")
     full = {"full": full_program(made)}
     once = seconds_of(lambda: full["full"](params, state))
     if not suite.has_time(SECTION, f"batch {batch}", (TUNING + CALLS) * once):
         return
-    suite.say(f"batch {batch}: measuring the cost of tiles")
+    suite.log(f"batch {batch}: measuring the cost of tiles")
     sizes = tuple(sorted(candidates.falling(batch, suite.tile_sizes)))
     costs = tune(step, state, depth, sizes=sizes, repeats=3).costs
     suite.add({"section": "tiles", "program": "tile costs", "batch": batch, "costs": costs[0]})
@@ -47,7 +47,7 @@ def run_blocks(suite: State, batch: int) -> None:
     for mean in suite.means:
         depths = prescribed(depth, mean, batch)
         tuned = tune(step, state, depth, depths - 1, costs=costs)
-        executor, tile = tuned[0], tuned[1]  # by place: the fields are being renamed
+        executor, tile = tuned.executor, tuned.tile
         chosen = f"{executor} {'/'.join(map(str, tile[0].sizes))}"
         key = f"tuned {chosen} {tile[0].costs}"
         if key not in programs:
@@ -71,23 +71,23 @@ def compare(
     reference: Any,
     notes: Mapping[str, dict] | None = None,
 ) -> None:
-    """Checks programs against the outputs of every exit, times them in turn and adds records.
+    """Checks programs against the outputs of every exit, times them interleaved and adds records.
 
     Args:
       suite: the state of the suite.
       section: name of the section.
-      label: what progress lines call this measurement.
+      label: name of this measurement in progress lines.
       made: network and batch.
-      full: programs that run all blocks, `(params, state)`; ideal seconds follow from "full".
+      full: programs that run all blocks, `(params, state)`; "full" gives the ideal seconds.
       programs: programs with exits, `(params, state, depths)`.
-      depths: int32 `[B]`.
-      reference: `[E, B, classes]`, of `dx.run_all`.
-      notes: further entries of records, by program.
+      depths: int32 `[B]`, depth at which each row exits.
+      reference: `[E, B, classes]`, from `dx.run_all`.
+      notes: additional entries of records, by program.
     """
     _, params, state = made
     fraction = float(depths.mean()) / made.shape.depth
     placed = jnp.asarray(depths)
-    suite.say(f"{label}, mean depth {fraction:.0%}: timing {len(full) + len(programs)} programs")
+    suite.log(f"{label}, mean depth {fraction:.0%}: timing {len(full) + len(programs)} programs")
     common = {"section": section, "batch": made.batch, "mean_depth": fraction}
     common |= {"dtype": made.shape.dtype}
     calls: dict[str, Callable[[], Any]] = {n: lambda f=f: f(params, state) for n, f in full.items()}
@@ -139,7 +139,7 @@ def full_program(made: Problem, attention: Any = None) -> Run:
 
 
 def run_until_program(made: Problem, executor: str, tile: Any) -> Run:
-    """`dx.run_until` with this executor and these tiles, not compiled."""
+    """`dx.run_until` with an executor and tiles, not compiled."""
 
     def run(p, h, depths):
         step = vit.stacked(made.shape, p)
@@ -182,7 +182,7 @@ def _other_full_programs(suite: State, made: Problem) -> dict[str, Run]:
     def unrolled(p, h):
         step = vit.stacked(shape, p)
         output = None
-        for i in range(shape.depth):  # outputs that no one reads are removed by the compiler
+        for i in range(shape.depth):  # the compiler removes unused outputs
             h, output = step.apply(jax.tree.map(lambda a, i=i: a[i], p), jnp.int32(i), h)
         return output
 

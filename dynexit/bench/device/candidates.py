@@ -1,8 +1,8 @@
-"""Strategies that `dx.run_until` does not have, to find out whether one suits a device better.
+"""Strategies that `dx.run_until` does not have, measured as candidates for a device.
 
-Both handle the batch in falling sizes B, B/2, B/4, ... and regroup only where the rows that still
-run fit into the next size. `shrinking` is one compiled program, a `lax.while_loop` for each size.
-`HostLoop` is a Python loop over compiled blocks that reads the number of running rows after each.
+Both process the batch at decreasing sizes B, B/2, B/4, ... and compact the survivors when they fit
+into the next size. `shrinking` is one compiled program with a `lax.while_loop` for each size.
+`HostLoop` is a Python loop over compiled blocks that reads the number of survivors after each.
 """
 
 import functools
@@ -16,7 +16,7 @@ from dynexit.core.types import Step
 
 
 def falling(batch: int, count: int) -> tuple[int, ...]:
-    """B, B/2, B/4, ...: at most `count` sizes of at least 1."""
+    """The sizes B, B/2, B/4, ...: at most `count` sizes, each at least 1."""
     return tuple(batch >> k for k in range(count) if batch >> k)
 
 
@@ -26,14 +26,14 @@ def shrinking(
     """Runs rows to prescribed depths, with one while loop for each batch size.
 
     Args:
-      step: exits follow every block.
+      step: with an exit after every block.
       state: `[B, ...]`.
-      depths: int32 `[B]`.
-      depth: blocks.
-      sizes: falling batch sizes, B first.
+      depths: int32 `[B]`, depth at which each row exits.
+      depth: number of blocks.
+      sizes: decreasing batch sizes, B first.
 
     Returns:
-      outputs `[B, classes]`, exit depths int32 `[B]`, rows executed int32 `[]`.
+      Outputs `[B, classes]`, exit depths int32 `[B]`, rows executed int32 `[]`.
     """
     batch = sizes[0]
     results = _results(step, state, depth)
@@ -58,12 +58,12 @@ def shrinking(
 
 
 class HostLoop:
-    """A Python loop over compiled blocks, which reads the number of running rows after each block.
+    """A Python loop over compiled blocks that reads the number of survivors after each block.
 
     Args:
       make: `make(params) -> Step`, with an exit after every block.
-      depth: blocks.
-      sizes: falling batch sizes, B first.
+      depth: number of blocks.
+      sizes: decreasing batch sizes, B first.
     """
 
     def __init__(self, make: Any, depth: int, sizes: tuple[int, ...]):
@@ -81,7 +81,7 @@ class HostLoop:
     def __call__(
         self, params: Any, state: jax.Array, depths: jax.Array
     ) -> tuple[jax.Array, jax.Array, int]:
-        """As `shrinking`; the rows executed are an int."""
+        """As `shrinking`; the number of rows executed is an int."""
         batch = self.sizes[0]
         results = self._results(params, state)
         row, size, executed = jnp.arange(batch, dtype=jnp.int32), batch, 0
@@ -106,18 +106,18 @@ def _results(step: Step, state: jax.Array, depth: int) -> tuple[jax.Array, jax.A
 
 
 def _advance(step, depth, i, state, row, wanted, results):
-    """One block on all rows at hand. `row` is B for rows that have exited."""
+    """One block on all rows of the current size; `row` is B for padding rows."""
     outputs, exits = results
     batch = exits.shape[0]
     state, output = step.apply(step.select(i), i, state)
     fires = (row < batch) & ((wanted <= i + 1) | (i + 1 == depth))
-    place = jnp.where(fires, row, batch)
-    outputs = outputs.at[place].set(output, mode="drop")
-    exits = exits.at[place].set(i + 1, mode="drop")
+    to = jnp.where(fires, row, batch)
+    outputs = outputs.at[to].set(output, mode="drop")
+    exits = exits.at[to].set(i + 1, mode="drop")
     return state, jnp.where(fires, batch, row), (outputs, exits)
 
 
 def _regroup(state, row, wanted, batch: int, size: int):
-    """The running rows first, and the first `size` of all."""
+    """The survivors first, truncated to `size` rows."""
     order = jnp.argsort(row == batch, stable=True)[:size]
     return state[order], row[order], wanted[order]

@@ -1,8 +1,8 @@
-"""Seconds per iteration of loops whose end depends on data, also with command buffers on a GPU.
+"""Seconds per iteration of loops with a data-dependent end, also with GPU command buffers.
 
-XLA reads its flags when the backend starts, so that each set of flags needs a process of its own:
+XLA reads its flags when the backend starts, so each set of flags needs its own process. The child
 `python -m dynexit.bench.device.loops` compiles the programs, prints one line of JSON, and times
-every program once for each line that it reads. The parent asks its children in turn.
+every program once for each line that it reads. The parent alternates between its children.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from dynexit.bench.device.state import State
 from dynexit.bench.device.timing import compiled, prescribed, timing_of
 
 SECTION = "loops"
-FLAGS = {  # by the name of the variant; the first that the installed XLA accepts is taken
+FLAGS = {  # by the name of the variant; the first that the installed XLA accepts is used
     "default flags": ("",),
     "command buffers for loops": (
         "--xla_gpu_enable_command_buffer=+WHILE,+CONDITIONAL",
@@ -43,11 +43,11 @@ def run_loops(suite: State) -> None:
         except Exception as error:
             suite.fail(SECTION, "processes with flags", error)
     else:
-        reason = f"not applicable: command buffers are of GPUs, this is a {jax.default_backend()}"
+        reason = f"not applicable: command buffers need a GPU, this is a {jax.default_backend()}"
         suite.skip(SECTION, "command buffers for loops", reason)
-    suite.say("loops: compiling")
+    suite.log("loops: compiling")
     programs = loop_programs(suite.small, suite.loop_iterations)
-    suite.say("loops: timing")
+    suite.log("loops: timing")
     rounds = [time_once(programs) for _ in range(suite.rounds)]
     _add(suite, "default flags", "", rounds)
 
@@ -57,12 +57,12 @@ def _in_children(suite: State) -> None:
     try:
         for variant, alternatives in FLAGS.items():
             for flags in alternatives:
-                suite.say(f"loops: starting a process with {flags or variant}")
+                suite.log(f"loops: starting a process with {flags or variant}")
                 arguments = ["--iterations", str(suite.loop_iterations)]
                 arguments += ["--small"] if suite.small else []
                 child = Child("dynexit.bench.device.loops", arguments, flags)
                 try:
-                    child.read(min(START_SECONDS, max(suite.left(), 1.0)))
+                    child.read(min(START_SECONDS, max(suite.remaining(), 1.0)))
                 except RuntimeError as error:
                     child.close()
                     suite.skip(SECTION, flags or variant, f"the process failed: {error}")
@@ -71,11 +71,11 @@ def _in_children(suite: State) -> None:
                 break
         if not children:
             raise RuntimeError("no process could measure the loops")
-        suite.say("loops: timing")
+        suite.log("loops: timing")
         rounds: dict[str, list[dict]] = {variant: [] for variant in children}
         for _ in range(suite.rounds):
             for variant, child in children.items():
-                rounds[variant].append(child.ask("time", START_SECONDS))
+                rounds[variant].append(child.request("time", START_SECONDS))
         for variant, found in rounds.items():
             _add(suite, variant, used[variant], found)
     finally:
@@ -94,8 +94,11 @@ def loop_programs(small: bool, iterations: int) -> dict[str, Program]:
     """The programs, compiled and called once.
 
     Args:
-      small: whether to take the small network.
+      small: whether to use the small network.
       iterations: of the loops over small bodies.
+
+    Returns:
+      The call and the number of iterations of each program, by name.
     """
     found = {name: _dynamic(body, iterations) for name, body in _bodies().items()}
     found["fixed trip count, small body"] = _fixed(_bodies()["while, small body"], iterations)
@@ -106,7 +109,7 @@ def loop_programs(small: bool, iterations: int) -> dict[str, Program]:
 
 
 def time_once(programs: dict[str, Program]) -> dict[str, float]:
-    """Seconds per iteration of each program, from one call of each."""
+    """Seconds per iteration of each program, from one call."""
     seconds = {}
     for name, (call, iterations) in programs.items():
         start = time.perf_counter()
@@ -127,7 +130,9 @@ def _bodies() -> dict[str, Callable[[Any, Any], Any]]:
     def conditional(x, none):
         return lax.cond(x[0, 0] > 2.0, lambda x: x + 1.0, lambda x: small(x, none), x)
 
-    def nested(x, none):  # as the compacted executor: a loop for each tile size, most not entered
+    def nested(
+        x, none
+    ):  # like the compacted executor: a loop per tile size, most with no iterations
         for times in (none + 1, none, none):
             x = lax.fori_loop(0, times, lambda _, x: small(x, none), x)
         return x
@@ -143,9 +148,9 @@ def _start() -> jax.Array:
 
 def _dynamic(body: Callable[[Any, Any], Any], iterations: int) -> Program:
     def run(x, count, none):
-        go_on = lambda carry: (carry[0] < count) & (carry[1].max() < 2.0)  # x stays below 2
+        condition = lambda carry: (carry[0] < count) & (carry[1].max() < 2.0)  # x stays below 2
         step = lambda carry: (carry[0] + 1, body(carry[1], none))
-        return lax.while_loop(go_on, step, (jnp.int32(0), x))
+        return lax.while_loop(condition, step, (jnp.int32(0), x))
 
     arguments = _start(), jnp.int32(iterations), jnp.int32(0)
     program = compiled(run, *arguments).call
@@ -178,7 +183,7 @@ def _block_loops(shape: vit.Shape) -> dict[str, Program]:
 
 
 def main() -> None:
-    """The child process."""
+    """Entry point of the child process."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--iterations", type=int, required=True)

@@ -1,4 +1,4 @@
-"""The peer: PyTorch, eager, which drops the rows that are done from the batch after every block."""
+"""The peer: eager PyTorch that removes finished rows from the batch after every block."""
 
 import importlib.util
 from collections.abc import Callable
@@ -17,14 +17,14 @@ SECTION = "peer"
 
 
 def run_peer(suite: State, batch: int) -> None:
-    """Adds records of PyTorch at full depth and regrouping, timed in turn with `dx.run_full`."""
+    """Adds records of PyTorch, full and with exits, timed interleaved with `dx.run_full`."""
     if importlib.util.find_spec("torch") is None:
         suite.skip(SECTION, f"batch {batch}", "PyTorch is not installed")
         return
     made = vit.problem(suite.shape, batch)
     _, params, state = made
     depth = suite.shape.depth
-    suite.say(f"peer, batch {batch}: preparing")
+    suite.log(f"peer, batch {batch}: preparing")
     reference = reference_outputs(made)
     full = full_program(made)
     peer = Regrouping(made)
@@ -37,7 +37,7 @@ def run_peer(suite: State, batch: int) -> None:
         names = "torch regrouping", "torch full"
         pairs = zip(names, found, (expected, reference[-1]), strict=True)
         checked = {n: suite.agreement(SECTION, n, f.numpy(), e, dtype) for n, f, e in pairs}
-        suite.say(f"peer, batch {batch}, mean depth {fraction:.0%}: timing")
+        suite.log(f"peer, batch {batch}, mean depth {fraction:.0%}: timing")
         calls: dict[str, Callable[[], Any]] = {"jax full": lambda: full(params, state)}
         calls |= {"torch full": peer.full, "torch regrouping": lambda d=depths: peer.run(d)}
         timing = measure(calls, suite.rounds, suite.limit)
@@ -54,7 +54,7 @@ def run_peer(suite: State, batch: int) -> None:
 
 
 class Regrouping:
-    """The network of `made` in PyTorch, on a GPU where there is one.
+    """A network in PyTorch, on a GPU if there is one.
 
     Args:
       made: network and batch; weights and state are copied.
@@ -66,14 +66,14 @@ class Regrouping:
         self._torch, self._heads, self._depth = torch, made.shape.heads, made.shape.depth
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         dtype = getattr(torch, made.shape.dtype)
-        place = lambda a: torch.from_numpy(np.array(a, np.float32)).to(self.device, dtype)
-        self._state = place(made.state)
-        weights = jax.tree.map(place, made.params)
+        put = lambda a: torch.from_numpy(np.array(a, np.float32)).to(self.device, dtype)
+        self._state = put(made.state)
+        weights = jax.tree.map(put, made.params)
         of_block = lambda i: {name: w[i].contiguous() for name, w in weights.items()}
         self._blocks = [of_block(i) for i in range(self._depth)]
 
     def run(self, depths: np.ndarray) -> Any:
-        """Runs rows to these depths, int32 `[B]`; outputs on the host, in the batch's order."""
+        """Runs rows to `depths`, int32 `[B]`; returns outputs on the host, in the batch's order."""
         torch = self._torch
         with torch.inference_mode():
             wanted = torch.from_numpy(depths.astype(np.int64)).to(self.device)
@@ -81,11 +81,11 @@ class Regrouping:
             outputs = None
             for i, p in enumerate(self._blocks):
                 h = self._block(p, h)
-                read = self._head(p, h)
+                logits = self._head(p, h)
                 if outputs is None:
-                    outputs = torch.zeros_like(read)
+                    outputs = torch.zeros_like(logits)
                 exits = (wanted <= i + 1) | (i + 1 == self._depth)
-                outputs[row[exits]] = read[exits]
+                outputs[row[exits]] = logits[exits]
                 running = ~exits
                 if not bool(running.any()):  # read on the host
                     break
@@ -95,7 +95,7 @@ class Regrouping:
             return outputs.cpu()
 
     def full(self) -> Any:
-        """All blocks and the last exit: outputs on the host."""
+        """Runs all blocks and the last exit; returns outputs on the host."""
         with self._torch.inference_mode():
             h = self._state
             for p in self._blocks:

@@ -1,4 +1,4 @@
-"""A child process that answers lines with lines of JSON."""
+"""A child process that responds to lines with lines of JSON."""
 
 import json
 import os
@@ -12,14 +12,14 @@ from typing import Any
 
 
 class Child:
-    """A Python module in a process of its own.
+    """A Python module in a child process.
+
+    The child does not preallocate GPU memory, so it can share the GPU with its parent.
 
     Args:
       module: run as `python -m module`.
       arguments: its command line.
       flags: appended to XLA_FLAGS.
-
-    The child takes GPU memory as it needs it, so that it can run beside its parent.
     """
 
     def __init__(self, module: str, arguments: Sequence[str], flags: str):
@@ -35,8 +35,8 @@ class Child:
         )
         self._pending = b""
 
-    def ask(self, line: str, seconds: float) -> Any:
-        """Sends a line and returns the answer.
+    def request(self, line: str, seconds: float) -> Any:
+        """Sends a line and returns the response.
 
         Raises:
           RuntimeError: as `read`.
@@ -50,10 +50,10 @@ class Child:
         return self.read(seconds)
 
     def read(self, seconds: float) -> Any:
-        """The next line of the child that holds JSON.
+        """Returns the next line of the child that is a JSON object.
 
         Raises:
-          RuntimeError: the child ended, or did not answer within `seconds`.
+          RuntimeError: the child ended, or did not respond within `seconds`.
         """
         assert self._process.stdout is not None
         stream, until = self._process.stdout.fileno(), time.monotonic() + seconds
@@ -63,7 +63,7 @@ class Child:
                 if line.startswith(b"{"):
                     return json.loads(line)
             if not select.select([stream], [], [], max(until - time.monotonic(), 0.0))[0]:
-                raise RuntimeError(f"no answer within {seconds:.0f} s: {self._last_messages()}")
+                raise RuntimeError(f"no response within {seconds:.0f} s: {self._last_messages()}")
             if not (more := os.read(stream, 1 << 16)):
                 raise RuntimeError(f"ended: {self._last_messages()}")
             self._pending += more
@@ -76,7 +76,7 @@ class Child:
             try:
                 if stream is not None:
                     stream.close()
-            except OSError:  # what was still to be written to a process that ended
+            except OSError:  # unwritten data for a process that ended
                 pass
 
     def _last_messages(self) -> str:

@@ -1,4 +1,4 @@
-"""The machine, and the table of the device suite."""
+"""The description of the machine and the table of the device suite."""
 
 import importlib.metadata
 import os
@@ -46,7 +46,7 @@ def _processor() -> str:
 
 
 def table(suite: State) -> str:
-    """The results as text, a few dozen lines."""
+    """The results as a text table of a few dozen lines."""
     of = lambda section: [r for r in suite.records if r["section"] == section]
     machine = suite.hardware
     lines = [f"device suite{' (small)' if suite.small else ''}: {machine['device']}"]
@@ -74,7 +74,7 @@ def _loops(records: Sequence[dict]) -> list[str]:
 
 
 def _by_mean(title: str, records: Sequence[dict]) -> list[str]:
-    """Programs by mean depth; the quickest program that is not at full depth has an asterisk."""
+    """Programs by mean depth; the fastest program with exits has an asterisk."""
     means = sorted({r["mean_depth"] for r in records})
     cells = {}
     for mean in means:

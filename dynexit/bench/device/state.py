@@ -1,4 +1,4 @@
-"""What the sections of the device suite share: options, records, errors, clock and JSON file."""
+"""The state of the device suite: options, records, errors, clock and JSON file."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from dynexit.bench.device.vit import SMALL, VIT_B16, Shape, disagreement, tolera
 
 
 class State:
-    """What the sections share.
+    """The state that the sections of the suite share.
 
     Args:
       out: path of the JSON file, or None to write none.
@@ -27,12 +27,13 @@ class State:
       shape: sizes of the network.
       batches: batch sizes of the blocks section.
       means: mean depths, as fractions.
-      queue, slots: rows of the stream, and how many run together.
+      queue, slots: rows of the stream, and numbers of slots.
       train_batch: rows of a training step.
       rounds: interleaved timings of each program.
-      limit: seconds that the timed rounds of one measurement take at most, after the third.
-      tile_sizes: how many tile sizes are measured: B, B/2, B/4, ...
-      records, errors, skipped: what the JSON file holds.
+      limit: most seconds of the timed rounds of one measurement, after the third round.
+      tile_sizes: number of tile sizes to measure: B, B/2, B/4, ...
+      loop_iterations: of the loops over small bodies.
+      records, errors, skipped: the contents of the JSON file.
     """
 
     def __init__(self, out: Any, small: bool, seconds: float, hardware: dict):
@@ -61,17 +62,17 @@ class State:
         """Seconds since the suite began."""
         return time.perf_counter() - self._began
 
-    def left(self) -> float:
-        """Seconds of the budget that are left."""
+    def remaining(self) -> float:
+        """Seconds of the budget that remain."""
         return self.seconds - self.elapsed()
 
     def expect(self, seconds: float) -> None:
-        """Notes how long the suite is expected to take from now on."""
+        """Sets the expected remaining duration of the suite."""
         self._expected_end = self.elapsed() + seconds
 
-    def say(self, line: str) -> None:
-        """Prints a progress line on stderr, with the time elapsed and the time still expected."""
-        to_come = max(min(self._expected_end - self.elapsed(), self.left()), 0.0)
+    def log(self, line: str) -> None:
+        """Prints a progress line on stderr, with the elapsed and the expected remaining time."""
+        to_come = max(min(self._expected_end - self.elapsed(), self.remaining()), 0.0)
         text = f"[{self.elapsed():6.1f} s, about {to_come:.0f} s to go] {line}"
         print(text, file=sys.stderr, flush=True)
 
@@ -81,31 +82,31 @@ class State:
         self.save()
 
     def fail(self, section: str, what: str, error: BaseException) -> None:
-        """Records an error; the suite goes on."""
+        """Records an error; the suite continues."""
         text = "".join(traceback.format_exception(error))[-3000:]
         summary = f"{type(error).__name__}: {error}"[:500]
         self.errors.append({"section": section, "what": what, "error": summary, "trace": text})
-        self.say(f"FAILED {section}, {what}: {summary}")
+        self.log(f"FAILED {section}, {what}: {summary}")
         self.save()
 
     def skip(self, section: str, what: str, reason: str) -> None:
-        """Records what was not measured, and why."""
+        """Records what was skipped, and the reason."""
         self.skipped.append({"section": section, "what": what, "reason": reason})
-        self.say(f"skipped {section}, {what}: {reason}")
+        self.log(f"skipped {section}, {what}: {reason}")
         self.save()
 
     def has_time(self, section: str, what: str, needed: float = 0.0) -> bool:
-        """Whether the budget has more than `needed` seconds left; if not, `what` is skipped."""
-        if self.left() > needed:
+        """Whether more than `needed` seconds remain; if not, `what` is recorded as skipped."""
+        if self.remaining() > needed:
             return True
-        self.skip(section, what, f"the time budget of {self.seconds:g} s is used")
+        self.skip(section, what, f"the time budget of {self.seconds:g} s is exhausted")
         return False
 
     def attempt(self, section: str, what: str, build: Callable[[], Any]) -> Any:
-        """What `build` returns; None where it fails, which is recorded, or where time is up."""
+        """Returns `build()`, or None if it fails, which is recorded, or if no time remains."""
         if not self.has_time(section, what):
             return None
-        self.say(f"{section}: compiling {what}")
+        self.log(f"{section}: compiling {what}")
         try:
             return build()
         except Exception as error:
@@ -118,7 +119,8 @@ class State:
         """Compares a program's outputs with those of `dx.run_all` at the same exits.
 
         Returns:
-          `error`, relative to the largest entry, and `agrees`; a disagreement is an error too.
+          `error`, relative to the largest entry, and `agrees`; a disagreement is recorded as an
+          error.
         """
         error = disagreement(found, expected)
         allowed = tolerance(dtype)
@@ -129,15 +131,15 @@ class State:
         return {"error": error if np.isfinite(error) else None, "agrees": agrees}
 
     def content(self) -> dict:
-        """What the JSON file holds."""
+        """The contents of the JSON file."""
         found = {"suite": "device", "version": 1, "hardware": self.hardware}
         found |= {"options": self.options(), "elapsed": self.elapsed(), "records": self.records}
         return found | {"errors": self.errors, "skipped": self.skipped}
 
     def save(self) -> None:
-        """Writes the file; it is replaced as a whole, so that a kill leaves a readable one."""
+        """Replaces the file atomically, so that it is readable after an interruption."""
         if self.out is None:
             return
-        beside = self.out.with_name(self.out.name + ".part")
-        beside.write_text(json.dumps(self.content(), indent=1) + "\n")
-        os.replace(beside, self.out)
+        partial = self.out.with_name(self.out.name + ".part")
+        partial.write_text(json.dumps(self.content(), indent=1) + "\n")
+        os.replace(partial, self.out)

@@ -1,4 +1,4 @@
-"""Streaming a queue of rows through one tied block, beside full depth on the whole queue."""
+"""Streaming a queue of rows through one tied block, and full depth on the whole queue."""
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ def run_streaming(suite: State) -> None:
     depth = shape.depth
     make = lambda p: vit.tied(shape, p)
     ones = jnp.ones(suite.queue, jnp.int32)
-    suite.say(f"streaming: compiling the full depth of {suite.queue} rows")
+    suite.log(f"streaming: compiling the full depth of {suite.queue} rows")
     full = compiled(lambda p, h: run_full(make(p), h, depth)[1], params, state).call
     outputs = jax.jit(lambda p, h: run_all(make(p), h, depth))(params, state)
     reference = np.asarray(outputs, np.float32)

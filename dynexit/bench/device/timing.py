@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-LEAST_ROUNDS = 3  # rounds that are timed even where they take longer than the limit
+LEAST_ROUNDS = 3  # rounds that are timed even if they exceed the limit
 
 
 class Timing(NamedTuple):
@@ -15,7 +15,7 @@ class Timing(NamedTuple):
 
     Attributes:
       median: the median of all rounds.
-      low: the quickest round.
+      low: the fastest round.
       high: the slowest round.
     """
 
@@ -37,7 +37,7 @@ class Compiled(NamedTuple):
 
     Attributes:
       call: the program.
-      seconds: the time that tracing and compilation took.
+      seconds: time of tracing and compilation.
       memory: bytes by kind, as the compiler reports them; empty where it reports none.
     """
 
@@ -47,19 +47,19 @@ class Compiled(NamedTuple):
 
 
 def timing_of(seconds: list[float]) -> Timing:
-    """The median, least and greatest of some seconds."""
+    """The median, minimum and maximum of some timings in seconds."""
     return Timing(float(np.median(seconds)), min(seconds), max(seconds))
 
 
 def measure(
     calls: Mapping[str, Callable[[], Any]], rounds: int, limit: float = 10.0
 ) -> dict[str, Timing]:
-    """Times programs in turn, A B C A B C ...
+    """Times programs interleaved, A B C A B C ...
 
     Args:
-      calls: the programs, called before; each returns arrays, which are waited for.
+      calls: the programs, already compiled; each returns arrays.
       rounds: timed calls of each program.
-      limit: seconds; after 3 rounds no further round begins once they have taken this long.
+      limit: seconds after which no further round starts, but at least 3 rounds are timed.
 
     Returns:
       A `Timing` for each program.
@@ -75,16 +75,16 @@ def measure(
 
 
 def seconds_of(call: Callable[[], Any]) -> float:
-    """Seconds of one call, after one that is not timed."""
+    """Seconds of one call, after a call that is not timed."""
     jax.block_until_ready(call())
     return _timed(call)
 
 
 def compiled(f: Any, *arguments: Any) -> Compiled:
-    """Compiles a function for these arguments.
+    """Compiles a function for given arguments.
 
     Args:
-      f: the function; it is jitted here.
+      f: a function, to be jitted.
       *arguments: arrays, or trees of arrays.
 
     Returns:

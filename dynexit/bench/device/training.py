@@ -34,7 +34,7 @@ def run_training(suite: State) -> None:
             programs[name] = program
     if not programs:
         return
-    suite.say(f"training: timing {len(programs)} programs")
+    suite.log(f"training: timing {len(programs)} programs")
     checked = _check(suite, programs, arguments)
     calls = {name: lambda f=p.call: f(*arguments) for name, p in programs.items()}
     timing = measure(calls, suite.rounds, suite.limit)
@@ -47,7 +47,7 @@ def run_training(suite: State) -> None:
 
 
 def losses(shape: Shape) -> dict[str, tuple[Loss, int, bool]]:
-    """The loss of each program, how many exits it has, and whether rows exit early in it.
+    """The loss of each program, its number of exits, and whether its rows exit early.
 
     With one exit a step is the whole network. The loss is the mean cross-entropy over all exits
     (`run_all`) or over the exit that each row takes (`run_bounded`).
@@ -89,10 +89,10 @@ def _cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def _check(suite: State, programs: dict[str, Any], arguments: tuple) -> dict[str, dict]:
-    """Compares loss and gradient norm with references, and asks whether they are finite.
+    """Compares the loss and the gradient norm of each program with references.
 
-    Programs that compute the same thing are compared: those with one exit with `run_full`, those
-    that exit early with each other and with the outputs of `dx.run_all`.
+    Programs with equal results are compared: those with one exit with `run_full`, and those that
+    exit early with each other and with the outputs of `dx.run_all`. NaN is a disagreement.
     """
     shape = suite.shape
     params, state, labels, depths = arguments
@@ -109,8 +109,8 @@ def _check(suite: State, programs: dict[str, Any], arguments: tuple) -> dict[str
         loss, gradient = program.call(*arguments)
         size = float(norm(gradient))
         expected = norms.setdefault(kind, size)
-        errors = abs(float(loss) - float(known[kind])) / abs(float(known[kind]))
-        error = max(errors, abs(size - expected) / expected)
+        of_loss = abs(float(loss) - float(known[kind])) / abs(float(known[kind]))
+        error = float(np.max([of_loss, abs(size - expected) / expected]))  # NaN if either is
         agrees = bool(error <= tolerance(shape.dtype))
         if not agrees:
             text = f"loss or gradient differs by {error:.3g}, relative"

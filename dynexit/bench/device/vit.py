@@ -65,7 +65,7 @@ class Problem(NamedTuple):
 
 
 def problem(shape: Shape, batch: int) -> Problem:
-    """A `Problem` that depends on its arguments alone."""
+    """A `Problem` with random weights and rows, a pure function of the arguments."""
     random = np.random.default_rng(batch).standard_normal
     state = random((batch, shape.tokens, shape.width), np.float32)
     return Problem(shape, _weights(shape), jnp.asarray(state).astype(shape.dtype))
@@ -73,7 +73,7 @@ def problem(shape: Shape, batch: int) -> Problem:
 
 @functools.lru_cache(maxsize=1)
 def _weights(shape: Shape) -> dict[str, jax.Array]:
-    """Made on the host: compiling a random generator takes longer."""
+    """Random weights from NumPy, since compiling a random generator takes longer."""
     width, hidden = shape.width, shape.hidden
     sizes = {"qkv": (width, 3 * width), "out": (width, width), "up": (width, hidden)}
     sizes |= {"down": (hidden, width), "head": (width, shape.classes)}
@@ -133,10 +133,17 @@ def tied(shape: Shape, params: Any) -> Step:
 def run_with(
     step: Step, state: Any, depths: Any, depth: int, executor: Any, tile: Any = None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """`dx.run_until` at prescribed depths; the one place that names an executor to it.
+    """`dx.run_until` at prescribed depths.
+
+    Args:
+      step: with an exit after every block.
+      state: `[B, tokens, width]`.
+      depths: int32 `[B]`, depth at which each row exits.
+      depth: number of blocks.
+      executor, tile: as for `dx.run_until`.
 
     Returns:
-      outputs `[B, classes]`, exit depths int32 `[B]`, rows executed int32 `[]`.
+      Outputs `[B, classes]`, exit depths int32 `[B]`, rows executed int32 `[]`.
     """
     rule = at_depth(depths)
     halted = run_until(step, state, depth, rule, executor, tile, False)
@@ -157,11 +164,11 @@ def at_exits(outputs: Any, depths: np.ndarray) -> np.ndarray:
 
 
 def tolerance(dtype: str) -> float:
-    """The disagreement that rounding may cause; products of float32 are exact on CPUs alone."""
+    """Allowed relative error; float32 products have full precision only on a CPU."""
     return 2e-3 if dtype == "float32" and jax.default_backend() == "cpu" else 0.1
 
 
 def disagreement(found: Any, expected: np.ndarray) -> float:
-    """The largest difference, relative to the largest entry expected; NaN if any is not finite."""
+    """Largest difference relative to the largest expected entry; NaN if any is not finite."""
     found = np.asarray(found, np.float32)
     return float(np.abs(found - expected).max() / np.abs(expected).max())
