@@ -125,6 +125,15 @@ class Model(NamedTuple):
         "block01")`.
       decoder: what `dx.decoding` needs of an autoregressive model, hashable; None for a model that
         cannot decode. `dx.models.recurrent_depth` sets it.
+
+    Example:
+      >>> import dynexit as dx, jax.numpy as jnp
+      >>> steps = lambda params: dx.stacked_step(lambda p, h: h + p, lambda p, h: h, params)
+      >>> model = Model(lambda key: jnp.ones(3), lambda params, x: x, steps, 3, ("a", "b", "c"))
+      >>> params = model.init(jax.random.key(0))
+      >>> state = model.embed(params, jnp.zeros(2))
+      >>> dx.run_all(model.steps(params), state, model.depth).tolist()
+      [[1.0, 1.0], [2.0, 2.0], [3.0, 3.0]]
     """
 
     init: Callable[[Array], PyTree]
