@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from dynexit.cli.evaluate import EXPERIMENT
+from dynexit.cli.evaluate import CHECKPOINT, EXPERIMENT, chosen_checkpoint
 from dynexit.cli.options import Flag, parse
 from dynexit.cli.positional import split
 from dynexit.core.settings import Calibration, validate
@@ -33,9 +33,11 @@ def calibrate(argv: Sequence[str]) -> int:
             None,
             "with --accept-loss: fraction of rows that may turn from right to wrong",
         ),
+        CHECKPOINT,
         EXPERIMENT,
     )
     options, _ = parse(rest, "dynexit calibrate RUN", flags)
+    checkpoint = chosen_checkpoint(options["checkpoint"])
     if (options["accept_loss"] is None) == (options["budget"] is None):
         raise SettingsError(f"exactly one of --accept-loss and --budget is wanted\nusage: {USAGE}")
     if options["max_negative_flips"] is not None and options["accept_loss"] is None:
@@ -46,6 +48,6 @@ def calibrate(argv: Sequence[str]) -> int:
     run = reopen(
         Path(words[0]), Path(options["experiment"]) if options["experiment"] else None, log
     )
-    experiment, params, step = restored(run)
+    experiment, params, step = restored(run, checkpoint)
     finish(run, experiment, params, step, rule)
     return 0

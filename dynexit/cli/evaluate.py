@@ -5,6 +5,7 @@ from pathlib import Path
 
 from dynexit.cli.options import Flag, parse
 from dynexit.cli.positional import split
+from dynexit.runs.experiment_file import SettingsError
 from dynexit.runs.pipeline import finish, log, recorded_rule, restored
 from dynexit.runs.run_folder import reopen
 
@@ -14,15 +15,40 @@ EXPERIMENT = Flag(
     None,
     "experiment file to rebuild the model from; by default the one recorded",
 )
+CHECKPOINT = Flag(
+    "checkpoint",
+    str,
+    "newest",
+    "newest, best (highest mean accuracy over the exits on the calibration split) or a step",
+)
+USAGE = "dynexit evaluate RUN [--checkpoint newest|best|STEP] [--experiment FILE]"
 
 
 def evaluate(argv: Sequence[str]) -> int:
     """Rebuilds the model from the experiment file and reports anew."""
-    words, rest = split(argv, "dynexit evaluate RUN [--experiment FILE]")
-    options, _ = parse(rest, "dynexit evaluate RUN", (EXPERIMENT,))
+    words, rest = split(argv, USAGE)
+    options, _ = parse(rest, "dynexit evaluate RUN", (CHECKPOINT, EXPERIMENT))
+    checkpoint = chosen_checkpoint(options["checkpoint"])
     run = reopen(
         Path(words[0]), Path(options["experiment"]) if options["experiment"] else None, log
     )
-    experiment, params, step = restored(run)
+    experiment, params, step = restored(run, checkpoint)
     finish(run, experiment, params, step, recorded_rule(run))
     return 0
+
+
+def chosen_checkpoint(word: str) -> str | int:
+    """The value of `--checkpoint`.
+
+    Raises:
+      SettingsError: it is not newest, best or a step.
+
+    Example:
+      >>> chosen_checkpoint("best"), chosen_checkpoint("500")
+      ('best', 500)
+    """
+    if word in ("newest", "best"):
+        return word
+    if not word.isdecimal():
+        raise SettingsError(f"--checkpoint must be newest, best or a step, got {word!r}")
+    return int(word)

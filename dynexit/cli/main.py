@@ -5,11 +5,12 @@ import sys
 from collections.abc import Sequence
 
 from dynexit.runs.experiment_file import SettingsError
+from dynexit.training.streams import safe_output
 
 USAGE = """usage: dynexit COMMAND ...
 
   dynexit train FILE [--run FOLDER] [--smoke] [--model.depth 6 ...]   train, calibrate, evaluate, report
-  dynexit evaluate RUN [--experiment FILE]                            measure the test split again
+  dynexit evaluate RUN [--checkpoint best] [--experiment FILE]        measure the test split again
   dynexit calibrate RUN --accept-loss 0.005 | --budget 0.5            choose another operating point, and measure it
   dynexit plot RUN [RUN ...] [--out FILE]                             curves of several runs in one figure
   dynexit data prepare NAME [--raw FOLDER]                            write a data set to disk
@@ -30,7 +31,11 @@ def main(argv: Sequence[str] | None = None) -> int:
       The exit code: 0; 2 for input that cannot be used, 1 for a failure of a known kind, 143 for a
         run that was stopped.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
+    with safe_output():
+        return _main(list(sys.argv[1:] if argv is None else argv))
+
+
+def _main(argv: list[str]) -> int:
     try:
         return _dispatch(argv)
     except SettingsError as error:

@@ -8,7 +8,7 @@ from typing import Any
 from dynexit.cli.options import Flag, parse
 from dynexit.cli.positional import split
 from dynexit.runs.experiment_file import ExperimentFile, SettingsError, load
-from dynexit.runs.pipeline import REPORT, finish, log
+from dynexit.runs.pipeline import REPORT, draw_training, finish, log
 from dynexit.runs.run_folder import claim, default_folder
 
 USAGE = "dynexit train FILE [--run FOLDER] [--smoke] [--model.depth 6 ...]"
@@ -66,6 +66,7 @@ def train(argv: Sequence[str]) -> int:
     from dynexit.training.loop import fit
 
     fitted = fit(experiment, settings.training, run.folder, settings.seed)
+    draw_training(run.folder)
     if fitted.stopped:
         again = resume_words(argv, run.folder)
         log(

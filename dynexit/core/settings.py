@@ -7,6 +7,7 @@ clashes; `validate` below collects them all.
 """
 
 import dataclasses
+import math
 import numbers
 import types
 import typing
@@ -43,9 +44,13 @@ class Training:
     checkpoint_every: int = 500
     """steps between checkpoints; the last step is always kept"""
     keep: int = 3
-    """checkpoints kept"""
+    """checkpoints kept for resuming; the best one is kept beside them"""
     log_every: int = 20
     """steps between records in metrics.jsonl"""
+    eval_every: int | None = None
+    """steps between evaluations of every exit on the calibration split, by which the best
+    checkpoint is chosen; the last step is always evaluated. None: a tenth of the steps; 0: never
+    """
     wandb: Literal["auto", "online", "offline", "off"] = "off"
     """mirror of metrics.jsonl; auto is online with a key and offline without"""
 
@@ -54,12 +59,14 @@ class Training:
         return [
             *at_least(self, 1, "steps", "batch_size", "checkpoint_every", "keep", "log_every"),
             *between(self, 0.0, 1.0, "warmup"),
+            *(at_least(self, 0, "eval_every") if self.eval_every is not None else []),
             *at_least(self, 0.0, "weight_decay", "clip"),
             *(
                 []
                 if self.learning_rate > 0
                 else [f"learning_rate must be above 0, got {self.learning_rate}"]
             ),
+            *finite(self, "learning_rate", "weight_decay", "clip"),
         ]
 
 
@@ -211,6 +218,15 @@ def between(settings, low: float, high: float, *names: str) -> list[str]:
         f"{n} must lie in {low}..{high}, got {getattr(settings, n)}"
         for n in names
         if not low <= getattr(settings, n) <= high
+    ]
+
+
+def finite(settings, *names: str) -> list[str]:
+    """Sentences for the fields `names` that are infinite."""
+    return [
+        f"{n} must be finite, got {getattr(settings, n)}"
+        for n in names
+        if math.isinf(getattr(settings, n))
     ]
 
 

@@ -7,13 +7,14 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from dynexit.runs.run_folder import Run, versions, write_json
-from dynexit.runs.experiment_file import SettingsError
 from dynexit.core.settings import Calibration
+from dynexit.runs.experiment_file import SettingsError
+from dynexit.runs.run_folder import Run, versions, write_json
 
-CALIBRATION, REPORT = "calibration.json", "report.json"
+CALIBRATION, REPORT, TRAINING = "calibration.json", "report.json", "training.png"
 
 
 def log(line: str) -> None:
@@ -58,17 +59,37 @@ def recorded_rule(run: Run) -> Calibration:
         raise SettingsError(f"{path} is damaged: {error}; `dynexit calibrate {run.folder} ...` writes it again") from error
 
 
-def restored(run: Run) -> tuple[Any, Any, int]:
-    """The experiment, built from its file, with the newest good parameters and their step."""
+def restored(run: Run, checkpoint: str | int = "newest") -> tuple[Any, Any, int]:
+    """The experiment, built from its file, with the parameters of a checkpoint and their step.
+
+    Args:
+      run: the run folder and its settings.
+      checkpoint: "newest", "best" or a step.
+
+    Raises:
+      SettingsError: the run has no such checkpoint.
+    """
     import jax
 
-    from dynexit.training.checkpoints import restore
+    from dynexit.training.checkpoints import missing, restore
 
     experiment = run.file.build(run.settings)
-    found = restore(run.folder, {"params": jax.eval_shape(experiment.model.init, jax.random.key(0))})
-    if found is None:
+    template = {"params": jax.eval_shape(experiment.model.init, jax.random.key(0))}
+    found = restore(run.folder, template, checkpoint)
+    if found is None and checkpoint == "newest":
         raise SettingsError(f"{run.folder} holds no checkpoint: nothing was trained there yet")
+    if found is None:
+        raise SettingsError(missing(run.folder, checkpoint))
     return experiment, found.tree["params"], found.step
+
+
+def draw_training(folder: Path) -> Path | None:
+    """Draws `training.png` from `metrics.jsonl`; returns its path, None without records."""
+    from dynexit.evaluation.reports.training_plot import training_curves
+    from dynexit.training.logs import FILE, read_records
+
+    records = read_records(folder / FILE)
+    return training_curves(records, folder / TRAINING) if records else None
 
 
 def finish(run: Run, experiment: Any, params: Any, step: int, rule: Calibration) -> dict:

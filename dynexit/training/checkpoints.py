@@ -1,9 +1,9 @@
-"""Checkpoints: saved in the background, verified leaf by leaf, and never the reason that a run is
-lost.
+"""Reads checkpoints and verifies them leaf by leaf; `saver.py` writes them.
 
-A run's folder has `checkpoints/00000500/` for step 500: `arrays/`, written by orbax, and
-`manifest.json` (see `manifest.py`). Only data is stored, by leaf path; the structure comes from the
-program that restores, so nothing is unpickled.
+A run's folder has `checkpoints/00000500/` for the state after update 500, and `best/00000400/` for
+the parameters of the highest score: `arrays/`, written by orbax, and `manifest.json` (see
+`manifest.py`). Only data is stored, by leaf path; the structure comes from the program that
+restores, so nothing is unpickled.
 
 Several processes: process 0 writes, so every leaf must be whole on it (replicated parameters are);
 all processes restore, so they must see the folder.
@@ -13,7 +13,6 @@ import contextlib
 import shutil
 import warnings
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,21 +26,21 @@ from dynexit.training.manifest import Damaged, Incomplete
 from dynexit.training.optimizer import path_name
 from dynexit.training.sharding import put
 
-FOLDER = "checkpoints"
+FOLDER, BEST = "checkpoints", "best"
 ARRAYS = "arrays"
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint could not be written, or no good one is left; the message names the folder."""
+    """A checkpoint could not be written, or all are damaged; the message names the folder."""
 
 
 class Restored(NamedTuple):
-    """What a checkpoint held.
+    """The content of a checkpoint.
 
     Attributes:
       step: updates made when it was saved.
       seed: the run's.
-      tree: as the template, leaves placed as the template's are.
+      tree: structure and placement of the leaves as in the template.
     """
 
     step: int
@@ -50,7 +49,7 @@ class Restored(NamedTuple):
 
 
 class RestoredParams(NamedTuple):
-    """What evaluation needs of a checkpoint.
+    """The parameters of a checkpoint.
 
     Attributes:
       params: on the default device.
@@ -67,84 +66,26 @@ def named_leaves(tree: PyTree) -> dict[str, Any]:
     return {path_name(path): _data(leaf) for path, leaf in leaves}
 
 
-class Saver:
-    """Saves states in a background thread and keeps the newest ones. A context: leaving it waits
-    for the last save.
-
-    Args:
-      folder: the run's; checkpoints lie in `folder/checkpoints`.
-      keep: how many to keep.
-      seed: written beside them.
-
-    `saved` is the step last handed in. A failure is raised by the call after it, as
-    `CheckpointError`.
-    """
-
-    def __init__(self, folder: Path, keep: int, seed: int):
-        self.saved = -1
-        self._folder, self._keep, self._seed = Path(folder) / FOLDER, keep, seed
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
-        self._running: Future | None = None
-
-    def __enter__(self) -> "Saver":
-        return self
-
-    def __exit__(self, kind, *exception) -> None:
-        try:
-            self.finish()
-        except CheckpointError as error:
-            if kind is None:
-                raise
-            warnings.warn(str(error), RuntimeWarning, stacklevel=2)
-        finally:
-            self._thread.shutdown()
-
-    def save(self, step: int, tree: PyTree) -> None:
-        """Begins to save `tree`, which must not be donated meanwhile; waits only for the save
-        before it.
-        """
-        self.finish()
-        self.saved = step
-        if jax.process_index() == 0:
-            leaves = named_leaves(tree)
-            self._running = self._thread.submit(
-                _save, self._folder, step, self._seed, leaves, self._keep
-            )
-
-    def raise_if_failed(self) -> None:
-        """Raises what went wrong in the background, if anything has; does not wait."""
-        if self._running is not None and self._running.done():
-            self.finish()
-
-    def finish(self) -> None:
-        """Waits for the save under way.
-
-        Raises:
-          CheckpointError: it failed.
-        """
-        running, self._running = self._running, None
-        if running is not None:
-            running.result()
-
-
-def restore(folder: Path, template: PyTree) -> Restored | None:
-    """The newest good checkpoint of a run; a warning says why newer ones were passed over.
+def restore(folder: Path, template: PyTree, checkpoint: str | int = "newest") -> Restored | None:
+    """Reads a checkpoint of a run. A warning is raised for each damaged one that is skipped.
 
     Args:
       folder: the run's.
       template: a tree of arrays (leaves are placed as they are) or of `jax.ShapeDtypeStruct`
-        (placed on the default device). Checkpoints may hold more than it asks for.
+        (placed on the default device). Checkpoints may hold leaves that it does not have.
+      checkpoint: "newest", the newest undamaged one; "best", parameters alone, those of the
+        highest score on the calibration split (see `evals.score`); or a step.
 
     Returns:
-      The checkpoint, or None where the folder has none that was saved to its end.
+      The checkpoint, or None where the folder has no complete one of this kind.
 
     Raises:
-      CheckpointError: every checkpoint that was saved to its end is damaged.
-      ValueError: a good checkpoint lacks a leaf of the template, or has it in another shape or
-        type; the leaf is named.
+      CheckpointError: every complete checkpoint of this kind is damaged.
+      ValueError: `checkpoint` is none of the three; or an undamaged checkpoint lacks a leaf of the
+        template, or has it in another shape or type; the leaf is named.
     """
     damaged = 0
-    for path in _newest_first(Path(folder) / FOLDER):
+    for path in _candidates(Path(folder), checkpoint):
         try:
             found = manifest.read(path)
             _check_fits(path, found, template)
@@ -152,9 +93,7 @@ def restore(folder: Path, template: PyTree) -> Restored | None:
             manifest.verify(found, arrays)
         except (Damaged, Incomplete) as error:
             damaged += isinstance(error, Damaged)
-            warnings.warn(
-                f"checkpoint {path} is passed over: {error}", RuntimeWarning, stacklevel=2
-            )
+            warnings.warn(f"checkpoint {path} is skipped: {error}", RuntimeWarning, stacklevel=2)
             continue
         tree = jax.tree_util.tree_map_with_path(
             lambda p, leaf, a=arrays: _placed(a[path_name(p)], leaf), template
@@ -162,91 +101,62 @@ def restore(folder: Path, template: PyTree) -> Restored | None:
         return Restored(found.step, found.seed, tree)
     if damaged:
         raise CheckpointError(
-            f"no good checkpoint is left in {Path(folder) / FOLDER}: {damaged} damaged (see the warnings)"
+            f"no undamaged checkpoint ({checkpoint}) is left in {folder}: "
+            f"{damaged} damaged (see the warnings)"
         )
     return None
 
 
-def restore_params(folder: Path | str, template: PyTree) -> RestoredParams:
-    """The parameters of a run's newest good checkpoint, and its step.
+def restore_params(
+    folder: Path | str, template: PyTree, checkpoint: str | int = "newest"
+) -> RestoredParams:
+    """The parameters of a run's checkpoint, and its step.
 
     Args:
       folder: the run's.
       template: parameters or their shapes, `jax.eval_shape(model.init, key)`.
+      checkpoint: "newest", "best" or a step, as in `restore`.
 
     Raises:
-      FileNotFoundError: the folder has no checkpoint.
+      FileNotFoundError: the folder has no such checkpoint; the message lists those it has.
       CheckpointError, ValueError: as `restore`.
     """
-    found = restore(Path(folder), {"params": template})
+    found = restore(Path(folder), {"params": template}, checkpoint)
     if found is None:
-        raise FileNotFoundError(f"no checkpoint in {Path(folder) / FOLDER}")
+        raise FileNotFoundError(missing(folder, checkpoint))
     return RestoredParams(found.tree["params"], found.step)
 
 
+def missing(folder: Path | str, checkpoint: str | int) -> str:
+    """A message for a checkpoint that does not exist; it lists those that do."""
+    steps = [
+        f"{kind} {', '.join(str(int(path.name)) for path in reversed(paths))}"
+        for kind, place in (("steps", FOLDER), ("best", BEST))
+        if (paths := newest_first(Path(folder) / place))
+    ]
+    there = f"it has {'; '.join(steps)}" if steps else "it has no checkpoint"
+    return f"`checkpoint` {checkpoint!r} does not exist in {folder}: {there}"
+
+
 def set_aside_after(folder: Path, step: int) -> None:
-    """Renames checkpoints newer than `step`, damaged or cut short where `step` is what was
-    restored, to `<name>.aside`.
+    """Renames checkpoints newer than `step` to `<name>.aside`; after a restore of `step` they are
+    damaged or incomplete.
     """
-    for path in _newest_first(Path(folder) / FOLDER):
+    for path in newest_first(Path(folder) / FOLDER):
         if int(path.name) > step:
             aside = path.with_name(f"{path.name}.aside")
             shutil.rmtree(aside, ignore_errors=True)
             path.rename(aside)
 
 
-def _newest_first(folder: Path) -> list[Path]:
+def newest_first(folder: Path) -> list[Path]:
+    """The folders of all checkpoints in `folder`, complete or not."""
     steps = [path for path in folder.glob("*") if path.is_dir() and path.name.isdigit()]
     return sorted(steps, key=lambda path: int(path.name), reverse=True)
 
 
-def _save(folder: Path, step: int, seed: int, leaves: dict[str, Any], keep: int) -> None:
-    path = folder / f"{step:08d}"
-    need = sum(leaf.nbytes for leaf in leaves.values())
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        (path / manifest.FILE).unlink(missing_ok=True)
-        if (free := shutil.disk_usage(folder).free) < need:
-            raise OSError(f"only {free / 1e6:.1f} MB are free")
-        arrays = {name: np.asarray(leaf) for name, leaf in leaves.items()}
-        with _orbax() as (checkpointer, args, _):  # replaces what a save cut short left behind
-            full = {n: a for n, a in arrays.items() if a.size}
-            checkpointer.save((path / ARRAYS).absolute(), args=args.PyTreeSave(full), force=True)
-        manifest.write(path, step, seed, arrays)
-    except Exception as error:
-        shutil.rmtree(path, ignore_errors=True)
-        raise CheckpointError(
-            f"the checkpoint of step {step} could not be written to {folder}, which needs {need / 1e6:.1f} MB for it: {error}; "
-            "checkpoints saved before are untouched"
-        ) from error
-    whole = [other for other in _newest_first(folder) if (other / manifest.FILE).is_file()]
-    for old in whole[keep:]:
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def _read(path: Path, found: manifest.Manifest) -> dict[str, np.ndarray]:
-    empty = {
-        n: np.zeros(leaf["shape"], leaf["dtype"])
-        for n, leaf in found.leaves.items()
-        if 0 in leaf["shape"]
-    }
-    try:
-        with _orbax() as (checkpointer, args, as_numpy):
-            wanted = {name: as_numpy for name in found.leaves if name not in empty}
-            arrays = checkpointer.restore(
-                (path / ARRAYS).absolute(), args=args.PyTreeRestore(restore_args=wanted)
-            )
-            return {**empty, **arrays}
-    except (
-        Exception
-    ) as error:  # storage raises many kinds: whichever it is, this checkpoint cannot be read
-        raise Damaged(
-            f"its arrays cannot be read: {type(error).__name__}: {str(error).splitlines()[0]}"
-        ) from error
-
-
 @contextlib.contextmanager
-def _orbax() -> Iterator[tuple[Any, Any, Any]]:
+def orbax() -> Iterator[tuple[Any, Any, Any]]:
     """An orbax checkpointer of this process alone, orbax's argument classes, and its mark for numpy
     leaves.
     """
@@ -263,17 +173,45 @@ def _orbax() -> Iterator[tuple[Any, Any, Any]]:
         yield checkpointer, ocp.args, ocp.RestoreArgs(restore_type=np.ndarray)
 
 
+def _candidates(folder: Path, checkpoint: str | int) -> list[Path]:
+    if checkpoint in ("newest", "best"):
+        return newest_first(folder / (FOLDER if checkpoint == "newest" else BEST))
+    if isinstance(checkpoint, bool) or not isinstance(checkpoint, int):
+        raise ValueError(f"`checkpoint` must be 'newest', 'best' or a step, got {checkpoint!r}")
+    paths = [folder / place / f"{checkpoint:08d}" for place in (FOLDER, BEST)]
+    return [path for path in paths if path.is_dir()]
+
+
+def _read(path: Path, found: manifest.Manifest) -> dict[str, np.ndarray]:
+    empty = {
+        n: np.zeros(leaf["shape"], leaf["dtype"])
+        for n, leaf in found.leaves.items()
+        if 0 in leaf["shape"]
+    }
+    try:
+        with orbax() as (checkpointer, args, as_numpy):
+            wanted = {name: as_numpy for name in found.leaves if name not in empty}
+            arrays = checkpointer.restore(
+                (path / ARRAYS).absolute(), args=args.PyTreeRestore(restore_args=wanted)
+            )
+            return {**empty, **arrays}
+    except Exception as error:  # storage raises many types; each means an unreadable checkpoint
+        first_line = (str(error).splitlines() or [""])[0]
+        raise Damaged(f"its arrays cannot be read: {type(error).__name__}: {first_line}") from error
+
+
 def _check_fits(path: Path, found: manifest.Manifest, template: PyTree) -> None:
     for name, leaf in named_leaves(template).items():
         if name not in found.leaves:
             raise ValueError(
-                f"checkpoint {path} has no leaf {name}, which the model wants; it has {', '.join(sorted(found.leaves))}"
+                f"checkpoint {path} has no leaf {name}, which the model requires; it has "
+                f"{', '.join(sorted(found.leaves))}"
             )
         got, wanted = found.leaves[name], manifest.describe(leaf)
         if any(got[field] != wanted[field] for field in wanted):
             raise ValueError(
                 f"checkpoint {path}: leaf {name} is {got['dtype']}{got['shape']}, "
-                f"the model wants {wanted['dtype']}{wanted['shape']}"
+                f"the model requires {wanted['dtype']}{wanted['shape']}"
             )
 
 

@@ -1,14 +1,14 @@
-"""Halting that has collapsed, seen in what training logs, and said by name."""
+"""Detects collapsed halting in the metrics that training logs."""
 
 import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
-PATIENCE = 3  # records in a row
+PATIENCE = 3  # consecutive records
 
 
 class Collapse(NamedTuple):
-    """A metric, what has collapsed, and the values at which it has."""
+    """A description of the collapse and the range of the metric outside of which it holds."""
 
     what: str
     low: float = -math.inf
@@ -17,7 +17,7 @@ class Collapse(NamedTuple):
 
 COLLAPSES = {
     "halting_entropy": Collapse(
-        "halting has collapsed to one step, its distribution has no entropy left", low=1e-3
+        "halting has collapsed to one step, the entropy of its distribution is near 0", low=1e-3
     ),
     "mean_steps": Collapse("halting has collapsed to the first step", low=1.001),
     "at_limit": Collapse(
@@ -27,11 +27,11 @@ COLLAPSES = {
 
 
 class CollapseWatch:
-    """Looks at the records of a run and says once what has collapsed.
+    """Reads the records of a run and reports each collapse once.
 
     It knows the metrics "halting_entropy" (nats), "mean_steps" and "at_limit" (fraction of the
-    rows), also behind a prefix ("q_at_limit"). A collapse is said when it holds for three records
-    in a row.
+    rows), also behind a prefix ("q_at_limit"). A collapse is reported when it holds for three
+    consecutive records.
 
     Example:
       >>> watch = CollapseWatch()
@@ -43,14 +43,14 @@ class CollapseWatch:
         self._streak: dict[str, int] = {}
 
     def look(self, record: Mapping[str, float]) -> list[str]:
-        """What this record adds: a sentence for every collapse that has now lasted."""
-        said = []
+        """Reads one record; returns a sentence for every collapse that has lasted long enough."""
+        found = []
         for key, value in record.items():
             for name, collapse in COLLAPSES.items():
                 if key != name and not key.endswith(f"_{name}"):
                     continue
-                gone = not collapse.low <= value <= collapse.high
-                self._streak[key] = self._streak.get(key, 0) + 1 if gone else 0
+                collapsed = not collapse.low <= value <= collapse.high
+                self._streak[key] = self._streak.get(key, 0) + 1 if collapsed else 0
                 if self._streak[key] == PATIENCE:
-                    said.append(f"step {record['step']:g}: {collapse.what} ({key} {value:.4g})")
-        return said
+                    found.append(f"step {record['step']:g}: {collapse.what} ({key} {value:.4g})")
+        return found

@@ -1,7 +1,8 @@
-"""The record of a run: `metrics.jsonl` is the truth, wandb mirrors it and may fail.
+"""The record of a run: `metrics.jsonl` is authoritative; wandb mirrors it and may fail.
 
 One JSON object per line, flushed as it is written. Fields named in `CLOCK` are wall-clock readings;
-without them the file of an interrupted and resumed run equals that of an uninterrupted one.
+without them the file of an interrupted and resumed run equals that of an uninterrupted one. Fields
+that begin with `EVAL` come from evaluation during training (`evals.py`).
 """
 
 import json
@@ -15,7 +16,8 @@ from typing import Any
 import jax
 
 FILE = "metrics.jsonl"
-CLOCK = ("seconds", "examples_per_second")
+CLOCK = ("seconds", "examples_per_second", "eval_seconds")
+EVAL = "eval_"
 
 
 class Records:
@@ -24,7 +26,8 @@ class Records:
 
     Args:
       folder: the run's, made if missing.
-      after: the step to go on from: records of later steps, and a line cut short, are dropped.
+      after: the update from which the run continues; records of later updates and damaged lines
+        are removed from the file.
     """
 
     def __init__(self, folder: Path, after: int = 0):
@@ -46,34 +49,53 @@ class Records:
             self._file.close()
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Appends one record; it has a "step". A value that is not finite is written as null, which
-        JSON can hold.
-        """
+        """Appends one record, which has a "step". A value that is not finite is written as null."""
         if self._file is not None:
-            held = {
+            finite = {
                 n: None if isinstance(v, float) and not math.isfinite(v) else v
                 for n, v in record.items()
             }
-            self._file.write(json.dumps(held) + "\n")
+            self._file.write(json.dumps(finite) + "\n")
             self._file.flush()
 
 
 def read_records(path: Path | str) -> list[dict[str, Any]]:
-    """The records of a `metrics.jsonl`, up to a line cut short by a crash; none where there is no
-    file.
+    """The records of a `metrics.jsonl`; none where there is no file.
+
+    Lines that are not a JSON object with an integer "step" are skipped. A warning counts them and
+    names their numbers, except for a last line without its end, which a killed run leaves behind.
+
+    Args:
+      path: the file.
     """
-    records = []
-    if Path(path).is_file():
-        for line in Path(path).read_text().splitlines():
-            try:
-                records.append(json.loads(line))
-            except ValueError:
-                break
+    records, damaged = [], []
+    lines = Path(path).read_bytes().split(b"\n") if Path(path).is_file() else [b""]
+    for number, line in enumerate(lines, start=1):
+        record = _parsed(line)
+        if record is not None:
+            records.append(record)
+        elif number < len(lines):
+            damaged.append(number)
+    if damaged:
+        shown = ", ".join(map(str, damaged[:5])) + (", ..." if len(damaged) > 5 else "")
+        warnings.warn(
+            f"{path}: {len(damaged)} of {len(lines) - 1} lines are damaged and skipped: {shown}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     return records
 
 
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except ValueError:  # invalid UTF-8 included
+        return None
+    return record if isinstance(record, dict) and type(record.get("step")) is int else None
+
+
 def without_clock(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The record without its wall-clock fields: what two runs of equal seed share.
+    """The record without its wall-clock fields, equal for two runs of equal seed.
 
     Example:
       >>> without_clock({"step": 20, "loss": 0.5, "seconds": 1.2})
@@ -83,15 +105,15 @@ def without_clock(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Mirror:
-    """Sends records to wandb. A context. Whatever fails is said once, in a warning, and training
-    goes on without it.
+    """Sends records to wandb. A context. After the first failure a warning is raised and training
+    continues without it.
 
     Args:
-      folder: the run's; wandb's own files go there, and `wandb_id.txt`, by which a resumed run goes
-        on as the same one.
+      folder: the run's; it holds wandb's own files and `wandb_id.txt`, by which a resumed run
+        continues as the same wandb run.
       mode: "online", "offline", "off", or "auto": online where wandb finds a key, offline where it
         does not.
-      config: what to show as the run's settings.
+      config: the run's settings, shown by wandb.
     """
 
     def __init__(self, folder: Path, mode: str, config: Mapping[str, Any]):
@@ -107,7 +129,7 @@ class Mirror:
             self._try(lambda: self._run.finish(exit_code=0 if kind is None else 1))
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Sends one record; it has a "step"."""
+        """Sends one record, which has a "step"."""
         if self._run is not None:
             self._try(lambda: self._run.log(dict(record), step=record["step"]))
 
@@ -132,10 +154,11 @@ class Mirror:
     def _try(self, action: Callable[[], None]) -> None:
         try:
             action()
-        except Exception as error:  # a mirror: nothing that breaks in it may stop the run
+        except Exception as error:  # no failure of the mirror may stop the run
             self._run = None
             warnings.warn(
-                f"wandb failed, training goes on with {FILE} alone: {type(error).__name__}: {error}",
+                f"wandb failed, training continues with {FILE} alone: "
+                f"{type(error).__name__}: {error}",
                 RuntimeWarning,
                 stacklevel=2,
             )

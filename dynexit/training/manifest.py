@@ -1,7 +1,7 @@
 """The manifest of a checkpoint: names, shapes, types and sha256 of every leaf, and of itself.
 
-The storage below does not notice a flipped bit in array data; the manifest does. It is written last
-and by an atomic rename, so a checkpoint that has one was saved to its end.
+The storage format does not detect a flipped bit in array data; the manifest does. It is written
+last, by an atomic rename, so a checkpoint with a manifest is complete.
 """
 
 import hashlib
@@ -17,25 +17,27 @@ FILE = "manifest.json"
 
 
 class Damaged(Exception):
-    """A checkpoint that is not what was saved; the message says why."""
+    """A checkpoint differs from what was saved; the message states the difference."""
 
 
 class Incomplete(Exception):
-    """A checkpoint whose saving was cut short."""
+    """A checkpoint was not saved completely."""
 
 
 class Manifest(NamedTuple):
-    """What a checkpoint must hold.
+    """What a checkpoint must contain.
 
     Attributes:
       step: updates made when it was saved.
       seed: the run's.
       leaves: by path: {"shape", "dtype", "sha256"}.
+      score: what the best checkpoint maximises; None for checkpoints saved for resuming.
     """
 
     step: int
     seed: int
     leaves: dict[str, dict[str, Any]]
+    score: float | None = None
 
 
 def digest(array: np.ndarray) -> str:
@@ -44,17 +46,20 @@ def digest(array: np.ndarray) -> str:
 
 
 def describe(array: Any) -> dict[str, Any]:
-    """Shape and type of an array, as the manifest has them."""
+    """Shape and type of an array, in the form of the manifest."""
     return {"shape": list(array.shape), "dtype": str(np.dtype(array.dtype))}
 
 
-def write(folder: Path, step: int, seed: int, leaves: Mapping[str, np.ndarray]) -> None:
+def write(
+    folder: Path,
+    step: int,
+    seed: int,
+    leaves: Mapping[str, np.ndarray],
+    score: float | None = None,
+) -> None:
     """Writes the manifest of `leaves` into `folder`, atomically."""
-    body = Manifest(
-        step,
-        seed,
-        {name: {**describe(leaf), "sha256": digest(leaf)} for name, leaf in leaves.items()},
-    )._asdict()
+    described = {name: {**describe(leaf), "sha256": digest(leaf)} for name, leaf in leaves.items()}
+    body = Manifest(step, seed, described, score)._asdict()
     partial = folder / f"{FILE}.partial"
     with partial.open("w") as file:
         json.dump({**body, "sha256": _seal(body)}, file, indent=1)
@@ -68,25 +73,25 @@ def read(folder: Path) -> Manifest:
 
     Raises:
       Incomplete: there is none.
-      Damaged: it cannot be read, or is not as it was written.
+      Damaged: it cannot be read, or differs from what was written.
     """
     try:
         body = json.loads((folder / FILE).read_text())
         seal = body.pop("sha256")
         if seal != _seal(body):
-            raise Damaged(f"{FILE} is not as it was written")
+            raise Damaged(f"{FILE} differs from what was written")
         return Manifest(**body)
     except FileNotFoundError:
-        raise Incomplete(f"it has no {FILE}: its saving was cut short") from None
+        raise Incomplete(f"it has no {FILE}: it was not saved completely") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Damaged(f"{FILE} cannot be read: {error}") from error
 
 
 def verify(manifest: Manifest, leaves: Mapping[str, np.ndarray]) -> None:
-    """Compares what was read with what was saved.
+    """Compares the leaves read with those saved.
 
     Raises:
-      Damaged: a leaf is missing, or its shape, type or sha256 differs; it is named.
+      Damaged: a leaf is missing, or its shape, type or sha256 differs; the leaf is named.
     """
     for name, wanted in manifest.leaves.items():
         if name not in leaves:

@@ -19,19 +19,21 @@ NOT_DECAYED = (
     r"(?i)norm",
     r"(?i)(embed|embedding|embeddings|pos|position|positions|cls)[^/]*$",
 )
-"""Regular expressions; a parameter whose path ("blocks/attention/bias") has a match is not decayed."""
+"""Regular expressions; a parameter is not decayed if one is found in its path, such as
+"blocks/attention/bias".
+"""
 
 
 def path_name(path: Sequence) -> str:
-    """A tree path in words: `("blocks", "w")` is `"blocks/w"`."""
+    """A tree path as a string: `("blocks", "w")` is `"blocks/w"`."""
     return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
 
 
 def decayed(params: PyTree, not_decayed: Sequence[str] = NOT_DECAYED) -> PyTree:
-    """Which parameters are decayed: a tree of booleans, False where the path matches one of
-    `not_decayed`.
+    """Which parameters are decayed: a tree of booleans, False where one of `not_decayed` is found
+    in the path.
 
-    Paths and not ranks decide, since a bias stacked over N blocks is a matrix.
+    The rank does not matter, since a bias stacked over N blocks is a matrix.
 
     Example:
       >>> decayed({"blocks": {"kernel": jnp.ones((4, 2)), "bias": jnp.ones((4, 2))}})
@@ -44,7 +46,7 @@ def decayed(params: PyTree, not_decayed: Sequence[str] = NOT_DECAYED) -> PyTree:
 
 
 def learning_rate(settings: Training) -> Callable[[Any], Array]:
-    """The schedule: step int32 `[]` -> float32 `[]`.
+    """The learning rate schedule: step int32 `[]` -> float32 `[]`.
 
     With `w = round(warmup * steps)`: `peak * s / w` for `s < w`, then with `t = (s - w) / (steps -
     w)` the cosine `peak * (1 + cos(pi t)) / 2`, the line `peak * (1 - t)`, or `peak`.
@@ -78,11 +80,11 @@ def make_optimizer(
     """Clipping by global norm, then AdamW or SGD with Nesterov momentum 0.9, decoupled weight
     decay, the schedule.
 
-    Both optimizers move by `-rate * (direction + weight_decay * parameter)`: the decay is scaled by
-    the rate and untouched by the moments (Loshchilov and Hutter 2019, algorithm 2).
+    Both optimizers add `-rate * (direction + weight_decay * parameter)`: the decay is scaled by the
+    rate and does not enter the moments (Loshchilov and Hutter 2019, algorithm 2).
 
     Args:
-      settings: see `Training`; `clip=0` leaves the gradient alone.
+      settings: see `Training`; `clip=0` does not clip.
       not_decayed: regular expressions over paths, see `decayed`.
     """
     parts = [optax.clip_by_global_norm(settings.clip)] if settings.clip else []
@@ -100,9 +102,8 @@ def make_optimizer(
     def update(
         updates: PyTree, state: PyTree, params: PyTree | None = None
     ) -> tuple[PyTree, PyTree]:
-        with jax.numpy_dtype_promotion(
-            "standard"
-        ):  # optax's Adam mixes its integer counter with floats
+        # optax's Adam mixes its integer counter with floats
+        with jax.numpy_dtype_promotion("standard"):
             return chain.update(updates, state, params)
 
     return optax.GradientTransformation(chain.init, update)

@@ -1,5 +1,5 @@
-"""Host batches drawn and transferred one step ahead, in a thread, so that the device need not wait
-for them.
+"""Host batches are drawn and transferred one step ahead, in a thread, so that the device does not
+wait for them.
 """
 
 from collections.abc import Callable, Generator
@@ -10,20 +10,20 @@ T = TypeVar("T")
 
 
 def ahead(draw: Callable[[int], T], first: int, end: int) -> Generator[T, None, None]:
-    """`draw(first), ..., draw(end - 1)` in order, each begun in a thread while the one before it is
+    """Yields `draw(first), ..., draw(end - 1)`, each started in a thread while the one before it is
     in use.
 
-    A failure of `draw` is raised where its result is due. Close the iterator (or exhaust it) to end
-    the thread.
+    An exception of `draw` is raised where its result is due. Closing or exhausting the iterator
+    ends the thread.
 
     Example:
       >>> list(ahead(lambda step: step * step, 2, 5))
       [4, 9, 16]
     """
     with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as pool:
-        coming = [pool.submit(draw, first)] if first < end else []
+        pending = [pool.submit(draw, first)] if first < end else []
         for step in range(first + 1, end + 1):
-            ready = coming.pop().result()
+            ready = pending.pop().result()
             if step < end:
-                coming.append(pool.submit(draw, step))
+                pending.append(pool.submit(draw, step))
             yield ready

@@ -1,5 +1,5 @@
-"""Data parallelism: the batch is split over all devices, the parameters are on each, unless a rule
-over paths says otherwise.
+"""Data parallelism: the batch is split over all devices; parameters are replicated unless a rule
+over their paths shards them.
 
 Several processes: every process draws the same host batch (it is a pure function of seed and step)
 and places its own rows.
@@ -35,12 +35,13 @@ def check_batch_size(size: int, mesh: Mesh) -> None:
     if size % devices:
         near = max(devices, round(size / devices) * devices)
         raise ValueError(
-            f"`batch_size` must be divisible by the {devices} devices of the mesh, got {size}; the nearest is {near}"
+            f"`batch_size` must be divisible by the {devices} devices of the mesh, got {size}; "
+            f"the nearest is {near}"
         )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The sharding of an array that is whole on every device."""
+    """The sharding of an array that is replicated on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
@@ -52,7 +53,7 @@ def shardings(tree: PyTree, mesh: Mesh, rules: Rules = ()) -> PyTree:
 
     Args:
       tree: arrays or their shapes.
-      mesh: where to.
+      mesh: the devices.
       rules: pairs (regular expression, `PartitionSpec`).
 
     Raises:
@@ -65,7 +66,8 @@ def shardings(tree: PyTree, mesh: Mesh, rules: Rules = ()) -> PyTree:
             if re.search(pattern, name):
                 if len(spec) > len(leaf.shape):
                     raise ValueError(
-                        f"`rules`: {pattern!r} gives {spec} to {name}, whose shape is only {list(leaf.shape)}"
+                        f"`rules`: {pattern!r} gives {spec} to {name}, whose shape is only "
+                        f"{list(leaf.shape)}"
                     )
                 return NamedSharding(mesh, spec)
         return replicated(mesh)
@@ -74,14 +76,12 @@ def shardings(tree: PyTree, mesh: Mesh, rules: Rules = ()) -> PyTree:
 
 
 def put(array: np.ndarray, sharding: Sharding) -> Array:
-    """A host array that every process holds, placed on the devices; each process transfers its own
-    part.
-    """
+    """Places a host array that every process has; each process transfers its own part."""
     return jax.make_array_from_callback(np.shape(array), sharding, lambda index: array[index])
 
 
 def put_batch(batch: dict, mesh: Mesh) -> dict:
-    """A host batch, leaves `[B, ...]`, split by rows over the "data" axis.
+    """Splits a host batch, leaves `[B, ...]`, by rows over the "data" axis.
 
     Raises:
       ValueError: the rows cannot be split evenly over the devices.

@@ -1,4 +1,4 @@
-"""What training carries from step to step, all of it: whoever has it can go on."""
+"""The complete state of training, sufficient to resume."""
 
 from typing import NamedTuple
 
@@ -19,9 +19,9 @@ class TrainState(NamedTuple):
       step: int32 `[]`, updates made so far; also the position in the data.
       params: plain dict of float32 arrays.
       opt_state: optax's state.
-      key: the key of augmentation; never consumed itself, step s uses `fold_in(key, s)`.
-      carry: rows that stay in their slots from step to step, whole on every device; None where the
-        method carries nothing.
+      key: the key of augmentation; step s uses `fold_in(key, s)`.
+      carry: rows that stay in their slots from step to step, replicated; None where the method has
+        no carry.
     """
 
     step: Array
@@ -31,8 +31,8 @@ class TrainState(NamedTuple):
     carry: PyTree = None
 
 
-def fresh_state(experiment: Experiment, settings: Training, key: Array) -> TrainState:
-    """The state before the first step, a pure function; the key is consumed."""
+def initial_state(experiment: Experiment, settings: Training, key: Array) -> TrainState:
+    """The state before the first step; the key is consumed."""
     init_key, train_key = jax.random.split(key)
     params = experiment.model.init(init_key)
     carry = _free_slots(experiment, settings, params) if experiment.method.carried else None
@@ -54,15 +54,15 @@ def _free_slots(experiment: Experiment, settings: Training, params: PyTree) -> P
 
 
 def cast(tree: PyTree, dtype) -> PyTree:
-    """Floating-point leaves as `dtype`; integers and keys as they are."""
+    """Casts floating-point leaves to `dtype`; integers and keys are unchanged."""
     return jax.tree.map(
         lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree
     )
 
 
 def state_shapes(experiment: Experiment, settings: Training) -> TrainState:
-    """The shapes of the state, `jax.ShapeDtypeStruct`; nothing is computed."""
-    return jax.eval_shape(lambda: fresh_state(experiment, settings, jax.random.key(0)))
+    """The shapes of the state, `jax.ShapeDtypeStruct`, by abstract evaluation."""
+    return jax.eval_shape(lambda: initial_state(experiment, settings, jax.random.key(0)))
 
 
 def create_state(
@@ -71,13 +71,13 @@ def create_state(
     """The state before the first step, placed on the mesh.
 
     Args:
-      experiment: whose model is initialised.
-      settings: the optimizer's.
+      experiment: its model is initialised.
+      settings: of the optimizer.
       seed: equal seeds give equal bits on an equal mesh.
       mesh: from `data_mesh`.
       rules: where parameters go, see `shardings`; default everywhere.
     """
     where = shardings(state_shapes(experiment, settings), mesh, rules)
-    return jax.jit(lambda key: fresh_state(experiment, settings, key), out_shardings=where)(
+    return jax.jit(lambda key: initial_state(experiment, settings, key), out_shardings=where)(
         jax.random.key(seed)
     )

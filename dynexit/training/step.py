@@ -11,15 +11,15 @@ from dynexit.core.settings import Training
 from dynexit.core.types import Array, Experiment, PyTree, Step
 from dynexit.engine.run import run_all
 from dynexit.engine.steps import rematerialised
+from dynexit.training.logs import EVAL
 from dynexit.training.optimizer import learning_rate, make_optimizer
 from dynexit.training.sharding import Rules, check_batch_size, replicated, shardings
 from dynexit.training.state import TrainState, cast, state_shapes
 
 TrainStep = Callable[[TrainState, dict], tuple[TrainState, dict[str, Array]]]
-LOSS = (
-    2**31 - 1
-)  # folded into a step's key for the method's loss; augmentations fold in small numbers
-OWN_METRICS = ("loss", "grad_norm", "learning_rate", "finite")
+# folded into a step's key for the method's loss; augmentations fold in small numbers
+LOSS = 2**31 - 1
+OWN_METRICS = ("loss", "grad_norm", "learning_rate", "finite")  # and names that begin with EVAL
 
 
 def make_loss(
@@ -28,9 +28,9 @@ def make_loss(
     """`loss(params, carry, inputs [B, ...], labels [B, ...], key, progress []) -> (mean loss [],
     (metrics, carry))`.
 
-    With `precision="bfloat16"` parameters and inputs are cast for the forward pass and outputs cast
-    back, so the objective and the gradient's sum over the batch are float32. A method with a loss
-    of its own gets them as cast.
+    With `precision="bfloat16"` parameters and inputs are cast for the forward pass and outputs are
+    cast back, so the objective and the gradient's sum over the batch are float32. A method with a
+    loss of its own receives the cast ones.
     """
     model, method = experiment.model, experiment.method
     if settings.remat:
@@ -49,17 +49,19 @@ def make_loss(
             losses, metrics = method.loss(model, params, inputs, labels, key, progress)
         else:
             assert method.objective is not None, (
-                "a method has an objective, a loss or one that is carried"
+                "a method has an objective, a loss or a carried loss"
             )
             outputs = run_all(model.steps(params), model.embed(params, inputs), model.depth)
             losses, metrics = method.objective(cast(outputs, jnp.float32), labels, progress)
         if jnp.shape(losses) != jnp.shape(labels)[:1]:
             raise ValueError(
-                f"`method` must return one loss per example, shape {list(jnp.shape(labels)[:1])}, got {list(jnp.shape(losses))}"
+                f"`method` must return one loss per example, shape {list(jnp.shape(labels)[:1])}, "
+                f"got {list(jnp.shape(losses))}"
             )
-        if clash := sorted(set(metrics) & set(OWN_METRICS)):
+        if clash := sorted(n for n in metrics if n in OWN_METRICS or n.startswith(EVAL)):
             raise ValueError(
-                f"`method` returns metrics named {clash}, which training itself reports; rename them"
+                f"`method` returns metrics named {clash}, which training itself reports; "
+                "rename them"
             )
         return jnp.mean(losses), (metrics, carry)
 
@@ -73,26 +75,25 @@ def _rematerialised(step: Step | tuple[Step, ...]) -> Step | tuple[Step, ...]:
 def make_train_step(
     experiment: Experiment, settings: Training, mesh: Mesh, rules: Rules = ()
 ) -> TrainStep:
-    """Compiles `train_step(state, batch) -> (state, metrics)`; the state handed in is donated.
+    """Compiles `train_step(state, batch) -> (state, metrics)`; the state is donated.
 
-    Where the loss or the gradient's norm is not finite the state comes back as it was: the last
-    good state is never lost.
+    Where the loss or the gradient's norm is not finite, the state is returned unchanged.
 
     Args:
-      experiment: what is trained, and the objective.
+      experiment: the model and the method.
       settings: batch size, optimizer, precision.
       mesh: from `data_mesh`; the batch is split over it.
       rules: where parameters go, see `shardings`; default everywhere.
 
     Returns:
       The step. The batch has "inputs" `[B, ...]` and "labels" `[B]`, and may have "step" int32
-      `[]`, its position in the data: then a batch that is not the one due (a step before it failed)
-      changes nothing either. Metrics are float32 `[]`: "loss", "grad_norm" (before clipping),
-      "learning_rate", the objective's own; "finite" is bool `[]`.
+      `[]`, its position in the data: then a batch of another position than the state's, after a
+      failed step, leaves the state unchanged too. Metrics are float32 `[]`: "loss", "grad_norm"
+      (before clipping), "learning_rate", the objective's own; "finite" is bool `[]`.
 
     Raises:
       ValueError: the batch cannot be split over the devices; while tracing, a loss that is not
-        `[B]` or a metric named twice.
+        `[B]`, or a metric whose name training uses.
     """
     check_batch_size(settings.batch_size, mesh)
     optimizer, rate = make_optimizer(settings), learning_rate(settings)

@@ -148,9 +148,31 @@ def test_a_damaged_newest_checkpoint_falls_back_with_a_warning(run):
             content = bytearray(path.read_bytes())
             content[len(content) // 2] ^= 1
             path.write_bytes(content)
-    with pytest.warns(RuntimeWarning, match="60 is passed over"):
+    with pytest.warns(RuntimeWarning, match="60 is skipped"):
         assert main(["evaluate", str(run)]) == 0
     assert report(run)["training"]["step"] == 30
+
+
+def test_the_curves_of_training_are_drawn(trained):
+    assert (trained / "training.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_checkpoint_is_chosen_by_kind_or_step(run, capsys):
+    import dynexit as dx
+
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    scores = {r["step"]: r["eval_accuracy"] for r in records if "eval_accuracy" in r}
+    best = max(scores, key=lambda step: (scores[step], -step))
+    assert list(scores) == list(range(6, 61, 6))
+    assert dx.runs.trained(run, checkpoint="best").step == best
+    assert dx.runs.trained(run, checkpoint=30).step == 30
+    assert main(["evaluate", str(run), "--checkpoint", "30"]) == 0
+    assert report(run)["training"]["step"] == 30
+    capsys.readouterr()
+    assert main(["evaluate", str(run), "--checkpoint", "7"]) == 2
+    assert f"steps 30, 60; best {best}" in capsys.readouterr().err
+    assert main(["evaluate", str(run), "--checkpoint", "latest"]) == 2
+    assert "--checkpoint" in capsys.readouterr().err
 
 
 def test_runs_are_drawn_in_one_figure(trained, run, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""Checkpoints: what is damaged is never restored, and what is good is never lost."""
+"""Checkpoints: damaged ones are never restored, and complete ones are never lost."""
 
 import errno
 import json
@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from dynexit.training import checkpoints, manifest
-from dynexit.training.checkpoints import CheckpointError, Saver, restore, restore_params
+from dynexit.training.checkpoints import CheckpointError, restore, restore_params
+from dynexit.training.saver import Saver
 
 
 def tree(step):
@@ -39,7 +40,7 @@ def step_folder(folder, step):
     return folder / "checkpoints" / f"{step:08d}"
 
 
-def test_every_leaf_comes_back_bit_by_bit_and_old_ones_go(tmp_path):
+def test_every_leaf_is_restored_bit_by_bit_and_old_checkpoints_are_deleted(tmp_path):
     save(tmp_path, 1, 2, 3, keep=2)
     found = restore(tmp_path, tree(0))
     assert (found.step, found.seed) == (3, 7)
@@ -53,12 +54,12 @@ def test_parameters_alone(tmp_path):
     save(tmp_path, 5)
     params, step = restore_params(tmp_path, jax.eval_shape(lambda: tree(0)["params"]))
     assert step == 5 and bits(params) == bits(tree(5)["params"])
-    with pytest.raises(FileNotFoundError, match=r"no checkpoint in .*nowhere"):
+    with pytest.raises(FileNotFoundError, match=r"`checkpoint` .*nowhere: it has no checkpoint"):
         restore_params(tmp_path / "nowhere", {})
 
 
 @pytest.mark.parametrize("place", [0.1, 0.5, 0.9])
-def test_a_flipped_bit_is_found_and_the_checkpoint_before_is_taken(tmp_path, place):
+def test_a_flipped_bit_is_detected_and_the_checkpoint_before_is_restored(tmp_path, place):
     save(tmp_path, 1, 2)
     arrays = max(
         (p for p in (step_folder(tmp_path, 2) / "arrays").rglob("*") if p.is_file()),
@@ -69,25 +70,24 @@ def test_a_flipped_bit_is_found_and_the_checkpoint_before_is_taken(tmp_path, pla
     arrays.write_bytes(data)
     with pytest.warns(
         RuntimeWarning,
-        match=r"00000002 is passed over: (params/w: sha256 is|its arrays cannot be read)",
+        match=r"00000002 is skipped: (params/w: sha256 is|its arrays cannot be read)",
     ):
         found = restore(tmp_path, tree(0))
     assert found.step == 1 and bits(found.tree) == bits(tree(1))
 
 
-def test_wrong_data_that_reads_well_is_found_by_its_sha256(tmp_path):
+def test_wrong_data_that_can_be_read_is_detected_by_its_sha256(tmp_path):
     save(tmp_path, 1, 2)
     shutil.rmtree(step_folder(tmp_path, 2) / "arrays")
     shutil.copytree(step_folder(tmp_path, 1) / "arrays", step_folder(tmp_path, 2) / "arrays")
     with pytest.warns(
-        RuntimeWarning, match=r"00000002 is passed over: key: sha256 is \w{64}, \w{64} was saved"
+        RuntimeWarning, match=r"00000002 is skipped: key: sha256 is \w{64}, \w{64} was saved"
     ):
         assert restore(tmp_path, tree(0)).step == 1
 
 
-@pytest.mark.filterwarnings(
-    "ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning"
-)  # a read ends after orbax's loop
+# a read ends after orbax's loop
+@pytest.mark.filterwarnings("ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning")
 def test_truncated_arrays_missing_arrays_and_an_edited_manifest(tmp_path):
     save(tmp_path, 1, 2, 3, 4)
     largest = max(
@@ -98,26 +98,26 @@ def test_truncated_arrays_missing_arrays_and_an_edited_manifest(tmp_path):
     shutil.rmtree(step_folder(tmp_path, 3) / "arrays")
     path = step_folder(tmp_path, 4) / "manifest.json"
     path.write_text(path.read_text().replace('"step": 4', '"step": 5'))
-    with pytest.warns(RuntimeWarning) as said:
+    with pytest.warns(RuntimeWarning) as warned:
         assert restore(tmp_path, tree(0)).step == 1
-    reasons = [str(w.message) for w in said]
-    assert "00000004 is passed over: manifest.json is not as it was written" in reasons[0]
-    assert "00000003 is passed over: its arrays cannot be read" in reasons[1]
-    assert "00000002 is passed over: its arrays cannot be read" in reasons[2]
+    reasons = [str(w.message) for w in warned]
+    assert "00000004 is skipped: manifest.json differs from what was written" in reasons[0]
+    assert "00000003 is skipped: its arrays cannot be read" in reasons[1]
+    assert "00000002 is skipped: its arrays cannot be read" in reasons[2]
 
 
-def test_all_damaged_is_an_error_and_only_unfinished_is_a_fresh_start(tmp_path):
+def test_all_damaged_is_an_error_and_all_incomplete_is_a_new_start(tmp_path):
     save(tmp_path, 1)
     path = step_folder(tmp_path, 1) / "manifest.json"
     good = path.read_text()
     path.write_text(good[:40])
     with (
         pytest.warns(RuntimeWarning, match="cannot be read"),
-        pytest.raises(CheckpointError, match=r"no good .* 1 damaged"),
+        pytest.raises(CheckpointError, match=r"no undamaged .* 1 damaged"),
     ):
         restore(tmp_path, tree(0))
     path.unlink()
-    with pytest.warns(RuntimeWarning, match="its saving was cut short"):
+    with pytest.warns(RuntimeWarning, match="it was not saved completely"):
         assert restore(tmp_path, tree(0)) is None
 
 
@@ -130,11 +130,11 @@ def test_all_damaged_is_an_error_and_only_unfinished_is_a_fresh_start(tmp_path):
         ),
         (
             {"w": jnp.zeros((40, 30)), "half": jnp.zeros((3, 2))},
-            r"params/half is bfloat16\[3, 2\], .* wants float32\[3, 2\]",
+            r"params/half is bfloat16\[3, 2\], .* requires float32\[3, 2\]",
         ),
         (
             {"v": jnp.zeros((40, 30))},
-            r"has no leaf params/v, which the model wants; it has key, moments/0",
+            r"has no leaf params/v, which the model requires; it has key, moments/0",
         ),
     ],
 )
@@ -144,7 +144,7 @@ def test_another_model_is_an_error_that_names_the_leaf(tmp_path, change, text):
         restore(tmp_path, {"params": change})
 
 
-def test_a_full_disk_names_folder_and_need_and_keeps_the_good_checkpoint(tmp_path, monkeypatch):
+def test_a_full_disk_names_folder_and_size_and_keeps_the_checkpoint_before(tmp_path, monkeypatch):
     save(tmp_path, 1, keep=1)
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=100))
@@ -176,8 +176,10 @@ def test_a_disk_that_fills_while_writing(tmp_path, monkeypatch):
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["00000003"]
 
 
-def test_a_failed_save_does_not_hide_what_ended_the_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: (_ for _ in ()).throw(OSError("gone")))
+def test_a_failed_save_does_not_hide_the_exception_that_ended_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda folder: (_ for _ in ()).throw(OSError("no disk"))
+    )
     with (
         pytest.warns(RuntimeWarning, match="could not be written"),
         pytest.raises(KeyError, match="first"),
@@ -187,7 +189,7 @@ def test_a_failed_save_does_not_hide_what_ended_the_run(tmp_path, monkeypatch):
             raise KeyError("first")
 
 
-def test_what_was_cut_short_neither_counts_as_kept_nor_hides_what_is_saved_later(tmp_path):
+def test_an_incomplete_checkpoint_is_neither_counted_nor_hides_a_later_one(tmp_path):
     step_folder(tmp_path, 9).mkdir(parents=True)
     save(tmp_path, 1, 2, keep=1)
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["00000002", "00000009"]

@@ -1,5 +1,5 @@
-"""`fit` end to end: it learns, equal seeds give equal bits, and a run that stopped goes on as if it
-had not.
+"""`fit` end to end: it learns, equal seeds give equal bits, and a run that stopped resumes with the
+bits of an uninterrupted one.
 """
 
 import dataclasses
@@ -83,16 +83,14 @@ def test_a_real_signal_stops_the_run_and_resuming_gives_the_bits_of_an_uninterru
 ):
     cut, whole = tmp_path / "cut", tmp_path / "whole"
     program = [sys.executable, Path(toy.__file__), cut]
-    with subprocess.Popen(
-        program, stdout=subprocess.PIPE, text=True, env=dict(os.environ)
-    ) as process:
+    with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as process:
         until = time.monotonic() + 60
         while len(history(cut)) < 4 and process.poll() is None and time.monotonic() < until:
             time.sleep(0.02)
         process.send_signal(signal.SIGTERM)
-        said, _ = process.communicate(timeout=60)
+        printed, _ = process.communicate(timeout=60)
     assert process.returncode == 0
-    step, stopped = said.split()
+    step, stopped = printed.split()
     assert stopped == "True" and 15 <= int(step) < toy.long_settings().steps
     assert steps_kept(cut) == [int(step)]
     fitted = fit(toy.build(), toy.long_settings(), cut, seed=3, progress=False)
@@ -104,7 +102,7 @@ def test_a_real_signal_stops_the_run_and_resuming_gives_the_bits_of_an_uninterru
     assert history(cut) == history(whole)
 
 
-def test_the_first_interrupt_stops_and_handlers_come_back(toy, tmp_path):
+def test_the_first_interrupt_stops_and_handlers_are_restored(toy, tmp_path):
     def interrupting(seed, step, size):
         if step == 5:
             os.kill(os.getpid(), signal.SIGINT)
@@ -119,13 +117,13 @@ def test_the_first_interrupt_stops_and_handlers_come_back(toy, tmp_path):
     assert fitted.step in steps_kept(tmp_path)
 
 
-def test_a_run_killed_in_a_save_goes_on_from_the_one_before(toy, tmp_path):
+def test_a_run_killed_in_a_save_resumes_from_the_checkpoint_before(toy, tmp_path):
     train(toy, tmp_path / "whole")
     train(toy, tmp_path / "killed")
     (tmp_path / "killed" / "checkpoints" / "00000012" / "manifest.json").unlink()
     with pytest.warns(
         RuntimeWarning,
-        match=r"00000012 is passed over: it has no manifest.json: its saving was cut short",
+        match=r"00000012 is skipped: it has no manifest.json",
     ):
         train(toy, tmp_path / "killed")
     assert history(tmp_path / "killed") == history(tmp_path / "whole")
@@ -133,8 +131,8 @@ def test_a_run_killed_in_a_save_goes_on_from_the_one_before(toy, tmp_path):
     assert ends[0].step == ends[1].step == 12 and different(ends[0].tree, ends[1].tree) == []
 
 
-def test_slots_that_outlive_a_batch_are_in_the_checkpoint(toy, tmp_path):
-    """A slot keeps its inputs for three updates; the run that was cut short goes on with them."""
+def test_a_carry_over_several_updates_is_in_the_checkpoint(toy, tmp_path):
+    """A slot keeps its inputs for three updates; the run that was killed resumes with them."""
 
     def begin(model, params, inputs, labels):
         return {"inputs": inputs, "labels": labels, "left": jnp.zeros(labels.shape, jnp.int32)}
@@ -160,14 +158,13 @@ def test_slots_that_outlive_a_batch_are_in_the_checkpoint(toy, tmp_path):
     for name in ("whole", "killed"):
         train(toy, tmp_path / name, experiment=experiment)
     (tmp_path / "killed" / "checkpoints" / "00000012" / "manifest.json").unlink()
-    with pytest.warns(RuntimeWarning, match="00000012 is passed over"):
+    with pytest.warns(RuntimeWarning, match="00000012 is skipped"):
         train(toy, tmp_path / "killed", experiment=experiment)
     template = create_state(experiment, toy.SETTINGS, 0, data_mesh())
     ends = [restore(tmp_path / name, template) for name in ("whole", "killed")]
     assert {"carry/inputs", "carry/labels", "carry/left"} < named_leaves(ends[0].tree).keys()
-    assert (
-        np.asarray(ends[0].tree.carry["left"]).tolist() == [0] * 8
-    )  # twelve updates are four times three
+    # twelve updates are four times three
+    assert np.asarray(ends[0].tree.carry["left"]).tolist() == [0] * 8
     assert different(ends[0].tree, ends[1].tree) == [] and history(tmp_path / "whole") == history(
         tmp_path / "killed"
     )
@@ -195,21 +192,21 @@ def test_a_loss_that_is_not_finite_names_the_step_and_keeps_the_state_before_it(
     kept = saved_state(toy, tmp_path / "bad", toy.SETTINGS)
     assert kept.step == 6 == int(kept.tree.step)
     assert [record["step"] for record in history(tmp_path / "bad")] == [1, 3, 6]
-    train(toy, tmp_path / "bad")  # with sound data it goes on, and loses nothing
+    train(toy, tmp_path / "bad")  # without the NaN it resumes, and loses nothing
     train(toy, tmp_path / "good")
     ends = [saved_state(toy, tmp_path / name, toy.SETTINGS) for name in ("bad", "good")]
     assert different(ends[0].tree, ends[1].tree) == []
 
 
-def test_a_failing_source_is_raised_as_it_is_and_leaves_no_thread(toy, tmp_path):
+def test_an_exception_of_the_source_is_raised_and_no_thread_remains(toy, tmp_path):
     def failing(seed, step, size):
         if step == 5:
-            raise OSError("disk gone")
+            raise OSError("no disk")
         return toy.batch(seed, step, size)
 
     experiment = toy.build()
     experiment = experiment._replace(train=experiment.train._replace(batch=failing))
-    with pytest.raises(OSError, match="disk gone"):
+    with pytest.raises(OSError, match="no disk"):
         train(toy, tmp_path, experiment=experiment)
     assert steps_kept(tmp_path) == [4]
     assert not [
@@ -217,27 +214,21 @@ def test_a_failing_source_is_raised_as_it_is_and_leaves_no_thread(toy, tmp_path)
     ]
 
 
-def test_refusals(toy, tmp_path):
+def test_errors_name_the_argument(toy, tmp_path):
     train(toy, tmp_path, steps=4)
-    with pytest.raises(
-        FileExistsError, match="already holds checkpoints; resume the run or choose another folder"
-    ):
+    with pytest.raises(FileExistsError, match="already holds checkpoints"):
         train(toy, tmp_path, resume=False)
-    with pytest.raises(ValueError, match=r"`seed` is 9, but the run in .* was begun with 3"):
+    with pytest.raises(ValueError, match=r"`seed` is 9, but the run in .* was started with 3"):
         train(toy, tmp_path, seed=9)
     with pytest.raises(ValueError, match=r"`steps` is 2, but the run in .* is already at step 4"):
         train(toy, tmp_path, steps=2)
-    with pytest.raises(
-        ValueError,
-        match=r"`batch_size` must be divisible by the 4 devices of the mesh, got 10; the nearest is 8",
-    ):
+    with pytest.raises(ValueError, match=r"`batch_size` .* 4 devices .* got 10; .* is 8"):
         train(toy, tmp_path, batch_size=10)
     for wrong, text in (
-        ({"optimizer": "adma"}, "`settings`: optimizer must be one of adamw, sgd, got 'adma'"),
-        (
-            {"log_every": 0, "steps": -3},
-            "`settings`: steps must be at least 1, got -3; log_every must be at least 1, got 0",
-        ),
+        ({"optimizer": "adma"}, "`settings`: optimizer .*'adma'"),
+        ({"log_every": 0, "steps": -3}, "`settings`: steps .*-3; log_every .*0"),
+        ({"eval_every": -1}, "`settings`: eval_every .*-1"),
+        ({"learning_rate": float("inf")}, "`settings`: learning_rate .*inf"),
     ):
         with pytest.raises(ValueError, match=text):
             train(toy, tmp_path / "wrong", **wrong)
@@ -247,9 +238,7 @@ def test_refusals(toy, tmp_path):
     }
     experiment = toy.build()
     experiment = experiment._replace(train=experiment.train._replace(batch=shifted))
-    with pytest.raises(
-        ValueError, match=r"labels of `experiment.train` must lie in 0..2 \(3 classes\)"
-    ):
+    with pytest.raises(ValueError, match=r"`experiment.train`"):
         train(toy, tmp_path / "wrong", experiment=experiment)
 
 

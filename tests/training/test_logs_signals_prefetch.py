@@ -1,5 +1,5 @@
-"""Records survive a crash and a resume, wandb never stops a run, signals are put back, batches come
-in order.
+"""Records survive a crash and a resume, wandb never stops a run, signal handlers are restored,
+batches are drawn in order.
 """
 
 import json
@@ -22,7 +22,7 @@ def test_records_are_on_disk_at_once(tmp_path):
         assert read_records(tmp_path / "run" / "metrics.jsonl") == [{"step": 1, "loss": 0.5}]
 
 
-def test_resuming_drops_later_records_and_a_line_cut_short(tmp_path):
+def test_resuming_removes_later_records_and_an_incomplete_line(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text(
         "".join(json.dumps({"step": s, "seconds": 1.0}) + "\n" for s in (1, 5, 10))
@@ -38,7 +38,20 @@ def test_resuming_drops_later_records_and_a_line_cut_short(tmp_path):
     assert path.read_text().count("\n") == 3
 
 
-def test_what_json_cannot_hold_is_null(tmp_path):
+@pytest.mark.parametrize("garbage", [b'{"step": 5, "lo', b"\xff\x00\xfe", b"", b"[1]", b'{"a": 1}'])
+def test_a_damaged_line_in_the_middle_is_skipped_and_counted(tmp_path, garbage):
+    lines = [json.dumps({"step": s}).encode() for s in (1, 5, 10, 15)]
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b"\n".join([lines[0], garbage, *lines[2:], b'{"step": 20, "lo']))
+    with pytest.warns(RuntimeWarning, match=r"1 of 4 lines are damaged and skipped: 2$"):
+        assert [record["step"] for record in read_records(path)] == [1, 10, 15]
+    with pytest.warns(RuntimeWarning, match="damaged"):
+        with Records(tmp_path, after=10) as records:
+            records.write({"step": 11})
+    assert [record["step"] for record in read_records(path)] == [1, 10, 11]
+
+
+def test_values_that_are_not_finite_are_null(tmp_path):
     with Records(tmp_path) as records:
         records.write({"step": 1, "loss": float("nan"), "norm": float("inf")})
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "loss": null, "norm": null}\n'
@@ -61,12 +74,12 @@ class FakeRun:
 def wandb(monkeypatch):
     fake = types.SimpleNamespace(
         run=FakeRun(fail_at=None),
-        asked=[],
+        calls=[],
         key=False,
         util=types.SimpleNamespace(generate_id=lambda: "id7"),
     )
     fake.login = lambda prompt: fake.key
-    fake.init = lambda **arguments: (fake.asked.append(arguments), fake.run)[1]
+    fake.init = lambda **arguments: (fake.calls.append(arguments), fake.run)[1]
     monkeypatch.setitem(sys.modules, "wandb", fake)
     return fake
 
@@ -75,67 +88,63 @@ def wandb(monkeypatch):
     "mode, key, wanted",
     [("auto", True, "online"), ("auto", False, "offline"), ("offline", True, "offline")],
 )
-def test_the_mirror_gets_every_record(tmp_path, wandb, mode, key, wanted):
+def test_the_mirror_receives_every_record(tmp_path, wandb, mode, key, wanted):
     wandb.key = key
     for _ in range(2):
         with Mirror(tmp_path, mode, {"steps": 3}) as mirror:
             mirror.write({"step": 1, "loss": 2.0})
     assert wandb.run.logged == [1, 1] and wandb.run.finished == 0
-    assert [(a["mode"], a["config"]) for a in wandb.asked] == [(wanted, {"steps": 3})] * 2
-    assert {a["id"] for a in wandb.asked} == {(tmp_path / "wandb_id.txt").read_text()}
+    assert [(a["mode"], a["config"]) for a in wandb.calls] == [(wanted, {"steps": 3})] * 2
+    assert {a["id"] for a in wandb.calls} == {(tmp_path / "wandb_id.txt").read_text()}
 
 
-def test_wandb_itself_takes_the_records(tmp_path, monkeypatch):
+def test_wandb_itself_accepts_the_records(tmp_path, monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    with Mirror(
-        tmp_path, "offline", {"steps": 3}
-    ) as mirror:  # a failure would be a warning, and so an error here
+    # a failure would be a warning, and so an error here
+    with Mirror(tmp_path, "offline", {"steps": 3}) as mirror:
         for step in range(3):
             mirror.write({"step": step, "loss": 1.0})
     run = (tmp_path / "wandb_id.txt").read_text()
-    assert (
-        len(list(tmp_path.glob(f"wandb/offline-run-*/run-{run}.wandb"))) == 1
-    )  # wandb fills it in its own time
+    # wandb fills the file later
+    assert len(list(tmp_path.glob(f"wandb/offline-run-*/run-{run}.wandb"))) == 1
 
 
-def test_off_does_not_import_it(tmp_path, monkeypatch):
+def test_off_does_not_import_wandb(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)  # an import would raise
     with Mirror(tmp_path, "off", {}) as mirror:
         mirror.write({"step": 1})
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_failing_mirror_is_said_once(tmp_path, wandb):
+def test_a_failing_mirror_warns_once(tmp_path, wandb):
     wandb.run.fail_at = 2
     with (
         Mirror(tmp_path, "offline", {}) as mirror,
-        pytest.warns(RuntimeWarning, match="metrics.jsonl alone: ConnectionError") as said,
+        pytest.warns(RuntimeWarning, match="metrics.jsonl alone: ConnectionError") as warned,
     ):
         for step in (1, 2, 3):
             mirror.write({"step": step})
-    assert len(said) == 1 and wandb.run.logged == [1]
+    assert len(warned) == 1 and wandb.run.logged == [1]
 
 
-def test_a_missing_wandb_is_said_once(tmp_path, monkeypatch):
+def test_a_missing_wandb_warns_once(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.warns(
-        RuntimeWarning, match="wandb failed, training goes on with metrics.jsonl alone"
-    ) as said:
+    with pytest.warns(RuntimeWarning, match="wandb failed.* metrics.jsonl alone") as warned:
         with Mirror(tmp_path, "online", {}) as mirror:
             mirror.write({"step": 1})
-    assert len(said) == 1
+    assert len(warned) == 1
 
 
 @pytest.fixture
 def interruptible():
-    """SIGINT as in the foreground: a shell's background jobs are begun with it ignored."""
+    """SIGINT as in the foreground: a shell starts background jobs with it ignored."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
 
 
-def test_sigterm_again_and_again_and_sigint_once(interruptible):
+def test_sigterm_repeatedly_and_sigint_once(interruptible):
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     with StopRequest() as stop:
         assert not stop.requested
@@ -149,7 +158,7 @@ def test_sigterm_again_and_again_and_sigint_once(interruptible):
     assert {number: signal.getsignal(number) for number in before} == before
 
 
-def test_each_batch_is_drawn_once_in_order_and_one_ahead():
+def test_each_batch_is_drawn_once_in_order_and_one_step_ahead():
     drawn, second = [], threading.Event()
 
     def draw(step):
@@ -160,10 +169,8 @@ def test_each_batch_is_drawn_once_in_order_and_one_ahead():
 
     batches = ahead(draw, 3, 6)
     assert next(batches) == 30
-    assert second.wait(5) and drawn == [
-        3,
-        4,
-    ]  # the next is drawn while the first is in use, and no further
+    # the next is drawn while the first is in use, and no further one
+    assert second.wait(5) and drawn == [3, 4]
     assert list(batches) == [40, 50] and drawn == [3, 4, 5]
     assert list(ahead(draw, 3, 3)) == []
 

@@ -1,4 +1,4 @@
-"""The schedule by hand, one update by hand, what is decayed, and where arrays go."""
+"""The schedule and updates by hand, weight decay by path, and the placement of arrays."""
 
 import dataclasses
 import math
@@ -44,7 +44,7 @@ def by_hand(settings, p, g, decay, steps):
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_updates_with_decay_on_weights_alone(optimizer):
+def test_updates_decay_weights_alone(optimizer):
     settings = Training(
         optimizer=optimizer,
         schedule="constant",
@@ -70,7 +70,7 @@ def test_updates_with_decay_on_weights_alone(optimizer):
     )
 
 
-def test_clipping_bounds_the_global_norm_and_zero_is_none():
+def test_clipping_bounds_the_global_norm_and_zero_does_not_clip():
     settings = Training(
         optimizer="sgd",
         schedule="constant",
@@ -86,12 +86,11 @@ def test_clipping_bounds_the_global_norm_and_zero_is_none():
     for clip, scale in ((0.5, 0.1), (0.0, 1.0), (9.0, 1.0)):
         chain = make_optimizer(dataclasses.replace(settings, clip=clip))
         updates, _ = chain.update(gradients, chain.init(params), params)
-        np.testing.assert_allclose(
-            updates["a"][0], -1.9 * 3.0 * scale, rtol=1e-6
-        )  # Nesterov's first step is 1 + 0.9
+        # Nesterov's first step is 1 + 0.9
+        np.testing.assert_allclose(updates["a"][0], -1.9 * 3.0 * scale, rtol=1e-6)
 
 
-def test_what_is_decayed():
+def test_decayed_parameters():
     yes = ["blocks/attention/kernel", "head/w", "blocks/mlp/w1", "stem/patch_embed/kernel"]
     no = [
         "blocks/attention/bias",
@@ -120,7 +119,7 @@ def test_what_is_decayed():
     }
 
 
-def test_the_batch_is_split_and_the_state_is_on_every_device(toy):
+def test_the_batch_is_split_and_the_state_is_replicated(toy):
     mesh = data_mesh()
     batch = put_batch(toy.batch(0, 0, 8), mesh)
     assert [s.data.shape for s in batch["inputs"].addressable_shards] == [(2, 4)] * 4

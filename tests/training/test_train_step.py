@@ -1,4 +1,4 @@
-"""One step against a plain gradient step; what is refused; what a bad batch does."""
+"""One update against a plain gradient step; errors; batches that are not finite."""
 
 import dataclasses
 
@@ -26,7 +26,7 @@ def setting(toy, experiment=None, devices=None, **changes):
 
 
 def plain_loss(params, inputs, labels):
-    """Block by block and row by row, in the open."""
+    """Block by block and row by row."""
     h, losses = inputs @ params["embed"]["kernel"], []
     for k in range(params["blocks"]["kernel"].shape[0]):
         h = h + jnp.tanh(h @ params["blocks"]["kernel"][k] + params["blocks"]["bias"][k][None])
@@ -37,7 +37,7 @@ def plain_loss(params, inputs, labels):
     return sum(losses) / len(losses)
 
 
-def test_it_is_the_plain_gradient_step_and_metrics_are_before_it(toy):
+def test_it_equals_a_plain_gradient_step_and_metrics_are_those_before_it(toy):
     experiment = toy.build()._replace(augment=None, prepare=lambda x: 2.0 * x)
     step, state, mesh, settings = setting(toy, experiment, warmup=0.0, clip=0.1)
     batch, params = toy.batch(0, 0, 8), jax.device_get(state.params)
@@ -89,7 +89,7 @@ def test_augmentation_differs_from_step_to_step(toy):
     assert len(set(losses)) == 3
 
 
-def test_a_bad_batch_changes_no_bit_and_neither_does_the_one_after_it(toy):
+def test_a_batch_that_is_not_finite_changes_no_bit_and_neither_does_the_next(toy):
     step, state, mesh, _ = setting(toy)
     state, _ = step(state, put_batch(toy.batch(0, 0, 8), mesh))
     numbers = lambda s: [
@@ -122,13 +122,13 @@ def test_it_is_traced_once(toy):
     assert traced == [(3, 8, 3)]
 
 
-def test_the_state_handed_in_is_donated(toy):
+def test_the_state_is_donated(toy):
     step, state, mesh, _ = setting(toy)
     step(state, put_batch(toy.batch(0, 0, 8), mesh))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
 
 
-def test_bfloat16_computes_in_it_and_keeps_everything_else_float32(toy):
+def test_bfloat16_is_the_compute_type_alone(toy):
     seen = []
 
     def objective(outputs, labels, progress):
@@ -174,7 +174,7 @@ def test_bfloat16_computes_in_it_and_keeps_everything_else_float32(toy):
         (lambda o, y, p: (o[0, :, 0], {"loss": p}), r"`method` returns metrics named \['loss'\]"),
     ],
 )
-def test_a_faulty_objective_is_named(toy, objective, text):
+def test_an_invalid_objective_is_an_error(toy, objective, text):
     experiment = toy.build()
     step, state, mesh, _ = setting(
         toy, experiment._replace(method=experiment.method._replace(objective=objective))

@@ -27,14 +27,15 @@ def batch(seed, step, size):
 
 experiment = toy.build()
 experiment = experiment._replace(train=experiment.train._replace(batch=batch))
-fitted = fit(experiment, dataclasses.replace(toy.long_settings(), steps=60), folder, 3, progress=False)
+settings = dataclasses.replace(toy.long_settings(), steps=60, eval_every=25)
+fitted = fit(experiment, settings, folder, 3, progress=False)
 bits = b"".join(jax.device_get(leaf).tobytes() for leaf in jax.tree.leaves(fitted.params))
 print(fitted.step, fitted.stopped, hashlib.sha256(bits).hexdigest())
 """
 
 
 def run_two(toy, folder, stop_at):
-    """What each of two processes printed last: step, stopped, sha256 of the parameters."""
+    """The last line of each of two processes: step, stopped, sha256 of the parameters."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
@@ -50,12 +51,12 @@ def run_two(toy, folder, stop_at):
         env=here,
     )
     processes = [start(0), start(1)]
-    said = [
+    printed = [
         process.communicate(timeout=120)[0].strip().splitlines()[-1].split()
         for process in processes
     ]
     assert [process.returncode for process in processes] == [0, 0]
-    return said
+    return printed
 
 
 @pytest.mark.slow

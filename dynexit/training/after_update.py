@@ -1,0 +1,155 @@
+"""What follows each update: the record, the evaluation, the checkpoints and the progress bar."""
+
+import time
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dynexit.core.settings import Training
+from dynexit.core.types import Array
+from dynexit.training import evals
+from dynexit.training.collapse import CollapseWatch
+from dynexit.training.logs import Mirror, Records
+from dynexit.training.saver import Best, Saver
+from dynexit.training.state import TrainState
+from dynexit.training.streams import SafeStream
+
+
+class NonFiniteLoss(ArithmeticError):
+    """The loss or the gradient is not finite; the state before that step is saved."""
+
+
+class Flight(NamedTuple):
+    """An update that was dispatched and whose metrics have not been read.
+
+    Attributes:
+      step: its number, from 1.
+      metrics: of the train step.
+      snapshot: a copy of the state after it, to be saved for resuming; None where none is due.
+    """
+
+    step: int
+    metrics: dict[str, Array]
+    snapshot: TrainState | None
+
+
+class AfterUpdate:
+    """Waits for updates, in order, and does what is due after each.
+
+    `last` holds the metrics of the newest update that was settled, and its "step".
+
+    Args:
+      settings: when to log.
+      records, mirror, saver, bar: the outputs.
+      stream: standard error, for warnings.
+      evaluate: from `evals.make_evaluate`.
+      first: updates made before.
+    """
+
+    def __init__(
+        self,
+        settings: Training,
+        records: Records,
+        mirror: Mirror,
+        saver: Saver,
+        bar: Any,
+        stream: SafeStream,
+        evaluate: evals.Evaluate,
+        first: int,
+    ):
+        self.settings, self.saver = settings, saver
+        self.last: dict[str, float] = {}
+        self._records, self._mirror, self._bar, self._stream = records, mirror, bar, stream
+        self._evaluate, self._evaluated = evaluate, ""
+        self._watch = CollapseWatch()
+        self._began = self._logged_at = time.perf_counter()
+        self._logged_step = first
+
+    def settle(self, flight: Flight | None, state: TrainState) -> None:
+        """Waits for an update, records it, evaluates where due and saves its snapshot.
+
+        Args:
+          flight: the update; None for none.
+          state: the newest state. Where an evaluation is due it must be the one after `flight`.
+
+        Raises:
+          NonFiniteLoss: after saving `state`, which the failed update and any after it left
+            unchanged.
+          CheckpointError: a save failed.
+        """
+        if flight is None:
+            return
+        step, values = flight.step, jax.device_get(flight.metrics)
+        if not values.pop("finite"):
+            self._fail(step, values, state)
+        self.last = {"step": step, **{name: float(value) for name, value in values.items()}}
+        self._bar.update()
+        best = None
+        if evals.is_due(self.settings, step):
+            best = self._log_with_evaluation(step, state)
+        elif step in (1, self.settings.steps) or step % self.settings.log_every == 0:
+            self._log(self._clock(step))
+        self.saver.raise_if_failed()
+        # after the record, so that a run resumed here has it
+        if flight.snapshot is not None or best is not None:
+            self.saver.save(step, flight.snapshot, best)
+
+    def _fail(self, step: int, values: dict[str, Array], state: TrainState) -> None:
+        good = step - 1
+        if self.saver.saved != good:
+            self.saver.save(good, state)
+        what = f"loss {values['loss']}, gradient norm {values['grad_norm']}"
+        raise NonFiniteLoss(f"step {step}: {what}; the state after step {good} is saved")
+
+    def _log_with_evaluation(self, step: int, state: TrainState) -> Best | None:
+        """Evaluates and logs; returns the parameters if they are the best so far."""
+        clock = self._clock(step)
+        began = time.perf_counter()
+        metrics = self._evaluate(state.params)
+        self._logged_at = time.perf_counter()  # the speed of training excludes the evaluation
+        clock["eval_seconds"] = round(self._logged_at - began, 3)
+        self._evaluated = evals.in_short(metrics)
+        training, self.last = self.last, {**self.last, **metrics}
+        self._log(clock, training)
+        score = evals.score(metrics)
+        if score is None or not score > self.saver.best:
+            return None
+        copy = jax.tree.map(lambda a: jnp.copy(on_one_device(a)), state.params)
+        return Best(copy, score)
+
+    def _clock(self, step: int) -> dict[str, float]:
+        now = time.perf_counter()
+        speed = (step - self._logged_step) * self.settings.batch_size / (now - self._logged_at)
+        self._logged_step, self._logged_at = step, now
+        return {"seconds": round(now - self._began, 3), "examples_per_second": round(speed, 1)}
+
+    def _log(self, clock: dict[str, float], training: dict[str, float] | None = None) -> None:
+        record = {**self.last, **clock}
+        self._records.write(record)
+        self._mirror.write(record)
+        for collapse in self._watch.look(self.last if training is None else training):
+            self._bar.write(f"warning: {collapse}", file=self._stream)
+        shown = f"loss {self.last['loss']:.4f}", f"{clock['examples_per_second']:.0f} examples/s"
+        self._bar.set_postfix_str(", ".join((*shown, *filter(None, [self._evaluated]))))
+
+
+def on_one_device(array: Array) -> Array:
+    """The local copy of a replicated array; other arrays as they are."""
+    return array.addressable_data(0) if array.is_fully_replicated else array
+
+
+def progress_bar(settings: Training, first: int, progress: bool, stream: SafeStream) -> Any:
+    """A progress bar on `stream`; silent without `progress` and on processes other than 0."""
+    from tqdm import tqdm
+
+    quiet = not progress or jax.process_index() != 0
+    return tqdm(
+        total=settings.steps,
+        initial=first,
+        unit="step",
+        disable=quiet,
+        file=stream,
+        mininterval=0.1 if stream.isatty() else 30.0,  # few lines in a log file
+        dynamic_ncols=True,
+    )

@@ -1,0 +1,197 @@
+"""Evaluation during training: every exit on the calibration split, and functions of the user.
+
+The cost of one evaluation is one forward pass through all blocks and exits for each example of the
+split. An update is about three such passes over `batch_size` examples, four with `remat`, so an
+evaluation of M examples takes the time of about `M / (4 batch_size)` updates. Evaluation changes no
+bit of the training state.
+"""
+
+import collections
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from dynexit.core.labels import check_labels
+from dynexit.core.settings import Training
+from dynexit.core.types import Array, Experiment, PyTree
+from dynexit.engine.run import run_all
+from dynexit.objectives.multi_exit import multi_exit_cross_entropy
+from dynexit.training.logs import EVAL
+from dynexit.training.sharding import put_batch, replicated
+from dynexit.training.state import cast
+
+Evaluate = Callable[[PyTree], dict[str, float]]
+Evals = Sequence[tuple[str, Callable[[PyTree], Mapping[str, Any]]]]
+
+
+def is_due(settings: Training, step: int) -> bool:
+    """Whether the parameters after update `step` are evaluated.
+
+    Example:
+      >>> [s for s in range(1, 8) if is_due(Training(steps=7, eval_every=3), s)]
+      [3, 6, 7]
+    """
+    every = settings.eval_every
+    if every is None:
+        every = max(1, settings.steps // 10)
+    return every > 0 and (step % every == 0 or step == settings.steps)
+
+
+def make_evaluate(
+    experiment: Experiment, settings: Training, mesh: Mesh, evals: Evals = ()
+) -> Evaluate:
+    """Makes `evaluate(params) -> metrics`, compiled once, over the calibration split.
+
+    Examples are read in batches of `settings.batch_size` with at most two batches on the devices;
+    padding rows of the last batch are masked. Results are means over the examples, summed on the
+    host in float64. The compute type is `settings.precision`.
+
+    Args:
+      experiment: its calibration split is read at the first call and kept.
+      settings: batch size and precision.
+      mesh: the mesh that the parameters are on.
+      evals: pairs `(name, function)` with `function(params) -> {key: number}`; each number becomes
+        the metric `eval_<name>_<key>`. The parameters must not be kept: they are donated to the
+        next update.
+
+    Returns:
+      The function. Its metrics are floats:
+      `eval_accuracy_exit_<e>` for e in 0..E-1 by `Method.predict` and `Method.score`, and
+      `eval_accuracy`, their mean over the exits;
+      `eval_loss_exit_<e>` in nats and `eval_loss`, the cross-entropy, where the output is logits or
+      has the entry "logits";
+      `eval_objective`, the method's objective at progress 1, and `eval_<metric>` for each metric of
+      the objective, among them the halting statistics of methods that halt. The objective is
+      computed row by row; methods without one have none of these.
+
+    Raises:
+      ValueError: from the function: labels that are not classes, or two metrics of one name.
+    """
+    run = jax.jit(_sums(experiment, settings), out_shardings=replicated(mesh))
+    held: dict[str, Any] = {}  # the split, read at the first call
+
+    def means(params: PyTree) -> dict[str, float]:
+        if not held:
+            held.update(experiment.calibration.examples())
+            check_labels(held["labels"], len(experiment.classes), "experiment.calibration")
+        totals: dict[str, Any] = collections.defaultdict(float)
+        waiting = None
+        for batch in _batches(held, settings.batch_size):
+            sums = run(params, put_batch(batch, mesh))
+            _add(totals, waiting)  # waits for the batch before this one
+            waiting = sums
+        _add(totals, waiting)
+        return _flat({name: total / len(held["labels"]) for name, total in totals.items()})
+
+    def evaluate(params: PyTree) -> dict[str, float]:
+        metrics = {EVAL + name: value for name, value in means(params).items()}
+        for name, function in evals:
+            for key, value in function(params).items():
+                if (full := f"{EVAL}{name}_{key}") in metrics:
+                    raise ValueError(f"`evals` gives the metric {full!r}, which exists already")
+                metrics[full] = float(value)
+        return metrics
+
+    return evaluate
+
+
+def score(metrics: Mapping[str, float]) -> float | None:
+    """What the best checkpoint maximises.
+
+    The mean accuracy over the exits; without an accuracy the negative loss, the mean over the
+    exits or else the objective's; None where there is neither.
+
+    Example:
+      >>> score({"eval_accuracy": 0.9, "eval_loss": 0.3}), score({"eval_objective": 0.3})
+      (0.9, -0.3)
+    """
+    for name, sign in (("accuracy", 1), ("loss", -1), ("objective", -1)):
+        if EVAL + name in metrics:
+            return sign * metrics[EVAL + name]
+    return None
+
+
+def in_short(metrics: Mapping[str, float]) -> str:
+    """The last exit's result in a few words, for the progress bar; empty where there is none."""
+    for name in ("accuracy", "loss"):
+        exits = [key for key in metrics if key.startswith(f"{EVAL}{name}_exit_")]
+        if exits:
+            return f"calibration {name} {metrics[exits[-1]]:.4f}"
+    return ""
+
+
+def _sums(experiment: Experiment, settings: Training) -> Callable[[PyTree, dict], dict]:
+    """`sums(params, batch) -> {name: [] or [E]}`, sums over the rows with `batch["counts"]`."""
+    model, method = experiment.model, experiment.method
+    compute = jnp.dtype(settings.precision)
+
+    def sums(params: PyTree, batch: dict) -> dict[str, Array]:
+        inputs, labels, counts = batch["inputs"], batch["labels"], batch["counts"]
+        if experiment.prepare is not None:
+            inputs = experiment.prepare(inputs)
+        params, inputs = cast(params, compute), cast(inputs, compute)
+        outputs = run_all(model.steps(params), model.embed(params, inputs), model.depth)
+        outputs = cast(outputs, jnp.float32)
+        rows = {}  # each [B] or [E, B]
+        if method.predict is not None:
+            right = jax.vmap(lambda output: method.score(method.predict(output), labels))
+            rows["accuracy"] = right(outputs)
+        if (logits := _logits(outputs, labels)) is not None:
+            rows["loss"] = multi_exit_cross_entropy(logits, labels)
+        if method.objective is not None:
+            rows["objective"], own = jax.vmap(_objective(method), (1, 0))(outputs, labels)
+            rows = {**own, **rows}
+        total = lambda a: jnp.where(counts, a.astype(jnp.float32), 0.0).sum(-1)
+        return {name: total(each) for name, each in rows.items()}
+
+    return sums
+
+
+def _objective(method: Any) -> Callable[[PyTree, Array], tuple[Array, dict[str, Array]]]:
+    """The objective of one row: outputs `[E, ...]`, a label `[...]`."""
+
+    def objective(output: PyTree, label: Array) -> tuple[Array, dict[str, Array]]:
+        outputs = jax.tree.map(lambda a: a[:, None], output)
+        losses, metrics = method.objective(outputs, label[None], jnp.float32(1))
+        return losses[0], metrics
+
+    return objective
+
+
+def _logits(outputs: PyTree, labels: Array) -> Array | None:
+    """The logits `[E, B, ..., C]` with C above 1 among the outputs, if labels fit them."""
+    logits = outputs.get("logits") if isinstance(outputs, Mapping) else outputs
+    if not isinstance(logits, jax.Array) or logits.ndim < 3:
+        return None
+    fits = logits.shape[1:-1] == labels.shape and logits.shape[-1] > 1
+    floats = jnp.issubdtype(logits.dtype, jnp.floating)
+    return logits if fits and floats and jnp.issubdtype(labels.dtype, jnp.integer) else None
+
+
+def _batches(examples: dict, size: int):
+    """Batches of `size` rows; the last is padded with first rows, for which "counts" is False."""
+    count = len(examples["labels"])
+    for start in range(0, count, size):
+        rows = np.arange(start, start + size)
+        taken = {name: examples[name] for name in ("inputs", "labels")}
+        yield {**jax.tree.map(lambda a, r=rows % count: a[r], taken), "counts": rows < count}
+
+
+def _add(totals: dict[str, Any], sums: dict[str, Array] | None) -> None:
+    for name, value in jax.device_get(sums or {}).items():
+        totals[name] = totals[name] + np.asarray(value, np.float64)
+
+
+def _flat(means: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """`[E]` as the mean over the exits and one number for each exit."""
+    exits = {
+        f"{name}_exit_{e}": float(each)
+        for name, value in means.items()
+        if np.ndim(value)
+        for e, each in enumerate(value)
+    }
+    return {**{name: float(np.mean(value)) for name, value in means.items()}, **exits}
