@@ -51,6 +51,8 @@ class Training:
     """steps between evaluations of every exit on the calibration split, by which the best
     checkpoint is chosen; the last step is always evaluated. None: a tenth of the steps; 0: never
     """
+    eval_rows: int | None = 1024
+    """rows of the calibration split in these evaluations, evenly spread; None: all"""
     wandb: Literal["auto", "online", "offline", "off"] = "off"
     """mirror of metrics.jsonl; auto is online with a key and offline without"""
 
@@ -60,6 +62,7 @@ class Training:
             *at_least(self, 1, "steps", "batch_size", "checkpoint_every", "keep", "log_every"),
             *between(self, 0.0, 1.0, "warmup"),
             *(at_least(self, 0, "eval_every") if self.eval_every is not None else []),
+            *(at_least(self, 1, "eval_rows") if self.eval_rows is not None else []),
             *at_least(self, 0.0, "weight_decay", "clip"),
             *(
                 []

@@ -1,13 +1,13 @@
 """Evaluation during training: every exit on the calibration split, and functions of the user.
 
-The cost of one evaluation is one forward pass through all blocks and exits for each example of the
-split. An update is about three such passes over `batch_size` examples, four with `remat`, so an
-evaluation of M examples takes the time of about `M / (4 batch_size)` updates. Evaluation changes no
-bit of the training state.
+The cost of one evaluation is one forward pass through all blocks and exits for each of its M
+examples, `M = min(eval_rows, size of the split)`. An update is about three such passes over
+`batch_size` examples, four with `remat`, so an evaluation takes the time of at most about
+`M / (3 batch_size)` updates. Evaluation changes no bit of the training state.
 """
 
 import collections
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -46,13 +46,14 @@ def make_evaluate(
 ) -> Evaluate:
     """Makes `evaluate(params) -> metrics`, compiled once, over the calibration split.
 
-    Examples are read in batches of `settings.batch_size` with at most two batches on the devices;
-    padding rows of the last batch are masked. Results are means over the examples, summed on the
-    host in float64. The compute type is `settings.precision`.
+    Of the split, `settings.eval_rows` rows are used, evenly spread. They are read in batches of
+    `settings.batch_size` with at most two batches on the devices; padding rows of the last batch
+    are masked. Results are means over the rows, summed on the host in float64. The compute type is
+    `settings.precision`.
 
     Args:
       experiment: its calibration split is read at the first call and kept.
-      settings: batch size and precision.
+      settings: batch size, precision and `eval_rows`.
       mesh: the mesh that the parameters are on.
       evals: pairs `(name, function)` with `function(params) -> {key: number}`; each number becomes
         the metric `eval_<name>_<key>`. The parameters must not be kept: they are donated to the
@@ -80,12 +81,13 @@ def make_evaluate(
             check_labels(held["labels"], len(experiment.classes), "experiment.calibration")
         totals: dict[str, Any] = collections.defaultdict(float)
         waiting = None
-        for batch in _batches(held, settings.batch_size):
+        rows = spread(len(held["labels"]), settings.eval_rows)
+        for batch in _batches(held, rows, settings.batch_size):
             sums = run(params, put_batch(batch, mesh))
             _add(totals, waiting)  # waits for the batch before this one
             waiting = sums
         _add(totals, waiting)
-        return _flat({name: total / len(held["labels"]) for name, total in totals.items()})
+        return _flat({name: total / len(rows) for name, total in totals.items()})
 
     def evaluate(params: PyTree) -> dict[str, float]:
         metrics = {EVAL + name: value for name, value in means(params).items()}
@@ -172,13 +174,24 @@ def _logits(outputs: PyTree, labels: Array) -> Array | None:
     return logits if fits and floats and jnp.issubdtype(labels.dtype, jnp.integer) else None
 
 
-def _batches(examples: dict, size: int):
-    """Batches of `size` rows; the last is padded with first rows, for which "counts" is False."""
-    count = len(examples["labels"])
-    for start in range(0, count, size):
-        rows = np.arange(start, start + size)
-        taken = {name: examples[name] for name in ("inputs", "labels")}
-        yield {**jax.tree.map(lambda a, r=rows % count: a[r], taken), "counts": rows < count}
+def spread(count: int, wanted: int | None) -> np.ndarray:
+    """Indices of at most `wanted` of `count` rows, evenly spread; None for all.
+
+    Example:
+      >>> spread(10, 4).tolist(), spread(3, 4).tolist()
+      ([0, 2, 5, 7], [0, 1, 2])
+    """
+    wanted = count if wanted is None else min(wanted, count)
+    return np.arange(wanted) * count // wanted
+
+
+def _batches(examples: dict, rows: np.ndarray, size: int) -> Iterator[dict]:
+    """The rows in batches of `size`; the last is padded with rows for which "counts" is False."""
+    taken = {name: examples[name] for name in ("inputs", "labels")}
+    for start in range(0, len(rows), size):
+        places = np.arange(start, start + size)
+        batch = jax.tree.map(lambda a, r=rows[places % len(rows)]: a[r], taken)
+        yield {**batch, "counts": places < len(rows)}
 
 
 def _add(totals: dict[str, Any], sums: dict[str, Array] | None) -> None:

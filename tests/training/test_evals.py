@@ -54,9 +54,9 @@ def scores_in_turn(monkeypatch, *values):
     monkeypatch.setattr(evals, "score", lambda metrics: next(given))
 
 
-def plain_evaluation(toy, params):
+def plain_evaluation(toy, params, every=1):
     """Accuracy and loss of every exit, one example and one block after the other."""
-    examples = toy.points()
+    examples = {name: array[::every] for name, array in toy.points().items()}
     right, losses = np.zeros(toy.BLOCKS), np.zeros(toy.BLOCKS)
     for x, y in zip(examples["inputs"], examples["labels"], strict=True):
         h = x @ params["embed"]["kernel"]
@@ -65,16 +65,18 @@ def plain_evaluation(toy, params):
             logits = h @ params["head"]["kernel"]
             right[k] += np.argmax(logits) == y
             losses[k] += np.log(np.exp(logits).sum()) - logits[y]
-    return right / toy.EXAMPLES, losses / toy.EXAMPLES
+    return right / len(examples["labels"]), losses / len(examples["labels"])
 
 
-@pytest.mark.parametrize("batch_size", [20, 48, 64])
-def test_values_equal_a_plain_loop_over_the_calibration_split(toy, batch_size):
+@pytest.mark.parametrize(
+    "batch_size,rows,every", [(20, None, 1), (48, 1024, 1), (64, 48, 1), (8, 12, 4)]
+)
+def test_values_equal_a_plain_loop_over_the_calibration_split(toy, batch_size, rows, every):
     experiment = with_accuracy(toy)._replace(train=None, test=None, augment=None)
-    settings = dataclasses.replace(toy.SETTINGS, batch_size=batch_size)
+    settings = dataclasses.replace(toy.SETTINGS, batch_size=batch_size, eval_rows=rows)
     params = toy.init(jax.random.key(5))
     metrics = evals.make_evaluate(experiment, settings, data_mesh())(params)
-    accuracy, loss = plain_evaluation(toy, jax.device_get(params))
+    accuracy, loss = plain_evaluation(toy, jax.device_get(params), every)
     assert len(set(accuracy)) > 1  # exits differ, so their order is tested
     for e in range(toy.BLOCKS):
         assert metrics[f"eval_accuracy_exit_{e}"] == pytest.approx(accuracy[e], abs=1e-7)
@@ -263,7 +265,7 @@ def test_labels_of_the_calibration_split_are_checked(toy, tmp_path):
     shifted = lambda: {**toy.points(), "labels": toy.points()["labels"] + 1}
     experiment = with_accuracy(toy)
     experiment = experiment._replace(calibration=experiment.calibration._replace(examples=shifted))
-    with pytest.raises(ValueError, match="`experiment.calibration`"):
+    with pytest.raises(ValueError, match=r"`experiment\.calibration`"):
         train(toy, tmp_path, experiment)
 
 
@@ -296,7 +298,7 @@ def test_names_that_begin_with_eval_are_refused(toy, tmp_path):
 
 
 def test_batches_cover_the_split_once(toy):
-    batches = list(evals._batches(toy.points(), 20))
+    batches = list(evals._batches(toy.points(), evals.spread(48, None), 20))
     counts = np.concatenate([batch["counts"] for batch in batches])
     inputs = np.concatenate([batch["inputs"] for batch in batches])
     assert [len(batch["labels"]) for batch in batches] == [20, 20, 20] and counts.sum() == 48

@@ -91,14 +91,15 @@ def _exits(
         return
     tone = colors.Normalize(-0.4 * max(exits[-1], 1), max(exits[-1], 1))
     colour = cm.ScalarMappable(tone, "viridis_r")
-    for e in exits:
+    shades = colour.to_rgba(np.asarray(exits, np.float64))
+    for e, shade in zip(exits, shades, strict=True):
         steps, values = curve(records, f"eval_{what}_exit_{e}")
         last = e == exits[-1]
         ax.plot(
             steps,
             scale * values,
             "o-",
-            color=colour.to_rgba(e),
+            color=shade,
             markersize=3,
             linewidth=1.8 if last else 1.1,
             label=f"exit {e}" if len(exits) <= MOST_NAMED or last else None,
