@@ -1,4 +1,4 @@
-"""Curves of a run, and of several runs side by side. matplotlib is loaded when the first is drawn."""
+"""Curves of one run and comparisons of several. matplotlib is imported by the first drawing."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -145,7 +145,7 @@ def accuracy_against_compute(content: dict, path: Path) -> Path:
 
 
 def depth_histogram(content: dict, path: Path) -> Path:
-    """How many rows of the test split left at each exit, and how accurate those rows were.
+    """How many rows of the test split exit at each depth.
 
     Args:
       content: what `report.report` returned.
@@ -166,11 +166,11 @@ def depth_histogram(content: dict, path: Path) -> Path:
         label=f"mean {content['mean_depth']:.2f} of {content['depth']} blocks",
     )
     ax.set_xticks(depths)
-    ax.set_xlabel("depth at which the row left (blocks)")
+    ax.set_xlabel("exit depth (blocks)")
     ax.set_ylabel("rows of the test split (%)")
     ax.grid(False, axis="x")
     ax.legend(frameon=False, fontsize=9)
-    ax.set_title(f"{content['name']}: depth taken", color=INK, fontsize=12)
+    ax.set_title(f"{content['name']}: exit depth", color=INK, fontsize=12)
     return save(figure, path)
 
 
@@ -180,7 +180,7 @@ def compare_runs(contents: Sequence[dict], names: Sequence[str], path: Path) -> 
 
     Args:
       contents: one `report.json` a run.
-      names: what the legend calls them.
+      names: the entries of the legend.
       path: the file to write; its ending gives the format.
     """
     figure, (left, right) = figure_of(2)

@@ -1,5 +1,6 @@
 """Curves of training: accuracy and loss of every exit, and halting statistics, over updates."""
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,8 +10,9 @@ import numpy as np
 
 from dynexit.evaluation.reports.plots import DYNAMIC, FULL, INK, SOFT, figure_of, save
 
-STEPS = ("mean_steps", "row_steps", "q_steps", "ponder")  # in steps
+STEPS = ("mean_steps", "row_steps", "q_steps", "ponder", "tick_certain")  # in steps
 RATIOS = ("halting_entropy", "q_at_limit", "at_limit")  # nats, or a fraction of the rows
+STYLES = ("o-", "s--", "^:", "d-.")
 MOST_NAMED = 8  # exits with a legend entry each
 
 Curve = tuple[np.ndarray, np.ndarray]
@@ -129,7 +131,7 @@ def _halting(ax: Any, records: Sequence[Mapping[str, Any]], figure: Any) -> None
     right.spines["top"].set_visible(False)
     lines = []
     for axis, names, colour in ((ax, steps, FULL), (right, ratios, DYNAMIC)):
-        for name, style in zip(names, ("o-", "s--", "^:", "d-."), strict=False):
+        for name, style in zip(names, itertools.cycle(STYLES), strict=False):
             label = name.removeprefix("eval_").replace("_", " ")
             lines += axis.plot(
                 *curve(records, name), style, color=colour, markersize=3, label=label
