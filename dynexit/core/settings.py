@@ -168,14 +168,16 @@ class Settings:
     def validate(self) -> list[str]:
         """What does not fit together, one sentence each."""
         parts: Any = self
-        fits = getattr(getattr(parts, "model", None), "fits", None)
-        if fits is None or not hasattr(getattr(parts, "data", None), "inputs"):
-            return []
-        if parts.model.validate() or parts.data.validate():
+        model, method, data = (getattr(parts, n, None) for n in ("model", "method", "data"))
+        if any(validate(part) for part in (model, method, data) if dataclasses.is_dataclass(part)):
             return []  # reported on their own; what follows needs values in range
-        return [
-            f"model.{sentence}" for sentence in fits(parts.data.inputs, len(parts.data.classes))
-        ]
+        found = []
+        if hasattr(model, "fits") and hasattr(data, "inputs"):
+            misfits = parts.model.fits(parts.data.inputs, len(parts.data.classes))
+            found += [f"model.{sentence}" for sentence in misfits]
+        if hasattr(method, "suits"):
+            found += [f"method.{sentence}" for sentence in parts.method.suits(model)]
+        return found
 
 
 def refuse_invalid(settings: Any) -> None:

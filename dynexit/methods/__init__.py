@@ -8,9 +8,13 @@ if TYPE_CHECKING:
     from dynexit.methods.exits.confidence_exits import confidence_exits as confidence_exits
     from dynexit.methods.exits.fixed_depth import fixed_depth as fixed_depth
     from dynexit.methods.exits.settings import ConfidenceExits as ConfidenceExits
+    from dynexit.methods.exits.settings import FixedDepth as FixedDepth
+    from dynexit.methods.exits.settings import StochasticDepth as StochasticDepth
     from dynexit.methods.exits.stochastic_depth import stochastic_depth as stochastic_depth
     from dynexit.methods.halting.act import act as act
     from dynexit.methods.halting.pondernet import pondernet as pondernet
+    from dynexit.methods.halting.settings import Act as Act
+    from dynexit.methods.halting.settings import PonderNet as PonderNet
     from dynexit.methods.recurrent.ctm import ctm as ctm
     from dynexit.methods.recurrent.deep_thinking import deep_thinking as deep_thinking
     from dynexit.methods.recurrent.equilibrium import equilibrium as equilibrium
@@ -18,5 +22,12 @@ if TYPE_CHECKING:
     from dynexit.methods.recurrent.raptor import raptor as raptor
     from dynexit.methods.recurrent.recurrent_depth import recurrent_depth as recurrent_depth
     from dynexit.methods.recurrent.segments import segments as segments
+    from dynexit.methods.recurrent.settings import Ctm as Ctm
+    from dynexit.methods.recurrent.settings import DeepThinking as DeepThinking
+    from dynexit.methods.recurrent.settings import Equilibrium as Equilibrium
+    from dynexit.methods.recurrent.settings import NeuralOde as NeuralOde
+    from dynexit.methods.recurrent.settings import Raptor as Raptor
+    from dynexit.methods.recurrent.settings import RecurrentDepth as RecurrentDepth
+    from dynexit.methods.recurrent.settings import Segments as Segments
 
 __getattr__, __dir__ = attach(__name__)

@@ -56,7 +56,9 @@ def recorded_rule(run: Run) -> Calibration:
     try:
         return Calibration(**json.loads(path.read_text())["rule"])
     except (ValueError, KeyError, TypeError) as error:
-        raise SettingsError(f"{path} is damaged: {error}; `dynexit calibrate {run.folder} ...` writes it again") from error
+        raise SettingsError(
+            f"{path} is damaged: {error}; `dynexit calibrate {run.folder} ...` writes it again"
+        ) from error
 
 
 def restored(run: Run, checkpoint: str | int = "newest") -> tuple[Any, Any, int]:
@@ -121,7 +123,10 @@ def finish(run: Run, experiment: Any, params: Any, step: int, rule: Calibration)
         "name": run.recorded["name"],
         "summary": run.file.summary,
         "classes": list(experiment.classes),
-        "data": {s.split: len(s.examples()["labels"]) for s in (experiment.train, experiment.calibration, experiment.test)},
+        "data": {
+            s.split: len(s.examples()["labels"])
+            for s in (experiment.train, experiment.calibration, experiment.test)
+        },
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
         "training": {"step": step, "of": run.settings.training.steps},
         "calibration": chosen,
@@ -146,12 +151,18 @@ def finish(run: Run, experiment: Any, params: Any, step: int, rule: Calibration)
         content["plots"].append("examples")
     write_json(run.folder / REPORT, content)
     (run.folder / "report.md").write_text(evaluation.markdown(content))
-    table(f"{content['name']}: test split", ("", "full depth", "dynamic depth"), evaluation.summary(content))
+    table(
+        f"{content['name']}: test split",
+        ("", "full depth", "dynamic depth"),
+        evaluation.summary(content),
+    )
     print(run.folder)
     return content
 
 
-def _calibrate(run: Run, experiment: Any, params: Any, rule: Calibration) -> tuple[Any, Any, Any, dict]:
+def _calibrate(
+    run: Run, experiment: Any, params: Any, rule: Calibration
+) -> tuple[Any, Any, Any, dict]:
     """FLOPs per row, all candidate points, the chosen one, and what is written down about the
     choice.
     """
@@ -170,15 +181,27 @@ def _calibrate(run: Run, experiment: Any, params: Any, rule: Calibration) -> tup
     inputs = jax.tree.map(lambda a: jnp.asarray(a[:8]), experiment.calibration.examples()["inputs"])
     inputs = evaluation.prepared(experiment, inputs)
     costs = evaluation.costs_of(experiment.model, params, inputs)
-    points = method.candidates(held_out.outputs, held_out.labels, jnp.asarray(costs.until, jnp.float32))
+    points = method.candidates(
+        held_out.outputs, held_out.labels, jnp.asarray(costs.until, jnp.float32)
+    )
     # what a rule reads is not known before there are points
     if deferred_parts(experiment.model.steps(params)):
-        costs = evaluation.costs_of(experiment.model, params, inputs, method.criterion(jax.tree.map(lambda a: a[0], points)))
+        costs = evaluation.costs_of(
+            experiment.model, params, inputs, method.criterion(jax.tree.map(lambda a: a[0], points))
+        )
     accept_loss = rule.accept_loss if rule.budget is None else None
     flips = rule.max_negative_flips if rule.budget is None else None
     rules = dict(accept_loss=accept_loss, budget=rule.budget, max_negative_flips=flips)
     choice = choose(
-        held_out, points, method.criterion, method.predict, costs.until, replay, **rules, score=method.score, full_cost=costs.full
+        held_out,
+        points,
+        method.criterion,
+        method.predict,
+        costs.until,
+        replay,
+        **rules,
+        score=method.score,
+        full_cost=costs.full,
     )
     chosen = {
         "rule": dataclasses.asdict(rule),

@@ -48,7 +48,13 @@ def default_folder(name: str) -> Path:
     return Path("runs") / f"{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
 
 
-def claim(folder: Path, file: ExperimentFile, settings: Any, argv: Sequence[str], log: Callable[[str], None]) -> Run:
+def claim(
+    folder: Path,
+    file: ExperimentFile,
+    settings: Any,
+    argv: Sequence[str],
+    log: Callable[[str], None],
+) -> Run:
     """Makes a run folder for an experiment, or takes up one that was begun with the same settings.
 
     Raises:
@@ -62,14 +68,20 @@ def claim(folder: Path, file: ExperimentFile, settings: Any, argv: Sequence[str]
                 f"{folder} is a run of another experiment: {recorded['name']}, not {file.name}; name another folder with --run"
             )
         begun = from_dict(file.settings, recorded["settings"], str(folder / SETTINGS), log)
-        differences = _differences(*(json.loads(json.dumps(to_dict(each))) for each in (begun, settings)))
+        differences = _differences(
+            *(json.loads(json.dumps(to_dict(each))) for each in (begun, settings))
+        )
         if differences:
             lines = "\n".join(f"  {d}" for d in differences)
-            raise SettingsError(f"{folder} was begun with other settings; name another folder with --run:\n{lines}")
+            raise SettingsError(
+                f"{folder} was begun with other settings; name another folder with --run:\n{lines}"
+            )
         _warn_if_changed(recorded, file, log)
         return Run(folder, file, settings, recorded)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise SettingsError(f"{folder} exists and is no run folder (it holds no {SETTINGS}); name another with --run")
+        raise SettingsError(
+            f"{folder} exists and is no run folder (it holds no {SETTINGS}); name another with --run"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     recorded = {
         "name": file.name,
@@ -96,10 +108,17 @@ def reopen(folder: Path, experiment: Path | None, log: Callable[[str], None]) ->
     recorded = read(folder)
     named = experiment if experiment is not None else Path(recorded["experiment"])
     if not named.is_file():
-        raise SettingsError(f"{folder} was trained from {named}, which is not there; name the file with --experiment FILE")
+        raise SettingsError(
+            f"{folder} was trained from {named}, which is not there; name the file with --experiment FILE"
+        )
     file = load(named)
     _warn_if_changed(recorded, file, log)
-    return Run(folder, file, from_dict(file.settings, recorded["settings"], str(folder / SETTINGS), log), recorded)
+    return Run(
+        folder,
+        file,
+        from_dict(file.settings, recorded["settings"], str(folder / SETTINGS), log),
+        recorded,
+    )
 
 
 def read(folder: Path) -> dict:
@@ -143,7 +162,13 @@ def commit(folder: Path) -> str | None:
     """The git commit of a folder, with `+changes` where the tree differs from it; None outside git."""
 
     def git(*words: str) -> str:
-        return subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=True, timeout=10).stdout
+        return subprocess.run(
+            ["git", "-C", str(folder), *words],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        ).stdout
 
     try:
         changed = git("status", "--porcelain", "--untracked-files=no").strip()
@@ -162,5 +187,9 @@ def _warn_if_changed(recorded: dict, file: ExperimentFile, log: Callable[[str], 
 
 def _differences(old: Any, new: Any, path: str = "") -> list[str]:
     if isinstance(old, dict) and isinstance(new, dict):
-        return [d for k in sorted({*old, *new}) for d in _differences(old.get(k), new.get(k), f"{path}.{k}" if path else k)]
+        return [
+            d
+            for k in sorted({*old, *new})
+            for d in _differences(old.get(k), new.get(k), f"{path}.{k}" if path else k)
+        ]
     return [] if old == new else [f"{path} is {old!r} there, {new!r} here"]

@@ -47,3 +47,59 @@ class ConfidenceExits:
 
         refuse_invalid(self)
         return confidence_exits(**dataclasses.asdict(self))
+
+
+@dataclasses.dataclass(frozen=True)
+class FixedDepth:
+    """Plain training of the last exit; every fixed depth is an operating point.
+
+    Example:
+      >>> method = FixedDepth().build()
+    """
+
+    label_smoothing: float = 0.0
+    """in 0..1"""
+
+    def validate(self) -> list[str]:
+        """Values out of range, one sentence each."""
+        return between(self, 0.0, 1.0, "label_smoothing")
+
+    def build(self) -> "Method":
+        """The method."""
+        from dynexit.methods.exits.fixed_depth import fixed_depth
+
+        refuse_invalid(self)
+        return fixed_depth(**dataclasses.asdict(self))
+
+
+@dataclasses.dataclass(frozen=True)
+class StochasticDepth:
+    """Confidence exits trained with blocks that are dropped at random.
+
+    Block l of N is kept with probability 1 - (l / N)(1 - last).
+
+    Example:
+      >>> method = StochasticDepth(last=0.5).build()
+
+    Source: Huang et al. 2016, arXiv 1603.09382.
+    """
+
+    last: float = 0.5
+    """probability of keeping the last block"""
+    by: Literal["batch", "row"] = "batch"
+    """what a block is dropped for; only blocks dropped for the whole batch are not computed"""
+    exits: ConfidenceExits = ConfidenceExits()
+    """how the exits are trained"""
+
+    def validate(self) -> list[str]:
+        """Values out of range, one sentence each."""
+        if 0 < self.last <= 1:
+            return []
+        return [f"last must be above 0 and at most 1, got {self.last}"]
+
+    def build(self) -> "Method":
+        """The method; for another method inside call `dx.methods.stochastic_depth`."""
+        from dynexit.methods.exits.stochastic_depth import stochastic_depth
+
+        refuse_invalid(self)
+        return stochastic_depth(self.exits.build(), self.last, self.by)
