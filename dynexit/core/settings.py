@@ -200,10 +200,11 @@ def refuse_unfit(settings: Any, inputs: Any, classes: int) -> None:
     """Raises what a model's `fits(inputs, classes)` finds.
 
     Raises:
-      ValueError: the model does not fit the inputs, or there is no class.
+      ValueError: the model does not fit the inputs, or there are fewer than 2 classes: one logit
+        is no distribution, and its probability would be 1 at every exit.
     """
-    if isinstance(classes, bool) or not isinstance(classes, int) or classes < 1:
-        raise ValueError(f"`classes` must be an integer of at least 1, got {classes!r}")
+    if isinstance(classes, bool) or not isinstance(classes, int) or classes < 2:
+        raise ValueError(f"`classes` must be an integer of at least 2, got {classes!r}")
     if found := settings.fits(inputs, classes):
         raise ValueError(f"`{type(settings).__name__}`: {'; '.join(found)}")
 

@@ -8,7 +8,7 @@ import numpy as np
 from jax.core import Tracer
 
 from dynexit.core.types import Array
-from dynexit.models.recurrent.recurrent_network import check_tokens
+from dynexit.layers.inputs import check_tokens
 
 
 def checked_prompts(prompts: Any, lengths: Any, vocabulary: int) -> tuple[Array, Array]:

@@ -22,7 +22,7 @@ from dynexit.decoding.checks import checked_prompts, checked_sampling, checked_s
 from dynexit.engine.deferred import goes_without, lacking
 from dynexit.engine.executors.tiling import default_tiling
 from dynexit.engine.streaming.relay import run_relay
-from dynexit.layers.parts import attend
+from dynexit.layers.attention import attend
 from dynexit.models.recurrent.recurrent_network import Network
 from dynexit.solvers.fixed_point import relative_residual
 

@@ -1,5 +1,9 @@
-"""A convolution whose gradients are convolutions that XLA has quick code for, also inside a loop."""
+"""Convolutions, also with gradients that are fast inside a loop."""
 
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -11,13 +15,12 @@ _LAYOUTS = {1: ("NWC", "WIO", "NWC"), 2: ("NHWC", "HWIO", "NHWC")}
 
 @jax.custom_vjp
 def convolve(x: Array, kernel: Array) -> Array:
-    """Stride 1, zeros beyond the edge, as many places as before: y[p] = sum_d x[p + d] kernel[d].
+    """y[p] = sum_d x[p + d] kernel[d] with stride 1, zeros beyond the edge and the size of x.
 
-    XLA's own gradient of a convolution has no quick path inside a loop on a CPU. Here both
-    gradients are written as forward
-    convolutions: of the output's gradient with the mirrored kernel, and of the input with the
-      output's gradient, channels and
-    rows changing places. docs/benchmarks.md ("Convolutions in a loop") has the ratio.
+    XLA compiles its own gradient of a convolution to slow code inside a loop on a CPU. Here both
+    gradients are forward convolutions: of the gradient of y with the mirrored kernel, and of x
+    with the gradient of y, where channels and rows are exchanged. docs/benchmarks.md
+    ("Convolutions in a loop") has the ratio. Gradients are reverse mode only.
 
     Args:
       x: `[b, L, C]` or `[b, H, W, C]`.
@@ -33,11 +36,9 @@ def convolve(x: Array, kernel: Array) -> Array:
     return _convolve(x, kernel)
 
 
-def _convolve(x: Array, kernel: Array) -> Array:
-    layout = _LAYOUTS[x.ndim - 2]
-    return lax.conv_general_dilated(
-        x, kernel, (1,) * (x.ndim - 2), "SAME", dimension_numbers=layout
-    )
+def _convolve(x: Array, kernel: Array, stride: int = 1) -> Array:
+    strides, layout = (stride,) * (x.ndim - 2), _LAYOUTS[x.ndim - 2]
+    return lax.conv_general_dilated(x, kernel, strides, "SAME", dimension_numbers=layout)
 
 
 def _forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -58,3 +59,34 @@ def _backward(kept: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
 
 
 convolve.defvjp(_forward, _backward)
+
+
+class Convolution(nn.Module):
+    """A convolution without bias over all places, zeros beyond the edge, in the type of x.
+
+    Attributes:
+      features: output channels.
+      window: w, odd.
+      stride: places from one output to the next.
+      in_loop: use `convolve`, whose gradients are fast inside a loop on a CPU; needs stride 1.
+      kernel_init: initialiser of the kernel `[w, (w,) C, features]`.
+
+    Example:
+      >>> convolution = Convolution(8, stride=2)
+      >>> convolution.init_with_output(jax.random.key(0), jnp.ones((1, 6, 6, 3)))[0].shape
+      (1, 3, 3, 8)
+    """
+
+    features: int
+    window: int = 3
+    stride: int = 1
+    in_loop: bool = False
+    kernel_init: Callable[..., Any] = nn.initializers.lecun_normal()
+
+    @nn.compact
+    def __call__(self, x, open=None):
+        """The output is zero where `open`, bool `[b, ...]`, is False."""
+        shape = (*(self.window,) * (x.ndim - 2), x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32).astype(x.dtype)
+        y = convolve(x, kernel) if self.in_loop else _convolve(x, kernel, self.stride)
+        return y if open is None else jnp.where(open[..., None], y, 0)

@@ -1,4 +1,8 @@
-"""Networks as pure functions of plain dicts, with an exit after every block."""
+"""Networks as pure functions of plain dicts, with an exit after every block.
+
+A constructor such as `Vit` is a frozen dataclass of settings; `build(inputs, classes)` makes the
+`Model`.
+"""
 
 from typing import TYPE_CHECKING
 
@@ -8,22 +12,22 @@ if TYPE_CHECKING:
     from dynexit.models.adapters import Adapted as Adapted
     from dynexit.models.adapters import from_linen as from_linen
     from dynexit.models.adapters import from_nnx as from_nnx
-    from dynexit.models.distilled.block_recurrent import block_recurrent as block_recurrent
+    from dynexit.models.distilled.settings import BlockRecurrent as BlockRecurrent
     from dynexit.models.features import features as features
-    from dynexit.models.implicit.equilibrium import equilibrium as equilibrium
-    from dynexit.models.implicit.neural_ode import neural_ode as neural_ode
-    from dynexit.models.mlp import mlp as mlp
-    from dynexit.models.recurrent.ctm import ctm as ctm
-    from dynexit.models.recurrent.deep_thinking import deep_thinking as deep_thinking
-    from dynexit.models.recurrent.gru import gru_ponder as gru_ponder
-    from dynexit.models.recurrent.pararnn import para_gru as para_gru
-    from dynexit.models.recurrent.recurrent_depth import recurrent_depth as recurrent_depth
-    from dynexit.models.recurrent.recursive import recursive as recursive
-    from dynexit.models.recurrent.rnn import rnn as rnn
-    from dynexit.models.recurrent.universal_transformer import (
-        universal_transformer as universal_transformer,
+    from dynexit.models.implicit.settings import Equilibrium as Equilibrium
+    from dynexit.models.implicit.settings import NeuralOde as NeuralOde
+    from dynexit.models.recurrent.settings_cells import Gru as Gru
+    from dynexit.models.recurrent.settings_cells import ParaGru as ParaGru
+    from dynexit.models.recurrent.settings_cells import Rnn as Rnn
+    from dynexit.models.recurrent.settings_reasoners import Ctm as Ctm
+    from dynexit.models.recurrent.settings_reasoners import DeepThinking as DeepThinking
+    from dynexit.models.recurrent.settings_reasoners import Recursive as Recursive
+    from dynexit.models.recurrent.settings_transformers import RecurrentDepth as RecurrentDepth
+    from dynexit.models.recurrent.settings_transformers import (
+        UniversalTransformer as UniversalTransformer,
     )
-    from dynexit.models.vision.resnet import resnet as resnet
+    from dynexit.models.settings import Mlp as Mlp
+    from dynexit.models.vision.settings import Resnet as Resnet
     from dynexit.models.vision.settings import Vit as Vit
 
 __getattr__, __dir__ = attach(__name__)

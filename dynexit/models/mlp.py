@@ -1,67 +1,49 @@
-"""Residual MLP with an exit after every block: the smallest network of all."""
+"""Residual MLP with an exit after every block."""
+
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dynexit.core.checks import positive_integer
+from dynexit.core.settings import refuse_invalid, refuse_unfit
 from dynexit.core.types import Model
 from dynexit.engine.steps import stacked_step
-from dynexit.layers.parts import Apply, Norm, block_names, check_input, initial, initial_stack
+from dynexit.layers.dense import Dense
+from dynexit.layers.heads import LogitsHead
+from dynexit.layers.inputs import check_input
+from dynexit.layers.linen import Apply, block_names, initial, initial_stack, merged
+from dynexit.layers.mlp import MLP
+from dynexit.layers.norms import LayerNorm
+from dynexit.models.settings import Mlp
 
 
 class Embed(nn.Module):
-    """Any input, flattened, to `[b, D]`."""
+    """Inputs `[b, ...]`, flattened, to `[b, D]`."""
 
     width: int
 
     @nn.compact
     def __call__(self, x):
-        return nn.Dense(self.width, dtype=x.dtype, name="inputs")(x.reshape(x.shape[0], -1))
+        return Dense(self.width, name="inputs")(x.reshape(x.shape[0], -1))
 
 
 class Block(nn.Module):
-    """Norm, widening by 2, GELU, back; added to its input `[b, D]`."""
+    """x + down(gelu(up(norm(x)))) on `[b, D]`, with a hidden width of 2 D."""
 
     @nn.compact
     def __call__(self, x):
-        h = nn.gelu(nn.Dense(2 * x.shape[-1], dtype=x.dtype, name="up")(Norm(name="norm")(x)))
-        return x + nn.Dense(x.shape[-1], dtype=x.dtype, name="down")(h)
+        inner = merged(self, MLP(2 * x.shape[-1]))
+        return x + inner(LayerNorm(name="norm")(x))
 
 
-class Head(nn.Module):
-    """Norm and linear: `[b, D]` to logits `[b, C]`."""
-
-    classes: int
-
-    @nn.compact
-    def __call__(self, x):
-        return nn.Dense(self.classes, dtype=x.dtype, name="logits")(Norm(name="norm")(x))
-
-
-def mlp(inputs: tuple[int, ...], classes: int, *, width: int, depth: int) -> Model:
-    """A residual MLP whose every block has an exit head of its own.
-
-    Args:
-      inputs: shape of one input, flattened on entry.
-      classes: C.
-      width: D.
-      depth: blocks N.
-
-    Returns:
-      A homogeneous `Model`: inputs `[B, *inputs]`, outputs logits `[E, B, C]` with E = N.
-
-    Raises:
-      ValueError, TypeError: a number below 1.
-
-    Example:
-      >>> model = mlp((8, 8, 1), 10, width=16, depth=3)
-      >>> model.names
-      ('block00', 'block01', 'block02')
-    """
-    for name, value in dict(classes=classes, width=width, depth=depth).items():
-        positive_integer(value, name)
-    embed, block, head = Embed(width), Apply(Block(), "block"), Apply(Head(classes), "head")
+def mlp(settings: Mlp, inputs: tuple[int, ...], classes: int) -> Model:
+    """Builds the model of `dx.models.Mlp`."""
+    refuse_invalid(settings)
+    refuse_unfit(settings, inputs, classes)
+    width, depth = settings.width, settings.depth
+    embed = Apply(Embed(width), "embed")
+    block, head = Apply(Block(), "block"), Apply(LogitsHead(classes), "head")
 
     def init(key):
         keys = jax.random.split(key, 3)
@@ -70,19 +52,12 @@ def mlp(inputs: tuple[int, ...], classes: int, *, width: int, depth: int) -> Mod
             "block": initial_stack(block.module, keys[1], rows, depth),
             "head": initial_stack(head.module, keys[2], rows, depth),
         }
-        return {
-            "embed": initial(embed, keys[0], jax.ShapeDtypeStruct((1, *inputs), jnp.float32)),
-            "blocks": blocks,
-        }
+        example = jax.ShapeDtypeStruct((1, *inputs), jnp.float32)
+        return {"embed": initial(embed.module, keys[0], example), "blocks": blocks}
 
-    def flatten(params, x):
-        check_input(x, inputs, "inputs")
-        return embed.apply({"params": params["embed"]}, x)
+    def begin(params: Any, x: Any) -> Any:
+        check_input(x, inputs, "arrays")
+        return embed(params, x)
 
-    return Model(
-        init,
-        flatten,
-        lambda params: stacked_step(block, head, params["blocks"]),
-        depth,
-        block_names(depth),
-    )
+    steps = lambda params: stacked_step(block, head, params["blocks"])
+    return Model(init, begin, steps, depth, block_names(depth))

@@ -70,24 +70,24 @@ def begin_ode(
     Args:
       field, params, solver: as in `ode_step`.
       x: what belongs to the rows and does not change, leaves `[B, ...]`.
-      y: y(0), float32 `[B, ...]`.
+      y: y(0), float32 or float64 `[B, ...]`; time has the same type.
 
     Returns:
       A dict of leaves `[B, ...]`: "input", "y", "t", "next" (where the next step is to end),
       "jump", "scheme" and "controller", the last three diffrax's own.
 
     Raises:
-      TypeError, ValueError: y is not float32, an empty batch, rows of x that are not those of y.
+      TypeError, ValueError: y is neither float32 nor float64, an empty batch, rows of x that are
+        not those of y.
     """
     batch_size((x, y), "x and y")
-    if jnp.result_type(y) != jnp.float32:
-        raise TypeError(
-            f"`y` must be float32 (time steps need its digits), got {jnp.result_type(y)}"
-        )
+    dtype = jnp.result_type(y)
+    if dtype not in (jnp.float32, jnp.float64):
+        raise TypeError(f"`y` must be float32 or float64 (time has the same type), got {dtype}")
     term, scheme, controller = solver.parts(field, params)
-    start, end = jnp.float32(0.0), jnp.float32(solver.t1)
+    start, end = jnp.zeros((), dtype), jnp.asarray(solver.t1, dtype)
     length = solver.first if solver.dt is None else solver.dt
-    step = None if length is None else jnp.float32(length)
+    step = None if length is None else jnp.asarray(length, dtype)
 
     def one(x: PyTree, y: Array) -> dict[str, PyTree]:
         then, remembered = controller.init(
@@ -162,8 +162,9 @@ class _Advance:
                 "`solver` must be the one that `begin_ode` was given for this state; give both the same"
             )
         term, scheme, controller = self.solver.parts(self.field, params)
-        end = jnp.float32(self.solver.t1)
-        near = jnp.float32(self.solver.t1 - 100 * np.spacing(np.float32(self.solver.t1)))
+        t1, dtype = self.solver.t1, state["t"].dtype
+        end = jnp.asarray(t1, dtype)
+        near = jnp.asarray(t1 - 100 * np.spacing(dtype.type(t1)), dtype)
 
         def one(old: PyTree) -> PyTree:
             t, then, y, x = old["t"], old["next"], old["y"], old["input"]

@@ -19,7 +19,7 @@ from dynexit.core.checks import entries, shapes
 from dynexit.core.types import Array, Model, PyTree, Step
 
 UPDATES = ("accumulated", "basic")
-HALTING = "halt_logit"
+HALTING, MASK = "halt_logit", "mask"
 Head = Callable[[PyTree, PyTree], dict]
 
 
@@ -37,7 +37,9 @@ def averaged_step(
 
     Args:
       step: returns `{"halt_logit": [b] or [b, ...], ...}`, one logit per row or per position. The
-        other entries are averaged; their leaves start with the axes of the halting logit.
+        other entries are averaged; their leaves start with the axes of the halting logit. An entry
+        "mask", bool `[b, ...]` and False at padded positions, is returned unchanged; padded
+        positions halt at the first step.
       epsilon: above 0 and below 1.
       update: "accumulated" is Graves' sum. "basic" is the default of the released Universal
         Transformer, where the final weight of y_n is w_n prod_{i>n} (1 - w_i); these sum to less
@@ -121,7 +123,7 @@ def averaged(model: Model, epsilon: float = 0.01, update: str = "accumulated") -
 
     Example:
       >>> import dynexit as dx
-      >>> model = averaged(dx.models.gru_ponder(8, 2, width=16, steps=10))
+      >>> model = averaged(dx.models.Gru(width=16, steps=10).build((8,), 2))
       >>> params = model.init(jax.random.key(0))
       >>> state = model.embed(params, jnp.ones((3, 8)))
       >>> outputs = dx.run_all(model.steps(params), state, model.depth)
@@ -156,6 +158,9 @@ class _Averaged:
         logit, values = _parts(output)
         h, mean = state["spent"], state["mean"]
         p = jax.nn.sigmoid(logit.astype(jnp.float32))
+        mask = {MASK: output[MASK]} if MASK in output else {}
+        if mask and mask[MASK].ndim == p.ndim:  # padded positions halt at once and delay no row
+            p = jnp.where(mask[MASK], p, 1.0)
         remainder = 1 - h
         w = jnp.where(h + p > most, remainder, p)
         h = jnp.where(h + p > most, 1.0, h + p)
@@ -172,7 +177,7 @@ class _Averaged:
         if self.head is not None:
             final = self.head(weights, final)
         gate = h.min(axis=tuple(range(1, h.ndim)))
-        output = {**final, HALTING: logit, "accumulated": h, "gate": gate}
+        output = {**final, HALTING: logit, "accumulated": h, "gate": gate, **mask}
         return {"inner": inner, "mean": updated(w), "spent": h}, output
 
 
@@ -195,7 +200,7 @@ def _parts(output: PyTree) -> tuple[Any, PyTree]:
             f"`step` must return a dict with {HALTING!r} and the entries to average, got {keys}"
         )
     halting = output[HALTING]
-    values = {name: value for name, value in output.items() if name != HALTING}
+    values = {name: value for name, value in output.items() if name not in (HALTING, MASK)}
     for leaf in jax.tree.leaves(values):
         if leaf.shape[: halting.ndim] != halting.shape:
             raise ValueError(

@@ -1,21 +1,26 @@
-"""A gated recurrent unit that reads its input again at every step and says when it is done
-(PonderNet's parity network).
-"""
+"""A gated recurrent unit that reads its input at every step, with a halting logit."""
+
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dynexit.core.checks import positive_integer
-from dynexit.core.types import Model
+from dynexit.core.settings import refuse_invalid, refuse_unfit
+from dynexit.core.types import Array, Model, PyTree
 from dynexit.engine.steps import tied_step
-from dynexit.layers.halting import READS, halting_logit
-from dynexit.layers.parts import Apply, check_input, initial
+from dynexit.layers.dense import Dense
+from dynexit.layers.halting import HaltingHead
+from dynexit.layers.inputs import check_input
+from dynexit.layers.linen import Apply, initial, merged, step_names
+from dynexit.models.recurrent.settings_cells import Gru
+from dynexit.transforms.averaging import averaged
 
 
 class Cell(nn.Module):
-    """`{"x": [b, n], "h": [b, D]}` to the same with h after one cell update, and "previous", the h
-    before it, where it is kept.
+    """`{"x": [b, n], "h": [b, D]}` to the same with h after one update of the cell.
+
+    Where the state has "previous", it becomes the h before the update.
     """
 
     width: int
@@ -28,90 +33,48 @@ class Cell(nn.Module):
 
 
 class Head(nn.Module):
-    """Answer and halting logit from h: `{"logits": [b, C], "halt_logit": [b]}`."""
+    """Answer and halting logit of the state: `{"logits": [b, C], "halt_logit": [b]}`."""
 
     classes: int
-    reads: str = "state"
-    layers: int = 0
-    detach: bool = False
-    bias: float = 0.0
+    reads: Literal["state", "concat", "diff"]
+    layers: int
+    detach: bool
+    bias: float
 
     @nn.compact
     def __call__(self, state):
         h = state["h"]
-        logits = nn.Dense(self.classes, dtype=h.dtype, name="logits")(h)
-        previous = state.get("previous", h)
-        halt = halting_logit(
-            h, previous, reads=self.reads, layers=self.layers, detach=self.detach, bias=self.bias
-        )
-        return {"logits": logits, "halt_logit": halt}
+        logits = Dense(self.classes, name="logits")(h)
+        halting = HaltingHead(self.reads, self.layers, self.detach, self.bias)
+        halt_logit = merged(self, halting)(h, state.get("previous"))
+        return {"logits": logits, "halt_logit": halt_logit}
 
 
-def gru_ponder(
-    inputs: int,
-    classes: int,
-    *,
-    width: int,
-    steps: int,
-    halt_reads: str = "state",
-    halt_layers: int = 0,
-    halt_detach: bool = False,
-    halt_bias: float = 0.0,
-) -> Model:
-    """A weight-tied GRU for PonderNet (Banino et al., 2021, arXiv 2107.05407, parity task).
+def gru_ponder(settings: Gru, inputs: tuple[int, ...], classes: int) -> Model:
+    """Builds the model of `dx.models.Gru`."""
+    refuse_invalid(settings)
+    refuse_unfit(settings, inputs, classes)
+    s = settings
+    cell = Apply(Cell(s.width), "block")
+    head = Head(classes, s.halt_reads, s.halt_layers, s.halt_detach, s.halt_bias)
+    head = Apply(head, "head")
 
-    Every step, the first one too, updates the cell before the answer is read. (Public code for the
-    task reads step 1 from the zero state, where it can never be right.) `dx.transforms.averaged`
-    makes an ACT model of it.
+    def first(x: Array) -> PyTree:
+        h = jnp.zeros((x.shape[0], s.width), x.dtype)
+        return {"x": x, "h": h} | ({} if s.halt_reads == "state" else {"previous": h})
 
-    Args:
-      inputs: length n of the input vector.
-      classes: C.
-      width: size D of the hidden state.
-      steps: N, the most steps.
-      halt_reads: what halting is decided from: h_n ("state"), h_n beside h_{n-1} ("concat",
-        PALBERT) or their difference ("diff"); h_0 = 0.
-      halt_layers: tanh layers before the halting logit; 3 in PALBERT.
-      halt_detach: whether halting sends no gradient into the cell.
-      halt_bias: where the halting logit begins; 0 is a probability of 1/2.
-
-    Returns:
-      A weight-tied `Model`: inputs `[B, n]`, outputs `{"logits": [E, B, C], "halt_logit": [E, B]}`.
-
-    Raises:
-      ValueError, TypeError: a number below 1 (`halt_layers`: below 0), an unknown `halt_reads`.
-
-    Example:
-      >>> model = gru_ponder(8, 2, width=16, steps=10)
-      >>> sorted(model.init(jax.random.key(0)))
-      ['block', 'head']
-    """
-    for name, value in dict(inputs=inputs, classes=classes, width=width, steps=steps).items():
-        positive_integer(value, name)
-    if halt_layers < 0:
-        raise ValueError(f"`halt_layers` must be at least 0, got {halt_layers}")
-    if halt_reads not in READS:
-        raise ValueError(
-            f"`halt_reads` must be one of {', '.join(map(repr, READS))}, got {halt_reads!r}"
-        )
-    cell = Apply(Cell(width), "block")
-    head = Apply(Head(classes, halt_reads, halt_layers, halt_detach, halt_bias), "head")
-
-    def first(x):
-        h = jnp.zeros((x.shape[0], width), x.dtype)
-        return {"x": x, "h": h} if halt_reads == "state" else {"x": x, "h": h, "previous": h}
-
-    def init(key):
+    def init(key: Array) -> PyTree:
         keys = jax.random.split(key)
-        example = first(jnp.zeros((1, inputs)))
+        example = first(jnp.zeros((1, *inputs)))
         return {
             "block": initial(cell.module, keys[0], example),
             "head": initial(head.module, keys[1], example),
         }
 
-    def embed(params, x):
-        check_input(x, (inputs,), "vectors")
+    def embed(params: PyTree, x: Any) -> PyTree:
+        check_input(x, inputs, "vectors")
         return first(x)
 
-    names = tuple(f"step{i:02d}" for i in range(steps))
-    return Model(init, embed, lambda params: tied_step(cell, head, params), steps, names)
+    steps = lambda params: tied_step(cell, head, params)
+    model = Model(init, embed, steps, s.steps, step_names(s.steps, 2))
+    return model if s.halting == "none" else averaged(model, s.epsilon, s.halting)

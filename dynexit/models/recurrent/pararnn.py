@@ -1,36 +1,40 @@
-"""Gated recurrent layers whose time axis is solved in parallel (ParaRNN), with an exit after every
-block.
-"""
+"""Gated recurrent layers whose time axis is solved in parallel, with an exit after every block."""
 
+import math
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dynexit.core.checks import positive_integer
+from dynexit.core.settings import refuse_invalid, refuse_unfit
 from dynexit.core.types import Array, Model, PyTree
 from dynexit.engine.steps import stacked_step
-from dynexit.layers.parts import Apply, Norm, block_names, check_input, initial, initial_stack
+from dynexit.layers.dense import Dense
+from dynexit.layers.heads import LogitsHead
+from dynexit.layers.inputs import check_input
+from dynexit.layers.linen import Apply, block_names, initial, initial_stack, merged
+from dynexit.layers.mlp import MLP
+from dynexit.layers.norms import LayerNorm
+from dynexit.models.recurrent.settings_cells import ParaGru
 from dynexit.solvers.newton_scan import newton_scan
 
 
 def para_gru_cell(recurrent: Array, h: Array, u: Array) -> Array:
-    """A GRU whose recurrent weights are diagonal, so that its Jacobian is: one step of the
-    recurrence.
+    """One step of a GRU whose recurrent weights, and so its Jacobian, are diagonal.
 
     z = sig(a_z h + u_z); r = sig(a_r h + u_r); n = tanh(a_n h r + u_n); h' = (1 - z) h + z n
 
     Args:
       recurrent: a_z, a_r, a_n, `[3, D]`.
       h: `[b, D]`.
-      u: the input's part, B_z x + c_z and so on, `[b, 3, D]`.
+      u: B x + c of the input, one for each of z, r and n, `[b, 3, D]`.
 
     Returns:
       `[b, D]`.
 
     Example:
-      >>> # half of h is kept
+      >>> # with z = 1/2 and n = 0, half of h is kept
       >>> float(para_gru_cell(jnp.zeros((3, 1)), jnp.ones((1, 1)), jnp.zeros((1, 3, 1)))[0, 0])
       0.5
 
@@ -42,139 +46,79 @@ def para_gru_cell(recurrent: Array, h: Array, u: Array) -> Array:
 
 
 class Recurrent(nn.Module):
-    """`[b, L, D]` to the states of the recurrence `[b, L, D]`, computed in float32, and its
-    residual `[b]`.
-    """
+    """States of the recurrence over x `[b, L, D]`, solved in float32, and its residual `[b]`."""
 
-    most: int
+    corrections: int
     tolerance: float
     bound: float
 
     @nn.compact
     def __call__(self, x):
         width = x.shape[-1]
-        u = nn.Dense(3 * width, dtype=x.dtype, name="inputs")(x).astype(jnp.float32)
-        raw = self.param("recurrent", nn.initializers.normal(0.3), (3, width)).astype(jnp.float32)
-        recurrent = self.bound * jnp.tanh(raw / self.bound)
+        u = Dense((3, width), name="inputs")(x).astype(jnp.float32)
+        draw = nn.initializers.normal(0.3)
+        raw = self.param("recurrent", draw, (3, width), jnp.float32).astype(jnp.float32)
+        weights = self.bound * jnp.tanh(raw / self.bound)
         begun = jnp.zeros((x.shape[0], width), jnp.float32)
-        found = newton_scan(
-            para_gru_cell,
-            recurrent,
-            u.reshape(*x.shape[:2], 3, width),
-            begun,
-            self.most,
-            self.tolerance,
-        )
+        found = newton_scan(para_gru_cell, weights, u, begun, self.corrections, self.tolerance)
         return found.states.astype(x.dtype), found.residual.astype(x.dtype)
 
 
 class Block(nn.Module):
-    """Recurrence over time, then an MLP, each on a norm and added; state `{"x": [b, L, D],
-    "newton_residual": [b]}`.
+    """Recurrence over time, then an MLP, each of a norm and added to its input.
+
+    The state is `{"x": [b, L, D], "newton_residual": [b]}`, the largest residual so far.
     """
 
-    most: int
+    corrections: int
     tolerance: float
     bound: float
 
     @nn.compact
     def __call__(self, state):
         x = state["x"]
-        dense = lambda features, name: nn.Dense(features, dtype=x.dtype, name=name)
-        states, residual = Recurrent(self.most, self.tolerance, self.bound, name="gru")(
-            Norm(name="norm1")(x)
-        )
-        x = x + dense(x.shape[-1], "out")(states)
-        x = x + dense(x.shape[-1], "down")(
-            nn.gelu(dense(2 * x.shape[-1], "up")(Norm(name="norm2")(x)))
-        )
+        recurrent = Recurrent(self.corrections, self.tolerance, self.bound, name="gru")
+        inner = merged(self, MLP(2 * x.shape[-1]))
+        states, residual = recurrent(LayerNorm(name="norm1")(x))
+        x = x + Dense(x.shape[-1], name="out")(states)
+        x = x + inner(LayerNorm(name="norm2")(x))
         return {"x": x, "newton_residual": jnp.maximum(state["newton_residual"], residual)}
 
 
 class Head(nn.Module):
-    """Norm and linear on the last place, and the worst residual so far."""
+    """Logits of the last place, and the largest residual so far."""
 
     classes: int
 
     @nn.compact
     def __call__(self, state):
-        last = Norm(name="norm")(state["x"][:, -1])
-        logits = nn.Dense(self.classes, dtype=last.dtype, name="logits")(last)
+        logits = merged(self, LogitsHead(self.classes))(state["x"][:, -1])
         return {"logits": logits, "newton_residual": state["newton_residual"]}
 
 
-def para_gru(
-    length: int,
-    channels: int,
-    classes: int,
-    *,
-    width: int,
-    depth: int,
-    most: int = 8,
-    tolerance: float = 1e-5,
-    bound: float = 2.0,
-) -> Model:
-    """A sequence classifier of ParaGRU blocks, each followed by an exit that reads the last place.
-
-    Args:
-      length: L.
-      channels: of the input.
-      classes: C.
-      width: D.
-      depth: blocks N.
-      most, tolerance: of `dx.solvers.newton_scan`, a row at a time.
-      bound: of the recurrent weights, which are bound tanh(w / bound): beyond about 3 Newton's
-        method does not converge.
-
-    Returns:
-      A homogeneous `Model`: inputs `[B, L, channels]`, outputs `{"logits": [E, B, C],
-      "newton_residual": [E, B]}`, where the
-      residual is the largest of the blocks so far: above `tolerance`, the recurrence was not solved
-        in `most` corrections.
-
-    Raises:
-      ValueError, TypeError: a number below 1; `tolerance` or `bound` not above 0.
-
-    Example:
-      >>> model = para_gru(16, 2, 5, width=8, depth=2)
-      >>> model.embed(model.init(jax.random.key(0)), jnp.zeros((3, 16, 2)))["x"].shape
-      (3, 16, 8)
-
-    Source: Danieli et al. 2025, ParaRNN. Deviations: no heads in the input projections, small
-      weights and a bound on the recurrent
-    ones; a stop at the residual in place of 3 corrections; their language models have no exits.
-    """
-    for name, value in dict(
-        length=length, channels=channels, classes=classes, width=width, depth=depth, most=most
-    ).items():
-        positive_integer(value, name)
-    for name, value in dict(tolerance=tolerance, bound=bound).items():
-        if not value > 0:
-            raise ValueError(f"`{name}` must be above 0, got {value}")
-    embed = nn.Dense(width)
-    block, head = Apply(Block(most, tolerance, bound), "block"), Apply(Head(classes), "head")
-    example = {"x": jnp.zeros((1, length, width)), "newton_residual": jnp.zeros(1)}
+def para_gru(settings: ParaGru, inputs: tuple[int, ...], classes: int) -> Model:
+    """Builds the model of `dx.models.ParaGru`."""
+    refuse_invalid(settings)
+    refuse_unfit(settings, inputs, classes)
+    width, depth = settings.width, settings.depth
+    places, channels = math.prod(inputs[:-1]), inputs[-1]
+    embed, head = Apply(Dense(width), "embed"), Apply(Head(classes), "head")
+    block = Apply(Block(settings.corrections, settings.tolerance, settings.bound), "block")
 
     def init(key: Array) -> PyTree:
         keys = jax.random.split(key, 3)
+        state = {"x": jnp.zeros((1, places, width)), "newton_residual": jnp.zeros(1)}
         blocks = {
-            "block": initial_stack(block.module, keys[1], example, depth),
-            "head": initial_stack(head.module, keys[2], example, depth),
+            "block": initial_stack(block.module, keys[1], state, depth),
+            "head": initial_stack(head.module, keys[2], state, depth),
         }
-        return {
-            "embed": initial(embed, keys[0], jnp.zeros((1, length, channels))),
-            "blocks": blocks,
-        }
+        first = initial(embed.module, keys[0], jnp.zeros((1, places, channels)))
+        return {"embed": first, "blocks": blocks}
 
-    def begin(params: PyTree, x: Array) -> PyTree:
-        check_input(x, (length, channels), "sequences")
-        projected: Any = embed.clone(dtype=x.dtype).apply({"params": params["embed"]}, x)
+    def begin(params: PyTree, x: Any) -> PyTree:
+        check_input(x, inputs, "sequences")
+        projected = embed(params, x.reshape(x.shape[0], places, channels))
         return {"x": projected, "newton_residual": jnp.zeros(x.shape[0], x.dtype)}
 
-    return Model(
-        init,
-        begin,
-        lambda params: stacked_step(block, head, params["blocks"]),
-        depth,
-        block_names(depth),
-    )
+    steps = lambda params: stacked_step(block, head, params["blocks"])
+    return Model(init, begin, steps, depth, block_names(depth))

@@ -1,88 +1,59 @@
-"""Recursive reasoners: a tiny network refines a latent and an answer, and says whether that is
-right (TRM; HRM's form too).
-"""
+"""Recursive reasoners: a tiny net refines a latent and an answer, and has a halting logit."""
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dynexit.core.checks import positive_integer
+from dynexit.core.settings import refuse_invalid, refuse_unfit
 from dynexit.core.types import Array, Model, PyTree
 from dynexit.engine.run import run_full
 from dynexit.engine.steps import tied_step
-from dynexit.layers.parts import Apply, attend, initial
+from dynexit.layers.attention import SelfAttention
+from dynexit.layers.dense import Dense
+from dynexit.layers.halting import HaltingHead
+from dynexit.layers.inputs import check_tokens, read_tokens
+from dynexit.layers.linen import Apply, initial, merged, step_names
+from dynexit.layers.mlp import MLP, swiglu_width
+from dynexit.layers.norms import RMSNorm
+from dynexit.models.recurrent.settings_reasoners import Recursive
 from dynexit.solvers.fixed_point import relative_residual
 
-Mixing = Literal["attention", "mlp"]
-Gradient = Literal["cycle", "last"]
-Nets = Literal[1, 2]
+
+def swiglu(width: int, name: str) -> MLP:
+    """A SwiGLU without biases."""
+    return MLP(swiglu_width(width), nn.silu, gate="fused", bias=False, name=name)
 
 
-def linear(features: int, x: Array, name: str) -> Array:
-    """A matrix without bias on the last axis. Rows and places are one axis: the gradient is then
-    quicker on a CPU by half.
-    """
-    dense = nn.Dense(features, use_bias=False, dtype=x.dtype, name=name)
-    return dense(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], features)
-
-
-def rms_norm(x: Array) -> Array:
-    """x / sqrt(mean x^2) over the last axis, in float32; no learned scale."""
-    wide = x.astype(jnp.float32)
-    return (wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + 1e-5)).astype(x.dtype)
-
-
-class SwiGLU(nn.Module):
-    """silu(gate) x up, then down, over the last axis; hidden width 8/3 of it, rounded up to a
-    multiple of 8.
-    """
-
-    @nn.compact
-    def __call__(self, x):
-        hidden = -(-8 * x.shape[-1] // 24) * 8
-        gate, up = jnp.split(linear(2 * hidden, x, "gate_up"), 2, axis=-1)
-        return linear(x.shape[-1], nn.silu(gate) * up, "down")
-
-
-class Attention(nn.Module):
-    """Every place looks at every place, `[b, L, D]`; where a place is, its embedding says."""
-
-    heads: int
-
-    @nn.compact
-    def __call__(self, x):
-        b, places, width = x.shape
-        split = lambda t: t.reshape(b, places, self.heads, width // self.heads)
-        q, k, v = map(split, jnp.split(linear(3 * width, x, "qkv"), 3, axis=-1))
-        return linear(width, attend(q, k, v), "out")
+def zero_padded(x: Array, real: Array | None) -> Array:
+    """x `[b, L, D]` with zeros where `real`, bool `[b, L]`, is False."""
+    return x if real is None else jnp.where(real[..., None], x, 0)
 
 
 class Net(nn.Module):
-    """Layers x = norm(x + mix(x)), x = norm(x + swiglu(x)) on `[b, L, D]`."""
+    """Layers x = norm(x + mix(x)), x = norm(x + swiglu(x)) on `[b, L, D]`; padded places stay 0."""
 
     layers: int
-    mixing: Mixing
+    mixing: Literal["mlp", "attention"]
     heads: int
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x, real=None):
+        norm = RMSNorm(1e-5, scaled=False)
         for k in range(self.layers):
             if self.mixing == "mlp":
-                mixed = SwiGLU(name=f"mix{k}")(x.swapaxes(1, 2)).swapaxes(1, 2)
+                mixed = swiglu(x.shape[1], f"mix{k}")(x.swapaxes(1, 2)).swapaxes(1, 2)
             else:
-                mixed = Attention(self.heads, name=f"mix{k}")(x)
-            x = rms_norm(x + mixed)
-            x = rms_norm(x + SwiGLU(name=f"mlp{k}")(x))
+                mixed = SelfAttention(self.heads, bias="none", name=f"mix{k}")(x, real)
+            x = norm(x + mixed)
+            x = zero_padded(norm(x + swiglu(x.shape[-1], f"mlp{k}")(x)), real)
         return x
 
 
 class Embed(nn.Module):
-    """Tokens `[b, L]` to sqrt(D) x embedding, `[b, L, D]`; where attention mixes, learned positions
-    beside it.
-    """
+    """Tokens `[b, L]` to sqrt(D) x embedding, `[b, L, D]`; with learned positions for attention."""
 
     vocabulary: int
     width: int
@@ -90,9 +61,8 @@ class Embed(nn.Module):
 
     @nn.compact
     def __call__(self, tokens):
-        draw = nn.initializers.truncated_normal(
-            1.0
-        )  # sqrt(D) times a standard deviation of 1 / sqrt(D)
+        # sqrt(D) times a standard deviation of 1 / sqrt(D)
+        draw = nn.initializers.truncated_normal(1.0)
         e = self.param("token_embedding", draw, (self.vocabulary, self.width))[tokens]
         if not self.positions:
             return e
@@ -101,41 +71,37 @@ class Embed(nn.Module):
 
 
 class Head(nn.Module):
-    """From y: logits of every place, and from the mean over places whether all of them are right."""
+    """From y: logits of every place, and the logit of all of them being right, `[b]`."""
 
     classes: int
 
     @nn.compact
-    def __call__(self, y):
-        sure = nn.Dense(
-            1,
-            dtype=y.dtype,
-            name="halt",
-            kernel_init=nn.initializers.zeros,
-            bias_init=nn.initializers.constant(-5.0),
-        )(y.mean(axis=1))[:, 0]
-        return linear(self.classes, y, "logits"), sure
+    def __call__(self, y, real=None):
+        halting = HaltingHead(bias=-5.0, pool="mean", kernel_init=nn.initializers.zeros)
+        halt_logit = merged(self, halting)(y, None, real)
+        return Dense(self.classes, bias=False, name="logits")(y), halt_logit
 
 
 @dataclasses.dataclass(frozen=True)
 class Segment:
-    """`cycles` cycles of `inner` latent updates and one of the answer; what the gradient does not
-    reach is detached.
+    """`cycles` cycles of `inner` latent updates and one answer update.
+
+    What the gradient does not reach is detached.
     """
 
     latent: Apply
     answer: Apply
     inner: int
     cycles: int
-    gradient: Gradient
+    gradient: Literal["cycle", "last"]
 
     def think(self, p: PyTree, s: PyTree) -> PyTree:
         """z = N(z + y + e)."""
-        return {**s, "z": self.latent(p, s["z"] + s["y"] + s["input"])}
+        return {**s, "z": self.latent(p, s["z"] + s["y"] + s["input"], s.get("mask"))}
 
     def conclude(self, p: PyTree, s: PyTree) -> PyTree:
         """y = N(y + z)."""
-        return {**s, "y": self.answer(p, s["y"] + s["z"])}
+        return {**s, "y": self.answer(p, s["y"] + s["z"], s.get("mask"))}
 
     def thought(self, p: PyTree, s: PyTree, times: int) -> PyTree:
         """`think` several times."""
@@ -146,7 +112,8 @@ class Segment:
         return self.conclude(p, self.thought(p, s, self.inner))
 
     def __call__(self, p: PyTree, state: PyTree) -> PyTree:
-        still, s = jax.lax.stop_gradient((p, {name: state[name] for name in ("input", "y", "z")}))
+        s = {name: leaf for name, leaf in state.items() if name != "change"}
+        still, s = jax.lax.stop_gradient((p, s))
         if self.cycles > 1:
             s = run_full(tied_step(self.cycle, _state, still), s, self.cycles - 1)[0]
         if self.gradient == "last":
@@ -163,131 +130,47 @@ class Read:
     head: Apply
 
     def __call__(self, p: PyTree, state: PyTree) -> PyTree:
-        logits, sure = self.head(p, state["y"])
-        return {"logits": logits, "halt_logit": sure, "change": state["change"]}
+        logits, halt_logit = self.head(p, state["y"], state.get("mask"))
+        mask = {"mask": state["mask"]} if "mask" in state else {}
+        return {"logits": logits, "halt_logit": halt_logit, "change": state["change"], **mask}
 
 
-def recursive(
-    places: int,
-    vocabulary: int,
-    classes: int,
-    *,
-    width: int,
-    segments: int,
-    inner: int = 6,
-    cycles: int = 3,
-    layers: int = 2,
-    mixing: Mixing = "mlp",
-    heads: int = 4,
-    nets: Nets = 1,
-    gradient: Gradient = "cycle",
-) -> Model:
-    """A weight-tied model whose step is one segment: T cycles of n latent updates and one of the
-    answer.
+def recursive(settings: Recursive, inputs: Any, classes: int) -> Model:
+    """Builds the model of `dx.models.Recursive`; `inputs` are `dx.Tokens` with a length."""
+    refuse_invalid(settings)
+    refuse_unfit(settings, inputs, classes)
+    s, places, width = settings, inputs.length, settings.width
+    net = Net(s.layers, s.mixing, s.heads)
+    embedding = Apply(Embed(inputs.vocabulary, width, s.mixing == "attention"), "embed")
+    head = Apply(Head(classes), "head")
+    parts = ("net",) if s.nets == 1 else ("latent", "answer")
+    latent, answer = Apply(net, parts[0]), Apply(net, parts[-1])
+    segment = Segment(latent, answer, s.inner, s.cycles, s.gradient)
 
-    A cycle is z = N(z + y + e), n times, then y = N'(y + z). T - 1 cycles run without gradients,
-    the last with the gradient through all n + 1 calls, and none goes on to the segment before: what
-    segments share is (e, y, z) and the weights.
-    TRM: `nets=1`, N' = N, `gradient="cycle"`. HRM: `nets=2, layers=4, inner=2, cycles=2,
-      gradient="last"`.
-
-    Args:
-      places: L, of input and answer.
-      vocabulary: V, tokens of the input.
-      classes: C, at every place.
-      width: D.
-      segments: the most of them; weights are tied, so it may be more than in training.
-      inner: n, latent updates a cycle.
-      cycles: T, cycles a segment.
-      layers: of a net.
-      mixing: "mlp", a SwiGLU over the places, TRM's best on Sudoku; or "attention", with learned
-        positions.
-      heads: of attention; must divide `width` there.
-      nets: 1 for one net that does both, 2 for one each.
-      gradient: "cycle", through the last cycle, or "last", through the last latent update and the
-        last answer alone (HRM).
-
-    Returns:
-      A weight-tied `Model`: inputs integers `[B, L]` in 0..V-1, outputs `{"logits": [E, B, L, C],
-      "halt_logit": [E, B], "change": [E, B]}`, the last ||z - z'|| / ||z|| over the segment. State:
-      "input" (e), "y", "z", `[b, L, D]`, and "change". The first y and z are drawn once with the
-      parameters (`params["start"]`) and never trained. The halting logit starts at -5 for every
-      row.
-
-    Raises:
-      ValueError, TypeError: a number below 1, an unknown word, `heads` that do not divide `width`;
-        inputs of another shape or not integers.
-
-    Example:
-      >>> model = recursive(16, 5, 4, width=8, segments=3)
-      >>> params = model.init(jax.random.key(0))
-      >>> state = model.embed(params, jnp.zeros((2, 16), jnp.int32))
-      >>> {name: leaf.shape for name, leaf in state.items()}
-      {'change': (2,), 'input': (2, 16, 8), 'y': (2, 16, 8), 'z': (2, 16, 8)}
-
-    Source: Jolicoeur-Martineau 2025, arXiv 2510.04871 (TRM); Wang et al. 2025, arXiv 2506.21734
-      (HRM). Deviations: learned
-    positions in place of RoPE; no puzzle embeddings, so the halting head reads the mean of y over
-    the places where theirs reads a place of its own; the halting logit alone, without the one to
-    continue; hidden widths in steps of 8, not 256.
-    """
-    sizes = dict(
-        places=places,
-        vocabulary=vocabulary,
-        classes=classes,
-        width=width,
-        segments=segments,
-        inner=inner,
-    )
-    for name, value in (sizes | dict(cycles=cycles, layers=layers, heads=heads)).items():
-        positive_integer(value, name)
-    for name, value, known in (
-        ("mixing", mixing, ("mlp", "attention")),
-        ("nets", nets, (1, 2)),
-        ("gradient", gradient, ("cycle", "last")),
-    ):
-        if value not in known:
-            raise ValueError(f"`{name}` must be {' or '.join(map(repr, known))}, got {value!r}")
-    if mixing == "attention" and width % heads:
-        raise ValueError(f"`width` must be a multiple of the {heads} `heads`, got {width}")
-    net = Net(layers, mixing, heads)
-    embedding, head = (
-        Apply(Embed(vocabulary, width, mixing == "attention"), "embed"),
-        Apply(Head(classes), "head"),
-    )
-    parts = ("net",) if nets == 1 else ("latent", "answer")
-    segment = Segment(Apply(net, parts[0]), Apply(net, parts[-1]), inner, cycles, gradient)
-
-    def init(key):
+    def init(key: Array) -> PyTree:
         keys = jax.random.split(key, 3 + len(parts))
         hidden, tokens = jnp.zeros((1, places, width)), jax.ShapeDtypeStruct((1, places), jnp.int32)
         first = jax.random.truncated_normal(keys[0], -2.0, 2.0, (2, width))
         return {
-            "start": {
-                "y_embedding": first[0],
-                "z_embedding": first[1],
-            },  # as an embedding it is not decayed either
+            # named as embeddings, so that they are not decayed
+            "start": {"y_embedding": first[0], "z_embedding": first[1]},
             "embed": initial(embedding.module, keys[1], tokens),
             "head": initial(head.module, keys[2], hidden),
             **{part: initial(net, key, hidden) for part, key in zip(parts, keys[3:], strict=True)},
         }
 
-    def embed(params, tokens):
-        if jnp.ndim(tokens) != 2 or jnp.shape(tokens)[1] != places:
-            raise ValueError(
-                f"`inputs` must be tokens of shape [B, {places}], got {list(jnp.shape(tokens))}"
-            )
-        if not jnp.issubdtype(jnp.result_type(tokens), jnp.integer):
-            raise TypeError(f"`inputs` must be integers, got {jnp.result_type(tokens)}")
-        e = embedding(params, tokens)
+    def embed(params: PyTree, inputs: PyTree) -> PyTree:
+        tokens, real, _ = read_tokens(inputs, s.padding)
+        check_tokens(tokens, "inputs", places)
+        e = zero_padded(embedding(params, tokens), real)
         first = jax.lax.stop_gradient(params["start"])
-        y, z = (jnp.broadcast_to(first[name], e.shape) for name in ("y_embedding", "z_embedding"))
-        return {"change": jnp.ones(e.shape[0], jnp.float32), "input": e, "y": y, "z": z}
+        start = lambda name: zero_padded(jnp.broadcast_to(first[name], e.shape), real)
+        state = {"input": e, "y": start("y_embedding"), "z": start("z_embedding")}
+        state["change"] = jnp.ones(e.shape[0], jnp.float32)
+        return state if real is None else {**state, "mask": real}
 
-    names = tuple(f"segment{i:03d}" for i in range(segments))
-    return Model(
-        init, embed, lambda params: tied_step(segment, Read(head), params), segments, names
-    )
+    steps = lambda params: tied_step(segment, Read(head), params)
+    return Model(init, embed, steps, s.segments, step_names(s.segments, word="segment"))
 
 
 def _state(p: PyTree, state: PyTree) -> PyTree:

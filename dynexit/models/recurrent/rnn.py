@@ -1,6 +1,4 @@
-"""Recurrent layers over the places of a string, one after another, with an exit after every layer
-at every place.
-"""
+"""Recurrent layers over the places of a sequence, with an exit at every place of every layer."""
 
 from typing import Any
 
@@ -8,94 +6,60 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dynexit.core.checks import positive_integer
+from dynexit.core.settings import refuse_invalid, refuse_unfit
 from dynexit.core.types import Array, Model, PyTree
 from dynexit.engine.steps import stacked_step
-from dynexit.layers.parts import Apply, block_names, initial_stack
+from dynexit.layers.heads import LogitsHead
+from dynexit.layers.inputs import check_tokens, read_tokens
+from dynexit.layers.linen import Apply, block_names, initial_stack, merged
+from dynexit.models.recurrent.settings_cells import Rnn
 
 CELLS = {"elman": nn.SimpleCell, "gru": nn.GRUCell, "lstm": nn.OptimizedLSTMCell}
 
 
 class Layer(nn.Module):
-    """One cell read along the places, `[b, L, D]` to `[b, L, D]`."""
+    """One cell over the places of `state["x"]`, `[b, L, D]`."""
 
     cell: str
 
     @nn.compact
-    def __call__(self, x):
-        return nn.RNN(CELLS[self.cell](x.shape[-1], dtype=x.dtype, name="cell"))(x)
+    def __call__(self, state):
+        x = state["x"]
+        return {**state, "x": nn.RNN(CELLS[self.cell](x.shape[-1], dtype=x.dtype, name="cell"))(x)}
 
 
 class Head(nn.Module):
-    """Logits at every place, `[b, L, D]` to `[b, L, C]`."""
+    """Logits at every place, `[b, L, C]`; a dict of them and the mask where places are padded."""
 
     classes: int
 
     @nn.compact
-    def __call__(self, x):
-        return nn.Dense(self.classes, dtype=x.dtype, name="logits")(x)
+    def __call__(self, state):
+        logits = merged(self, LogitsHead(self.classes, norm=False))(state["x"])
+        return {"logits": logits, "mask": state["mask"]} if "mask" in state else logits
 
 
-def rnn(vocabulary: int, classes: int, *, width: int, depth: int = 1, cell: str = "lstm") -> Model:
-    """Layers of a recurrent network that answers at every place and reads the string once, from its
-    beginning.
-
-    h_t = cell(h_{t-1}, x_t) with h_0 = 0 in each layer; x of the next layer is h; a head of its own
-    reads every layer.
-
-    Args:
-      vocabulary: V, kinds of tokens.
-      classes: C, at every place.
-      width: D.
-      depth: layers N.
-      cell: "elman" (tanh), "gru" or "lstm".
-
-    Returns:
-      A homogeneous `Model`: inputs integers `[B, L]`, L any, outputs logits `[E, B, L, C]` with E =
-      N. Depth is in layers: time is read through to its end in each.
-
-    Raises:
-      ValueError, TypeError: a number below 1, an unknown `cell`; from `embed`, inputs that are no
-        integers `[B, L]`.
-
-    Example:
-      >>> import dynexit as dx
-      >>> model = rnn(5, 3, width=8, depth=2, cell="elman")
-      >>> params = model.init(jax.random.key(0))
-      >>> dx.run_all(model.steps(params), model.embed(params, jnp.zeros((4, 7), jnp.int32)), model.depth).shape
-      (2, 4, 7, 3)
-
-    Source: Elman 1990; Hochreiter and Schmidhuber 1997; Cho et al. 2014 (reset gate behind the
-      matrix, as in cuDNN).
-    """
-    for name, value in dict(
-        vocabulary=vocabulary, classes=classes, width=width, depth=depth
-    ).items():
-        positive_integer(value, name)
-    if cell not in CELLS:
-        raise ValueError(f"`cell` must be one of {', '.join(map(repr, CELLS))}, got {cell!r}")
-    layer, head = Apply(Layer(cell), "block"), Apply(Head(classes), "head")
+def rnn(settings: Rnn, inputs: Any, classes: int) -> Model:
+    """Builds the model of `dx.models.Rnn`; `inputs` are `dx.Tokens`."""
+    refuse_invalid(settings)
+    refuse_unfit(settings, inputs, classes)
+    width, depth, vocabulary = settings.width, settings.depth, inputs.vocabulary
+    layer, head = Apply(Layer(settings.cell), "block"), Apply(Head(classes), "head")
 
     def init(key: Array) -> PyTree:
         keys = jax.random.split(key, 3)
-        x = jnp.zeros((1, 2, width))
+        state = {"x": jnp.zeros((1, 2, width))}
         blocks = {
-            "block": initial_stack(layer.module, keys[1], x, depth),
-            "head": initial_stack(head.module, keys[2], x, depth),
+            "block": initial_stack(layer.module, keys[1], state, depth),
+            "head": initial_stack(head.module, keys[2], state, depth),
         }
         return {"embed": jax.random.normal(keys[0], (vocabulary, width)), "blocks": blocks}
 
-    def embed(params: PyTree, tokens: Any) -> Array:
-        if jnp.ndim(tokens) != 2 or not jnp.issubdtype(jnp.result_type(tokens), jnp.integer):
-            raise ValueError(
-                f"`inputs` must be integers [B, L], got {jnp.result_type(tokens)}{list(jnp.shape(tokens))}"
-            )
-        return params["embed"][tokens]
+    def embed(params: PyTree, inputs: PyTree) -> PyTree:
+        tokens, real, _ = read_tokens(inputs, settings.padding)
+        check_tokens(tokens, "inputs")
+        mask = {} if real is None else {"mask": real}
+        return {"x": params["embed"][tokens], **mask}
 
-    return Model(
-        init,
-        embed,
-        lambda params: stacked_step(layer, head, params["blocks"]),
-        depth,
-        block_names(depth),
-    )
+    steps = lambda params: stacked_step(layer, head, params["blocks"])
+    return Model(init, embed, steps, depth, block_names(depth))

@@ -1,6 +1,4 @@
-"""How pairs of neurons move together: a decaying sum of their products, updated tick by tick
-(continuous thought machines).
-"""
+"""Synchronisation of pairs of neurons: a decaying sum of their products, updated at every tick."""
 
 from typing import Literal
 
@@ -17,11 +15,10 @@ LARGEST_DECAY = 15.0
 
 @jax.custom_vjp
 def decay_in_range(decay: Array) -> Array:
-    """clip(decay, 0, 15); beyond the ends a gradient passes where a descent along it leads back, as
-    if parameters were projected.
+    """clip(decay, 0, 15), with the gradient of a projection onto that interval.
 
-    A plain clip has no gradient beyond its ends: a decay that one update has made negative would
-      stay there.
+    Outside the interval the gradient passes where a descent along it leads back inside. A plain
+    clip has no gradient there, so a decay that one update has made negative would stay negative.
     """
     return jnp.clip(decay, 0.0, LARGEST_DECAY)
 
@@ -39,8 +36,9 @@ decay_in_range.defvjp(_decay_forward, _decay_backward)
 
 
 def decays_in_range(params: PyTree) -> PyTree:
-    """Parameters with the decays of a tick in range: once for all ticks, so that it is their summed
-    slope that is judged.
+    """Parameters with the decays in range, once for all ticks.
+
+    The gradient that `decay_in_range` filters is then the sum over the ticks.
     """
     tick = {
         name: decay_in_range(a) if name.endswith("_decay") else a
@@ -50,9 +48,7 @@ def decays_in_range(params: PyTree) -> PyTree:
 
 
 def accumulated(state: PyTree, name: str, z: Array, pairs: Pairs, decay: Array) -> PyTree:
-    """alpha = r alpha + z_i z_j and beta = r beta + 1 of one kind of pairs, r = exp(-decay);
-    float32 `[b, pairs]`.
-    """
+    """alpha = r alpha + z_i z_j and beta = r beta + 1 with r = exp(-decay); float32 `[b, pairs]`."""
     left, right = (z[:, np.asarray(side)].astype(jnp.float32) for side in pairs)
     r = jnp.exp(-decay.astype(jnp.float32))[None]
     alpha, beta = state[f"{name}_alpha"], state[f"{name}_beta"]
@@ -60,16 +56,14 @@ def accumulated(state: PyTree, name: str, z: Array, pairs: Pairs, decay: Array) 
 
 
 def synchronisation(state: PyTree, name: str) -> Array:
-    """S = alpha / sqrt(beta), float32 `[b, pairs]`; with decay 0 after t ticks sum_t z_i z_j /
-    sqrt(t).
-    """
+    """S = alpha / sqrt(beta), float32 `[b, pairs]`; with decay 0, sum_t z_i z_j / sqrt(t)."""
     return state[f"{name}_alpha"] / jnp.sqrt(state[f"{name}_beta"])
 
 
 def neuron_pairs(
     width: int, action: int, out: int, pairing: Pairing, self_pairs: int, seed: int
 ) -> tuple[Pairs, Pairs]:
-    """Which neurons (i, j) are compared, for the query and for the answer; fixed by the arguments.
+    """The pairs (i, j) of neurons for the query and for the answer; fixed by the arguments.
 
     Example:
       >>> neuron_pairs(5, 2, 2, "first_last", 0, seed=0)

@@ -1,0 +1,154 @@
+"""Attention with several heads; queries, keys and values are on axes of their own."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dynexit.core.types import Array
+from dynexit.layers.dense import Dense
+from dynexit.layers.linen import merged
+from dynexit.layers.norms import wide
+from dynexit.layers.rotary import rotary
+
+
+def attend(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
+    """softmax(q k^T / sqrt(d)) v for each head; the softmax is computed in float32 or better.
+
+    Args:
+      q: `[b, Q, heads, d]`.
+      k, v: `[b, K, heads, d]`.
+      mask: bool `[Q, K]` or `[b, Q, K]` (Q may be 1), True where a query attends to a key; None
+        for everywhere. A query without any key gets the mean of all values and no NaN.
+
+    Returns:
+      `[b, Q, heads, d]`, in the type of v.
+
+    Example:
+      >>> q, v = jnp.zeros((1, 2, 1, 1)), jnp.array([1.0, 3.0]).reshape(1, 2, 1, 1)
+      >>> attend(q, q, v, causal_mask(2)).ravel().tolist()
+      [1.0, 2.0]
+
+    Source: Vaswani et al. 2017, arXiv 1706.03762.
+    """
+    scores = wide(jnp.einsum("bqhd,bkhd->bhqk", q, k)) * q.shape[-1] ** -0.5
+    if mask is not None:
+        mask = mask[None] if mask.ndim == 2 else mask
+        scores = jnp.where(mask[:, None], scores, jnp.finfo(scores.dtype).min)
+    return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores).astype(v.dtype), v)
+
+
+def causal_mask(length: int) -> Array:
+    """Bool `[L, L]`: every place attends to itself and to those before it.
+
+    Example:
+      >>> causal_mask(2).tolist()
+      [[True, False], [True, True]]
+    """
+    return jnp.tril(jnp.ones((length, length), bool))
+
+
+def attention_mask(real: Array | None, length: int, causal: bool = False) -> Array | None:
+    """The mask of `attend` for sequences with padding.
+
+    Args:
+      real: bool `[b, L]`, False at padded places, which no place attends to; None for no padding.
+      length: L.
+      causal: whether places attend to earlier ones and themselves alone.
+
+    Returns:
+      Bool `[1 or b, 1 or L, L]`, or None where every place attends to every place.
+
+    Example:
+      >>> attention_mask(jnp.array([[True, True, False]]), 3).tolist()
+      [[[True, True, False]]]
+    """
+    if real is None:
+        return causal_mask(length)[None] if causal else None
+    return real[:, None] & causal_mask(length)[None] if causal else real[:, None]
+
+
+class Heads(nn.Module):
+    """Queries, keys and values of x `[b, L, D]`: three arrays `[b, L, heads, D / heads]`.
+
+    Attributes:
+      heads: attention heads; must divide D.
+      fused: one kernel "qkv" `[D, 3, heads, d]`; else "query", "key" and "value" `[D, heads, d]`.
+      bias: which of them have a bias; "query_key" goes with separate kernels.
+      rotary_base: base of rotary positions on queries and keys; None for none.
+      kernel_init: initialiser of the kernels.
+
+    Example:
+      >>> q, k, v = Heads(2).init_with_output(jax.random.key(0), jnp.ones((1, 3, 8)))[0]
+      >>> q.shape
+      (1, 3, 2, 4)
+    """
+
+    heads: int
+    fused: bool = True
+    bias: Literal["all", "query_key", "none"] = "all"
+    rotary_base: float | None = None
+    kernel_init: Callable[..., Any] = nn.initializers.lecun_normal()
+
+    @nn.compact
+    def __call__(self, x, positions=None):
+        size = self.heads, x.shape[-1] // self.heads
+        draw = self.kernel_init
+        if self.fused:
+            qkv = Dense((3, *size), bias=self.bias == "all", kernel_init=draw, name="qkv")(x)
+            q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+        else:
+            first, last = self.bias != "none", self.bias == "all"
+            q, k, v = (
+                Dense(size, bias=bias, kernel_init=draw, name=name)(x)
+                for name, bias in (("query", first), ("key", first), ("value", last))
+            )
+        if self.rotary_base is not None:
+            positions = jnp.arange(x.shape[1])[None] if positions is None else positions
+            q, k = (rotary(a, positions, self.rotary_base) for a in (q, k))
+        return q, k, v
+
+
+class SelfAttention(nn.Module):
+    """Attention of the places of x `[b, L, D]` to each other, and an output projection.
+
+    Parameters: those of `Heads`, and "out" with the kernel `[heads, d, D]`.
+
+    Attributes:
+      heads, fused, bias, rotary_base, kernel_init: as in `Heads`; the output projection has a
+        bias with "all".
+      causal: whether places attend to earlier ones and themselves alone.
+
+    Example:
+      >>> attention = SelfAttention(2, causal=True)
+      >>> x = jnp.ones((1, 3, 8))
+      >>> params = attention.init(jax.random.key(0), x)
+      >>> attention.apply(params, x, jnp.array([[True, True, False]])).shape
+      (1, 3, 8)
+
+    Source: Vaswani et al. 2017, arXiv 1706.03762.
+    """
+
+    heads: int
+    fused: bool = True
+    bias: Literal["all", "query_key", "none"] = "all"
+    rotary_base: float | None = None
+    causal: bool = False
+    kernel_init: Callable[..., Any] = nn.initializers.lecun_normal()
+
+    @nn.compact
+    def __call__(self, x, real=None):
+        """`real`, bool `[b, L]`, is False at padded places, which no place attends to."""
+        heads = Heads(self.heads, self.fused, self.bias, self.rotary_base, self.kernel_init)
+        q, k, v = merged(self, heads)(x)
+        mixed = attend(q, k, v, attention_mask(real, x.shape[1], self.causal))
+        out = Dense(
+            x.shape[-1],
+            axes=2,
+            bias=self.bias == "all",
+            kernel_init=self.kernel_init,
+            name="out",
+        )
+        return out(mixed)
