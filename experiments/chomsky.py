@@ -167,26 +167,28 @@ def build(settings: Settings):
 
 def network(settings: Settings, vocabulary: int, classes: int) -> tuple:
     """The network of its kind and the method that trains it."""
-    m, method, zoo = settings.model, settings.method, dx.models
+    m, method = settings.model, settings.method
     mean = method.most / 4
     attention = dict(width=m.width, heads=4)
     if m.kind == "transformer":  # a decoder of four blocks, each run once
-        return zoo.recurrent_depth(
-            vocabulary, **attention, steps=1, core=2, mean_steps=1
+        return dx.models.RecurrentDepth(**attention, steps=1, core=2, mean_steps=1).build(
+            dx.Tokens(vocabulary), vocabulary
         ), dx.methods.fixed_depth()
     if m.kind == "universal":
-        universal = zoo.universal_transformer(
-            vocabulary, classes, **attention, steps=m.steps // 8, halt_bias=-1.0
-        )
+        universal = dx.models.UniversalTransformer(
+            **attention, steps=m.steps // 8, halt_bias=-1.0
+        ).build(dx.Tokens(vocabulary), classes)
         return universal, dx.methods.act(method.tau)
     if m.kind == "thinking":
-        thinking = zoo.deep_thinking(
-            1, vocabulary, classes, width=m.width // 2, steps=m.steps, every=4
+        thinking = dx.models.DeepThinking(width=m.width // 2, steps=m.steps, every=4).build(
+            (8, vocabulary), classes
         )
         return thinking, dx.methods.deep_thinking(method.most, settled=1)
     if m.kind == "recurrent":
-        recurrent = zoo.recurrent_depth(
-            vocabulary, **attention, steps=m.steps // 4, mean_steps=round(mean) + 1
-        )
+        recurrent = dx.models.RecurrentDepth(
+            **attention, steps=m.steps // 4, mean_steps=round(mean) + 1
+        ).build(dx.Tokens(vocabulary), vocabulary)
         return recurrent, dx.methods.recurrent_depth(mean, truncate=4)
-    return zoo.rnn(vocabulary, classes, width=m.width, cell=m.kind), dx.methods.fixed_depth()
+    return dx.models.Rnn(width=m.width, cell=m.kind).build(
+        dx.Tokens(vocabulary), classes
+    ), dx.methods.fixed_depth()

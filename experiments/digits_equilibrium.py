@@ -88,8 +88,8 @@ def build(settings: Settings):
     train, calibration, test = dx.data.digits()
     mixing = dx.solvers.anderson(m.anderson) if m.anderson else None
     return dx.Experiment(
-        model=dx.models.equilibrium(
-            (8, 8, 1), 10, patch=m.patch, width=m.width, steps=m.steps, mixing=mixing
+        model=dx.models.Equilibrium(patch=m.patch, width=m.width, steps=m.steps).build(
+            (8, 8, 1), 10, mixing=mixing
         ),
         method=dx.methods.equilibrium(
             method.tolerance, unrolled=method.unrolled, jacobian=method.jacobian, mixing=mixing

@@ -81,8 +81,8 @@ def build(settings: Settings):
     train, calibration, test = dx.data.digits()
     solver = dx.solvers.Solver(rtol=m.tolerance, atol=m.tolerance / 1000)
     return dx.Experiment(
-        model=dx.models.neural_ode(
-            (8, 8, 1), 10, width=m.width, hidden=m.hidden, steps=m.steps, solver=solver
+        model=dx.models.NeuralOde(width=m.width, hidden=m.hidden, steps=m.steps).build(
+            (8, 8, 1), 10, solver=solver
         ),
         method=dx.methods.neural_ode(settings.method.early),
         train=train,

@@ -70,9 +70,9 @@ def build(settings: Settings):
     train, calibration, test = dx.data.digits()
     scaled = functools.partial(to_float, maximum=16.0, mean=0.305, std=0.376)
     return dx.Experiment(
-        model=dx.models.para_gru(
-            64, 1, 10, width=m.width, depth=m.depth, most=m.corrections, tolerance=m.tolerance
-        ),
+        model=dx.models.ParaGru(
+            width=m.width, depth=m.depth, corrections=m.corrections, tolerance=m.tolerance
+        ).build((64, 1), 10),
         method=dx.methods.confidence_exits(),
         train=train,
         calibration=calibration,

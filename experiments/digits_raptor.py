@@ -83,7 +83,7 @@ def build(settings: Settings):
     )
     counts = dx.evaluation.phases(dx.evaluation.similarity(states), settings.model.phases).counts
     return taught._replace(
-        model=dx.models.block_recurrent((8, 8, 1), 10, counts, **sizes, teacher=params),
+        model=dx.models.BlockRecurrent(counts=counts, **sizes).build((8, 8, 1), 10, teacher=params),
         method=dx.methods.raptor(
             taught.model, params, counts, settings.method.forcing, labels=settings.method.labels
         ),

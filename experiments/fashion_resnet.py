@@ -91,9 +91,7 @@ def build(settings: Settings):
     m = settings.model
     train, calibration, test = (first(source, settings.data.limit) for source in fashion_mnist())
     return dx.Experiment(
-        model=dx.models.resnet(
-            (28, 28, 1), 10, stages=tuple(zip(m.channels, m.blocks, strict=True))
-        ),
+        model=dx.models.Resnet(m.channels, m.blocks).build((28, 28, 1), 10),
         method=dx.methods.confidence_exits(weights=dx.objectives.weights.linear(sum(m.blocks))),
         train=train,
         calibration=calibration,

@@ -142,7 +142,7 @@ def build(settings: Settings):
         width=m.width, steps=m.steps, recall=m.recall, blocks=m.blocks, every=m.every, walls=m.walls
     )
     return dx.Experiment(
-        model=dx.models.deep_thinking(2, 3, 2, **sizes),
+        model=dx.models.DeepThinking(**sizes).build((8, 8, 3), 2),
         method=dx.methods.deep_thinking(**dataclasses.asdict(method)),
         train=train,
         calibration=calibration,

@@ -134,8 +134,8 @@ def build(settings: Settings):
         settings.data.length, nonzeros, test_nonzeros, settings.data.examples
     )
     m = settings.model
-    cell = dx.models.gru_ponder(
-        settings.data.length, 2, width=m.width, steps=m.steps, halt_bias=m.halt_bias
+    cell = dx.models.Gru(width=m.width, steps=m.steps, halt_bias=m.halt_bias).build(
+        (settings.data.length,), 2
     )
     return dx.Experiment(
         model=dx.transforms.averaged(cell, m.epsilon, m.update),

@@ -110,7 +110,9 @@ def build(settings: Settings):
     train, calibration, test = prefix_sums(data.length, examples=data.examples)
     return dx.Experiment(
         model=dx.transforms.best_so_far(
-            dx.models.ctm(data.length, 1, 2, answers=data.length, **dataclasses.asdict(model))
+            dx.models.Ctm(answers=data.length, **dataclasses.asdict(model)).build(
+                (data.length, 1), 2
+            )
         ),
         method=dx.methods.ctm(),
         train=train,

@@ -144,8 +144,8 @@ def build(settings: Settings):
     halting = dict(halt_reads=m.halt_reads, halt_layers=m.halt_layers, halt_detach=m.halt_detach)
     ponder = dx.methods.pondernet(prior_rate=method.prior_rate, beta=method.beta)
     return dx.Experiment(
-        model=dx.models.gru_ponder(
-            settings.data.length, 2, width=m.width, steps=m.steps, **halting
+        model=dx.models.Gru(width=m.width, steps=m.steps, **halting).build(
+            (settings.data.length,), 2
         ),
         method=dx.methods.fixed_depth() if method.fixed_depth else ponder,
         train=train,

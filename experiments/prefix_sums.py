@@ -145,16 +145,13 @@ def build(settings: Settings):
     else:
         trained = dx.methods.recurrent_depth(method.mean, method.truncate, noise=0.0, score=exact)
     return dx.Experiment(
-        model=dx.models.deep_thinking(
-            1,
-            1,
-            2,
+        model=dx.models.DeepThinking(
             width=model.width,
             steps=model.steps,
             recall=model.recall,
             blocks=model.blocks,
             every=model.every,
-        ),
+        ).build((8, 1), 2),
         method=trained,
         train=train,
         calibration=calibration,

@@ -117,8 +117,7 @@ def build(settings: Settings):
     model, method = settings.model, settings.method
     train, calibration, test = python_source(settings.data.length, settings.data.examples)
     return dx.Experiment(
-        model=dx.models.recurrent_depth(
-            VOCABULARY,
+        model=dx.models.RecurrentDepth(
             width=model.width,
             heads=model.heads,
             steps=model.steps,
@@ -126,7 +125,7 @@ def build(settings: Settings):
             core=model.core,
             coda=model.coda,
             mean_steps=round(method.mean) + 1,
-        ),
+        ).build(dx.Tokens(VOCABULARY), VOCABULARY),
         method=dx.methods.recurrent_depth(method.mean, method.truncate, rule=method.rule),
         train=train,
         calibration=calibration,

@@ -137,7 +137,9 @@ def build(settings: Settings):
         }
 
     return dx.Experiment(
-        model=dx.models.universal_transformer(BLANK + 1, 10, **dataclasses.asdict(m)),
+        model=dx.models.UniversalTransformer(**dataclasses.asdict(m)).build(
+            dx.Tokens(BLANK + 1), 10
+        ),
         method=dx.methods.act(settings.method.tau),
         train=train,
         calibration=calibration,

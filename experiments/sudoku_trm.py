@@ -126,16 +126,13 @@ def build(settings: Settings):
     model, data, method = settings.model, settings.data, settings.method
     train, calibration, test = sudoku(2, (data.fewest, data.most), examples=data.examples)
     return dx.Experiment(
-        model=dx.models.recursive(
-            16,
-            5,
-            4,
+        model=dx.models.Recursive(
             width=model.width,
             segments=model.segments,
             inner=model.inner,
             cycles=model.cycles,
             layers=model.layers,
-        ),
+        ).build(dx.Tokens(5, 16), 4),
         method=dx.methods.segments(
             method.segments,
             explore=method.explore,

@@ -117,7 +117,7 @@ def decode(
 
     Example:
       >>> import dynexit as dx
-      >>> model = dx.models.recurrent_depth(50, width=16, heads=2, steps=8)
+      >>> model = dx.models.RecurrentDepth(width=16, heads=2, steps=8).build(dx.Tokens(50), 50)
       >>> params = model.init(jax.random.key(0))
       >>> prompts = jnp.array([[3, 1, 4], [1, 5, 0]])
       >>> decoded = decode(model, params, prompts, 6, dx.criteria.residual_below(0.1))
@@ -133,7 +133,7 @@ def decode(
     network = model.decoder
     if not isinstance(network, Network):
         raise TypeError(
-            "`model.decoder` must be that of dx.models.recurrent_depth, "
+            "`model.decoder` must be that of dx.models.RecurrentDepth, "
             f"got {type(network).__name__}"
         )
     steps, count = one_depth(model), positive_integer(count, "count")

@@ -30,9 +30,8 @@ def features(model: Model, params: PyTree, inputs: Array) -> dict[str, PyTree]:
       block that it has been through; under `jax.jit` what is not used is not computed.
 
     Example:
-      >>> from dynexit.models import mlp
-      >>> import jax.numpy as jnp
-      >>> model = mlp((4,), 2, width=8, depth=2)
+      >>> import dynexit as dx, jax.numpy as jnp
+      >>> model = dx.models.Mlp(width=8, depth=2).build((4,), 2)
       >>> list(features(model, model.init(jax.random.key(0)), jnp.ones((3, 4))))
       ['block00', 'block01']
     """

@@ -194,7 +194,7 @@ def _parts(output: PyTree) -> tuple[Any, PyTree]:
     Raises:
       ValueError: one of them is missing, or their axes do not match.
     """
-    if not isinstance(output, dict) or HALTING not in output or len(output) < 2:
+    if not isinstance(output, dict) or HALTING not in output or not set(output) - {HALTING, MASK}:
         keys = f"keys {sorted(output)}" if isinstance(output, dict) else type(output).__name__
         raise ValueError(
             f"`step` must return a dict with {HALTING!r} and the entries to average, got {keys}"

@@ -8,7 +8,6 @@ import pytest
 import dynexit as dx
 from dynexit.core.labels import IGNORED, share
 from dynexit.data.tasks.chomsky import TASKS, chomsky
-from dynexit.models.recurrent.rnn import rnn
 
 COUNTS = {"R": 4, "DCF": 4, "CS": 7}
 
@@ -59,7 +58,7 @@ def test_untrained_networks_score_about_the_chance(name):
         for leaf, a in chomsky(task).train.examples().items()
     }
     assert (rows["labels"] != IGNORED).sum() >= 2000
-    model = rnn(task.vocabulary + 2, task.classes, width=16)
+    model = dx.models.Rnn(width=16).build(dx.Tokens(task.vocabulary + 2), task.classes)
 
     @jax.jit
     @jax.vmap

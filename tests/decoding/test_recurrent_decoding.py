@@ -10,11 +10,9 @@ import pytest
 
 import dynexit as dx
 from dynexit.decoding.recurrent import _chosen, _decode, decode
-from dynexit.models.recurrent.deep_thinking import deep_thinking
-from dynexit.models.recurrent.recurrent_depth import recurrent_depth
 
 V, D, HEADS, STEPS = 11, 8, 2, 4
-MODEL = recurrent_depth(V, width=D, heads=HEADS, steps=STEPS, core=2)
+MODEL = dx.models.RecurrentDepth(width=D, heads=HEADS, steps=STEPS, core=2).build(dx.Tokens(V), V)
 PARAMS = MODEL.init(jax.random.key(0))
 PARAMS = jax.tree.map(
     lambda a: a + 0.1 * jax.random.normal(jax.random.key(a.size), a.shape), PARAMS
@@ -43,11 +41,12 @@ def block(p, x, t, before):
     """One block on token t, given `before(s)`, the (k, v) of token s < t; also returns its own."""
     h = rms(x, p["norm1"])
     heads = lambda a: a.reshape(HEADS, -1)
+    project = lambda name: h @ p[name]["kernel"].reshape(D, D)
     q, k = (
-        np.stack([rotated(a, t) for a in heads(h @ p[n]["kernel"] + p[n]["bias"])])
+        np.stack([rotated(a, t) for a in heads(project(n) + p[n]["bias"].ravel())])
         for n in ("query", "key")
     )
-    own = k, heads(h @ p["value"]["kernel"])
+    own = k, heads(project("value"))
     pairs = [before(s) for s in range(t)] + [own]
     mixed = []
     for head in range(HEADS):
@@ -56,7 +55,7 @@ def block(p, x, t, before):
         mixed.append(
             sum(w * pair[1][head] for w, pair in zip(weights / weights.sum(), pairs, strict=True))
         )
-    x = rms(x + np.concatenate(mixed) @ p["out"]["kernel"], p["norm2"])
+    x = rms(x + np.concatenate(mixed) @ p["out"]["kernel"].reshape(D, D), p["norm2"])
     h = rms(x, p["norm3"])
     gate = h @ p["gate"]["kernel"]
     return rms(
@@ -191,7 +190,11 @@ def test_the_stop_token_ends_a_row_and_not_the_others():
 
 def test_no_iteration_copies_the_cache():
     """With one block per part no write depends on a read; XLA would copy what it overwrites."""
-    model, rows, room = recurrent_depth(V, width=D, heads=HEADS, steps=STEPS), 6, 12
+    model, rows, room = (
+        dx.models.RecurrentDepth(width=D, heads=HEADS, steps=STEPS).build(dx.Tokens(V), V),
+        6,
+        12,
+    )
     params, prompts = (
         jax.eval_shape(model.init, jax.random.key(0)),
         jax.ShapeDtypeStruct((rows, room - 2), jnp.int32),
@@ -204,7 +207,9 @@ def test_no_iteration_copies_the_cache():
 
 
 def test_new_thresholds_and_equal_models_do_not_recompile():
-    again = recurrent_depth(V, width=D, heads=HEADS, steps=STEPS, core=2)
+    again = dx.models.RecurrentDepth(width=D, heads=HEADS, steps=STEPS, core=2).build(
+        dx.Tokens(V), V
+    )
     size = _decode._cache_size()
     found = decode(MODEL, PARAMS, PROMPTS, 4, dx.criteria.residual_below(0.25))
     first = _decode._cache_size()
@@ -243,7 +248,11 @@ KEYS = jax.random.split(jax.random.key(0), 3)
 @pytest.mark.parametrize(
     "changes, error, argument",
     [
-        ({"model": deep_thinking(1, 1, 2, width=8, steps=3)}, TypeError, "model.decoder"),
+        (
+            {"model": dx.models.DeepThinking(width=8, steps=3).build((8, 1), 2)},
+            TypeError,
+            "model.decoder",
+        ),
         ({"model": MODEL._replace(decoder=None)}, TypeError, "model.decoder"),
         ({"prompts": PROMPTS[0]}, ValueError, "prompts"),
         ({"prompts": PROMPTS.at[0, 0].set(V)}, ValueError, "prompts"),

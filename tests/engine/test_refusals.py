@@ -168,7 +168,7 @@ def test_a_model_is_no_step():
     with pytest.raises(
         TypeError, match=r"`step` must be a dx.Step, got a dx.Model: hand in `model.steps"
     ):
-        dx.run_all(dx.models.mlp((4,), 2, width=8, depth=2), jnp.ones((3, 4)), 2)
+        dx.run_all(dx.models.Mlp(width=8, depth=2).build((4,), 2), jnp.ones((3, 4)), 2)
 
 
 def test_replay_refuses_nothing_to_replay():

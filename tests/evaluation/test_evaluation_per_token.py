@@ -34,7 +34,7 @@ def sums(split, length, seed):
 
 @pytest.fixture(scope="module")
 def measured():
-    model = dx.models.deep_thinking(1, 1, 2, width=4, steps=STEPS, blocks=1)
+    model = dx.models.DeepThinking(width=4, steps=STEPS, blocks=1).build((8, 1), 2)
     method = dx.methods.deep_thinking(3, settled=1)._replace(score=share)
     splits = sums("train", 5, 0), sums("calibration", 5, 1), sums("test", 9, 2)
     experiment = dx.Experiment(model, method, *splits, None, None, ("even", "odd"))

@@ -112,9 +112,9 @@ def test_full_depth_is_never_passed():
 
 
 def test_a_network_that_leaves_is_the_one_that_was_run_whole():
-    model = dx.models.ctm(
-        4, 1, 2, width=12, ticks=5, answers=4, memory=3, features=8, action=6, out=6
-    )
+    model = dx.models.Ctm(
+        width=12, ticks=5, answers=4, memory=3, features=8, action=6, out=6
+    ).build((4, 1), 2)
     params = jax.tree.map(lambda a: 3 * a, model.init(jax.random.key(0)))
     step, state = (
         model.steps(params),

@@ -40,7 +40,7 @@ def test_rows_leave_at_the_time_asked_for():
 def test_arrival_is_as_good_as_all_steps():
     """A row that has arrived holds still: what it says there is what the last exit says."""
     pytest.importorskip("diffrax")
-    model = dx.models.neural_ode((4,), 3, width=6, hidden=8, steps=10)
+    model = dx.models.NeuralOde(width=6, hidden=8, steps=10).build((4,), 3)
     params = jax.tree.map(lambda a: 2 * a, model.init(jax.random.key(0)))
     step, state = (
         model.steps(params),

@@ -10,13 +10,12 @@ import pytest
 import dynexit as dx
 from dynexit.calibration.curve import Predictions, curve
 from dynexit.methods.recurrent.equilibrium import equilibrium, one_step, steepness
-from dynexit.models.implicit.equilibrium import equilibrium as cell
 from dynexit.objectives.multi_exit import multi_exit_cross_entropy
 from dynexit.solvers.anderson import anderson
 from dynexit.solvers.fixed_point import begin_fixed_point, fixed_point_step
 
 B, N = 5, 60
-MODEL = cell((4, 4, 1), 3, patch=2, width=6, steps=N)
+MODEL = dx.models.Equilibrium(patch=2, width=6, steps=N).build((4, 4, 1), 3)
 PARAMS = MODEL.init(jax.random.key(0))
 INPUTS = jnp.linspace(0.3, 3.0, B)[:, None, None, None] * jax.random.normal(
     jax.random.key(1), (B, 4, 4, 1)
@@ -63,7 +62,7 @@ WHOLE = jax.jit(jax.value_and_grad(lambda p: unrolled_loss(p, 45, 45)))(PARAMS)
 
 @pytest.mark.parametrize("mixing", [None, anderson(4)], ids=["plain", "anderson"])
 def test_the_implicit_gradient_is_that_of_the_whole_run(mixing):
-    model = cell((4, 4, 1), 3, patch=2, width=6, steps=N, mixing=mixing)
+    model = dx.models.Equilibrium(patch=2, width=6, steps=N).build((4, 4, 1), 3, mixing=mixing)
     loss, found = jax.jit(jax.value_and_grad(loss_of(equilibrium(1e-5, mixing=mixing), model)))(
         PARAMS
     )
@@ -125,7 +124,7 @@ def test_metrics_are_those_of_a_loop():
     for name, value in oracle.items():
         np.testing.assert_allclose(metrics[name], value, rtol=1e-2, err_msg=name)
         assert metrics[name].dtype == jnp.float32 and metrics[name].shape == ()
-    short = cell((4, 4, 1), 3, patch=2, width=6, steps=2)
+    short = dx.models.Equilibrium(patch=2, width=6, steps=2).build((4, 4, 1), 3)
     _, metrics = evaluated(equilibrium(tolerance), short)
     assert metrics["converged"] == 0 and metrics["steps"] == 2
 
@@ -185,6 +184,6 @@ def test_refusals(arguments, text):
 
 
 def test_stages_are_refused():
-    model = dx.models.resnet((8, 8, 1), 3, stages=((4, 1), (8, 1)))
+    model = dx.models.Resnet(channels=(4, 8), blocks=(1, 1)).build((8, 8, 1), 3)
     with pytest.raises(ValueError, match="`model` must be one weight-tied step, got 2 stages"):
         equilibrium().loss(model, None, None, LABELS, KEY, PROGRESS)

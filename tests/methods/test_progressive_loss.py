@@ -10,9 +10,8 @@ import pytest
 import dynexit as dx
 from dynexit.engine.steps import rematerialised
 from dynexit.methods.recurrent.deep_thinking import deep_thinking, progress_drawn
-from dynexit.models.recurrent.deep_thinking import deep_thinking as network
 
-MODEL = network(1, 1, 2, width=6, steps=9, blocks=1)
+MODEL = dx.models.DeepThinking(width=6, steps=9, blocks=1).build((8, 1), 2)
 PARAMS = MODEL.init(jax.random.key(0))
 X = jax.random.normal(jax.random.key(1), (4, 7, 1))
 LABELS = jnp.where(
@@ -60,7 +59,7 @@ def test_loss_and_gradient_are_the_loop(alpha, key):
 
 
 def test_exits_several_iterations_apart_are_the_same_network_read_less_often():
-    seldom = network(1, 1, 2, width=6, steps=9, blocks=1, every=3)
+    seldom = dx.models.DeepThinking(width=6, steps=9, blocks=1, every=3).build((8, 1), 2)
     outputs, less = (dx.run_all(m.steps(PARAMS), m.embed(PARAMS, X), 9) for m in (MODEL, seldom))
     np.testing.assert_allclose(less, outputs[2::3], atol=1e-5)
     halted = dx.run_until(
@@ -80,7 +79,7 @@ def test_exits_several_iterations_apart_are_the_same_network_read_less_often():
             dx.stacked_step(lambda p, h: h, lambda p, h: h, jnp.ones(4), blocks=2)
         )
     with pytest.raises(ValueError, match="`every` must divide the 9 iterations"):
-        network(1, 1, 2, width=6, steps=9, every=2)
+        dx.models.DeepThinking(width=6, steps=9, every=2).build((8, 1), 2)
 
 
 def test_the_law_of_the_steps():
@@ -122,7 +121,7 @@ def test_refusals(call, words):
 
 
 def test_blocks_computed_anew_in_the_backward_pass_change_nothing_where_exits_lie_apart():
-    model = network(1, 1, 2, width=6, steps=9, blocks=1, every=3)
+    model = dx.models.DeepThinking(width=6, steps=9, blocks=1, every=3).build((8, 1), 2)
     again = model._replace(steps=lambda params: rematerialised(model.steps(params)))
     run = lambda model, p: (
         deep_thinking(6).loss(model, p, X, LABELS, jax.random.key(1), jnp.float32(0.0))[0].mean()

@@ -16,7 +16,7 @@ from dynexit.methods.recurrent.raptor import (
     rollout,
     teacher_forcing_weight,
 )
-from dynexit.models.distilled.block_recurrent import DepthScale, block_recurrent
+from dynexit.models.distilled.block_recurrent import DepthScale
 from dynexit.models.features import features
 from dynexit.models.vision.settings import Vit
 
@@ -25,7 +25,7 @@ TEACHER = Vit(depth=5, **SIZES).build(IMAGE, 3)
 TAUGHT = TEACHER.init(jax.random.key(0))
 COUNTS = (3, 2)
 FIRST = np.array([True, False, False, True, False])
-STUDENT = block_recurrent(IMAGE, 3, COUNTS, teacher=TAUGHT, **SIZES)
+STUDENT = dx.models.BlockRecurrent(counts=COUNTS, **SIZES).build(IMAGE, 3, teacher=TAUGHT)
 PARAMS = STUDENT.init(jax.random.key(1))
 INPUTS = jax.random.normal(jax.random.key(2), (B, *IMAGE))
 LABELS = jnp.array([0, 1, 2, 0], jnp.int32)
@@ -178,7 +178,7 @@ def distilled(counts, steps=600, last=1.0):
     """
     teacher, taught = recurrent_teacher()
     method = raptor(teacher, taught, counts)
-    student = block_recurrent(IMAGE, 3, counts, teacher=taught, **SIZES)
+    student = dx.models.BlockRecurrent(counts=counts, **SIZES).build(IMAGE, 3, teacher=taught)
     optimizer = optax.adam(optax.cosine_decay_schedule(1e-2, steps))
 
     def update(carry, k):
@@ -225,7 +225,7 @@ def test_a_block_recurrent_teacher_is_found_out_and_copied():
     inputs = jax.random.normal(jax.random.key(7), (32, *IMAGE))
     found = phases(similarity(features(teacher, taught, inputs)), 2)
     assert found.cuts == (0, 3, 6)
-    student = block_recurrent(IMAGE, 3, found.counts, teacher=taught, **SIZES)
+    student = dx.models.BlockRecurrent(counts=found.counts, **SIZES).build(IMAGE, 3, teacher=taught)
     params, same = (
         student.init(jax.random.key(1)),
         jax.tree.map(lambda a: a[::3], taught["blocks"]["block"]),
@@ -276,11 +276,11 @@ def test_refusals(arguments, text):
 )
 def test_refusals_of_the_student(counts, text):
     with pytest.raises(ValueError, match=text):
-        block_recurrent(IMAGE, 3, counts, teacher=TAUGHT, **SIZES)
+        dx.models.BlockRecurrent(counts=counts, **SIZES).build(IMAGE, 3, teacher=TAUGHT)
 
 
 def test_a_student_of_another_depth_is_refused_and_none_runs_beyond_its_layers():
-    short = block_recurrent(IMAGE, 3, (2, 2), **SIZES)
+    short = dx.models.BlockRecurrent(counts=(2, 2), **SIZES).build(IMAGE, 3)
     params = short.init(jax.random.key(0))
     with pytest.raises(
         ValueError, match="`model` must have the 5 layers that `counts` sums to, got a depth of 4"

@@ -8,9 +8,8 @@ import pytest
 
 import dynexit as dx
 from dynexit.methods.recurrent.recurrent_depth import first_state, recurrent_depth, sampled_steps
-from dynexit.models.recurrent.recurrent_depth import recurrent_depth as decoder
 
-MODEL = decoder(7, width=8, heads=2, steps=24)
+MODEL = dx.models.RecurrentDepth(width=8, heads=2, steps=24).build(dx.Tokens(7), 7)
 PARAMS = MODEL.init(jax.random.key(0))
 TOKENS = jax.random.randint(jax.random.key(1), (3, 6), 0, 7)
 LABELS = jax.random.randint(jax.random.key(2), (3, 6), 0, 7)
@@ -105,7 +104,7 @@ def test_two_first_states_come_to_one_answer():
     after all (prefix parity).
     """
     model, method, optimizer = (
-        decoder(2, width=8, heads=2, steps=24),
+        dx.models.RecurrentDepth(width=8, heads=2, steps=24).build(dx.Tokens(2), 2),
         recurrent_depth(4.0, truncate=2),
         optax.adam(3e-3),
     )

@@ -15,7 +15,9 @@ from dynexit.training.step import make_train_step
 
 S, B, L, V, C, W = 4, 16, 3, 5, 4, 0.7
 PROGRESS = jnp.float32(0.0)
-MODEL = dx.models.recursive(L, V, C, width=8, segments=S, inner=1, cycles=2, layers=1)
+MODEL = dx.models.Recursive(width=8, segments=S, inner=1, cycles=2, layers=1).build(
+    dx.Tokens(V, L), C
+)
 METHOD = segments(S, explore=0.5, halting_weight=W, refill=True)
 
 
@@ -129,7 +131,9 @@ def test_a_train_step_carries_the_slots(precision):
     from dynexit.data.tasks.sudoku import sudoku
 
     train, calibration, test = sudoku(2, (4, 6), examples=8)
-    model = dx.models.recursive(16, 5, 4, width=16, segments=S, inner=1, cycles=1, layers=1)
+    model = dx.models.Recursive(width=16, segments=S, inner=1, cycles=1, layers=1).build(
+        dx.Tokens(5, 16), 4
+    )
     experiment = dx.Experiment(
         model, METHOD, train, calibration, test, None, None, ("1", "2", "3", "4")
     )
@@ -152,10 +156,12 @@ def test_a_train_step_carries_the_slots(precision):
 
 
 def test_models_that_cannot_fill_slots_are_refused():
-    short = dx.models.recursive(L, V, C, width=8, segments=2, inner=1, cycles=2, layers=1)
+    short = dx.models.Recursive(width=8, segments=2, inner=1, cycles=2, layers=1).build(
+        dx.Tokens(V, L), C
+    )
     with pytest.raises(ValueError, match="`model` has 2 segments, fewer than the 4 of training"):
         METHOD.carried.begin(short, PARAMS, *batch(0))
-    stacked = dx.models.mlp((4,), C, width=8, depth=S)
+    stacked = dx.models.Mlp(width=8, depth=S).build((4,), C)
     with pytest.raises(ValueError, match="`model` must be weight-tied"):
         METHOD.carried.begin(
             stacked, stacked.init(jax.random.key(0)), jnp.ones((B, 4)), jnp.zeros(B, jnp.int32)

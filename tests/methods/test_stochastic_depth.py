@@ -18,7 +18,7 @@ from dynexit.models.features import features
 from dynexit.transforms.stochastic_depth import dropped_blocks, survival
 
 B, N, C = 16, 6, 3
-MODEL = dx.models.mlp((4,), C, width=8, depth=N)
+MODEL = dx.models.Mlp(width=8, depth=N).build((4,), C)
 PARAMS = MODEL.init(jax.random.key(0))
 X = jax.random.normal(jax.random.key(1), (B, 4))
 LABELS = jax.random.randint(jax.random.key(2), (B,), 0, C)
@@ -44,7 +44,7 @@ def test_the_loss_is_the_method_s_on_the_blocks_that_were_kept(by, inner):
 
 
 def test_blocks_that_change_the_shape_are_always_kept_and_counted_as_such():
-    model = dx.models.resnet((6, 6, 1), 2, stages=((8, 1), (8, 1), (16, 2)))
+    model = dx.models.Resnet(channels=(8, 8, 16), blocks=(1, 1, 2)).build((6, 6, 1), 2)
     params, x = model.init(jax.random.key(0)), jnp.ones((4, 6, 6, 1))
     always = changing(model.steps(params), model.depth, jax.eval_shape(model.embed, params, x))
     states = [model.embed(params, x), *features(model, params, x).values()]
@@ -73,7 +73,7 @@ def test_stages_are_walked_through():
     """Blocks that change the shape are kept whatever is drawn, and the rest counts on through the
     stages.
     """
-    model = dx.models.resnet((8, 8, 1), C, stages=((8, 2), (16, 2)))
+    model = dx.models.Resnet(channels=(8, 16), blocks=(2, 2)).build((8, 8, 1), C)
     params, images = (
         model.init(jax.random.key(0)),
         jax.random.normal(jax.random.key(1), (4, 8, 8, 1)),

@@ -10,7 +10,6 @@ import pytest
 
 import dynexit as dx
 from dynexit.engine.streaming.stream import is_tied
-from dynexit.models.recurrent.ctm import ctm
 from dynexit.models.recurrent.synchronisation import (
     accumulated,
     decay_in_range,
@@ -34,7 +33,7 @@ def small(**form):
     sizes = dict(
         width=WIDTH, ticks=TICKS, memory=3, hidden=2, features=4, heads=1, action=ACTION, out=OUT
     )
-    return ctm(PLACES, CHANNELS, CLASSES, **sizes | form)
+    return dx.models.Ctm(**sizes | form).build((PLACES, CHANNELS), CLASSES)
 
 
 def pairs_of(form):
@@ -63,7 +62,8 @@ def layer_norm(x, p):
 
 
 def dense(x, p):
-    return x @ p["kernel"] + p["bias"]
+    """Heads and their channels are one axis here."""
+    return x @ p["kernel"].reshape(x.shape[-1], -1) + p["bias"].ravel()
 
 
 def glu(x):
@@ -313,39 +313,36 @@ def test_the_engine_takes_it():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "error", "text"),
+    "field, wrong",
     [
-        ({"memory": 0}, ValueError, "`memory` must be at least 1, got 0"),
-        ({"answers": 0}, ValueError, "`answers` must be at least 1, got 0"),
-        ({"ticks": 1.5}, TypeError, "`ticks` must be a Python integer, got float 1.5"),
-        ({"heads": 3}, ValueError, "`features` must be a multiple of the 3 `heads`, got 4"),
-        (
-            {"pairing": "dense"},
-            ValueError,
-            "`pairing` must be 'random' or 'first_last', got 'dense'",
-        ),
-        (
-            {"self_pairs": 5},
-            ValueError,
-            "`self_pairs` must lie in 0..4 and goes with random pairs, got 5 of 'random'",
-        ),
-        (
-            {"self_pairs": 2, "pairing": "first_last"},
-            ValueError,
-            "`self_pairs` must lie in 0..4 and goes with random pairs, got 2 of 'first_last'",
-        ),
-        ({"self_pairs": 1.5}, TypeError, "`self_pairs` must be a Python integer, got float 1.5"),
-        (
-            {"pairing": "first_last", "out": 9},
-            ValueError,
-            "`action` and `out` must be at most the 8 neurons of `width`, got 4 and 9",
-        ),
+        ("memory", {"memory": 0}),
+        ("answers", {"answers": 0}),
+        ("answers", {"answers": "all"}),
+        ("ticks", {"ticks": 1.5}),
+        ("features", {"heads": 3}),
+        ("pairing", {"pairing": "dense"}),
+        ("self_pairs", {"self_pairs": 5}),
+        ("self_pairs", {"self_pairs": 2, "pairing": "first_last"}),
+        ("self_pairs", {"self_pairs": -1}),
+        ("action and out", {"pairing": "first_last", "out": 9}),
     ],
 )
-def test_refusals_name_the_argument(arguments, error, text):
-    with pytest.raises(error) as caught:
-        small(**arguments)
-    assert str(caught.value) == text
+def test_refusals_name_the_field(field, wrong):
+    with pytest.raises(ValueError, match=f"^`Ctm`: {field} must"):
+        small(**wrong)
+
+
+def test_an_answer_for_each_place_of_the_input():
+    model = small(answers="each")
+    state = jax.eval_shape(model.init, jax.random.key(0))
+    assert state["head"]["logits"]["kernel"].shape[-1] == PLACES * CLASSES
+
+
+def test_the_most_certain_answer_so_far_is_a_setting():
+    plain, best = small(), small(best_so_far=True)
+    params = plain.init(jax.random.key(0))
+    wanted = run_of(best_so_far(plain), params)
+    jax.tree.map(np.testing.assert_array_equal, run_of(best, params), wanted)
 
 
 def test_wrong_inputs_are_named():

@@ -7,7 +7,6 @@ import pytest
 
 import dynexit as dx
 from dynexit.core.checks import one_depth
-from dynexit.models.recurrent.deep_thinking import deep_thinking
 
 
 def run(model, params, x):
@@ -16,7 +15,7 @@ def run(model, params, x):
 
 @pytest.mark.parametrize("places,shape", [(1, (3, 10, 2)), (2, (3, 5, 4, 2))])
 def test_an_answer_at_every_place_of_any_size(places, shape):
-    model = deep_thinking(places, 2, 4, width=8, steps=3, blocks=1)
+    model = dx.models.DeepThinking(width=8, steps=3, blocks=1).build(((8,) * places + (2,)), 4)
     params = model.init(jax.random.key(0))
     outputs = run(model, params, jax.random.normal(jax.random.key(1), shape))
     assert outputs.shape == (3, *shape[:-1], 4)
@@ -25,7 +24,7 @@ def test_an_answer_at_every_place_of_any_size(places, shape):
 
 
 def test_one_iteration_by_hand():
-    model = deep_thinking(1, 1, 2, width=4, steps=1, blocks=1, norm=False)
+    model = dx.models.DeepThinking(width=4, steps=1, blocks=1, norm=False).build((8, 1), 2)
     params = jax.tree.map(np.asarray, model.init(jax.random.key(0)))
     x = np.random.default_rng(0).normal(size=(6, 1)).astype(np.float32)
 
@@ -48,7 +47,7 @@ def test_one_iteration_by_hand():
 def test_without_recall_only_the_first_state_knows_the_input():
     x = jax.random.normal(jax.random.key(1), (2, 6, 1))
     for recall, sees in ((True, True), (False, False)):
-        model = deep_thinking(1, 1, 2, width=8, steps=2, recall=recall)
+        model = dx.models.DeepThinking(width=8, steps=2, recall=recall).build((8, 1), 2)
         params = model.init(jax.random.key(0))
         state = model.embed(params, x)
         blinded = {**state, "input": jnp.zeros_like(x)}
@@ -58,7 +57,7 @@ def test_without_recall_only_the_first_state_knows_the_input():
 
 
 def test_the_norm_keeps_long_runs_bounded_and_rows_are_apart():
-    model = deep_thinking(2, 3, 2, width=8, steps=200)
+    model = dx.models.DeepThinking(width=8, steps=200).build((8, 8, 3), 2)
     params = model.init(jax.random.key(0))
     x = jax.random.normal(jax.random.key(1), (3, 4, 4, 3))
     state, _ = dx.run_full(model.steps(params), model.embed(params, x), 200)
@@ -73,7 +72,7 @@ def test_with_walls_the_edge_is_a_wall_like_any_other():
     amid = jnp.pad(x, ((0, 0), (4, 2), (3, 7), (0, 0)))  # the same in a field of wall
     inside, open = (slice(None), slice(4, 9), slice(3, 9)), (x != 0).any(-1)
     for walls in (True, False):
-        model = deep_thinking(2, 3, 2, width=8, steps=4, blocks=1, walls=walls)
+        model = dx.models.DeepThinking(width=8, steps=4, blocks=1, walls=walls).build((8, 8, 3), 2)
         params = jax.tree.map(lambda a: a + 0.1, model.init(jax.random.key(0)))
         (alone, a), (_, b) = (
             dx.run_full(model.steps(params), model.embed(params, i), 4) for i in (x, amid)
@@ -84,10 +83,22 @@ def test_with_walls_the_edge_is_a_wall_like_any_other():
 
 
 def test_refusals():
-    with pytest.raises(ValueError, match="`places` must be 1"):
-        deep_thinking(3, 1, 2, width=8, steps=2)
-    model = deep_thinking(1, 2, 2, width=8, steps=2)
-    with pytest.raises(ValueError, match=r"`inputs` must be strings of shape \[B, 5, 2\]"):
+    for inputs in ((8, 8, 8, 1), (8,), 8):
+        with pytest.raises(ValueError, match="^`DeepThinking`: inputs must be"):
+            dx.models.DeepThinking().build(inputs, 2)
+    with pytest.raises(ValueError, match="^`DeepThinking`: steps must be a multiple of every"):
+        dx.models.DeepThinking(steps=3, every=2).build((8, 2), 2)
+    model = dx.models.DeepThinking(width=8, steps=2).build((8, 2), 2)
+    with pytest.raises(ValueError, match=r"^`inputs` must be strings of shape \[B, any, 2\]"):
         model.embed(model.init(jax.random.key(0)), jnp.zeros((2, 5, 3)))
+
+
+def test_tokens_are_one_hot_encoded():
+    model = dx.models.DeepThinking(width=8, steps=2).build(dx.Tokens(5), 2)
+    params, tokens = model.init(jax.random.key(0)), jnp.array([[0, 4, 2, 2]])
+    one_hot = model.embed(params, jax.nn.one_hot(tokens, 5))
+    jax.tree.map(np.testing.assert_array_equal, model.embed(params, tokens), one_hot)
+    half = jax.tree.map(lambda a: a.astype(jnp.bfloat16), params)
+    assert model.embed(half, tokens)["h"].dtype == jnp.bfloat16
     with pytest.raises(TypeError, match="not 2 stages"):
         one_depth(model._replace(depth=(1, 2)))

@@ -1,4 +1,4 @@
-"""Every block's state under its name, staged or not; and what the backbones share."""
+"""The state after every block under its name, staged or not."""
 
 import jax
 import jax.numpy as jnp
@@ -6,21 +6,17 @@ import numpy as np
 import pytest
 
 import dynexit as dx
-from dynexit.layers.parts import Apply, Norm, block_names, check_input, initial_stack
 from dynexit.models.features import features
-from dynexit.models.mlp import mlp
-from dynexit.models.recurrent.gru import gru_ponder
-from dynexit.models.vision.resnet import resnet
 
 ROWS = 4
 MODELS = {
-    "mlp": (mlp((3,), 2, width=4, depth=4), (3,)),
-    "resnet": (resnet((6, 6, 1), 2, stages=((8, 2), (16, 2))), (6, 6, 1)),
-    "gru": (gru_ponder(3, 2, width=4, steps=4), (3,)),
+    "mlp": (dx.models.Mlp(width=4, depth=4).build((3,), 2), (3,)),
+    "resnet": (dx.models.Resnet(channels=(8, 16), blocks=(2, 2)).build((6, 6, 1), 2), (6, 6, 1)),
+    "gru": (dx.models.Gru(width=4, steps=4).build((3,), 2), (3,)),
 }
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ["mlp", pytest.param("resnet", marks=pytest.mark.slow), "gru"])
 def test_features_are_the_states_at_which_rows_leave(name):
     """Row b leaves after d blocks with the state that `features` has under the d-th name."""
     model, shape = MODELS[name]
@@ -42,8 +38,8 @@ def test_features_are_the_states_at_which_rows_leave(name):
 
 
 def test_states_are_named_by_the_last_block_of_their_step():
-    every = dx.models.deep_thinking(1, 1, 2, width=4, steps=4, every=2)
-    each = dx.models.deep_thinking(1, 1, 2, width=4, steps=4)
+    every = dx.models.DeepThinking(width=4, steps=4, every=2).build((8, 1), 2)
+    each = dx.models.DeepThinking(width=4, steps=4).build((8, 1), 2)
     params, x = every.init(jax.random.key(0)), jax.random.normal(jax.random.key(1), (ROWS, 8, 1))
     found, all_four = features(every, params, x), features(each, params, x)
     assert list(found) == ["step001", "step003"]
@@ -75,53 +71,3 @@ def test_what_is_not_used_is_not_computed():
         .cost_analysis()["flops"]
     )
     assert flops("block00") < 0.75 * flops("block03")
-
-
-def test_names_sort_in_order_of_depth():
-    assert block_names(3) == ("block00", "block01", "block02")
-    assert list(block_names(100)) == sorted(block_names(100))
-
-
-def test_norm_is_computed_in_float32():
-    """Around a mean of 300, bfloat16 steps are 2 apart: a variance taken there would be far off."""
-    x = (300.0 + 8.0 * jax.random.normal(jax.random.key(2), (ROWS, 64))).astype(jnp.bfloat16)
-    module = Norm()
-    found = module.apply(module.init(jax.random.key(0), x), x)
-    exact = x.astype(jnp.float32)
-    exact = (exact - exact.mean(axis=1, keepdims=True)) / exact.std(axis=1, keepdims=True)
-    assert found.dtype == jnp.bfloat16
-    np.testing.assert_allclose(found.astype(jnp.float32), exact, atol=0.02)
-
-
-def test_equal_modules_are_equal_functions():
-    assert Apply(Norm(), "norm") == Apply(Norm(), "norm") and hash(Apply(Norm(), "a")) == hash(
-        Apply(Norm(), "a")
-    )
-    assert Apply(Norm(), "norm") != Apply(Norm(), "other")
-
-
-def test_a_stack_is_drawn_block_by_block():
-    from flax.linen import Dense
-
-    keys = jax.random.split(jax.random.key(3), 4)
-    stacked = initial_stack(
-        Dense(2), jax.random.key(3), jax.ShapeDtypeStruct((1, 5), jnp.float32), 4
-    )
-    for k in range(4):
-        alone = Dense(2).init(keys[k], jnp.zeros((1, 5)))["params"]
-        np.testing.assert_allclose(stacked["kernel"][k], alone["kernel"], rtol=1e-6)
-
-
-@pytest.mark.parametrize(
-    "inputs, error, words",
-    [
-        (jnp.ones((2, 3)), ValueError, "`inputs` must be images of shape [B, 4, 4, 1], got [2, 3]"),
-        (jnp.ones((4, 4, 1)), ValueError, "`inputs` must be images of shape [B, 4, 4, 1], got [4, 4, 1]"),
-        (jnp.ones((2, 4, 4, 3)), ValueError, "`inputs` must be images of shape [B, 4, 4, 1], got [2, 4, 4, 3]"),
-        (np.ones((2, 4, 4, 1), np.uint8), TypeError, "`inputs` must be floating point, got uint8; scale them first"),
-    ],
-)  # fmt: skip
-def test_wrong_inputs_are_named(inputs, error, words):
-    with pytest.raises(error) as caught:
-        check_input(inputs, (4, 4, 1), "images")
-    assert str(caught.value).startswith(words)

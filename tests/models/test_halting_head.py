@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 
 import dynexit as dx
-from dynexit.models.recurrent.gru import gru_ponder
 from dynexit.objectives.ponder import geometric_last, kl_posterior_prior, log_halting
 
 INPUTS, CLASSES, WIDTH, STEPS, ROWS = 5, 3, 6, 4, 3
 
 
 def made(**options):
-    model = gru_ponder(INPUTS, CLASSES, width=WIDTH, steps=STEPS, **options)
+    model = dx.models.Gru(width=WIDTH, steps=STEPS, **options).build((INPUTS,), CLASSES)
     draw = np.random.default_rng(1)
     scatter = lambda a: np.asarray(a) + np.float32(0.3) * draw.standard_normal(a.shape, np.float32)
     return model, jax.tree.map(scatter, model.init(jax.random.key(0)))
@@ -86,23 +85,17 @@ def test_a_detached_head_changes_no_value_and_the_answers_still_train_the_body()
 
 def test_the_bias_is_where_the_logit_begins():
     for bias in (0.0, -1.0):
-        params = gru_ponder(INPUTS, CLASSES, width=WIDTH, steps=STEPS, halt_bias=bias).init(
-            jax.random.key(0)
+        params = (
+            dx.models.Gru(width=WIDTH, steps=STEPS, halt_bias=bias)
+            .build((INPUTS,), CLASSES)
+            .init(jax.random.key(0))
         )
         assert params["head"]["halt"]["bias"].tolist() == [bias]
 
 
 @pytest.mark.parametrize(
-    "options, text",
-    [
-        (
-            {"halt_reads": "both"},
-            "`halt_reads` must be one of 'state', 'concat', 'diff', got 'both'",
-        ),
-        ({"halt_layers": -1}, "`halt_layers` must be at least 0, got -1"),
-    ],
+    "field, wrong", [("halt_reads", "both"), ("halt_layers", -1), ("halting", "always")]
 )
-def test_refusals(options, text):
-    with pytest.raises(ValueError) as error:
-        gru_ponder(INPUTS, CLASSES, width=WIDTH, steps=STEPS, **options)
-    assert str(error.value) == text
+def test_refusals(field, wrong):
+    with pytest.raises(ValueError, match=f"^`Gru`: {field} must"):
+        made(**{field: wrong})

@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 
 import dynexit as dx
-from dynexit.models.implicit.neural_ode import neural_ode
 from dynexit.solvers.ode import Solver
 
 pytest.importorskip("diffrax")
 B, N = 5, 30
-MODEL = neural_ode((6,), 3, width=8, hidden=16, steps=N, extra=2)
+MODEL = dx.models.NeuralOde(width=8, hidden=16, steps=N, extra=2).build((6,), 3)
 PARAMS = MODEL.init(jax.random.key(0))
 PARAMS["block"]["out"]["kernel"] = 4 * PARAMS["block"]["out"]["kernel"]
 INPUTS = jnp.array([0.0, 0.3, 1.0, 4.0, 12.0])[:, None] * jax.random.normal(
@@ -50,7 +49,9 @@ def test_rows_leave_when_they_arrive_with_what_small_euler_steps_give():
 
 
 def test_a_tighter_tolerance_is_deeper():
-    tight = neural_ode((6,), 3, width=8, hidden=16, steps=N, extra=2, solver=Solver(rtol=1e-6))
+    tight = dx.models.NeuralOde(width=8, hidden=16, steps=N, extra=2).build(
+        (6,), 3, solver=Solver(rtol=1e-6)
+    )
     loose, deep = run(MODEL, INPUTS).exit_depth, run(tight, INPUTS).exit_depth
     assert (deep > loose).all()
 
@@ -66,9 +67,9 @@ def test_gradients_reach_every_parameter():
 
 
 def test_refusals():
-    with pytest.raises(ValueError, match="`extra` must be at least 0, got -1"):
-        neural_ode((6,), 3, width=8, hidden=16, steps=N, extra=-1)
+    with pytest.raises(ValueError, match="^`NeuralOde`: extra must be at least 0"):
+        dx.models.NeuralOde(width=8, hidden=16, steps=N, extra=-1).build((6,), 3)
     with pytest.raises(
-        ValueError, match=r"`inputs` must be inputs of shape \[B, 6\], got \[2, 5\]"
+        ValueError, match=r"`inputs` must be arrays of shape \[B, 6\], got \[2, 5\]"
     ):
         MODEL.embed(PARAMS, jnp.zeros((2, 5)))

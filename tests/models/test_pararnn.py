@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dynexit.models.recurrent.pararnn import Recurrent, para_gru, para_gru_cell
+import dynexit as dx
+from dynexit.models.recurrent.pararnn import Recurrent, para_gru_cell
 
 B, L, D = 3, 20, 6
 X = jax.random.normal(jax.random.key(0), (B, L, D))
@@ -18,9 +19,8 @@ def test_the_layer_is_a_loop_over_time():
     states, residual = layer.apply({"params": params}, X)
     a = 2.0 * np.tanh(np.asarray(params["recurrent"]) / 2.0)
     assert np.abs(a).max() > 1.5
-    u = (np.asarray(X) @ np.asarray(params["inputs"]["kernel"])).reshape(B, L, 3, D) + np.asarray(
-        params["inputs"]["bias"]
-    ).reshape(3, D)
+    kernel, bias = (np.asarray(params["inputs"][name]) for name in ("kernel", "bias"))
+    u = np.einsum("bld,dke->blke", np.asarray(X), kernel) + bias
     sig, h = lambda v: 1 / (1 + np.exp(-v)), np.zeros((B, D))
     for t in range(L):
         z, r = sig(a[0] * h + u[:, t, 0]), sig(a[1] * h + u[:, t, 1])
@@ -33,7 +33,7 @@ def test_a_recurrence_that_is_not_solved_says_so():
     """One correction is exact for two places and no more."""
     residuals = {}
     for most in (1, 12):
-        model = para_gru(L, 2, 4, width=D, depth=2, most=most)
+        model = dx.models.ParaGru(width=D, depth=2, corrections=most).build((L, 2), 4)
         params = model.init(jax.random.key(2))
         step, state = model.steps(params), model.embed(params, 3 * X[..., :2])
         for i in range(2):
@@ -49,5 +49,5 @@ def test_half_of_the_state_is_kept_by_open_gates():
 
 @pytest.mark.parametrize("name", ["tolerance", "bound"])
 def test_refusals(name):
-    with pytest.raises(ValueError, match=f"`{name}` must be above 0, got 0.0"):
-        para_gru(4, 2, 3, width=4, depth=1, **{name: 0.0})
+    with pytest.raises(ValueError, match=f"`ParaGru`: {name} must be above 0, got 0.0"):
+        dx.models.ParaGru(width=4, depth=1, **{name: 0.0}).build((4, 2), 3)

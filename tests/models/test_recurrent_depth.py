@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 
 import dynexit as dx
-from dynexit.models.recurrent.recurrent_depth import recurrent_depth
 
 V, D, HEADS, L = 11, 8, 2, 5
-MODEL = recurrent_depth(V, width=D, heads=HEADS, steps=4, core=2)
+MODEL = dx.models.RecurrentDepth(width=D, heads=HEADS, steps=4, core=2).build(dx.Tokens(V), V)
 PARAMS = MODEL.init(jax.random.key(0))
 # scales and biases away from their beginnings, so that a forgotten one shows
 PARAMS = jax.tree.map(
@@ -43,8 +42,9 @@ def turned(x):
 def sandwich(p, x):
     """One block on one row `[L, D]`."""
     h = rms(x, p["norm1"])
-    q, k = (h @ p[name]["kernel"] + p[name]["bias"] for name in ("query", "key"))
-    v, d = h @ p["value"]["kernel"], D // HEADS
+    heads = lambda name: h @ p[name]["kernel"].reshape(D, D)
+    q, k = (heads(name) + p[name]["bias"].ravel() for name in ("query", "key"))
+    v, d = heads("value"), D // HEADS
     mixed = np.zeros_like(x)
     for head in range(HEADS):
         part = slice(head * d, (head + 1) * d)
@@ -53,7 +53,7 @@ def sandwich(p, x):
             scores = np.array([qh[t] @ kh[s] / math.sqrt(d) for s in range(t + 1)])
             weights = np.exp(scores - scores.max()) / np.exp(scores - scores.max()).sum()
             mixed[t, part] = weights @ v[: t + 1, part]
-    x = rms(x + mixed @ p["out"]["kernel"], p["norm2"])
+    x = rms(x + mixed @ p["out"]["kernel"].reshape(D, D), p["norm2"])
     h = rms(x, p["norm3"])
     gate = h @ p["gate"]["kernel"]
     return rms(
@@ -108,7 +108,7 @@ def test_no_token_sees_a_later_one():
 
 
 def test_the_state_stays_bounded_for_many_iterations():
-    long = recurrent_depth(V, width=D, heads=HEADS, steps=64, core=2)
+    long = dx.models.RecurrentDepth(width=D, heads=HEADS, steps=64, core=2).build(dx.Tokens(V), V)
     state, _ = dx.run_full(long.steps(PARAMS), long.embed(PARAMS, TOKENS), 64)
     scale = np.abs(PARAMS["block"]["core"]["norm4"]["scale"][-1])
     assert np.sqrt((state["h"] ** 2).mean(-1)).max() <= scale.max() * 1.001, (
@@ -117,9 +117,13 @@ def test_the_state_stays_bounded_for_many_iterations():
 
 
 def test_initial_scales():
-    wide = recurrent_depth(
-        64, width=64, heads=4, steps=4, prelude=2, core=4, coda=2, mean_steps=32
-    ).init(jax.random.key(1))
+    wide = (
+        dx.models.RecurrentDepth(
+            width=64, heads=4, steps=4, prelude=2, core=4, coda=2, mean_steps=32
+        )
+        .build(dx.Tokens(64), 64)
+        .init(jax.random.key(1))
+    )
     deviation, core = math.sqrt(2 / (5 * 64)), wide["block"]["core"]
     for kernel in (
         wide["embed"],
@@ -142,17 +146,24 @@ def test_initial_scales():
     "call,words",
     [
         (
-            lambda: recurrent_depth(5, width=6, heads=2, steps=2),
-            "`width` must be a multiple of 2 x `heads` = 4, got 6",
+            lambda: dx.models.RecurrentDepth(width=6, heads=2, steps=2).build(dx.Tokens(5), 5),
+            "width must be a multiple of 2 x heads, got 6 and 2",
         ),
-        (lambda: recurrent_depth(5, width=8, heads=2, steps=0), "`steps` must be at least 1"),
+        (
+            lambda: dx.models.RecurrentDepth(width=8, heads=2, steps=0).build(dx.Tokens(5), 5),
+            "steps must be at least 1",
+        ),
+        (
+            lambda: dx.models.RecurrentDepth(width=8, heads=2).build(dx.Tokens(5), 6),
+            "classes must be among the 5 tokens, got 6",
+        ),
         (
             lambda: MODEL.embed(PARAMS, jnp.zeros((2, 5))),
             r"`inputs` must be integers \[B, L\], got float32\[2, 5\]",
         ),
         (
-            lambda: MODEL.embed(PARAMS, {"tokens": TOKENS}),
-            "`inputs` must be tokens or a dict of 'tokens' and 'h', got the keys",
+            lambda: MODEL.embed(PARAMS, {"tokens": TOKENS, "positions": TOKENS}),
+            "`inputs` must be tokens or a dict with 'tokens' and optionally 'h', 'mask', got",
         ),
         (
             lambda: MODEL.embed(PARAMS, {"tokens": TOKENS, "h": jnp.zeros((2, 5, 4))}),

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dynexit.models.vision.resnet import GROUP, HIDDEN, Block, Head, resnet
+import dynexit as dx
+from dynexit.models.vision.resnet import HIDDEN, Block, Head
 
 IMAGE, CLASSES = (14, 10, 3), 4
 
@@ -39,7 +40,7 @@ def conv(x, kernel, stride):
 
 def norm(x, p):
     """Groups of 8 channels of one image, over its pixels."""
-    p, size, result = p["GroupNorm_0"], min(GROUP, x.shape[-1]), np.array(x)
+    p, size, result = p["GroupNorm_0"], min(8, x.shape[-1]), np.array(x)
     for start in range(0, x.shape[-1], size):
         group = x[..., start : start + size]
         result[..., start : start + size] = (group - group.mean()) / np.sqrt(group.var() + 1e-6)
@@ -95,7 +96,9 @@ def test_the_head_reads_the_whole_map():
 )
 def test_stages_halve_the_resolution_and_their_convolutions_are_counted(stages, depth, spaces):
     """1 + 2 x blocks convolutions of 3 x 3; one of 1 x 1 where the shape changes."""
-    model = resnet(IMAGE, CLASSES, stages=stages)
+    model = dx.models.Resnet(tuple(c for c, _ in stages), tuple(n for _, n in stages)).build(
+        IMAGE, CLASSES
+    )
     assert model.depth == depth and len(model.names) == sum(count for _, count in stages)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     state = jax.eval_shape(model.embed, shapes, jax.ShapeDtypeStruct((2, *IMAGE), jnp.float32))
@@ -116,7 +119,7 @@ def test_stages_halve_the_resolution_and_their_convolutions_are_counted(stages, 
 
 
 def test_the_stem_has_stride_two():
-    model = resnet(IMAGE, CLASSES, stages=((8, 1),))
+    model = dx.models.Resnet(channels=(8,), blocks=(1,)).build(IMAGE, CLASSES)
     params = model.init(jax.random.key(0))
     images = jax.random.normal(jax.random.key(4), (2, *IMAGE))
     kernel = np.asarray(params["embed"]["conv"]["kernel"])
@@ -126,20 +129,16 @@ def test_the_stem_has_stride_two():
 
 
 @pytest.mark.parametrize(
-    "stages, error, words",
+    "channels, blocks, words",
     [
-        ((), ValueError, "`stages` must hold at least one (channels, blocks), got none"),
-        (
-            ((8, 2), (12, 1)),
-            ValueError,
-            "`stages[1]` channels must be below 8 or a multiple of it, got 12",
-        ),
-        (((8, 0),), ValueError, "`stages[0] blocks` must be at least 1, got 0"),
-        (((8, 1), (-8, 1)), ValueError, "`stages[1] channels` must be at least 1, got -8"),
-        (((8, 1.0),), TypeError, "`stages[0] blocks` must be a Python integer, got float 1.0"),
+        ((), (), "channels must hold integers of at least 1"),
+        ((8, 12), (2, 1), "channels must be below 8 or multiples of 8"),
+        ((8,), (0,), "blocks must hold integers of at least 1"),
+        ((8, -8), (1, 1), "channels must hold integers of at least 1"),
+        ((8,), (1.0,), "blocks must hold integers of at least 1"),
+        ((8, 16), (1,), "channels and blocks must have as many stages"),
     ],
 )
-def test_what_is_refused(stages, error, words):
-    with pytest.raises(error) as caught:
-        resnet(IMAGE, CLASSES, stages=stages)
-    assert str(caught.value) == words
+def test_what_is_refused(channels, blocks, words):
+    with pytest.raises(ValueError, match=f"^`Resnet`: {words}"):
+        dx.models.Resnet(channels, blocks).build(IMAGE, CLASSES)

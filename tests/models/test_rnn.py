@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 import dynexit as dx
-from dynexit.models.recurrent.rnn import rnn
 
 TOKENS = np.array([[0, 2, 1, 3], [3, 3, 0, 1]])
 
@@ -37,7 +36,7 @@ def lstm(p, state, x):
     [("elman", elman, np.zeros((2, 6))), ("lstm", lstm, (np.zeros((2, 6)),) * 2)],
 )
 def test_every_layer_reads_the_one_below_from_left_to_right(cell, one, begun):
-    model = rnn(4, 3, width=6, depth=2, cell=cell)
+    model = dx.models.Rnn(width=6, depth=2, cell=cell).build(dx.Tokens(4), 3)
     draw = np.random.default_rng(0)
     params = jax.tree.map(
         lambda a: np.asarray(a) + 0.2 * draw.standard_normal(a.shape, np.float32),
@@ -60,7 +59,7 @@ def test_every_layer_reads_the_one_below_from_left_to_right(cell, one, begun):
 
 
 def test_every_parameter_is_trained_by_the_last_exit_but_the_heads_before_it():
-    model = rnn(4, 3, width=6, depth=2, cell="gru")
+    model = dx.models.Rnn(width=6, depth=2, cell="gru").build(dx.Tokens(4), 3)
     params = model.init(jax.random.key(0))
     loss = lambda p: dx.methods.fixed_depth().objective(
         dx.run_all(model.steps(p), model.embed(p, jnp.asarray(TOKENS)), 2),
@@ -78,9 +77,9 @@ def test_every_parameter_is_trained_by_the_last_exit_but_the_heads_before_it():
 
 
 def test_refusals():
-    with pytest.raises(ValueError, match="`cell` must be one of 'elman', 'gru', 'lstm', got 'rnn'"):
-        rnn(4, 3, width=6, cell="rnn")
-    model = rnn(4, 3, width=6)
+    with pytest.raises(ValueError, match="^`Rnn`: cell must be one of elman, gru, lstm"):
+        dx.models.Rnn(width=6, cell="rnn").build(dx.Tokens(4), 3)
+    model = dx.models.Rnn(width=6).build(dx.Tokens(4), 3)
     with pytest.raises(
         ValueError, match=r"`inputs` must be integers \[B, L\], got float32\[2, 4, 1\]"
     ):

@@ -33,7 +33,8 @@ def norm(x, p):
 
 
 def dense(x, p):
-    return x @ p["kernel"] + p["bias"]
+    """Heads and their channels are one axis here."""
+    return x @ p["kernel"].reshape(len(x), -1) + p["bias"].ravel()
 
 
 def gelu(x):

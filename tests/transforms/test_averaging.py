@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 import dynexit as dx
-from dynexit.models.recurrent.gru import gru_ponder
 from dynexit.objectives.act import act_account, halting_sums
 from dynexit.transforms.averaging import averaged, averaged_step, averaging_state
 
@@ -196,7 +195,7 @@ def test_a_nan_prevents_the_exit():
 
 
 def test_half_precision_outputs_are_averaged_in_float32():
-    model = averaged(gru_ponder(4, 2, width=8, steps=5))
+    model = averaged(dx.models.Gru(width=8, steps=5).build((4,), 2))
     params = jax.tree.map(lambda a: a.astype(jnp.bfloat16), model.init(jax.random.key(0)))
     outputs = dx.run_all(
         model.steps(params), model.embed(params, jnp.ones((3, 4), jnp.bfloat16)), 5
@@ -211,7 +210,7 @@ def test_half_precision_outputs_are_averaged_in_float32():
 
 def test_an_averaged_model_returns_the_weighted_mean():
     model, x = (
-        gru_ponder(4, 2, width=8, steps=5, halt_bias=-1.0),
+        dx.models.Gru(width=8, steps=5, halt_bias=-1.0).build((4,), 2),
         jax.random.normal(jax.random.key(1), (3, 4)),
     )
     mean, params = averaged(model), model.init(jax.random.key(0))
@@ -229,7 +228,7 @@ def test_an_averaged_model_returns_the_weighted_mean():
 
 
 PLAIN = dx.tied_step(lambda p, h: h, lambda p, h: h, ())
-STAGES = gru_ponder(4, 2, width=8, steps=5)._replace(depth=(2, 3))
+STAGES = dx.models.Gru(width=8, steps=5).build((4,), 2)._replace(depth=(2, 3))
 MISMATCHED = {"halt_logit": jnp.ones((2, 3)), "logits": jnp.ones((2, 5))}
 
 

@@ -43,7 +43,7 @@ def stochastic_depth(method: Method, last: float = 0.5, by: By = "batch") -> Met
     Example:
       >>> import dynexit as dx
       >>> method = stochastic_depth(dx.methods.fixed_depth(), last=0.8)
-      >>> model = dx.models.mlp((4,), 3, width=8, depth=5)
+      >>> model = dx.models.Mlp(width=8, depth=5).build((4,), 3)
       >>> params, progress = model.init(jax.random.key(0)), jnp.float32(0.0)
       >>> losses, metrics = method.loss(model, params, jnp.ones((2, 4)), jnp.array([0, 1]), jax.random.key(1), progress)
       >>> losses.shape, sorted(metrics)

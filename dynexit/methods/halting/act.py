@@ -33,7 +33,7 @@ def act(tau: float = 0.01, label_smoothing: float = 0.0, thresholds: Any = THRES
 
     Returns:
       `Method`. The model is an averaged one (`dx.transforms.averaged`,
-      `dx.models.universal_transformer(halting=...)`), one exit a
+      `dx.models.UniversalTransformer(halting=...)`), one exit a
       step: `{"logits": [N, B, ..., C], "accumulated": [N, B] or [N, B, ...], "gate": [N, B]}`. A
         point is `{"threshold": []}`.
       Metrics: ponder (n + R), mean_steps (n), both means over places; row_steps, the steps that a

@@ -36,7 +36,7 @@ def ctm(thresholds: Any = THRESHOLDS) -> Method:
       thresholds: candidates for t, `[K]`, each in 0..1; 1 is full depth and must be among them.
 
     Returns:
-      `Method`, for any model with an exit a tick: logits `[E, B, ..., C]` (`dx.models.ctm`), or a
+      `Method`, for any model with an exit a tick: logits `[E, B, ..., C]` (`dx.models.Ctm`), or a
       dict with "logits", and with "current" where these are not of this tick
       (`dx.transforms.best_so_far`). A point is `{"threshold": []}`. Metrics: loss_least and
       tick_least, where the loss is least (found by the labels, so no accuracy is reported there);

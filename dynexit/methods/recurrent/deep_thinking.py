@@ -44,7 +44,7 @@ def deep_thinking(
 
     Returns:
       `Method`. The model is weight-tied, its state has the entries "input" and "h"
-      (`dx.models.deep_thinking`), its outputs are logits `[E, B, ..., C]`; a point is
+      (`dx.models.DeepThinking`), its outputs are logits `[E, B, ..., C]`; a point is
       `{"threshold": []}`. Metrics: iterations (n + k), loss_progressive, accuracy after them, and
       with alpha below 1 loss_full and accuracy_full.
 

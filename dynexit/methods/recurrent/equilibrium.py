@@ -58,7 +58,7 @@ def equilibrium(
 
     Returns:
       `Method`. The model is weight-tied, its state has the entry "z" and its outputs "logits" `[E,
-      B, C]` and "residual" `[E, B]` (`dx.solvers.fixed_point_step`, `dx.models.equilibrium`); a
+      B, C]` and "residual" `[E, B]` (`dx.solvers.fixed_point_step`, `dx.models.Equilibrium`); a
       point is `{"threshold": []}`. Metrics: steps, residual, both of the last evaluation;
       converged, the fraction of rows; loss_labels, accuracy, and jacobian where it is penalised.
 
@@ -85,7 +85,7 @@ def equilibrium(
         if not isinstance(model.depth, int):
             raise ValueError(f"`model` must be one weight-tied step, got {len(model.depth)} stages")
         step, state = model.steps(params), model.embed(params, inputs)
-        entries(state, ("z",), "a fixed point's model, such as dx.models.equilibrium")
+        entries(state, ("z",), "a fixed point's model, such as dx.models.Equilibrium")
         if "memory" in state:
             check_mixing(state, mixing)
         rule = criteria.residual_below(tolerance)

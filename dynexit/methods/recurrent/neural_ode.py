@@ -36,7 +36,7 @@ def neural_ode(
 
     Returns:
       `Method`. The model's outputs are `{"logits": [E, B, C], "gate": [E, B]}` with the fraction of
-      the time in "gate" (`dx.models.neural_ode`, `dx.solvers.ode_step`); a point is `{"threshold":
+      the time in "gate" (`dx.models.NeuralOde`, `dx.solvers.ode_step`); a point is `{"threshold":
       []}`. Metrics: solver_steps, rejected ones among them, until arrival; arrived, the fraction of
       rows that are there in E steps; accuracy_exit_first and accuracy.
 

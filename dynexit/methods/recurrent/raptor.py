@@ -53,7 +53,7 @@ def raptor(
       thresholds: candidates for t, `[K]`, at least 0; 0 is full depth and must be among them.
 
     Returns:
-      `Method`. The model is `dx.models.block_recurrent(..., counts)`; a point is `{"threshold":
+      `Method`. The model is `dx.models.BlockRecurrent(..., counts)`; a point is `{"threshold":
       [E-1]}`. Metrics: teacher_forcing, autoregressive, forced (lam), accuracy of the last exit of
       the rollout.
 

@@ -55,7 +55,7 @@ def recurrent_depth(
 
     Returns:
       `Method`. The model is weight-tied with the state's entries "input" and "h"
-      (`dx.models.recurrent_depth`), outputs logits `[E, B, ..., C]` or a dict of them and, for the
+      (`dx.models.RecurrentDepth`), outputs logits `[E, B, ..., C]` or a dict of them and, for the
       latent rule, "residual" `[E, B, ...]`; a point is `{"threshold": []}`.
       Metrics: iterations (r), loss_last, accuracy.
 
@@ -82,7 +82,7 @@ def recurrent_depth(
         first, second = jax.random.split(key)
         r = jnp.minimum(sampled_steps(first, mean, sigma), one_depth(model))
         step, state = every_iteration(model.steps(params)), model.embed(params, inputs)
-        entries(state, ("h", "input"), "a weight-tied model, such as dx.models.recurrent_depth")
+        entries(state, ("h", "input"), "a weight-tied model, such as dx.models.RecurrentDepth")
         if noise:
             state = {**state, "h": noise * first_state(second, state["h"])}
         most = min(truncate, one_depth(model))

@@ -44,7 +44,7 @@ def segment_slots(
             raise ValueError("`model` must be weight-tied: slots are at segments of their own")
         rows, state = jnp.ones(labels.shape[0], jnp.int32), model.embed(params, inputs)
         entries(
-            state, ("input",), "a model whose state holds the input, such as dx.models.recursive"
+            state, ("input",), "a model whose state holds the input, such as dx.models.Recursive"
         )
         slots = {"inputs": inputs, "labels": labels, "state": state, "taken": rows, "least": rows}
         return {**slots, "halted": rows > 0}

@@ -77,7 +77,7 @@ def segments(
     Returns:
       `Method`. The model's state has the entries "input", which keeps its gradient, and others,
       which are detached before every segment; its outputs have "logits" `[E, B, ..., C]`,
-      "halt_logit" `[E, B]` and, for "settled", "change" `[E, B]` (`dx.models.recursive`). A point
+      "halt_logit" `[E, B]` and, for "settled", "change" `[E, B]` (`dx.models.Recursive`). A point
       is `{"threshold": []}`. Metrics: loss_answer and loss_halting, means over the segments taken;
       live_segments, their mean number; accuracy_first, accuracy_last, over all rows;
       accuracy_halted, where rows stopped; halted, the fraction that stopped before the end;
@@ -177,7 +177,7 @@ def detached(step: Step) -> Step:
 
     def apply(weights: PyTree, i: Any, state: PyTree) -> tuple[PyTree, ...]:
         entries(
-            state, ("input",), "a model whose state holds the input, such as dx.models.recursive"
+            state, ("input",), "a model whose state holds the input, such as dx.models.Recursive"
         )
         return step.apply(weights, i, {**jax.lax.stop_gradient(state), "input": state["input"]})
 
