@@ -124,7 +124,7 @@ class Model(NamedTuple):
       names: a stable name for every block's output, `len(names) == N`, e.g. `("block00",
         "block01")`.
       decoder: what `dx.decoding` needs of an autoregressive model, hashable; None for a model that
-        cannot decode. `dx.models.recurrent_depth` sets it.
+        cannot decode. `dx.models.RecurrentDepth` sets it.
 
     Example:
       >>> import dynexit as dx, jax.numpy as jnp

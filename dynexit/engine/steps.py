@@ -7,7 +7,7 @@ import jax
 from jax import lax
 from jax.tree_util import Partial
 
-from dynexit.core.checks import positive_integer
+from dynexit.core.checks import describe, positive_integer
 from dynexit.core.stacking import length, take
 from dynexit.core.types import PyTree, Step
 from dynexit.engine.deferred import deferred_parts, deferred_readout
@@ -80,7 +80,35 @@ class _RunSwitched:
 
         if len(params) == 1:  # tied to itself: in a stream `i` is then one of each row
             return branch(params[0])(state)
-        return lax.switch(i, [branch(p) for p in params], state)
+        branches = [branch(p) for p in params]
+        try:
+            return lax.switch(i, branches, state)
+        except TypeError:
+            _refuse_unequal(branches, state)
+            raise
+
+
+def _refuse_unequal(branches: Sequence[Callable], state: PyTree) -> None:
+    """Refuses branches whose results differ in structure, shape or dtype.
+
+    Raises:
+      ValueError: they differ; the block and the leaf are named.
+    """
+    first, *others = (jax.eval_shape(branch, state) for branch in branches)
+    for k, other in enumerate(others, start=1):
+        for what, a, b in zip(("state", "output"), first, other, strict=True):
+            if jax.tree.structure(a) != jax.tree.structure(b):
+                raise ValueError(
+                    f"`params[{k}]` must give {what} of the structure {jax.tree.structure(a)} of "
+                    f"`params[0]`, got {jax.tree.structure(b)}"
+                )
+            leaves = zip(jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True)
+            for (path, wanted), came in leaves:
+                if describe(wanted) != describe(came):
+                    raise ValueError(
+                        f"`params[{k}]` must give {what}{jax.tree_util.keystr(path)} as "
+                        f"{describe(wanted)}, as `params[0]` does, got {describe(came)}"
+                    )
 
 
 def _read_again(read, state):
@@ -142,7 +170,7 @@ def switched_step(block: Block, head: Block, params: Sequence[PyTree]) -> Step:
       A `Step` for depths of up to N.
 
     Raises:
-      ValueError: `params` is empty.
+      ValueError: `params` is empty; when the step runs, blocks whose results differ in shape.
     """
     params = list(params)
     if not params:

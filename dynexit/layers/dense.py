@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -25,6 +24,7 @@ class Dense(nn.Module):
       bias_init: initialiser of b.
 
     Example:
+      >>> import jax
       >>> heads = Dense((2, 3))
       >>> params = heads.init(jax.random.key(0), jnp.ones((1, 5, 4)))
       >>> params["params"]["kernel"].shape, heads.apply(params, jnp.ones((7, 5, 4))).shape

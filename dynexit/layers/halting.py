@@ -46,7 +46,7 @@ class HaltingHead(nn.Module):
         Args:
           h: h_n, `[b, ..., D]`.
           previous: h_{n-1}, of the same shape; not read by "state".
-          real: bool `[b, ...]`, False at padded places, which the mean leaves out.
+          real: bool `[b, ...]`, False at padded places, which the mean excludes.
 
         Returns:
           `[b, ...]`, or `[b]` with pooling; in the type of h.

@@ -3,8 +3,6 @@
 from typing import Literal
 
 import flax.linen as nn
-import jax
-import jax.numpy as jnp
 
 from dynexit.layers.dense import Dense
 from dynexit.layers.norms import LayerNorm
@@ -20,6 +18,7 @@ class LogitsHead(nn.Module):
       pool: "mean" over the places of a row, or "none".
 
     Example:
+      >>> import jax, jax.numpy as jnp
       >>> head = LogitsHead(3, pool="mean")
       >>> head.init_with_output(jax.random.key(0), jnp.ones((2, 5, 4)))[0].shape
       (2, 3)
@@ -31,7 +30,7 @@ class LogitsHead(nn.Module):
 
     @nn.compact
     def __call__(self, x, real=None):
-        """`real`, bool `[b, ...]`, is False at padded places, which the mean leaves out."""
+        """`real`, bool `[b, ...]`, is False at padded places, which the mean excludes."""
         x = mean_over_places(x, real) if self.pool == "mean" else x
         x = LayerNorm(name="norm")(x) if self.norm else x
         return Dense(self.classes, name="logits")(x)

@@ -68,22 +68,28 @@ class Apply:
 
 
 def initial(module: nn.Module, key: Array, *example: PyTree) -> PyTree:
-    """Draws the parameters of a module.
+    """Draws the parameters of a module, for inputs of float32 and of integers.
 
     Args:
       module: a Linen module.
       key: consumed.
-      *example: arguments of its `__call__`; `jax.ShapeDtypeStruct` leaves suffice.
+      *example: arguments of its `__call__`; `jax.ShapeDtypeStruct` leaves suffice. Floating point
+        ones are taken for float32.
 
     Returns:
       A plain dict of arrays.
 
     Example:
-      >>> initial(nn.Dense(3), jax.random.key(0), jax.ShapeDtypeStruct((1, 4), jnp.float32))["bias"].shape
+      >>> example = jax.ShapeDtypeStruct((1, 4), jnp.float32)
+      >>> initial(nn.Dense(3), jax.random.key(0), example)["bias"].shape
       (3,)
     """
-    zeros = lambda tree: jax.tree.map(lambda s: jnp.zeros(jnp.shape(s), s.dtype), tree)
-    return module.init(key, *map(zeros, example))["params"]
+
+    def zeros(like: Any) -> Array:
+        floats = jnp.issubdtype(like.dtype, jnp.floating)
+        return jnp.zeros(like.shape, jnp.float32 if floats else like.dtype)
+
+    return module.init(key, *jax.tree.map(zeros, example))["params"]
 
 
 def initial_stack(module: nn.Module, key: Array, example: PyTree, blocks: int) -> PyTree:

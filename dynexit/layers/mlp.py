@@ -4,8 +4,6 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import flax.linen as nn
-import jax
-import jax.numpy as jnp
 
 from dynexit.layers.dense import Dense
 
@@ -23,6 +21,7 @@ class MLP(nn.Module):
       out_init: initialiser of the kernel "down".
 
     Example:
+      >>> import jax, jax.numpy as jnp
       >>> swiglu = MLP(16, nn.silu, gate="fused", bias=False)
       >>> params = swiglu.init(jax.random.key(0), jnp.ones((1, 4)))["params"]
       >>> params["gate_up"]["kernel"].shape, params["down"]["kernel"].shape

@@ -19,6 +19,11 @@ def wide(x: Any) -> Array:
     return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
 
 
+def _types(x: Array) -> dict[str, Any]:
+    """Options with which flax casts scale and bias to the type of `x`."""
+    return dict(dtype=x.dtype, param_dtype=x.dtype, force_float32_reductions=False)
+
+
 class LayerNorm(nn.Module):
     """(x - mean(x)) / sqrt(var(x) + epsilon) * scale + bias over the last axis, in the type of x.
 
@@ -38,9 +43,8 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        # Not forcing makes flax cast scale and bias too, so bfloat16 parameters are accepted.
         x_wide = wide(x)
-        norm = nn.LayerNorm(self.epsilon, dtype=x_wide.dtype, force_float32_reductions=False)
+        norm = nn.LayerNorm(self.epsilon, **_types(x_wide))
         return norm(x_wide).astype(x.dtype)
 
 
@@ -99,7 +103,6 @@ class GroupNorm(nn.Module):
             num_groups=None,
             group_size=min(self.size, x.shape[-1]),
             epsilon=self.epsilon,
-            dtype=x_wide.dtype,
-            force_float32_reductions=False,
+            **_types(x_wide),
         )
         return norm(x_wide).astype(x.dtype)

@@ -1,4 +1,4 @@
-"""The mean over the places of a row, padded ones left out."""
+"""The mean over the places of a row without padded ones."""
 
 import jax.numpy as jnp
 

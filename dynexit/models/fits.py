@@ -1,4 +1,4 @@
-"""What the constructors of models say of inputs that do not fit; loads no JAX."""
+"""Sentences about inputs that do not fit a model; loads no JAX."""
 
 from typing import Any
 

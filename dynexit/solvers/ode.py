@@ -131,8 +131,9 @@ def ode_step(
       >>> import dynexit as dx
       >>> field, solver = lambda p, t, y, x: -x * y, Solver(rtol=1e-4, atol=1e-7)
       >>> state = begin_ode(field, (), jnp.array([0.1, 10.0]), jnp.ones(2), solver)
-      >>> halted = dx.run_until(ode_step(field, lambda p, y: y, (), solver), state, 40, dx.criteria.gate_above(0.999))
-      >>> halted.exit_depth  # a stiffer row is deeper
+      >>> step = ode_step(field, lambda p, y: y, (), solver)
+      >>> exits = dx.run_until(step, state, 40, dx.criteria.gate_above(0.999))
+      >>> exits.exit_depth  # a stiffer row is deeper
       Array([ 3, 16], dtype=int32)
 
     Source: Chen et al. 2018, neural ordinary differential equations; diffrax for scheme and

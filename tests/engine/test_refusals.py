@@ -164,6 +164,19 @@ def test_no_run_goes_deeper_than_there_are_weights(blocks):
     assert run(step=stacked, depth=4).exit_depth.max() <= 4
 
 
+def test_switched_blocks_of_different_shapes_are_named():
+    """Heads of different class counts, and blocks of different widths."""
+    block, head = lambda p, h: h @ p["block"], lambda p, h: {"logits": h @ p["head"]}
+    of = lambda width, classes: {"block": jnp.ones((3, width)), "head": jnp.ones((width, classes))}
+    for other, leaf in ((of(3, 5), r"output\['logits'\]"), (of(4, 2), "state")):
+        step = dx.switched_step(block, head, [of(3, 2), of(3, 2), other])
+        with pytest.raises(ValueError, match=rf"^`params\[2\]` must give {leaf} as float32"):
+            dx.run_all(step, jnp.ones((2, 3)), 3)
+    wrong = dx.switched_step(lambda p, h: h @ p, lambda p, h: h.logits, [jnp.ones((3, 3))] * 2)
+    with pytest.raises(AttributeError, match="logits"):
+        dx.run_all(wrong, jnp.ones((2, 3)), 2)
+
+
 def test_a_model_is_no_step():
     with pytest.raises(
         TypeError, match=r"`step` must be a dx.Step, got a dx.Model: hand in `model.steps"

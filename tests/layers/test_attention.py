@@ -25,9 +25,7 @@ def by_loop(mask):
     return found
 
 
-@pytest.mark.parametrize(
-    "real, causal", [(None, False), (None, True), (REAL, False), (REAL, True)]
-)
+@pytest.mark.parametrize("real, causal", [(None, False), (None, True), (REAL, False), (REAL, True)])
 def test_a_query_reads_the_keys_of_its_mask(real, causal):
     mask = attention_mask(None if real is None else jnp.asarray(real), L, causal)
     wanted = by_loop(np.ones((1, L, L), bool) if mask is None else np.asarray(mask))

@@ -78,7 +78,7 @@ def test_exits_several_iterations_apart_are_the_same_network_read_less_often():
         dx.engine.every_iteration(
             dx.stacked_step(lambda p, h: h, lambda p, h: h, jnp.ones(4), blocks=2)
         )
-    with pytest.raises(ValueError, match="`every` must divide the 9 iterations"):
+    with pytest.raises(ValueError, match="steps must be a multiple of every"):
         dx.models.DeepThinking(width=6, steps=9, every=2).build((8, 1), 2)
 
 

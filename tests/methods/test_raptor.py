@@ -272,7 +272,10 @@ def test_refusals(arguments, text):
 
 @pytest.mark.parametrize(
     "counts, text",
-    [((), "`counts` must hold at least one phase"), ((3, 3), "as many blocks as `counts` sums to")],
+    [
+        ((), "counts must hold integers of at least 1"),
+        ((3, 3), "as many blocks as `counts` sums to"),
+    ],
 )
 def test_refusals_of_the_student(counts, text):
     with pytest.raises(ValueError, match=text):

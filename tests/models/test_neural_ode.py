@@ -1,4 +1,4 @@
-"""The continuous network: depth by tolerance and by row, gradients of the steps taken, rows apart."""
+"""The continuous network: depth by tolerance and by row; gradients of the steps taken."""
 
 import jax
 import jax.numpy as jnp
@@ -67,7 +67,7 @@ def test_gradients_reach_every_parameter():
 
 
 def test_refusals():
-    with pytest.raises(ValueError, match="^`NeuralOde`: extra must be at least 0"):
+    with pytest.raises(ValueError, match="`NeuralOde`: extra must be at least 0"):
         dx.models.NeuralOde(width=8, hidden=16, steps=N, extra=-1).build((6,), 3)
     with pytest.raises(
         ValueError, match=r"`inputs` must be arrays of shape \[B, 6\], got \[2, 5\]"

@@ -259,7 +259,12 @@ def test_half_precision_runs_in_half_precision_and_sums_in_float32():
 
 
 @pytest.mark.parametrize(
-    "halting, method", [("accumulated", act()), ("basic", act()), ("none", pondernet())]
+    "halting, method",
+    [
+        pytest.param("accumulated", act(), marks=pytest.mark.slow),
+        ("basic", act()),
+        pytest.param("none", pondernet(), marks=pytest.mark.slow),
+    ],
 )
 def test_methods_train_every_parameter(halting, method):
     model, params = made(halting=halting, per="example" if halting == "none" else "position")
@@ -285,7 +290,7 @@ def test_methods_train_every_parameter(halting, method):
     ],
 )
 def test_refusals_name_the_field(field, wrong):
-    with pytest.raises(ValueError, match=f"^`UniversalTransformer`: {field} must"):
+    with pytest.raises(ValueError, match=f"`UniversalTransformer`: {field} must"):
         made(**wrong)
 
 
@@ -293,7 +298,7 @@ def test_refusals_name_the_field(field, wrong):
     "inputs, error, words",
     [
         (jnp.zeros((2, 3, V + 1)), ValueError, "`inputs` must be"),
-        ({"tokens": TOKENS, "positions": jnp.zeros((B, L + 1))}, ValueError, '`inputs["positions"]`'),
+        ({"tokens": TOKENS, "positions": TOKENS[:, 1:]}, ValueError, '`inputs["positions"]`'),
         ({"tokens": TOKENS, "mask": jnp.ones((B, L + 1), bool)}, ValueError, '`inputs["mask"]`'),
         ({"tokens": TOKENS, "mask": jnp.ones((B, L))}, TypeError, '`inputs["mask"]`'),
         ({"tokens": TOKENS, "places": TOKENS}, ValueError, "`inputs` must be tokens or a dict"),
@@ -301,5 +306,5 @@ def test_refusals_name_the_field(field, wrong):
 )  # fmt: skip
 def test_wrong_inputs_are_named(inputs, error, words):
     model, params = made()
-    with pytest.raises(error, match=f"^{re.escape(words)}"):
+    with pytest.raises(error, match=f"{re.escape(words)}"):
         model.embed(params, inputs)

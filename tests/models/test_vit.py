@@ -19,7 +19,7 @@ def model(**changes):
 
 
 def scattered():
-    """Parameters away from their initial zeros and ones, so that a forgotten bias or scale shows."""
+    """Parameters away from their initial zeros and ones, so that no bias or scale is idle."""
     draw = np.random.default_rng(1)
     return jax.tree.map(
         lambda a: np.asarray(a) + np.float32(0.2) * draw.standard_normal(a.shape, np.float32),

@@ -185,8 +185,21 @@ def test_refusals(name):
         Solver(**{name: 0.0})
 
 
+def test_float64_reaches_tight_tolerances():
+    with jax.enable_x64(True):
+        solver, y = Solver(rtol=1e-10, atol=1e-13), jnp.ones(2, jnp.float64)
+        rates = jnp.array([1.0, 3.0], jnp.float64)
+        step, state = (
+            ode_step(decay, lambda p, y: y, (), solver),
+            begin_ode(decay, (), rates, y, solver),
+        )
+        assert all(leaf.dtype != jnp.float32 for leaf in jax.tree.leaves(state))
+        exits = dx.run_until(step, state, 200, dx.criteria.gate_above(0.999), "masked")
+        np.testing.assert_allclose(exits.output["logits"], np.exp([-1.0, -3.0]), rtol=1e-9)
+
+
 def test_half_precision_is_refused():
-    with pytest.raises(TypeError, match="`y` must be float32"):
+    with pytest.raises(TypeError, match="`y` must be float32 or float64"):
         begin_ode(decay, (), jnp.ones(2), jnp.ones(2, jnp.bfloat16), Solver())
 
 

@@ -42,8 +42,8 @@ class Cell(nn.Module):
         width, he = state["z"].shape[-1], nn.initializers.he_normal()
         convolution = lambda name: Convolution(width, in_loop=True, kernel_init=he, name=name)
         inner = nn.relu(convolution("in")(state["z"]))
-        scale = self.param("scale", nn.initializers.constant(0.3), (width,)).astype(inner.dtype)
-        moved = convolution("out")(inner) * scale[None, None, None]
+        scale = self.param("scale", nn.initializers.constant(0.3), (width,), jnp.float32)
+        moved = convolution("out")(inner) * scale.astype(inner.dtype)[None, None, None]
         return LayerNorm(name="norm")(state["input"] + moved)
 
 
@@ -64,6 +64,7 @@ def equilibrium(
     refuse_invalid(settings)
     refuse_unfit(settings, image, classes)
     patch, width, most = settings.patch, settings.width, settings.steps
+    mixing = settings.mixing() if mixing is None else mixing
     embed, cell = Apply(Embed(patch, width), "embed"), Apply(Cell(), "block")
     head = Apply(LogitsHead(classes, pool="mean"), "head")
 

@@ -20,7 +20,7 @@ from dynexit.solvers.ode import Solver, begin_ode, ode_step
 
 
 class Field(nn.Module):
-    """dy/dt `[D]` of features y `[D]` at time t: smooth, and bounded by the last layer's weights."""
+    """dy/dt `[D]` of features y `[D]` at time t; bounded by the weights of the last layer."""
 
     hidden: int
 

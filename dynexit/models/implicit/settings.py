@@ -87,7 +87,7 @@ class Equilibrium:
         """
         from dynexit.models.implicit.equilibrium import equilibrium
 
-        return equilibrium(self, inputs, classes, self.mixing() if mixing is None else mixing)
+        return equilibrium(self, inputs, classes, mixing)
 
 
 @dataclasses.dataclass(frozen=True)

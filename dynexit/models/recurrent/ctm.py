@@ -28,7 +28,7 @@ from dynexit.transforms.best_so_far import best_so_far
 
 def uniform(bound: float):
     """An initialiser, uniform in -bound..bound."""
-    return lambda key, shape: jax.random.uniform(key, shape, minval=-bound, maxval=bound)
+    return lambda key, shape: jax.random.uniform(key, shape, jnp.float32, -bound, bound)
 
 
 class Embed(nn.Module):
@@ -40,7 +40,8 @@ class Embed(nn.Module):
     @nn.compact
     def __call__(self, x):
         e = Dense(self.features, name="input")(x)
-        where = self.param("position_embedding", nn.initializers.normal(1.0), e.shape[1:])
+        draw = nn.initializers.normal(1.0)
+        where = self.param("position_embedding", draw, e.shape[1:], jnp.float32)
         e = LayerNorm(name="norm")(e + where.astype(e.dtype)[None])
         both = Dense((2, self.heads, self.features // self.heads), name="key_value")(e)
         return both[:, :, 0], both[:, :, 1]
@@ -54,12 +55,12 @@ class NeuronModels(nn.Module):
     @nn.compact
     def __call__(self, history):
         # Neurons first: the products of matrices then need no transposition in between.
-        x = history.swapaxes(0, 1)
+        x, zeros = history.swapaxes(0, 1), nn.initializers.zeros
         for name, features in (("first", 2 * self.hidden), ("second", 2)):
             neurons, _, inputs = x.shape
             draw = uniform((inputs + features) ** -0.5)
             kernel = self.param(f"{name}_kernel", draw, (neurons, inputs, features))
-            bias = self.param(f"{name}_bias", nn.initializers.zeros, (neurons, features))
+            bias = self.param(f"{name}_bias", zeros, (neurons, features), jnp.float32)
             product = jnp.einsum("nbi,nio->nbo", x, kernel.astype(x.dtype))
             x = nn.glu(product + bias.astype(x.dtype)[:, None])
         return x[..., 0].T
@@ -76,9 +77,13 @@ class Tick(nn.Module):
     def __call__(self, state):
         z, keys, values = state["z"], state["keys"], state["values"]
         zeros = nn.initializers.zeros
-        decay = lambda name, pairs: self.param(f"{name}_decay", zeros, (len(pairs[0]),))
+        decay = lambda name, pairs: self.param(
+            f"{name}_decay", zeros, (len(pairs[0]),), jnp.float32
+        )
         state = state | accumulated(state, "action", z, self.action, decay("action", self.action))
-        query = Dense(keys.shape[2:], name="query")(synchronisation(state, "action").astype(z.dtype))
+        query = Dense(keys.shape[2:], name="query")(
+            synchronisation(state, "action").astype(z.dtype)
+        )
         read = attend(query[:, None], keys, values).reshape(z.shape[0], -1)
         mixed = Dense(2 * z.shape[1], name="synapses")(jnp.concatenate([read, z], axis=-1))
         before = LayerNorm(name="norm")(nn.glu(mixed))
@@ -115,7 +120,7 @@ def start(first: PyTree, keys: Array, values: Array, action: Pairs, out: Pairs) 
         "history": repeat(first["history_embedding"].astype(keys.dtype)),
     }
     nothing = lambda name, pairs: {
-        f"{name}_{part}": jnp.zeros((b, len(pairs[0]))) for part in ("alpha", "beta")
+        f"{name}_{part}": jnp.zeros((b, len(pairs[0])), jnp.float32) for part in ("alpha", "beta")
     }
     begun = accumulated(nothing("out", out), "out", state["z"], out, jnp.zeros(len(out[0])))
     return state | nothing("action", action) | begun

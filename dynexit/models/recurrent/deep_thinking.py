@@ -16,9 +16,7 @@ from dynexit.layers.linen import Apply, initial, step_names
 from dynexit.layers.norms import LayerNorm
 from dynexit.models.recurrent.settings_reasoners import DeepThinking
 
-convolution = functools.partial(
-    Convolution, in_loop=True, kernel_init=nn.initializers.he_normal()
-)
+convolution = functools.partial(Convolution, in_loop=True, kernel_init=nn.initializers.he_normal())
 
 
 def open_places(x: Array, walls: bool) -> Array | None:

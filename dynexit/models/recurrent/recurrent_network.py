@@ -104,7 +104,7 @@ class Network:
         """Draws the parameters; the key is consumed."""
         keys = jax.random.split(key, 6)
         x = jnp.zeros((1, 2, self.width))
-        draw = lambda key, *shape: self.deviation * jax.random.normal(key, shape)
+        draw = lambda key, *shape: self.deviation * jax.random.normal(key, shape, jnp.float32)
         core = initial_stack(self.block, keys[3], x, self.core)
         return {
             "embed": draw(keys[0], self.vocabulary, self.width),

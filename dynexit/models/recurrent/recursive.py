@@ -63,10 +63,10 @@ class Embed(nn.Module):
     def __call__(self, tokens):
         # sqrt(D) times a standard deviation of 1 / sqrt(D)
         draw = nn.initializers.truncated_normal(1.0)
-        e = self.param("token_embedding", draw, (self.vocabulary, self.width))[tokens]
+        e = self.param("token_embedding", draw, (self.vocabulary, self.width), jnp.float32)[tokens]
         if not self.positions:
             return e
-        where = self.param("position_embedding", draw, (tokens.shape[1], self.width))
+        where = self.param("position_embedding", draw, (tokens.shape[1], self.width), jnp.float32)
         return (e + where[None]) * jnp.asarray(0.5**0.5, e.dtype)
 
 
@@ -150,7 +150,7 @@ def recursive(settings: Recursive, inputs: Any, classes: int) -> Model:
     def init(key: Array) -> PyTree:
         keys = jax.random.split(key, 3 + len(parts))
         hidden, tokens = jnp.zeros((1, places, width)), jax.ShapeDtypeStruct((1, places), jnp.int32)
-        first = jax.random.truncated_normal(keys[0], -2.0, 2.0, (2, width))
+        first = jax.random.truncated_normal(keys[0], -2.0, 2.0, (2, width), jnp.float32)
         return {
             # named as embeddings, so that they are not decayed
             "start": {"y_embedding": first[0], "z_embedding": first[1]},

@@ -25,7 +25,10 @@ class Layer(nn.Module):
     @nn.compact
     def __call__(self, state):
         x = state["x"]
-        return {**state, "x": nn.RNN(CELLS[self.cell](x.shape[-1], dtype=x.dtype, name="cell"))(x)}
+        cell = CELLS[self.cell](x.shape[-1], dtype=x.dtype, name="cell")
+        carry = cell.initialize_carry(jax.random.key(0), x[:, 0].shape)  # zeros of float32
+        carry = jax.tree.map(lambda a: a.astype(x.dtype), carry)
+        return {**state, "x": nn.RNN(cell)(x, initial_carry=carry)}
 
 
 class Head(nn.Module):
@@ -53,7 +56,8 @@ def rnn(settings: Rnn, inputs: Any, classes: int) -> Model:
             "block": initial_stack(layer.module, keys[1], state, depth),
             "head": initial_stack(head.module, keys[2], state, depth),
         }
-        return {"embed": jax.random.normal(keys[0], (vocabulary, width)), "blocks": blocks}
+        table = jax.random.normal(keys[0], (vocabulary, width), jnp.float32)
+        return {"embed": table, "blocks": blocks}
 
     def embed(params: PyTree, inputs: PyTree) -> PyTree:
         tokens, real, _ = read_tokens(inputs, settings.padding)

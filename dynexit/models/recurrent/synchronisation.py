@@ -48,7 +48,7 @@ def decays_in_range(params: PyTree) -> PyTree:
 
 
 def accumulated(state: PyTree, name: str, z: Array, pairs: Pairs, decay: Array) -> PyTree:
-    """alpha = r alpha + z_i z_j and beta = r beta + 1 with r = exp(-decay); float32 `[b, pairs]`."""
+    """alpha = r alpha + z_i z_j, beta = r beta + 1, r = exp(-decay); float32 `[b, pairs]`."""
     left, right = (z[:, np.asarray(side)].astype(jnp.float32) for side in pairs)
     r = jnp.exp(-decay.astype(jnp.float32))[None]
     alpha, beta = state[f"{name}_alpha"], state[f"{name}_beta"]

@@ -126,7 +126,7 @@ def universal_transformer(settings: UniversalTransformer, inputs: Any, classes: 
             apply.part: initial(apply.module, k, h)
             for apply, k in zip((block, halt, head), keys[:3], strict=True)
         }
-        table = jax.random.normal(keys[3], (vocabulary, width)) * width**-0.5
+        table = jax.random.normal(keys[3], (vocabulary, width), jnp.float32) * width**-0.5
         return {"embed": {"embedding": table}, **parts}
 
     def embed(params: PyTree, inputs: PyTree) -> PyTree:

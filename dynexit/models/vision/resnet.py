@@ -47,7 +47,7 @@ class Block(nn.Module):
 
 
 class Head(nn.Module):
-    """Exit head on the whole map: a hidden layer of 32, norm, ReLU, linear; `[b, h, w, c]` to `[b, C]`.
+    """Exit head on the whole map `[b, h, w, c]`: a hidden layer of 32, norm, ReLU, linear.
 
     A row pays for every inner exit that it passes; full depth alone pays for one. A matrix product
     on the flat map costs about 5% of a block; normalising and pooling the map first, as published

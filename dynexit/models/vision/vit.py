@@ -18,7 +18,7 @@ from dynexit.models.vision.settings import Vit
 
 
 class Embed(nn.Module):
-    """Patches of images `[b, H, W, C]`, row by row, as tokens `[b, L, D]` with learned positions."""
+    """Patches of images `[b, H, W, C]` as tokens `[b, L, D]`, with learned positions."""
 
     patch: int
     stride: int
