@@ -51,10 +51,11 @@ class HaltingHead(nn.Module):
         Returns:
           `[b, ...]`, or `[b]` with pooling; in the type of h.
         """
+        u: Any = h
         if self.reads == "concat":
-            u = jnp.concatenate([h, previous], axis=-1)
-        else:
-            u = h if self.reads == "state" else h - previous
+            u = jnp.concatenate([h, jnp.asarray(previous)], axis=-1)
+        elif self.reads == "diff":
+            u = h - previous
         u = jax.lax.stop_gradient(u) if self.detach else u
         u = mean_over_places(u, real) if self.pool == "mean" else u
         for k in range(self.layers):
