@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from dynexit.core.types import Dataset as Dataset
     from dynexit.core.types import Experiment as Experiment
     from dynexit.core.types import Halted as Halted
+    from dynexit.core.types import Memory as Memory
     from dynexit.core.types import Method as Method
     from dynexit.core.types import Model as Model
     from dynexit.core.types import Source as Source
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from dynexit.engine.export import export as export
     from dynexit.engine.gradients.bounded import run_bounded as run_bounded
     from dynexit.engine.replay import replay as replay
+    from dynexit.engine.replay import replay_scores as replay_scores
     from dynexit.engine.run import run_all as run_all
     from dynexit.engine.run import run_full as run_full
     from dynexit.engine.run import run_until as run_until

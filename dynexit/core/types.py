@@ -59,31 +59,71 @@ class Step:
         object.__setattr__(self, "apply", _as_partial(self.apply))
 
 
+class Memory(NamedTuple):
+    """What a criterion remembers of each row between exits.
+
+    Attributes:
+      score: of `Criterion.score`, leaves `[b, ...]`.
+      decide: of `Criterion.decide`, leaves `[b, ...]`.
+    """
+
+    score: PyTree
+    decide: PyTree
+
+
+def no_memory(batch: int, output: PyTree = None) -> tuple:
+    """The memory of a function that remembers nothing."""
+    return ()
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Criterion:
-    """When a row leaves, as a pair of pure functions; itself a pytree: thresholds are leaves, so
-    changing them never recompiles.
+    """When a row exits, as two pure functions: a score of each exit, and a decision on the score.
+
+    Itself a pytree: thresholds are leaves of `decide`, so changing them never recompiles. Since
+    scores hold no threshold, stored scores are enough to compare thresholds.
 
     Args:
-      init: `init(batch) -> memory`, leaves `[batch, ...]`; what the criterion remembers of each row
-        between exits.
-      update: `update(i, output, memory) -> (halt [b] bool, memory)` at exit i (int32, scalar; `[b]`
-        where `run_stream` runs a tied step).
+      score: `score(i, output, memory) -> (score, memory)` at exit i (int32, scalar; `[b]` where
+        `run_stream` runs a tied step). A score is a pytree of a few numbers a row, leaves `[b]` or
+        `[b, small]`; it holds no threshold.
+      decide: `decide(i, score, memory) -> (exit, memory)`, exit bool `[b]`.
+      init_score: `init_score(batch, output) -> memory` before the first exit, leaves `[batch,
+        ...]`; `output` has the shapes of one exit's output (`jax.ShapeDtypeStruct`, leaves `[batch,
+        ...]`).
+      init_decide: `init_decide(batch) -> memory`, leaves `[batch, ...]`.
       exits: the number of exits that the thresholds are meant for, or None for any; the engine
         checks it.
-      templated: if true, `init(batch, output)` also gets the shapes of the output
-        (`jax.ShapeDtypeStruct`, leaves `[batch, ...]`).
+
+    Example:
+      >>> import dynexit as dx
+      >>> import jax.numpy as jnp
+      >>> score = lambda i, output, memory: (output, memory)
+      >>> large = dx.Criterion(score, lambda i, score, memory: (score > 2.5, memory))
+      >>> dx.replay(large, jnp.array([[1.0, 3.0], [2.0, 4.0], [3.0, 5.0]])).exit.tolist()
+      [2, 0]
     """
 
-    init: Callable[..., PyTree]
-    update: Callable[[Any, PyTree, PyTree], tuple[Array, PyTree]]
+    score: Callable[[Any, PyTree, PyTree], tuple[PyTree, PyTree]]
+    decide: Callable[[Any, PyTree, PyTree], tuple[Array, PyTree]]
+    init_score: Callable[[int, PyTree], PyTree] = no_memory
+    init_decide: Callable[[int], PyTree] = no_memory
     exits: int | None = dataclasses.field(default=None, metadata={"static": True})
-    templated: bool = dataclasses.field(default=False, metadata={"static": True})
 
     def __post_init__(self):
-        object.__setattr__(self, "init", _as_partial(self.init))
-        object.__setattr__(self, "update", _as_partial(self.update))
+        for name in ("score", "decide", "init_score", "init_decide"):
+            object.__setattr__(self, name, _as_partial(getattr(self, name)))
+
+    def init(self, batch: int, output: PyTree) -> Memory:
+        """Both memories before the first exit; `output` has the shapes of one exit's output."""
+        return Memory(self.init_score(batch, output), self.init_decide(batch))
+
+    def update(self, i: Any, output: PyTree, memory: Memory) -> tuple[Array, Memory]:
+        """Scores one exit and decides on it: `(exit [b] bool, memory)`."""
+        score, scored = self.score(i, output, memory.score)
+        exit, decided = self.decide(i, score, memory.decide)
+        return exit, Memory(scored, decided)
 
 
 class Halted(NamedTuple):

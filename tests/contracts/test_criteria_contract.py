@@ -11,7 +11,6 @@ import pytest
 
 import dynexit as dx
 from dynexit import criteria
-from dynexit.criteria.combinators import start
 
 E, B, C, D = 5, 8, 4, 6
 
@@ -117,7 +116,7 @@ def at_exit(outputs, e):
 
 
 def begin(criterion, outputs):
-    return start(criterion, B, jax.eval_shape(at_exit, outputs, 0))
+    return criterion.init(B, jax.eval_shape(at_exit, outputs, 0))
 
 
 def walk(criterion, outputs, index=jnp.int32):

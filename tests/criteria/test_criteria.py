@@ -12,7 +12,6 @@ import pytest
 import dynexit as dx
 from dynexit import criteria
 from dynexit.criteria import scores
-from dynexit.criteria.combinators import start
 
 E, B, C = 6, 7, 4
 
@@ -73,7 +72,7 @@ def test_patience_as_published(n, layer):
     outputs = jax.nn.one_hot(jnp.array(predictions).T, 3)
     halted = dx.replay(criteria.patience(n), outputs)
     np.testing.assert_array_equal(halted.exit_depth, [layer, 7])
-    np.testing.assert_array_equal(halted.memory.agreements, [n, 0])
+    np.testing.assert_array_equal(halted.memory.decide, [n, 0])
 
 
 def test_patience_counts_from_nothing_after_a_nan():
@@ -107,8 +106,8 @@ def test_q_exit_does_not_underflow():
     steps = 200
     outputs = {"halt_logit": jnp.stack([jnp.full(steps, 3.0), jnp.full(steps, -20.0)], axis=1)}
     halted = dx.replay(criteria.cumulative_halting_above(1.0), outputs)
-    np.testing.assert_allclose(halted.memory[0], -steps * math.log1p(math.exp(3.0)), rtol=1e-5)
-    np.testing.assert_allclose(halted.memory[1], -steps * math.exp(-20.0), rtol=1e-4)
+    np.testing.assert_allclose(halted.memory.score[0], -steps * math.log1p(math.exp(3.0)), rtol=1e-5)
+    np.testing.assert_allclose(halted.memory.score[1], -steps * math.exp(-20.0), rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -153,7 +152,7 @@ def test_saturation_takes_tokens_as_one_vector_and_zeros_as_no_direction():
     halted = dx.replay(criteria.saturation_above(-0.1), {"hidden": hidden})
     flat = dx.replay(criteria.saturation_above(-0.1), {"hidden": hidden.reshape(E, B, 12)})
     np.testing.assert_array_equal(halted.exit, flat.exit)
-    assert halted.memory.shape == (B, 3, 4)
+    assert halted.memory.score.shape == (B, 3, 4)
     assert int(halted.exit[0]) == 1  # cosine 0 of zeros is above -0.1
     assert int(dx.replay(criteria.saturation_above(0.0), {"hidden": hidden}).exit[0]) > 2
 
@@ -357,7 +356,7 @@ def test_a_row_with_many_places_leaves_once_each_of_them_would(make, strictness)
     # place by place, each as a row of its own: the verdicts of a rule do not depend on whether it
     # has been followed
     memory, expected, verdicts = (
-        start(rule, B * 3, jax.ShapeDtypeStruct((B * 3, C), jnp.float32)),
+        rule.init(B * 3, jax.ShapeDtypeStruct((B * 3, C), jnp.float32)),
         np.full(B, 5),
         [],
     )
