@@ -124,8 +124,8 @@ def read_logits(output: PyTree, read: Read) -> Array:
         )
     if logits.shape[-1] < 2:
         raise ValueError(
-            f"`criterion` reads logits of at least 2 classes on the last axis, got shape "
-            f"{logits.shape}; for a head of one logit z let `read` give the two logits (0, z)"
+            f"`logits` must have at least 2 classes on the last axis, got shape {logits.shape}; for "
+            "a head of one logit z let `read` give the two logits (0, z)"
         )
     return logits
 
@@ -173,10 +173,10 @@ def _over_places(reduce: Callable, values: Array, mask: Array | None, initial: A
     places = tuple(range(1, values.ndim))
     if not places:
         return values
-    if mask is None:
-        return reduce(values, axis=places)
-    mask = jnp.broadcast_to(mask, values.shape)
-    return reduce(values, axis=places, where=mask, initial=jnp.asarray(initial, values.dtype))
+    considered = True if mask is None else jnp.broadcast_to(mask, values.shape)
+    found = reduce(values, axis=places, where=considered, initial=initial)
+    nan = (jnp.isnan(values) & considered).any(axis=places)  # not every device's maximum keeps it
+    return jnp.where(nan, jnp.nan, found)
 
 
 def read_per_row(output: PyTree, key: str, read: Read) -> Array:

@@ -138,7 +138,10 @@ def change_below(threshold: Any, read: Read = None) -> Criterion:
     """
     threshold = threshold_leaf(threshold, low=0.0)
     return Criterion(
-        _Change(read), below_after_first(threshold), _Zeros("hidden", read), exits=exits_of(threshold)
+        _Change(read),
+        below_after_first(threshold),
+        _Zeros("hidden", read),
+        exits=exits_of(threshold),
     )
 
 

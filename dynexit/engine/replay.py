@@ -4,6 +4,7 @@ compared without running the network again.
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +50,7 @@ def replay_scores(
     criterion: Callable[[PyTree], Criterion],
     points: PyTree,
     scores: PyTree,
-    nan: Array | None = None,
+    nan: Any = None,
 ) -> Array:
     """The exit of every row at every operating point, from stored scores: `decide` alone runs.
 

@@ -7,7 +7,7 @@ import pytest
 
 import dynexit as dx
 from dynexit.evaluation import latency
-from dynexit.evaluation.predictions import prepared
+from dynexit.evaluation.batches import prepared
 
 
 def test_programs_run_in_turns_after_one_call_each():
