@@ -21,7 +21,9 @@ CHECKPOINT = Flag(
     "newest",
     "newest, best (highest mean accuracy over the exits on the calibration split) or a step",
 )
-USAGE = "dynexit evaluate RUN [--checkpoint newest|best|STEP] [--experiment FILE]"
+USAGE = (
+    "dynexit evaluate RUN [--checkpoint newest|best|STEP] [--batch-size 128] [--experiment FILE]"
+)
 
 BATCH_SIZE = Flag(
     "batch_size", int | None, None, "rows per call of the program; by default the run's"
