@@ -33,9 +33,11 @@ if TYPE_CHECKING:
     from dynexit.core.stacking import stack as stack
     from dynexit.core.stacking import take as take
     from dynexit.core.stacking import unstack as unstack
+    from dynexit.core.types import Candidates as Candidates
     from dynexit.core.types import Criterion as Criterion
     from dynexit.core.types import Dataset as Dataset
     from dynexit.core.types import Experiment as Experiment
+    from dynexit.core.types import Fit as Fit
     from dynexit.core.types import Halted as Halted
     from dynexit.core.types import Memory as Memory
     from dynexit.core.types import Method as Method

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dynexit.evaluation.phases import phases as phases
     from dynexit.evaluation.phases import phases_by_cut as phases_by_cut
     from dynexit.evaluation.phases import similarity as similarity
+    from dynexit.evaluation.preflight import check_experiment as check_experiment
     from dynexit.evaluation.recording import fitted as fitted
     from dynexit.evaluation.recording import record as record
     from dynexit.evaluation.reports import pictures as pictures

@@ -124,3 +124,12 @@ def test_refusals(arguments, text):
     with pytest.raises(ValueError) as error:
         confidence_exits(**arguments)
     assert text in str(error.value)
+
+
+def test_rows_without_a_label_count_in_no_mean():
+    labels = jnp.where(jnp.arange(M) % 2 == 0, -1, LABELS)
+    some, kept = labels, np.arange(M) % 2 == 1
+    _, metrics = confidence_exits().objective(LOGITS, some, PROGRESS)
+    _, wanted = confidence_exits().objective(LOGITS[:, kept], LABELS[kept], PROGRESS)
+    for name in wanted:
+        np.testing.assert_allclose(metrics[name], wanted[name], rtol=1e-5, err_msg=name)

@@ -95,7 +95,9 @@ def segment_slots(
             "halting_accuracy": share((sure > 0) == right),
         }
         carry = {**rows, "state": state, "taken": taken, "halted": halted}
-        counts = rows_counted(rows["labels"]).astype(answers.dtype)  # the mean over all slots is then that over these
+        counts = rows_counted(rows["labels"]).astype(
+            answers.dtype
+        )  # the mean over all slots is then that over these
         losses = (answers + halting_weight * halting) * counts / jnp.maximum(counts.mean(), 1e-9)
         return losses, metrics, jax.lax.stop_gradient(carry)
 
