@@ -33,10 +33,13 @@ if TYPE_CHECKING:
     from dynexit.core.stacking import stack as stack
     from dynexit.core.stacking import take as take
     from dynexit.core.stacking import unstack as unstack
+    from dynexit.core.types import Candidates as Candidates
     from dynexit.core.types import Criterion as Criterion
     from dynexit.core.types import Dataset as Dataset
     from dynexit.core.types import Experiment as Experiment
+    from dynexit.core.types import Fit as Fit
     from dynexit.core.types import Halted as Halted
+    from dynexit.core.types import Memory as Memory
     from dynexit.core.types import Method as Method
     from dynexit.core.types import Model as Model
     from dynexit.core.types import Source as Source
@@ -48,6 +51,7 @@ if TYPE_CHECKING:
     from dynexit.engine.export import export as export
     from dynexit.engine.gradients.bounded import run_bounded as run_bounded
     from dynexit.engine.replay import replay as replay
+    from dynexit.engine.replay import replay_scores as replay_scores
     from dynexit.engine.run import run_all as run_all
     from dynexit.engine.run import run_full as run_full
     from dynexit.engine.run import run_until as run_until

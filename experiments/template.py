@@ -102,6 +102,7 @@ def entropy_exits(count: int = 40):
     by all exits.
     """
     import jax.numpy as jnp
+    import numpy as np
 
     def objective(outputs, labels, progress):  # outputs [E, B, C]; progress runs from 0 to 1
         losses = dx.objectives.multi_exit_cross_entropy(
@@ -114,14 +115,8 @@ def entropy_exits(count: int = 40):
     def criterion(operating_point):  # thresholds are data: changing them compiles nothing anew
         return dx.criteria.entropy_below(operating_point["threshold"])
 
-    def candidates(
-        outputs, labels, costs
-    ):  # calibration split; leaves [K, ...]; full depth must be among them
-        exits, classes = outputs.shape[0], outputs.shape[-1]
-        levels = jnp.linspace(
-            0.0, jnp.log(classes), count
-        )  # no entropy is below 0: that point is full depth
-        return {"threshold": jnp.tile(levels[:, None], (1, exits - 1))}
+    # Thresholds to choose from; no entropy is below 0, so that one is full depth.
+    candidates = dx.calibration.levels(np.linspace(0.0, np.log(10), count), full=0.0)
 
     def predict(output):  # one exit's output -> class
         return jnp.argmax(output, axis=-1).astype(jnp.int32)

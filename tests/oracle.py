@@ -133,10 +133,7 @@ def run_row(problem, criterion, b):
                 shapes = jax.tree.map(
                     lambda a: jax.ShapeDtypeStruct((rows, *a.shape[1:]), a.dtype), output
                 )
-                whole = (
-                    criterion.init(rows, shapes) if criterion.templated else criterion.init(rows)
-                )
-                memory = row_of(whole, b)
+                memory = row_of(criterion.init(rows, shapes), b)
             halt, memory = update(criterion, jnp.int32(exit), output, memory)
             nan = any(bool(np.isnan(np.asarray(leaf)).any()) for leaf in jax.tree.leaves(output))
             nans += nan

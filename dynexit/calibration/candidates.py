@@ -1,32 +1,97 @@
-"""Candidate thresholds from the confidences of a calibration split: solved for wanted fractions, or
-one for all exits.
+"""Candidate operating points: a list of thresholds, thresholds solved for wanted fractions of a
+calibration split's rows, or one threshold for all exits. All of it runs on the host.
 
-A row leaves where `score > threshold`. A threshold that must release a score s itself therefore
-lies just below s, and the rows released are those of the literature's `score >= s`. It lies 1e-6
+A row exits where `score > threshold`. A threshold that must let a score s itself exit therefore
+lies just below s, and the rows that exit are those of the literature's `score >= s`. It lies 1e-6
 below, relatively, and not one float: the same score computed by another program differs in its last
 bits, and where many probabilities round to 1 that would hold back a crowd. Thresholds are `[E-1]`:
-the last exit takes everyone.
+the last exit takes every row.
 """
 
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from dynexit.core.checks import positive_integer
-from dynexit.core.types import Array
+from dynexit.core.types import Candidates, PyTree
 
 RATIOS = tuple(j / 20 for j in range(1, 40))  # MSDNet's released grid, 0.05..1.95
 MARGIN = 1e-6
 
 
-def geometric_fractions(ratios: Any, exits: int) -> np.ndarray:
-    """Fractions of the rows that shall leave at each exit, p_e proportional to r^e.
+def levels(
+    values: Any, full: float, name: str = "threshold", low: float = -np.inf, high: float = np.inf
+) -> Candidates:
+    """Candidates `{name: []}` with one number for all exits, from a list.
 
     Args:
-      ratios: r, `[K]`, above 0; below 1 most rows leave early, above 1 most leave late.
+      values: `[K]`, each in low..high.
+      full: the number at which no row exits early; calibration puts it among the candidates.
+      name: of the operating point's entry.
+      low, high: the range.
+
+    Returns:
+      `Candidates`.
+
+    Raises:
+      ValueError: another shape, or a value out of range.
+
+    Example:
+      >>> candidates = levels([0.5, 0.9], full=1.0)
+      >>> candidates.points(None, {}, None)["threshold"].tolist(), candidates.full(4, {})
+      ([0.5, 0.9], {'threshold': array(1., dtype=float32)})
+    """
+    found = np.asarray(values, np.float32)
+    if found.ndim != 1 or not found.size or not ((found >= low) & (found <= high)).all():
+        within = f"lie in {low:g}..{high:g}" if high < np.inf else f"be at least {low:g}"
+        raise ValueError(f"`{name}s` must have shape [K] and {within}, got {found.tolist()}")
+    return Candidates(
+        lambda exits, fitted: {name: np.array(full, np.float32)},
+        lambda records, fitted, costs: {name: found},
+    )
+
+
+def with_full_depth(points: PyTree, full: PyTree) -> PyTree:
+    """The points, leaves `[K, ...]`, and `full` after them where it is none of them; on the host.
+
+    Raises:
+      ValueError: no points, leaves that differ in K or from `full`, or a NaN.
+
+    Example:
+      >>> with_full_depth({"t": np.array([0.5])}, {"t": np.array(1.0)})["t"].tolist()
+      [0.5, 1.0]
+    """
+    points, full = jax.tree.map(np.asarray, (points, full))
+    sizes = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(points)}
+    if len(sizes) != 1 or sizes <= {(), (0,)}:
+        raise ValueError(
+            f"`points` must have leaves [K, ...] with one K of at least 1, got leading axes {sorted(sizes)}"
+        )
+    if jax.tree.structure(points) != jax.tree.structure(full) or [
+        a.shape[1:] for a in jax.tree.leaves(points)
+    ] != [a.shape for a in jax.tree.leaves(full)]:
+        describe = lambda tree: jax.tree.map(np.shape, tree)
+        raise ValueError(
+            f"`points` must have the structure of full depth with a leading axis [K], got "
+            f"{describe(points)} and {describe(full)}"
+        )
+    for path, leaf in jax.tree_util.tree_flatten_with_path(points)[0]:
+        if np.isnan(np.asarray(leaf, np.float64)).any():
+            raise ValueError(f"`points`{jax.tree_util.keystr(path)} must not hold a NaN")
+    same = np.ones(sizes.pop(), bool)
+    for a, b in zip(jax.tree.leaves(points), jax.tree.leaves(full), strict=True):
+        same &= (a == b).reshape(len(a), -1).all(axis=1)
+    if same.any():
+        return points
+    return jax.tree.map(lambda a, b: np.concatenate([a, b[None].astype(a.dtype)]), points, full)
+
+
+def geometric_fractions(ratios: Any, exits: int) -> np.ndarray:
+    """Wanted fractions of the rows at each exit, p_e proportional to r^e.
+
+    Args:
+      ratios: r, `[K]`, above 0; below 1 most rows exit early, above 1 most exit late.
       exits: E.
 
     Returns:
@@ -39,7 +104,7 @@ def geometric_fractions(ratios: Any, exits: int) -> np.ndarray:
       >>> geometric_fractions([0.5, 1.0], 2).round(3).tolist()
       [[0.667, 0.333], [0.5, 0.5]]
 
-    Source: Huang et al. 2018, MSDNet, whose constant probability q of leaving is 1 - r; with r
+    Source: Huang et al. 2018, MSDNet, whose constant probability q of an exit is 1 - r; with r
       above 1 as in the released code.
     """
     ratios = np.asarray(ratios, np.float64)
@@ -53,7 +118,7 @@ def geometric_fractions(ratios: Any, exits: int) -> np.ndarray:
 
 
 def quotas(fractions: Any, rows: int) -> np.ndarray:
-    """Rows that shall leave at each exit but the last, floor(M p_e), in float64.
+    """Wanted rows at each exit but the last, floor(M p_e), in float64.
 
     Args:
       fractions: p, `[..., E]`, at least 0, rows sum to 1.
@@ -84,26 +149,26 @@ def quotas(fractions: Any, rows: int) -> np.ndarray:
     return np.floor(rows * fractions[..., :-1] + 1e-9).astype(np.int64)
 
 
-def msdnet_thresholds(confidence: Array, fractions: Any) -> Array:
-    """Thresholds with which wanted fractions of the rows leave at each exit.
+def msdnet_thresholds(confidence: Any, fractions: Any) -> np.ndarray:
+    """Thresholds with which wanted fractions of the rows exit at each exit.
 
     Exit by exit, with m = floor(M p_e) among the rows that remain: T_e lies just below the m-th
-    highest confidence, and the rows at or above that leave. A quota of 0 gives +inf, one above the
-    number of rows left gives -inf. Ties leave together, so the
-    achieved fractions may exceed the wanted ones: report the achieved.
+    highest confidence, and the rows at or above that exit. A quota of 0 gives +inf, one above the
+    number of rows left gives -inf. Ties exit together, so the achieved fractions may exceed the
+    wanted ones: report the achieved.
 
     Args:
-      confidence: `[E, M]`, higher is surer; a NaN never leaves.
+      confidence: `[E, M]`, higher is surer; a NaN never exits.
       fractions: `[E]`, or `[K, E]` for K points at once.
 
     Returns:
-      float32 `[E-1]` or `[K, E-1]`, for a criterion that leaves where `score > threshold`.
+      float32 `[E-1]` or `[K, E-1]`, for a criterion that exits where `score > threshold`.
 
     Raises:
       ValueError: shapes that do not fit, or fractions that are negative or do not sum to 1.
 
     Example:
-      >>> confidence = jnp.array([[0.9, 0.8, 0.7, 0.6], [0.5, 0.5, 0.9, 0.8]])  # E=2, M=4
+      >>> confidence = np.array([[0.9, 0.8, 0.7, 0.6], [0.5, 0.5, 0.9, 0.8]])  # E=2, M=4
       >>> t = msdnet_thresholds(confidence, [0.5, 0.5])
       >>> (confidence[0] > t[0]).tolist()
       [True, True, False, False]
@@ -118,12 +183,12 @@ def msdnet_thresholds(confidence: Array, fractions: Any) -> Array:
         raise ValueError(
             f"`fractions` must have shape [E] or [K, E] with E = {exits}, got {fractions.shape}"
         )
-    wanted = jnp.asarray(quotas(np.atleast_2d(fractions), rows), jnp.int32)
-    thresholds = _solve(confidence[:-1], wanted)
+    wanted = quotas(np.atleast_2d(fractions), rows)
+    thresholds = np.stack([_solved(confidence[:-1], quota) for quota in wanted])
     return thresholds if fractions.ndim == 2 else thresholds[0]
 
 
-def shared_thresholds(confidence: Array, count: int) -> Array:
+def shared_thresholds(confidence: Any, count: int) -> np.ndarray:
     """One threshold for all exits, just below evenly spaced quantiles of the confidences of all
     early exits together.
 
@@ -139,21 +204,21 @@ def shared_thresholds(confidence: Array, count: int) -> Array:
       TypeError, ValueError: `count` is no integer or below 1, `confidence` is not `[E, M]`.
 
     Example:
-      >>> levels = shared_thresholds(jnp.array([[0.2, 0.4, 0.6], [0.9, 0.9, 0.9]]), 3)
-      >>> [round(t, 3) for t in levels[:, 0].tolist()]
+      >>> thresholds = shared_thresholds(np.array([[0.2, 0.4, 0.6], [0.9, 0.9, 0.9]]), 3)
+      >>> [round(t, 3) for t in thresholds[:, 0].tolist()]
       [0.2, 0.4, inf]
     """
     confidence = _confidence(confidence)
     count = positive_integer(count, "count")
-    pooled = np.asarray(confidence[:-1]).ravel()
+    pooled = confidence[:-1].ravel()
     pooled = pooled[~np.isnan(pooled)]
-    levels = np.full(count, np.inf, np.float32)
-    if pooled.size:
-        levels[:-1] = np.quantile(pooled, np.arange(count - 1) / max(count - 1, 1), method="lower")
-    return jnp.tile(_just_below(jnp.asarray(levels))[:, None], (1, len(confidence) - 1))
+    found = np.full(count, np.inf, np.float32)
+    if pooled.size and count > 1:
+        found[:-1] = np.quantile(pooled, np.arange(count - 1) / (count - 1), method="lower")
+    return np.tile(just_below(found)[:, None], (1, len(confidence) - 1))
 
 
-def threshold_candidates(confidence: Array, ratios: Any = RATIOS, shared: int = 40) -> Array:
+def threshold_candidates(confidence: Any, ratios: Any = RATIOS, shared: int = 40) -> np.ndarray:
     """Operating points worth comparing: MSDNet's geometric family, thresholds shared by all exits,
     and full depth.
 
@@ -169,40 +234,49 @@ def threshold_candidates(confidence: Array, ratios: Any = RATIOS, shared: int = 
       TypeError, ValueError: as the functions above.
 
     Example:
-      >>> threshold_candidates(jnp.ones((4, 10)), shared=5).shape
+      >>> threshold_candidates(np.ones((4, 10)), shared=5).shape
       (44, 3)
     """
     confidence = _confidence(confidence)
     solved = msdnet_thresholds(confidence, geometric_fractions(ratios, len(confidence)))
-    return jnp.concatenate([solved, shared_thresholds(confidence, shared)])
+    return np.concatenate([solved, shared_thresholds(confidence, shared)])
 
 
-@jax.jit
-def _solve(confidence: Array, wanted: Array) -> Array:
-    """Thresholds `[K, E-1]` from confidences `[E-1, M]` and quotas int32 `[K, E-1]`."""
-    rows = confidence.shape[1]
+def just_below(score: Any) -> np.ndarray:
+    """A little less than a score, by more than another program's rounding of the same score;
+    infinities stay. float32.
 
-    def one_exit(remaining, x):
-        scores, quota = x
-        alive = jnp.where(remaining & ~jnp.isnan(scores), scores, -jnp.inf)
-        lowest = jnp.sort(alive)[jnp.clip(rows - quota, 0, rows - 1)]
-        threshold = jnp.where(quota > 0, _just_below(lowest), jnp.inf)
-        return remaining & ~(scores > threshold), threshold
-
-    def one_point(quota):
-        return lax.scan(one_exit, jnp.ones(rows, bool), (confidence, quota))[1]
-
-    return lax.map(one_point, wanted)
+    Example:
+      >>> just_below([1.0, np.inf]).tolist()
+      [0.9999989867210388, inf]
+    """
+    score = np.asarray(score, np.float32)
+    finite = np.isfinite(score)
+    size = np.where(finite, score, np.float32(0))
+    below = size - np.float32(MARGIN) * np.maximum(np.abs(size), np.float32(1e-30))
+    return np.where(finite, below, score).astype(np.float32)
 
 
-def _just_below(score: Array) -> Array:
-    """A little less than a score, by more than another program's rounding of the same score."""
-    return jnp.where(jnp.isinf(score), score, score - MARGIN * jnp.maximum(jnp.abs(score), 1e-30))
+def _solved(confidence: np.ndarray, quotas: np.ndarray) -> np.ndarray:
+    """Thresholds `[E-1]` from confidences `[E-1, M]` and the quotas `[E-1]` of one point."""
+    left, thresholds = np.arange(confidence.shape[1]), np.full(len(confidence), np.inf, np.float32)
+    for e, (scores, quota) in enumerate(zip(confidence, quotas, strict=True)):
+        if quota == 0:
+            continue
+        remaining = scores[left]
+        known = remaining[~np.isnan(remaining)]
+        if quota > len(known):
+            thresholds[e] = -np.inf
+        else:
+            at = len(known) - int(quota)
+            thresholds[e] = just_below(np.partition(known, at)[at])
+        left = left[~(remaining > thresholds[e])]
+    return thresholds
 
 
-def _confidence(confidence: Array) -> Array:
-    if jnp.ndim(confidence) != 2 or 0 in jnp.shape(confidence):
+def _confidence(confidence: Any) -> np.ndarray:
+    if np.ndim(confidence) != 2 or 0 in np.shape(confidence):
         raise ValueError(
-            f"`confidence` must have shape [E, M], none of them 0, got {jnp.shape(confidence)}"
+            f"`confidence` must have shape [E, M], none of them 0, got {np.shape(confidence)}"
         )
-    return jnp.asarray(confidence, jnp.float32)
+    return np.asarray(confidence, np.float32)

@@ -1,147 +1,178 @@
-"""Accuracy and cost of many operating points, by replay of stored outputs: the network is not run
+"""What many operating points do to every row of a split, from its records: the network is not run
 again.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
-from dynexit.core.labels import exact
-from dynexit.core.types import Array, Criterion, Halted, PyTree
-
-
-class Predictions(NamedTuple):
-    """What every exit said about every example of one split.
-
-    Attributes:
-      split: "train", "calibration" or "test".
-      outputs: leaves `[E, M, ...]`.
-      labels: integers `[M]`, or `[M, ...]` with one for each place of a row; a row is right where
-        all that count are.
-      fingerprint: a digest of the examples; equal data have equal fingerprints.
-    """
-
-    split: str
-    outputs: PyTree
-    labels: Any
-    fingerprint: str
+from dynexit.calibration.records import Records
+from dynexit.core.types import Criterion, PyTree
+from dynexit.engine.replay import replay_scores
 
 
 class Curve(NamedTuple):
-    """K operating points on M rows, on the host.
+    """K operating points on the M rows of a split that count, on the host: what a rule chooses
+    from. Points of other networks are more rows of the same table, each with a cost of its own.
 
     Attributes:
-      accuracy: float64 `[K]`, mean grade of the rows.
+      points: leaves `[K, ...]`.
+      exit: integers `[K, M]`, the exit of each row.
+      right: float32 `[K, M]`, the method's score of each answer.
+      agrees: bool `[K, M]`, whether the answer is that of full depth.
+      loss: float64 `[K]`, mean cross-entropy in nats; None where the records have none.
+      right_full: float32 `[M]`, the score of full depth.
       cost: float64 `[K]`, mean FLOPs per row.
-      mean_depth: float64 `[K]`, mean exits evaluated per row, in 1..E.
-      exit_fraction: float64 `[K, E]`, achieved fraction of rows that left at each exit.
-      accuracy_full: accuracy of the last exit.
-      standard_error: float64 `[K]`, of accuracy - accuracy_full, from the paired differences of the
-        rows.
-      flips: float64 `[K]`, fraction of rows that the last exit gets right (or better) and the point
-        wrong (or worse): negative flips, Yan et al. 2021, arXiv 2011.09161, accuracy lost before
-        what other rows gain is set against it.
+      cost_full: FLOPs of full depth, of which fractions are taken.
+      exits: E.
+      split, fingerprint: of the data.
     """
 
-    accuracy: np.ndarray
+    points: PyTree
+    exit: np.ndarray
+    right: np.ndarray
+    agrees: np.ndarray
+    loss: np.ndarray | None
+    right_full: np.ndarray
     cost: np.ndarray
-    mean_depth: np.ndarray
-    exit_fraction: np.ndarray
-    accuracy_full: float
-    standard_error: np.ndarray
-    flips: np.ndarray
+    cost_full: float
+    exits: int
+    split: str
+    fingerprint: str
+
+    @property
+    def rows(self) -> int:
+        """M."""
+        return self.right.shape[1]
+
+    @property
+    def accuracy(self) -> np.ndarray:
+        """float64 `[K]`, the mean score."""
+        return self.right.mean(axis=1, dtype=np.float64)
+
+    @property
+    def accuracy_full(self) -> float:
+        """Of full depth."""
+        return float(self.right_full.mean(dtype=np.float64))
+
+    @property
+    def exit_fraction(self) -> np.ndarray:
+        """float64 `[K, E]`, achieved fraction of the rows at each exit."""
+        return np.stack([np.bincount(e, minlength=self.exits) for e in self.exit]) / self.rows
+
+    @property
+    def mean_depth(self) -> np.ndarray:
+        """float64 `[K]`, mean exits evaluated per row, in 1..E."""
+        return self.exit.mean(axis=1, dtype=np.float64) + 1
+
+    @property
+    def standard_error(self) -> np.ndarray:
+        """float64 `[K]`, of accuracy - accuracy_full, from the paired differences of the rows.
+
+        Where scores are 0 or 1 it is sqrt(b + c - (b - c)^2 / M) / M, with b rows right only at
+        full depth and c only at the point; 0 where no row changed, which says that M was too small
+        to see a change and not that there is none.
+        """
+        change = self.right - self.right_full
+        return change.std(axis=1, dtype=np.float64) / np.sqrt(self.rows)
+
+    @property
+    def flips(self) -> np.ndarray:
+        """float64 `[K]`, negative flips: the fraction of rows whose score is below that of full
+        depth, before what other rows gain is set against it (Yan et al. 2021, arXiv 2011.09161).
+        """
+        return (self.right < self.right_full).mean(axis=1)
+
+    def reordered(self, order: Any) -> "Curve":
+        """The points `order`, indices `[K']`."""
+        take = lambda a: None if a is None else a[order]
+        return self._replace(
+            points=jax.tree.map(take, self.points),
+            exit=take(self.exit),
+            right=take(self.right),
+            agrees=take(self.agrees),
+            loss=take(self.loss),
+            cost=take(self.cost),
+        )
 
 
 def curve(
-    predictions: Predictions,
+    records: Records,
     points: PyTree,
     criterion: Callable[[PyTree], Criterion],
-    predict: Callable[[PyTree], Array],
     costs: Any,
-    replay: Callable[[Criterion, PyTree], Halted],
-    score: Callable[[Any, Any], Any] = exact,
+    cost_full: float | None = None,
 ) -> Curve:
-    """Every operating point on stored outputs, in one compiled program: K and the thresholds are
-    data.
+    """Every operating point on stored scores: `decide` alone runs.
 
     Args:
-      predictions: of any split; thresholds may be drawn on the test split, not chosen there.
+      records: of any split; points may be drawn on the test split, not chosen there.
       points: leaves `[K, ...]`.
-      criterion: `criterion(point) -> Criterion`.
-      predict: `predict(output) -> class`, integers in the shape of the labels.
+      criterion: `criterion(point) -> Criterion`; static, so pass the same function each time.
       costs: cumulative FLOPs per row at every exit, `[E]`.
-      replay: `dynexit.replay`. It, `criterion`, `predict` and `score` are static: hand in the same
-        functions each time.
-      score: as in `Method`.
+      cost_full: FLOPs of full depth; None for the last of `costs`. The plain network costs a little
+        less than one that reads all its exits.
 
     Returns:
-      `Curve`. The standard error is sqrt(b + c - (b - c)^2 / M) / M, with b rows right only at full
-      depth and c only at the point; 0 where no row changed, which says that M was too small to see
-      a change and not that there is none.
+      `Curve`, over the rows that count.
 
     Raises:
-      TypeError: labels that are not integers.
-      ValueError: no points, or shapes that do not fit.
+      ValueError: no points, no row that counts, shapes that do not fit, or points whose criteria
+        have different scores.
 
     Example: see `dynexit.calibration.choose`.
     """
-    outputs, labels = predictions.outputs, np.asarray(predictions.labels)
-    exits, costs = _check(outputs, labels, costs, points)
-    swept = _sweep(
-        criterion, predict, replay, score, points, outputs, jnp.asarray(labels, jnp.int32)
-    )
-    right, right_full, exit = map(np.asarray, swept)
-    fractions = np.stack([np.bincount(e, minlength=exits) for e in exit]) / len(labels)
-    change = right.astype(np.float64) - right_full
-    return Curve(
-        right.mean(axis=1),
-        fractions @ costs,
-        fractions @ np.arange(1, exits + 1),
-        fractions,
-        float(right_full.mean()),
-        change.std(axis=1) / np.sqrt(len(labels)),
-        (change < 0).mean(axis=1),
-    )
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _sweep(criterion, predict, replay, score, points, outputs, labels):
-    def one(operating_point):
-        halted = replay(criterion(operating_point), outputs)
-        return score(predict(halted.output), labels), halted.exit
-
-    right, exit = lax.map(one, points)  # one point at a time: the outputs are not copied K times
-    return right, score(predict(jax.tree.map(lambda a: a[-1], outputs)), labels), exit
-
-
-def _check(
-    outputs: PyTree, labels: np.ndarray, costs: Any, points: PyTree
-) -> tuple[int, np.ndarray]:
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise TypeError(f"`predictions.labels` must be integers, got {labels.dtype}")
-    if labels.ndim < 1 or labels.size == 0:
+    points = jax.tree.map(np.asarray, points)
+    sizes = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(points)}
+    if len(sizes) != 1 or sizes <= {(), (0,)}:
         raise ValueError(
-            f"`predictions.labels` must have shape [M] or [M, ...] with at least one row, got {labels.shape}"
+            f"`points` must have leaves [K, ...] with one K of at least 1, got leading axes {sorted(sizes)}"
         )
     costs = np.asarray(costs, np.float64)
     if costs.ndim != 1 or not (np.diff(costs, prepend=0.0) > 0).all():
         raise ValueError(
             f"`costs` must be cumulative FLOPs of shape [E], above 0 and rising, got {costs.tolist()}"
         )
-    for path, leaf in jax.tree_util.tree_flatten_with_path(outputs)[0]:
-        if np.shape(leaf)[:2] != (len(costs), len(labels)):
-            raise ValueError(
-                f"`predictions.outputs`{jax.tree_util.keystr(path)} must have shape [E, M, ...] with E = {len(costs)} as `costs` "
-                f"and M = {len(labels)} as the labels, got {np.shape(leaf)}"
-            )
-    sizes = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(points)}
-    if len(sizes) != 1 or sizes <= {(), (0,)}:
+    if records.right.shape != (len(costs), len(records.labels)):
         raise ValueError(
-            f"`points` must have leaves [K, ...] with one K of at least 1, got leading axes {sorted(sizes)}"
+            f"`records` must be of E = {len(costs)} exits as `costs` and M = {len(records.labels)} "
+            f"rows as the labels, got {records.right.shape}"
         )
-    return len(costs), costs
+    if not records.counts.any():
+        raise ValueError("`records` hold no row with a label")
+    _check_scores(criterion, points)
+    if not records.counts.all():
+        records = records.rows(records.counts)
+    exit = np.asarray(replay_scores(criterion, points, records.scores, records.nan))
+    exit = exit.astype(np.min_scalar_type(len(costs)))
+    rows = np.arange(exit.shape[1])
+    same = records.predictions == records.predictions[-1]
+    same = same.all(axis=tuple(range(2, same.ndim)))
+    taken = lambda values: np.stack([values[e, rows] for e in exit])
+    mean_loss = lambda losses: np.array([losses[e, rows].mean(dtype=np.float64) for e in exit])
+    return Curve(
+        points,
+        exit,
+        taken(records.right),
+        taken(same),
+        None if records.losses is None else mean_loss(records.losses),
+        records.right[-1],
+        np.array([costs[e].mean() for e in exit]),
+        float(costs[-1] if cost_full is None else cost_full),
+        len(costs),
+        records.split,
+        records.fingerprint,
+    )
+
+
+def _check_scores(criterion: Callable[[PyTree], Criterion], points: PyTree) -> None:
+    """Refuses points whose criteria differ in what the score is made with (temperatures)."""
+    made = jax.vmap(lambda point: criterion(point).score)(points)
+    for leaf in map(np.asarray, jax.tree.leaves(made)):
+        if (leaf != leaf[:1]).any():
+            raise ValueError(
+                "`points` must have criteria of one score, but what their scores are made with "
+                f"differs, such as {leaf[0].tolist()} and {leaf[-1].tolist()}: only decisions are compared on stored scores"
+            )

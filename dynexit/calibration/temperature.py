@@ -1,38 +1,98 @@
-"""One temperature per exit, so that confidences mean the same at all of them."""
+"""One temperature per exit, so that confidences mean the same at all of them; fitted in passes over
+the split that keep no logits.
+"""
+
+import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.core import Tracer
 
-from dynexit.core.labels import IGNORED, check_labels
-from dynexit.core.types import Array
+from dynexit.core.labels import check_labels, places_counted
+from dynexit.core.types import Array, Fit, PyTree
+from dynexit.criteria.reading import Read, read_logits
 
-HALVINGS = 40  # of the bracket of ln T: beyond float32's resolution
+CLOSE = 1e-5  # relative change of 1 / T at which an exit is fitted
+PASSES = 40
+
+
+def temperature_fit(read: Read = None, lowest: float = 0.1, highest: float = 10.0) -> Fit:
+    """Fits the temperature of each exit that minimises its negative log-likelihood.
+
+    With b = 1 / T the NLL, mean_m lse(b z_m) - b z_m[y_m], is convex in b. Its slope, mean_m E_p[z]
+    - z_y, is brought to 0 by Newton's method within a bracket. Each pass sums slope and curvature,
+    Var_p[z], of every exit. An exit that is right about every row has no finite 1 / T and gets
+    `lowest`.
+
+    Args:
+      read: `read(output) -> logits [b, C]` or `[b, ..., C]`; None for the output or its "logits".
+      lowest, highest: bracket of T, with 1 in it.
+
+    Returns:
+      `Fit` of `{"temperature": float32 [E]}`. Places without a label, and those that are not
+      `usable`, are left out; the latter are counted in the remarks.
+
+    Raises:
+      ValueError: a bracket without 1.
+
+    Source: Guo et al. 2017, On Calibration of Modern Neural Networks, section 4.2; one temperature
+      an exit is our extension.
+    """
+    if not 0 < lowest <= 1 <= highest:
+        raise ValueError(
+            f"`lowest` and `highest` must hold 0 < lowest <= 1 <= highest, got {lowest} and {highest}"
+        )
+
+    def begin(exits: int) -> dict:
+        every = functools.partial(np.full, exits)
+        return {
+            "beta": every(1.0),
+            "low": every(1 / highest),
+            "high": every(1 / lowest),
+            "planned": every(1.0),
+            "fitted": every(False),
+            "unusable": every(0.0),
+            "passes": every(0),
+        }
+
+    def measure(state: dict, i: Any, output: PyTree, labels: Array) -> dict:
+        return slopes(read_logits(output, read), labels, jnp.float32(state["beta"])[i])
+
+    def advance(state: dict, sums: dict) -> tuple[dict, bool]:
+        state = _advanced(state, sums)
+        return state, bool(state["fitted"].all()) or int(state["passes"][0]) >= PASSES
+
+    def finish(state: dict) -> tuple[dict, tuple[str, ...]]:
+        temperature = np.clip(1 / state["beta"], lowest, highest).astype(np.float32)
+        remarks = tuple(
+            f"temperature of exit {e}: {count:g} labelled places left out, whose logits are not finite"
+            for e, count in enumerate(state["unusable"])
+            if count
+        )
+        return {"temperature": temperature}, remarks
+
+    return Fit(begin, measure, advance, finish)
 
 
 def fit_temperature(
     logits: Array, labels: Array, lowest: float = 0.1, highest: float = 10.0
 ) -> Array:
-    """The temperature of each exit that minimises its negative log-likelihood, by bisection.
-
-    With b = 1 / T the NLL, mean_m lse(b z_m) - b z_m[y_m], is convex in b; its slope, mean_m E_p[z]
-    - z_y, is bisected on ln b. An exit that is right about every row would want T = 0 and gets
-    `lowest`.
+    """The temperatures of `temperature_fit`, from logits that are in memory.
 
     Args:
-      logits: `[E, M, C]`, of a calibration split. Rows with a NaN are left out.
-      labels: integers `[M]`; rows with -1 (`dynexit.core.labels.IGNORED`) are left out too.
+      logits: `[E, M, C]`, or `[E, M, ..., C]` for labels by place, of a calibration split. Places
+        that are not `usable` are left out.
+      labels: integers `[M]` or `[M, ...]`; -1 (`dynexit.core.labels.IGNORED`) is left out too.
       lowest, highest: bracket of T, with 1 in it.
 
     Returns:
-      float32 `[E]`; the NLL at it is never above that at T = 1.
+      float32 `[E]`; the NLL at it is not above that at T = 1.
 
     Raises:
       TypeError: labels that are not integers.
-      ValueError: shapes that do not fit, labels that are no class (where they are not traced), or a
-        bracket without 1.
+      ValueError: shapes that do not fit, labels that are no class, or a bracket without 1.
 
     Example:
       >>> # right in 3 of 4: p should be 0.75
@@ -40,89 +100,136 @@ def fit_temperature(
       >>> temperature = fit_temperature(logits, jnp.array([0, 0, 0, 1]))
       >>> print(f"{temperature[0]:.3f}")  # 2 / ln 3
       1.820
-
-    Source: Guo et al. 2017, On Calibration of Modern Neural Networks, section 4.2; one temperature
-      an exit is our extension.
     """
-    if jnp.ndim(logits) != 3 or 0 in jnp.shape(logits):
+    if jnp.ndim(logits) < 3 or 0 in jnp.shape(logits):
         raise ValueError(
-            f"`logits` must have shape [E, M, C], none of them 0, got {jnp.shape(logits)}"
+            f"`logits` must have shape [E, M, C] or [E, M, ..., C], none of them 0, got {jnp.shape(logits)}"
         )
-    if jnp.shape(labels) != jnp.shape(logits)[1:2]:
-        raise ValueError(
-            f"`labels` must have shape [M] = [{jnp.shape(logits)[1]}], got {jnp.shape(labels)}"
-        )
-    if not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
-        raise TypeError(f"`labels` must be integers, got {jnp.result_type(labels)}")
-    if not 0 < lowest <= 1 <= highest:
-        raise ValueError(
-            f"`lowest` and `highest` must hold 0 < lowest <= 1 <= highest, got {lowest} and {highest}"
-        )
-    if not isinstance(labels, Tracer):
-        check_labels(np.asarray(labels), jnp.shape(logits)[2], "labels")
-    return _fit(jnp.asarray(logits), jnp.asarray(labels), jnp.float32(lowest), jnp.float32(highest))
+    given = np.asarray(labels)
+    if given.shape != jnp.shape(logits)[1:-1]:
+        wanted = ", ".join(map(str, jnp.shape(logits)[1:-1]))
+        raise ValueError(f"`labels` must have shape [M, ...] = [{wanted}], got {given.shape}")
+    if not np.issubdtype(given.dtype, np.integer):
+        raise TypeError(f"`labels` must be integers, got {given.dtype}")
+    check_labels(given, jnp.shape(logits)[-1], "labels")
+    fit = temperature_fit(None, lowest, highest)
+    state, finished = fit.begin(len(logits)), False
+    logits, labels = jnp.asarray(logits), jnp.asarray(given)
+    while not finished:
+        terms = _stored(logits, labels, np.float32(state["beta"]))
+        sums = {name: np.asarray(a, np.float64).sum(axis=1) for name, a in terms.items()}
+        state, finished = fit.advance(state, sums)
+    return jnp.asarray(fit.finish(state)[0]["temperature"])
+
+
+def slopes(logits: Array, labels: Array, beta: Array) -> dict[str, Array]:
+    """Slope and curvature of the NLL in b = 1 / T, of each row, summed over its places.
+
+    Args:
+      logits: `[b, ..., C]`.
+      labels: `[b, ...]`.
+      beta: b, `[]`.
+
+    Returns:
+      float32 `[b]` each: "slope", "curvature", "places" that are in them and "unusable" ones.
+    """
+    valid, counted = usable(logits, labels), places_counted(labels)
+    z, label = _centred(logits, labels, valid)
+    p = jax.nn.softmax(beta * z)
+    z = jnp.where(p == 0, 0.0, z)
+    mean = (p * z).sum(axis=-1)
+    variance = (p * jnp.square(z - mean[..., None])).sum(axis=-1)
+    over = lambda a: jnp.where(valid, a, 0.0).sum(axis=tuple(range(1, labels.ndim)))
+    unusable = (counted & ~valid).sum(axis=tuple(range(1, labels.ndim)), dtype=jnp.float32)
+    return {
+        "slope": over(mean - label),
+        "curvature": over(variance),
+        "places": over(jnp.ones_like(mean)),
+        "unusable": unusable,
+    }
+
+
+def usable(logits: Array, labels: Array) -> Array:
+    """Which labelled places a likelihood can be taken of, bool `[...]`: no logit is NaN or +inf and
+    that of the label is finite. A class may be excluded by -inf.
+
+    Args:
+      logits: `[..., C]`.
+      labels: integers `[...]`.
+
+    Example:
+      >>> logits = jnp.array([[1.0, -jnp.inf], [jnp.inf, 0.0], [-jnp.inf, 1.0], [0.0, 1.0]])
+      >>> usable(logits, jnp.array([0, 0, 0, -1])).tolist()
+      [True, False, False, False]
+    """
+    broken = (jnp.isnan(logits) | jnp.isposinf(logits)).any(axis=-1)
+    return ~broken & jnp.isfinite(_of_label(logits, labels)) & places_counted(labels)
 
 
 def mean_nll(logits: Array, labels: Array, temperature: Array) -> Array:
-    """Mean negative log-likelihood of one exit, -mean_m ln softmax(z_m / T)[y_m], over the rows
-    that count and hold no NaN.
+    """Mean negative log-likelihood of one exit, -mean_m ln softmax(z_m / T)[y_m], over the places
+    that are `usable`.
 
     Args:
-      logits: `[M, C]`.
-      labels: integers `[M]`; -1 for a row that does not count.
+      logits: `[M, C]` or `[M, ..., C]`.
+      labels: integers `[M]` or `[M, ...]`; -1 for a place that does not count.
       temperature: T, `[]`.
 
     Returns:
-      float32 `[]`, nats; 0 where no row is left.
+      float32 `[]`, nats; 0 where no place is left.
 
     Example:
       >>> # ln 2
       >>> print(f"{mean_nll(jnp.zeros((3, 2)), jnp.array([0, 1, 1]), jnp.float32(2.0)):.4f}")
       0.6931
     """
-    z, valid = _clean(logits, labels)
-    log_p = jax.nn.log_softmax(z / temperature)
-    return _mean(-_of_label(log_p, labels), valid)
+    valid = usable(logits, labels)
+    z, label = _centred(logits, labels, valid)
+    nll = jax.nn.logsumexp(z / temperature, axis=-1) - label / temperature
+    return jnp.where(valid, nll, 0.0).sum() / jnp.maximum(valid.sum(dtype=jnp.float32), 1.0)
 
 
 @jax.jit
-def _fit(logits: Array, labels: Array, lowest: Array, highest: Array) -> Array:
-    def one_exit(
-        logits,
-    ):  # [M, C]; lax.map and not vmap, to hold one exit's probabilities at a time
-        z, valid = _clean(logits, labels)
-        label = _of_label(z, labels)
-
-        def halve(_, bracket):
-            low, high = (
-                bracket  # of ln T; where the slope in b is positive, b is too large and T too small
-            )
-            middle = (low + high) / 2
-            p = jax.nn.softmax(z / jnp.exp(middle))
-            slope = _mean(jnp.where(p == 0, 0.0, p * z).sum(axis=1) - label, valid)
-            return jnp.where(slope > 0, middle, low), jnp.where(slope > 0, high, middle)
-
-        low, high = lax.fori_loop(0, HALVINGS, halve, (jnp.log(lowest), jnp.log(highest)))
-        fitted = jnp.clip(jnp.exp((low + high) / 2), lowest, highest)
-        better = mean_nll(logits, labels, fitted) < mean_nll(logits, labels, jnp.float32(1.0))
-        return jnp.where(better, fitted, 1.0)
-
-    return lax.map(one_exit, logits)
+def _stored(logits: Array, labels: Array, beta: Array) -> dict[str, Array]:
+    """`slopes` of every exit, one after the other, leaves `[E, M]`."""
+    return lax.map(lambda x: slopes(x[0], labels, x[1]), (logits, beta))
 
 
-def _clean(logits: Array, labels: Array) -> tuple[Array, Array]:
-    """float32 logits whose largest is 0, with zeros for rows that hold a NaN or do not count, and
-    which rows do neither.
+def _advanced(state: dict, sums: dict) -> dict:
+    """The next b of every exit: after b = 1 the bound on the minimum's side, which is the answer
+    where the slope still points beyond it, and from then on Newton's step or, where that leaves the
+    bracket, its middle.
     """
-    valid = ~jnp.isnan(logits).any(axis=1) & (labels != IGNORED)
-    z = jnp.where(valid[:, None], logits.astype(jnp.float32), 0.0)
-    return z - z.max(axis=1, keepdims=True), valid
+    new = {name: value.copy() for name, value in state.items()}
+    new["passes"] += 1
+    new["unusable"] = np.asarray(sums["unusable"], np.float64)
+    for e in np.flatnonzero(~state["fitted"]):
+        slope, curvature, beta = sums["slope"][e], sums["curvature"][e], state["beta"][e]
+        side, other = ("low", "high") if slope < 0 else ("high", "low")
+        if slope == 0 or sums["places"][e] == 0 or beta == state[other][e]:
+            new["fitted"][e] = True
+            continue
+        new[side][e] = beta
+        newton = beta - slope / curvature if curvature > 0 else np.inf
+        if state["passes"][e] == 0:  # the bound is tried first: Newton creeps towards one
+            new["beta"][e], new["planned"][e] = new[other][e], newton
+            continue
+        if state["passes"][e] == 1 and side == "high":  # at a bound far from the minimum
+            newton = state["planned"][e]
+        new["fitted"][e] = abs(newton - beta) <= CLOSE * beta
+        inside = new["fitted"][e] or new["low"][e] < newton < new["high"][e]
+        new["beta"][e] = newton if inside else np.sqrt(new["low"][e] * new["high"][e])
+    return new
+
+
+def _centred(logits: Array, labels: Array, valid: Array) -> tuple[Array, Array]:
+    """float32 logits whose largest is 0, zeros where a place is not valid, and that of the label."""
+    z = jnp.where(valid[..., None], logits.astype(jnp.float32), 0.0)
+    z = z - z.max(axis=-1, keepdims=True)
+    return z, _of_label(z, labels)
 
 
 def _of_label(values: Array, labels: Array) -> Array:
-    """The entry of each row's label, `[M, C]` to `[M]`; of the first class where no label counts."""
-    return jnp.take_along_axis(values, jnp.maximum(labels, 0)[:, None], axis=1)[:, 0]
-
-
-def _mean(values: Array, valid: Array) -> Array:
-    return jnp.where(valid, values, 0.0).sum() / jnp.maximum(valid.sum(dtype=jnp.float32), 1.0)
+    """The entry of each label, `[..., C]` to `[...]`; of the first class where none counts."""
+    index = jnp.maximum(labels, 0).astype(jnp.int32)[..., None]
+    return jnp.take_along_axis(values, index, axis=-1)[..., 0]

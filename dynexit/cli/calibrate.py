@@ -11,7 +11,29 @@ from dynexit.runs.experiment_file import SettingsError
 from dynexit.runs.pipeline import finish, log, restored
 from dynexit.runs.run_folder import reopen
 
-USAGE = "dynexit calibrate RUN --accept-loss 0.005 [--max-negative-flips 0.002] | --budget 0.5"
+USAGE = (
+    "dynexit calibrate RUN --accept-loss 0.005 [--max-negative-flips 0.002] | --budget 0.5 "
+    "| --risk 0.01 [--delta 0.1]"
+)
+FLAGS = (
+    Flag(
+        "accept_loss",
+        float | None,
+        None,
+        "accuracy that may be lost against full depth, as a fraction",
+    ),
+    Flag("budget", float | None, None, "fraction of full-depth FLOPs that may be spent"),
+    Flag(
+        "max_negative_flips",
+        float | None,
+        None,
+        "with --accept-loss: fraction of rows that may turn from right to wrong",
+    ),
+    Flag("risk", float | None, None, "accuracy that new rows may lose, with probability 1 - delta"),
+    Flag("delta", float | None, None, "with --risk: 0.1 by default"),
+    CHECKPOINT,
+    EXPERIMENT,
+)
 
 
 def calibrate(argv: Sequence[str]) -> int:
@@ -19,30 +41,23 @@ def calibrate(argv: Sequence[str]) -> int:
     anew.
     """
     words, rest = split(argv, USAGE)
-    flags = (
-        Flag(
-            "accept_loss",
-            float | None,
-            None,
-            "accuracy that may be lost against full depth, as a fraction",
-        ),
-        Flag("budget", float | None, None, "fraction of full-depth FLOPs that may be spent"),
-        Flag(
-            "max_negative_flips",
-            float | None,
-            None,
-            "with --accept-loss: fraction of rows that may turn from right to wrong",
-        ),
-        CHECKPOINT,
-        EXPERIMENT,
-    )
-    options, _ = parse(rest, "dynexit calibrate RUN", flags)
+    options, _ = parse(rest, "dynexit calibrate RUN", FLAGS)
     checkpoint = chosen_checkpoint(options["checkpoint"])
-    if (options["accept_loss"] is None) == (options["budget"] is None):
-        raise SettingsError(f"exactly one of --accept-loss and --budget is wanted\nusage: {USAGE}")
-    if options["max_negative_flips"] is not None and options["accept_loss"] is None:
-        raise SettingsError(f"--max-negative-flips goes with --accept-loss\nusage: {USAGE}")
-    rule = Calibration(options["accept_loss"], options["budget"], options["max_negative_flips"])
+    given = [name for name in ("accept_loss", "budget", "risk") if options[name] is not None]
+    if len(given) != 1:
+        raise SettingsError(
+            f"exactly one of --accept-loss, --budget and --risk is wanted\nusage: {USAGE}"
+        )
+    for name, rule in (("max_negative_flips", "accept_loss"), ("delta", "risk")):
+        if options[name] is not None and rule not in given:
+            flags = (f"--{n.replace('_', '-')}" for n in (name, rule))
+            raise SettingsError("{} goes with {}\nusage: {}".format(*flags, USAGE))
+    named = {
+        name: options[name] for name in ("accept_loss", "budget", "max_negative_flips", "risk")
+    }
+    if options["delta"] is not None:
+        named["delta"] = options["delta"]
+    rule = Calibration(**named)
     if found := validate(rule):
         raise SettingsError("; ".join(found))
     run = reopen(

@@ -1,4 +1,4 @@
-"""`dynexit evaluate RUN`: measures the test split again, at the operating point last chosen."""
+"""`dynexit evaluate RUN`: measures the test split again, at the recorded operating point."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from dynexit.cli.options import Flag, parse
 from dynexit.cli.positional import split
 from dynexit.runs.experiment_file import SettingsError
-from dynexit.runs.pipeline import finish, log, recorded_rule, restored
+from dynexit.runs.pipeline import log, remeasure, restored
 from dynexit.runs.run_folder import reopen
 
 EXPERIMENT = Flag(
@@ -21,19 +21,27 @@ CHECKPOINT = Flag(
     "newest",
     "newest, best (highest mean accuracy over the exits on the calibration split) or a step",
 )
-USAGE = "dynexit evaluate RUN [--checkpoint newest|best|STEP] [--experiment FILE]"
+USAGE = (
+    "dynexit evaluate RUN [--checkpoint newest|best|STEP] [--batch-size 128] [--experiment FILE]"
+)
+
+BATCH_SIZE = Flag(
+    "batch_size", int | None, None, "rows per call of the program; by default the run's"
+)
 
 
 def evaluate(argv: Sequence[str]) -> int:
-    """Rebuilds the model from the experiment file and reports anew."""
+    """Rebuilds the model from the experiment file and reports anew; no operating point is chosen."""
     words, rest = split(argv, USAGE)
-    options, _ = parse(rest, "dynexit evaluate RUN", (CHECKPOINT, EXPERIMENT))
-    checkpoint = chosen_checkpoint(options["checkpoint"])
+    options, _ = parse(rest, "dynexit evaluate RUN", (CHECKPOINT, EXPERIMENT, BATCH_SIZE))
+    checkpoint, batch_size = chosen_checkpoint(options["checkpoint"]), options["batch_size"]
+    if batch_size is not None and batch_size < 1:
+        raise SettingsError(f"--batch-size must be at least 1, got {batch_size}")
     run = reopen(
         Path(words[0]), Path(options["experiment"]) if options["experiment"] else None, log
     )
     experiment, params, step = restored(run, checkpoint)
-    finish(run, experiment, params, step, recorded_rule(run))
+    remeasure(run, experiment, params, step, batch_size)
     return 0
 
 

@@ -10,7 +10,7 @@ from dynexit.training.streams import safe_output
 USAGE = """usage: dynexit COMMAND ...
 
   dynexit train FILE [--run FOLDER] [--smoke] [--model.depth 6 ...]   train, calibrate, evaluate, report
-  dynexit evaluate RUN [--checkpoint best] [--experiment FILE]        measure the test split again
+  dynexit evaluate RUN [--checkpoint best] [--batch-size 128]         measure the test split again
   dynexit calibrate RUN --accept-loss 0.005 | --budget 0.5            choose another operating point, and measure it
   dynexit plot RUN [RUN ...] [--out FILE]                             curves of several runs in one figure
   dynexit data prepare NAME [--raw FOLDER]                            write a data set to disk
@@ -87,7 +87,7 @@ def _is_known(error: Exception) -> bool:
         ("dynexit.data.store", ("DataNotPrepared", "DataDamaged")),
         ("dynexit.training.loop", ("NonFiniteLoss",)),
         ("dynexit.training.checkpoints", ("CheckpointError",)),
-        ("dynexit.calibration.choose", ("NoPoint",)),
+        ("dynexit.calibration.rules.rule", ("NoPoint",)),
     )
     kinds = [
         getattr(sys.modules[m], n)

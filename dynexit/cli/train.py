@@ -81,7 +81,7 @@ def _built(file: ExperimentFile, settings: Any) -> Any:
     """The experiment; loads JAX and the data.
 
     Raises:
-      SettingsError: what the model, the method or the devices refuse.
+      SettingsError: what the model, the method, the devices or the calibration would refuse.
     """
     try:
         experiment = file.build(settings)
@@ -90,6 +90,14 @@ def _built(file: ExperimentFile, settings: Any) -> Any:
         check_batch_size(settings.training.batch_size, data_mesh())
     except ValueError as error:
         raise SettingsError(f"{file.path} cannot be built with these settings: {error}") from error
+    from dynexit.evaluation.preflight import check_experiment
+
+    try:
+        check_experiment(experiment)
+    except (TypeError, ValueError) as error:
+        raise SettingsError(
+            f"{file.path} would be refused by calibration after training: {error}"
+        ) from error
     return experiment
 
 

@@ -1,21 +1,18 @@
-"""FLOPs and bytes of a function and of each exit of a network, from XLA's cost analysis.
+"""FLOPs and bytes of a function, from XLA's cost analysis.
 
 Nothing is executed. XLA counts the body of a loop once, whatever its trip count. Here a `scan` (and
 a `fori_loop` of known length) is unrolled before counting; the body of a `while_loop` still counts
-once. The cost of a network with exits is therefore the cost of each step, from `step_costs`, times
-the number of times it runs.
+once. The cost of a network with exits is therefore the cost of each step, times the number of
+times it runs; see `dynexit.evaluation.costs`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
 
-from dynexit.core.checks import check_step, positive_integer, shapes, stages_of
-from dynexit.core.types import PyTree, Step
+from dynexit.core.types import PyTree
 
 
 class Cost(NamedTuple):
@@ -29,19 +26,6 @@ class Cost(NamedTuple):
 
     flops: float
     bytes: float
-
-
-class Costs(NamedTuple):
-    """Cost per row and exit.
-
-    Attributes:
-      flops: float64 `[E]`, FLOPs per row; a multiply-add is 2.
-      bytes: float64 `[E]`, bytes read and written by the batch, weights included, divided by the
-        number of rows.
-    """
-
-    flops: np.ndarray
-    bytes: np.ndarray
 
 
 def cost_of(f: Callable[..., Any], *args: PyTree) -> Cost:
@@ -68,62 +52,6 @@ def cost_of(f: Callable[..., Any], *args: PyTree) -> Cost:
         _entry(lowered.cost_analysis(), "flops"),
         _entry(lowered.compile().cost_analysis(), "bytes accessed"),
     )
-
-
-def step_costs(
-    step: Step | Sequence[Step], state: PyTree, depth: int | Sequence[int], rows: int = 8
-) -> Costs:
-    """Cost per row of each step, with block and exit head; the embedding is not included.
-
-    Args:
-      step: a `Step`, or one per stage. The steps of a stage are assumed to cost the same; the first
-        is analysed.
-      state: arrays or shapes before the first step, leaves `[B, ...]`, for any B.
-      depth: number of blocks, or one number per stage.
-      rows: batch size of the analysed program, by which its cost is divided. With more rows, the
-        bytes of the weights are shared by more rows.
-
-    Returns:
-      `Costs` of the step that ends at each exit; `cumulative` sums them up to each exit.
-
-    Raises:
-      TypeError, ValueError: as `dx.run_all`; `rows` is not an integer or is below 1.
-
-    Example:
-      >>> import dynexit as dx
-      >>> step = dx.switched_step(lambda p, h: h @ p, lambda p, h: h, [jnp.zeros((16, 16))] * 3)
-      >>> step_costs(step, jnp.zeros((1, 16)), depth=3).flops.round()
-      array([512., 512., 512.])
-    """
-    rows = positive_integer(rows, "rows")
-    space = jax.tree.map(
-        lambda s: jax.ShapeDtypeStruct((rows, *s.shape[1:]), s.dtype), shapes(state)
-    )
-    found: list[Cost] = []
-    for stage in stages_of(step, depth):
-        cost = cost_of(
-            lambda s, h: s.apply(s.select(jnp.int32(0)), jnp.int32(0), h), stage.step, space
-        )
-        found += [cost] * stage.steps
-        space, _ = check_step(stage, space)
-    flops, moved = np.array(found, np.float64).T / rows
-    return Costs(flops, moved)
-
-
-def cumulative(costs: Costs) -> Costs:
-    """Cost of a row that exits at each exit: the sum over the steps up to there.
-
-    Args:
-      costs: of `step_costs`, `[E]`.
-
-    Returns:
-      `Costs` `[E]`, float64.
-
-    Example:
-      >>> cumulative(Costs(np.array([3.0, 1.0]), np.array([8.0, 8.0]))).flops
-      array([3., 4.])
-    """
-    return Costs(np.cumsum(costs.flops), np.cumsum(costs.bytes))
 
 
 def _unrolled(value: Any) -> Any:

@@ -5,7 +5,31 @@ counts. Loads no JAX.
 from typing import Any
 
 IGNORED = -1
-"""The label of a place that no loss and no score counts."""
+"""The label of a place that no loss and no score counts. A row of such places counts nowhere."""
+
+
+def places_counted(labels: Any) -> Any:
+    """Which places count, bool in the shape of the labels: those that are not `IGNORED`, which
+    unsigned labels cannot hold, or not NaN where labels are real.
+
+    Example:
+      >>> import numpy as np
+      >>> places_counted(np.array([[1, IGNORED], [0, 1]])).tolist()
+      [[True, False], [True, True]]
+    """
+    return labels != IGNORED if labels.dtype.kind == "i" else labels == labels
+
+
+def rows_counted(labels: Any) -> Any:
+    """Which rows count, bool `[b]`: those with a place that does. Every mean over rows is over
+    these.
+
+    Example:
+      >>> import numpy as np
+      >>> rows_counted(np.array([[1, IGNORED], [IGNORED, IGNORED]])).tolist()
+      [True, False]
+    """
+    return places_counted(labels).any(axis=tuple(range(1, labels.ndim)))
 
 
 def exact(prediction: Any, labels: Any) -> Any:
@@ -16,9 +40,11 @@ def exact(prediction: Any, labels: Any) -> Any:
       labels: integers of the same shape; `IGNORED` at places that do not count.
 
     Returns:
-      bool `[b]`, numpy or JAX as the arguments are.
+      bool `[b]`, numpy or JAX as the arguments are; False for a row without a place that counts,
+      see `rows_counted`.
 
     Raises:
+      TypeError: labels that are not integers.
       ValueError: the shapes differ.
 
     Example:
@@ -27,8 +53,8 @@ def exact(prediction: Any, labels: Any) -> Any:
       [True, False]
     """
     _check(prediction, labels)
-    right = (prediction == labels) | (labels == IGNORED)
-    return right.all(axis=tuple(range(1, right.ndim)))
+    right = (prediction == labels) | ~places_counted(labels)
+    return right.all(axis=tuple(range(1, right.ndim))) & rows_counted(labels)
 
 
 def share(prediction: Any, labels: Any) -> Any:
@@ -49,10 +75,9 @@ def share(prediction: Any, labels: Any) -> Any:
       [0.5, 1.0]
     """
     _check(prediction, labels)
-    axes = tuple(range(1, labels.ndim))
-    counts = (labels != IGNORED).sum(axis=axes)
-    right = ((prediction == labels) & (labels != IGNORED)).sum(axis=axes)
-    return right / counts.clip(1)
+    axes, counted = tuple(range(1, labels.ndim)), places_counted(labels)
+    right = ((prediction == labels) & counted).sum(axis=axes)
+    return right / counted.sum(axis=axes).clip(1)
 
 
 def check_labels(labels: Any, classes: int, source: str) -> None:
@@ -90,6 +115,14 @@ def check_labels(labels: Any, classes: int, source: str) -> None:
 
 
 def _check(prediction: Any, labels: Any) -> None:
+    for name, value in (("prediction", prediction), ("labels", labels)):
+        if not hasattr(value, "dtype"):
+            raise TypeError(f"`{name}` must be an array, got {type(value).__name__}")
+    if labels.dtype.kind not in "iub":
+        raise TypeError(
+            f"`labels` must be integers, got {labels.dtype}; real labels need a `Method.score` of "
+            "their own"
+        )
     if prediction.shape != labels.shape:
         raise ValueError(
             f"`prediction` must have the shape of `labels`, got {prediction.shape} and {labels.shape}"

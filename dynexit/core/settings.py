@@ -75,20 +75,27 @@ class Training:
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """How the operating point is chosen, from the calibration split alone."""
+    """How the operating point is chosen, from the calibration split alone: by `risk` where it is
+    given, else by `budget` where that is, else by `accept_loss`.
+    """
 
     accept_loss: float | None = 0.005
     """accuracy that may be lost against full depth, as a fraction: the cheapest point within it is
     taken
     """
     budget: float | None = None
-    """fraction of full-depth FLOPs that may be spent: the most accurate point within it is taken;
-    replaces accept_loss
+    """fraction of full-depth FLOPs that may be spent: the most accurate point within it is taken
     """
     max_negative_flips: float | None = None
     """with accept_loss: fraction of rows that may turn from right at full depth to wrong, gains
     elsewhere not counted; None: any
     """
+    risk: float | None = None
+    """accuracy that new rows may lose, gains elsewhere not counted, with probability 1 - delta over
+    the calibration rows (learn then test)
+    """
+    delta: float = 0.1
+    """of risk"""
 
     def validate(self) -> list[str]:
         """Out-of-range values, one sentence each."""
@@ -97,14 +104,18 @@ class Calibration:
             found += between(self, 0.0, 1.0, "accept_loss")
         if self.max_negative_flips is not None:
             found += between(self, 0.0, 1.0, "max_negative_flips")
-        if self.budget is not None:
-            found += (
-                []
-                if 0 < self.budget <= 1
-                else [f"budget must lie above 0 and up to 1, got {self.budget}"]
+        for name in ("budget", "risk"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 1:
+                found.append(f"{name} must lie above 0 and up to 1, got {value}")
+        if not 0 < self.delta < 1:
+            found.append(f"delta must lie between 0 and 1, got {self.delta}")
+        if self.budget is not None and self.risk is not None:
+            found.append(
+                f"budget and risk: only one may be given, got {self.budget} and {self.risk}"
             )
-        if self.accept_loss is None and self.budget is None:
-            found.append("accept_loss and budget: one of them must be given, got neither")
+        if self.accept_loss is None and self.budget is None and self.risk is None:
+            found.append("accept_loss, budget and risk: one of them must be given, got none")
         return found
 
 
@@ -117,8 +128,8 @@ class Evaluation:
     repeats: int = 7
     """interleaved timings of each program; the median is reported"""
     timed_rows: int | None = None
-    """rows of the test split that are timed, in whole batches evenly spread; None: all. Answers are
-    always of the whole split
+    """rows of the test split that are timed, in whole batches evenly spread; None: all, or as many
+    as 256 MiB of inputs. Answers are always of the whole split
     """
     tune: bool = True
     """measure what tiles cost and choose their sizes before timing (`dx.tune`)"""

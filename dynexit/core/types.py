@@ -59,31 +59,71 @@ class Step:
         object.__setattr__(self, "apply", _as_partial(self.apply))
 
 
+class Memory(NamedTuple):
+    """What a criterion remembers of each row between exits.
+
+    Attributes:
+      score: of `Criterion.score`, leaves `[b, ...]`.
+      decide: of `Criterion.decide`, leaves `[b, ...]`.
+    """
+
+    score: PyTree
+    decide: PyTree
+
+
+def no_memory(batch: int, output: PyTree = None) -> tuple:
+    """The memory of a function that remembers nothing."""
+    return ()
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Criterion:
-    """When a row leaves, as a pair of pure functions; itself a pytree: thresholds are leaves, so
-    changing them never recompiles.
+    """When a row exits, as two pure functions: a score of each exit, and a decision on the score.
+
+    Itself a pytree: thresholds are leaves of `decide`, so changing them never recompiles. Since
+    scores hold no threshold, stored scores are enough to compare thresholds.
 
     Args:
-      init: `init(batch) -> memory`, leaves `[batch, ...]`; what the criterion remembers of each row
-        between exits.
-      update: `update(i, output, memory) -> (halt [b] bool, memory)` at exit i (int32, scalar; `[b]`
-        where `run_stream` runs a tied step).
+      score: `score(i, output, memory) -> (score, memory)` at exit i (int32, scalar; `[b]` where
+        `run_stream` runs a tied step). A score is a pytree of a few numbers a row, leaves `[b]` or
+        `[b, small]`; it holds no threshold.
+      decide: `decide(i, score, memory) -> (exit, memory)`, exit bool `[b]`.
+      init_score: `init_score(batch, output) -> memory` before the first exit, leaves `[batch,
+        ...]`; `output` has the shapes of one exit's output (`jax.ShapeDtypeStruct`, leaves `[batch,
+        ...]`).
+      init_decide: `init_decide(batch) -> memory`, leaves `[batch, ...]`.
       exits: the number of exits that the thresholds are meant for, or None for any; the engine
         checks it.
-      templated: if true, `init(batch, output)` also gets the shapes of the output
-        (`jax.ShapeDtypeStruct`, leaves `[batch, ...]`).
+
+    Example:
+      >>> import dynexit as dx
+      >>> import jax.numpy as jnp
+      >>> score = lambda i, output, memory: (output, memory)
+      >>> large = dx.Criterion(score, lambda i, score, memory: (score > 2.5, memory))
+      >>> dx.replay(large, jnp.array([[1.0, 3.0], [2.0, 4.0], [3.0, 5.0]])).exit.tolist()
+      [2, 0]
     """
 
-    init: Callable[..., PyTree]
-    update: Callable[[Any, PyTree, PyTree], tuple[Array, PyTree]]
+    score: Callable[[Any, PyTree, PyTree], tuple[PyTree, PyTree]]
+    decide: Callable[[Any, PyTree, PyTree], tuple[Array, PyTree]]
+    init_score: Callable[[int, PyTree], PyTree] = no_memory
+    init_decide: Callable[[int], PyTree] = no_memory
     exits: int | None = dataclasses.field(default=None, metadata={"static": True})
-    templated: bool = dataclasses.field(default=False, metadata={"static": True})
 
     def __post_init__(self):
-        object.__setattr__(self, "init", _as_partial(self.init))
-        object.__setattr__(self, "update", _as_partial(self.update))
+        for name in ("score", "decide", "init_score", "init_decide"):
+            object.__setattr__(self, name, _as_partial(getattr(self, name)))
+
+    def init(self, batch: int, output: PyTree) -> Memory:
+        """Both memories before the first exit; `output` has the shapes of one exit's output."""
+        return Memory(self.init_score(batch, output), self.init_decide(batch))
+
+    def update(self, i: Any, output: PyTree, memory: Memory) -> tuple[Array, Memory]:
+        """Scores one exit and decides on it: `(exit [b] bool, memory)`."""
+        score, scored = self.score(i, output, memory.score)
+        exit, decided = self.decide(i, score, memory.decide)
+        return exit, Memory(scored, decided)
 
 
 class Halted(NamedTuple):
@@ -95,7 +135,7 @@ class Halted(NamedTuple):
       exit_depth: int32 `[B]`, blocks executed for the row, 1..N.
       state: leaves `[B, ...]`, the row's state at its exit; for a sequence of stages a tuple with
         one entry per stage; None if it was not kept.
-      memory: the criterion's memory, leaves `[B, ...]`.
+      memory: the criterion's `Memory`, leaves `[B, ...]`.
       nan_exits: int32 `[B]`, number of exits at which the row's output had a NaN; a row does not
         exit there. A NaN in an entry with deferred readout (`dx.engine.deferred_readout`) counts
         once and does not prevent the exit.
@@ -163,33 +203,70 @@ class Carried(NamedTuple):
     ]
 
 
+class Fit(NamedTuple):
+    """What a method fits on the calibration split before operating points are compared, such as
+    temperatures. The split is read in passes, batch by batch, and no output is kept.
+
+    Attributes:
+      begin: `begin(exits) -> state`, numpy arrays with leaves `[E, ...]`.
+      measure: `measure(state, i, output, labels) -> terms`, leaves `[b, ...]`, from exit i's output;
+        traced.
+      advance: `advance(state, sums) -> (state, finished)` after each pass, on the host; sums are
+        the terms summed over the rows that count, float64 `[E, ...]`.
+      finish: `finish(state) -> (fitted, remarks)`: a pytree of arrays, and sentences for people
+        (rows that were left out).
+    """
+
+    begin: Callable[[int], PyTree]
+    measure: Callable[[PyTree, Any, PyTree, Array], PyTree]
+    advance: Callable[[PyTree, PyTree], tuple[PyTree, bool]]
+    finish: Callable[[PyTree], tuple[PyTree, tuple[str, ...]]]
+
+
+class Candidates(NamedTuple):
+    """Between which operating points calibration chooses; `dx.calibration.levels` makes one of a
+    list of thresholds.
+
+    Attributes:
+      full: `full(exits, fitted) -> operating_point` at which no row exits early. It is always among
+        the candidates, and its criterion's score is the one that is recorded.
+      points: `points(records, fitted, costs) -> operating points`, leaves `[K, ...]`, from the
+        `dx.calibration.Records` of the calibration split and cumulative costs, float64 `[E]` in
+        FLOPs per row. The criteria of all points have the same score.
+      fit: what is fitted first, see `Fit`; without it `fitted` is `{}`.
+    """
+
+    full: Callable[[int, PyTree], PyTree]
+    points: Callable[[Any, PyTree, Any], PyTree]
+    fit: Fit | None = None
+
+
 class Method(NamedTuple):
-    """What a published system adds to a model: how it is trained, when a row leaves, and between
+    """What a published system adds to a model: how it is trained, when a row exits, and between
     which operating points to choose.
 
     Attributes:
       objective: `objective(outputs, labels, progress) -> (loss [B], metrics)`; leaves of outputs
         `[E, B, ...]`; `progress` is the fraction of training done, float32 `[]` in 0..1; metrics a
         flat dict of float32 `[]`.
-      criterion: `criterion(point) -> Criterion`; a point is a pytree of arrays (thresholds,
-        temperatures).
-      candidates: `candidates(outputs, labels, costs) -> points`, leaves `[K, ...]`, from
-        calibration outputs `[E, M, ...]`, labels `[M]` and cumulative costs `[E]` in FLOPs per row.
-      predict: `predict(output) -> class` int32 `[b]`, or `[b, ...]` with one for each place of a
-        row, from one exit's output.
+      criterion: `criterion(operating_point) -> Criterion`; an operating point is a pytree of arrays
+        (thresholds, temperatures).
+      candidates: see `Candidates`.
+      predict: `predict(output) -> answer`, int32 `[b]` where labels are classes, or `[b, ...]` with
+        one for each place of a row, from one exit's output.
       loss: in place of the objective, for methods that do not train on all exits of one run (a
         sampled number of steps, segments): `loss(model, params, inputs, labels, key, progress) ->
         (loss [B], metrics)`; the key is consumed.
-      score: `grade(prediction, labels) -> [b]` in 0..1, how right each row is; accuracy is its
-        mean. By default all or nothing; `dynexit.core.labels.share` counts places, for language
-        models.
+      score: `score(prediction, labels) -> [b]` in 0..1, how right each row is; accuracy is its mean
+        over the rows that have a label. By default all or nothing; `dynexit.core.labels.share`
+        counts places, for language models; real labels need one of their own.
       carried: in place of objective and loss, see `Carried`; training keeps the carry from update
         to update, and in checkpoints.
     """
 
     objective: Callable[[PyTree, Array, Array], tuple[Array, dict[str, Array]]] | None
     criterion: Callable[[PyTree], Criterion]
-    candidates: Callable[[PyTree, Array, Array], PyTree]
+    candidates: Candidates
     predict: Callable[[PyTree], Array]
     loss: (
         Callable[[Model, PyTree, PyTree, Array, Array, Array], tuple[Array, dict[str, Array]]]

@@ -2,6 +2,7 @@
 decay.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -11,17 +12,16 @@ from jax.core import Tracer
 from jax.tree_util import Partial
 
 from dynexit.core.types import Array, Criterion, PyTree
-from dynexit.criteria.memory import start
 
 
 def any_of(*criteria: Criterion) -> Criterion:
-    """A row leaves when at least one of the criteria says so.
+    """A row exits when at least one of the criteria says so.
 
     Args:
       criteria: at least one; all of them see every exit.
 
     Returns:
-      `Criterion` whose memory is the tuple of the criteria's memories.
+      `Criterion` whose scores and memories are tuples of the criteria's.
 
     Raises:
       TypeError: one of them is not a `Criterion`.
@@ -34,22 +34,17 @@ def any_of(*criteria: Criterion) -> Criterion:
       >>> dx.replay(rule, logits).exit
       Array([0], dtype=int32)
     """
-    return Criterion(
-        Partial(_start_all, criteria),
-        Partial(_any, criteria),
-        exits=_agreed_exits(criteria),
-        templated=True,
-    )
+    return _combined(criteria, _any)
 
 
 def all_of(*criteria: Criterion) -> Criterion:
-    """A row leaves at the first exit at which all of the criteria say so.
+    """A row exits at the first exit at which all of the criteria say so.
 
     Args:
       criteria: at least one; all of them see every exit.
 
     Returns:
-      `Criterion` whose memory is the tuple of the criteria's memories.
+      `Criterion` whose scores and memories are tuples of the criteria's.
 
     Raises:
       TypeError: one of them is not a `Criterion`.
@@ -62,26 +57,21 @@ def all_of(*criteria: Criterion) -> Criterion:
       >>> dx.replay(rule, logits).exit
       Array([1], dtype=int32)
     """
-    return Criterion(
-        Partial(_start_all, criteria),
-        Partial(_all, criteria),
-        exits=_agreed_exits(criteria),
-        templated=True,
-    )
+    return _combined(criteria, _all)
 
 
 def not_before(depth: Array | int, criterion: Criterion) -> Criterion:
-    """A row leaves when the criterion says so, and not before `depth` exits have been evaluated.
+    """A row exits when the criterion says so, and not before `depth` exits have been evaluated.
 
-    The criterion sees the earlier exits too: its memory is updated there, its verdict is not
-      followed.
+    The criterion sees the earlier exits too: its memory is updated there, its decision is not
+    followed.
 
     Args:
       depth: exits evaluated at least, 1 for no restriction; an integer, traced.
       criterion: any.
 
     Returns:
-      `Criterion` with the memory of the given one.
+      `Criterion` with the scores and memories of the given one.
 
     Raises:
       TypeError: `depth` is not an integer, `criterion` not a `Criterion`.
@@ -99,24 +89,19 @@ def not_before(depth: Array | int, criterion: Criterion) -> Criterion:
         raise ValueError(f"`depth` must be a scalar, got shape {jnp.shape(depth)}")
     if not isinstance(criterion, Criterion):
         raise TypeError(f"`criterion` must be a dx.Criterion, got {type(criterion).__name__}")
-    return Criterion(
-        Partial(start, criterion),
-        Partial(_late, depth, criterion),
-        exits=criterion.exits,
-        templated=True,
-    )
+    return dataclasses.replace(criterion, decide=Partial(_late, depth, criterion.decide))
 
 
 def consecutive(times: Array | int, criterion: Criterion) -> Criterion:
-    """A row leaves once the criterion has said so at several exits in a row.
+    """A row exits once the criterion has said so at several exits in a row.
 
     Args:
       times: exits in a row, 1 for no restriction; an integer, traced.
       criterion: any.
 
     Returns:
-      `Criterion` that remembers the verdicts in a row so far, int32 `[b]`, beside the memory of the
-      given one.
+      `Criterion` with the scores of the given one; its decision remembers how many exits in a row
+      the given one would have exited at, int32 `[b]`.
 
     Raises:
       TypeError: `times` is not an integer, `criterion` not a `Criterion`.
@@ -135,11 +120,10 @@ def consecutive(times: Array | int, criterion: Criterion) -> Criterion:
         raise ValueError(f"`times` must be a scalar, got shape {jnp.shape(times)}")
     if not isinstance(criterion, Criterion):
         raise TypeError(f"`criterion` must be a dx.Criterion, got {type(criterion).__name__}")
-    return Criterion(
-        Partial(_start_streak, criterion),
-        Partial(_in_a_row, times, criterion),
-        exits=criterion.exits,
-        templated=True,
+    return dataclasses.replace(
+        criterion,
+        decide=Partial(_in_a_row, times, criterion.decide),
+        init_decide=Partial(_start_streak, criterion.init_decide),
     )
 
 
@@ -200,7 +184,7 @@ def decaying(
 
     Args:
       make: `make(threshold) -> Criterion`, e.g. `max_probability_above`; a falling threshold makes
-        an `_above` rule leave more readily and a `_below` rule less.
+        an `_above` rule exit more readily and a `_below` rule less.
       threshold: at the start, scalar.
       steps: E where `time` is None (the thresholds then are `[E-1]`, exit i at time i); otherwise
         the longest time.
@@ -267,36 +251,52 @@ def _agreed_exits(criteria: tuple[Criterion, ...]) -> int | None:
     return exits.pop() if exits else None
 
 
-def _start_all(criteria: tuple[Criterion, ...], batch: int, output: PyTree) -> tuple[PyTree, ...]:
-    return tuple(start(c, batch, output) for c in criteria)
+def _combined(criteria: tuple[Criterion, ...], combine: Callable) -> Criterion:
+    exits = _agreed_exits(criteria)
+    return Criterion(
+        Partial(_scores, tuple(c.score for c in criteria)),
+        Partial(combine, tuple(c.decide for c in criteria)),
+        Partial(_start_all, tuple(c.init_score for c in criteria)),
+        Partial(_start_all, tuple(c.init_decide for c in criteria)),
+        exits,
+    )
 
 
-def _verdicts(criteria, i, output, memories) -> tuple[Array, tuple[PyTree, ...]]:
-    results = [c.update(i, output, m) for c, m in zip(criteria, memories, strict=True)]
-    return jnp.stack([halt for halt, _ in results]), tuple(memory for _, memory in results)
+def _start_all(inits: tuple[Callable, ...], *args: Any) -> tuple[PyTree, ...]:
+    return tuple(init(*args) for init in inits)
 
 
-def _any(criteria, i, output, memories):
-    halts, memories = _verdicts(criteria, i, output, memories)
-    return halts.any(axis=0), memories
+def _each(functions: tuple[Callable, ...], i: Any, values: Any, memories: tuple) -> tuple:
+    """What each function makes of its own value and memory: results, and memories."""
+    results = [f(i, v, m) for f, v, m in zip(functions, values, memories, strict=True)]
+    return tuple(r for r, _ in results), tuple(memory for _, memory in results)
 
 
-def _all(criteria, i, output, memories):
-    halts, memories = _verdicts(criteria, i, output, memories)
-    return halts.all(axis=0), memories
+def _scores(scores, i, output, memories):
+    return _each(scores, i, (output,) * len(scores), memories)
 
 
-def _late(depth, criterion, i, output, memory):
-    halt, memory = criterion.update(i, output, memory)
-    return halt & (i + 1 >= depth), memory
+def _any(decisions, i, scores, memories):
+    exits, memories = _each(decisions, i, scores, memories)
+    return jnp.stack(exits).any(axis=0), memories
 
 
-def _start_streak(criterion, batch, output):
-    return jnp.zeros(batch, jnp.int32), start(criterion, batch, output)
+def _all(decisions, i, scores, memories):
+    exits, memories = _each(decisions, i, scores, memories)
+    return jnp.stack(exits).all(axis=0), memories
 
 
-def _in_a_row(times, criterion, i, output, memory):
+def _late(depth, decide, i, score, memory):
+    exit, memory = decide(i, score, memory)
+    return exit & (i + 1 >= depth), memory
+
+
+def _start_streak(init, batch):
+    return jnp.zeros(batch, jnp.int32), init(batch)
+
+
+def _in_a_row(times, decide, i, score, memory):
     streak, inner = memory
-    halt, inner = criterion.update(i, output, inner)
-    streak = jnp.where(halt, streak + 1, 0)
+    exit, inner = decide(i, score, inner)
+    streak = jnp.where(exit, streak + 1, 0)
     return streak >= times, (streak, inner)

@@ -1,82 +1,41 @@
-"""The published exit rules, each a `Criterion`; the combinators of `dynexit.criteria.combinators`
-are at hand here too.
+"""Exit rules that go by how sure the network is of its answer, and exits at given depths.
 
-A threshold is a scalar, or `[E-1]` with one value an exit (the last exit takes everyone); a
-temperature is a scalar or `[E]`. Both are traced, so changing them never recompiles. Comparisons
-are strict and scores float32, so a NaN never leaves.
+A threshold is a scalar, or `[E-1]` with one value an exit (the last exit takes every row); a
+temperature is a scalar or `[E]`. Both are traced, so changing them never recompiles. Thresholds
+belong to the decision, temperatures to the score. Comparisons are strict and scores float32, so a
+row whose score is NaN does not exit.
 
 A rule reads the logits `[b, C]` where the output is a bare array, and else the output's key
 "logits", "gate", "halt_logit", "hidden" or "residual". `read(output)` replaces that; pass the same
 function each time, for another function is another program. Where a row has an answer at each of
-its places (logits `[b, ..., C]`), it leaves once every place would.
+its places (logits `[b, ..., C]`), it exits once every place would. Where an output has the entry
+"mask", bool `[b, ...]`, places at which it is false (padding) are not considered.
 """
 
 import dataclasses
-import operator
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from dynexit.core.types import Array, Criterion
 from dynexit.criteria import scores
-from dynexit.criteria.combinators import (
-    all_of,
-    any_of,
-    clipped_decay,
-    consecutive,
-    count,
-    decaying,
-    not_before,
-    scaled_decay,
-)
-from dynexit.criteria.halting import cumulative_halting_above, gate_above, halting_sum_above
+from dynexit.criteria.combinators import count
+from dynexit.criteria.deciding import above, below
 from dynexit.criteria.reading import (
     Read,
     at,
-    at_every_place,
-    beside,
-    no_memory,
+    highest,
+    lowest,
     read_logits,
     threshold_and_temperature,
 )
-from dynexit.criteria.sampled import halting_sampled
-from dynexit.criteria.settling import (
-    change_below,
-    divergence_below,
-    patience,
-    residual_below,
-    saturation_above,
-)
-
-__all__ = [
-    "all_of",
-    "any_of",
-    "at_depth",
-    "change_below",
-    "clipped_decay",
-    "consecutive",
-    "cumulative_halting_above",
-    "decaying",
-    "divergence_below",
-    "energy_below",
-    "entropy_below",
-    "gate_above",
-    "halting_sampled",
-    "halting_sum_above",
-    "margin_above",
-    "max_probability_above",
-    "not_before",
-    "patience",
-    "residual_below",
-    "saturation_above",
-    "scaled_decay",
-]
 
 
 def max_probability_above(threshold: Any, temperature: Any = 1.0, read: Read = None) -> Criterion:
-    """Leaves when the likeliest class is likely enough, max_c p_c > threshold.
+    """Exits when the likeliest class is likely enough, max_c p_c > threshold.
 
     Args:
       threshold: in 0..1, scalar or `[E-1]`.
@@ -87,7 +46,8 @@ def max_probability_above(threshold: Any, temperature: Any = 1.0, read: Read = N
       `Criterion` without memory.
 
     Raises:
-      ValueError: a NaN, a wrong shape, a temperature not above 0; in all the rules below too.
+      ValueError: a NaN, a wrong shape, a temperature not above 0, a finite threshold beyond the
+        range of the score; in all the rules below too.
 
     Example:
       >>> import dynexit as dx
@@ -97,11 +57,13 @@ def max_probability_above(threshold: Any, temperature: Any = 1.0, read: Read = N
 
     Source: Kaya et al. 2019, Shallow-Deep Networks; there with >=.
     """
-    return _on_logits(_Score(scores.max_probability, operator.gt, read), threshold, temperature)
+    threshold, temperature, exits = threshold_and_temperature(threshold, temperature, high=1.0)
+    score = Partial(_Score(scores.max_probability, lowest, read), temperature)
+    return Criterion(score, above(threshold), exits=exits)
 
 
 def entropy_below(threshold: Any, temperature: Any = 1.0, read: Read = None) -> Criterion:
-    """Leaves when the entropy is low enough, -sum_c p_c ln p_c < threshold.
+    """Exits when the entropy is low enough, -sum_c p_c ln p_c < threshold.
 
     Args:
       threshold: nats in 0..ln C, scalar or `[E-1]`; for FastBERT's normalised entropy multiply by
@@ -119,11 +81,13 @@ def entropy_below(threshold: Any, temperature: Any = 1.0, read: Read = None) -> 
 
     Source: Teerapittayanon et al. 2016, BranchyNet, algorithm 1; Xin et al. 2020, DeeBERT.
     """
-    return _on_logits(_Score(scores.entropy, operator.lt, read), threshold, temperature)
+    threshold, temperature, exits = threshold_and_temperature(threshold, temperature, low=0.0)
+    score = Partial(_Score(scores.entropy, highest, read), temperature)
+    return Criterion(score, below(threshold), exits=exits)
 
 
 def margin_above(threshold: Any, temperature: Any = 1.0, read: Read = None) -> Criterion:
-    """Leaves when the best class is far enough ahead of the second, p_(1) - p_(2) > threshold.
+    """Exits when the best class is far enough ahead of the second, p_(1) - p_(2) > threshold.
 
     Args:
       threshold: in 0..1, scalar or `[E-1]`.
@@ -140,11 +104,13 @@ def margin_above(threshold: Any, temperature: Any = 1.0, read: Read = None) -> C
 
     Source: Schuster et al. 2022, CALM, softmax response; there with >=.
     """
-    return _on_logits(_Score(scores.margin, operator.gt, read), threshold, temperature)
+    threshold, temperature, exits = threshold_and_temperature(threshold, temperature, high=1.0)
+    score = Partial(_Score(scores.margin, lowest, read), temperature)
+    return Criterion(score, above(threshold), exits=exits)
 
 
 def energy_below(threshold: Any, temperature: Any = 1.0, read: Read = None) -> Criterion:
-    """Leaves when the free energy is low enough, -T ln sum_c exp(z_c / T) < threshold.
+    """Exits when the free energy is low enough, -T ln sum_c exp(z_c / T) < threshold.
 
     Args:
       threshold: scalar or `[E-1]`; depends on the scale of each head's logits, so one value an exit
@@ -163,18 +129,20 @@ def energy_below(threshold: Any, temperature: Any = 1.0, read: Read = None) -> C
     Source: Akbari et al. 2021, EBJR, whose score is the negative of this, applied to the exits of
       one network.
     """
-    return _on_logits(_Score(scores.energy, operator.lt, read), threshold, temperature)
+    threshold, temperature, exits = threshold_and_temperature(threshold, temperature)
+    score = Partial(_Score(scores.energy, highest, read), temperature)
+    return Criterion(score, below(threshold), exits=exits)
 
 
 def at_depth(depths: Any) -> Criterion:
-    """Leaves each row after a given number of exits: an oracle's depths, a replayed policy, a test.
+    """Exits each row after a given number of exits: an oracle's depths, a replayed policy, a test.
 
     Args:
       depths: exits evaluated, 1..E, integers `[B]` or scalar for all rows; beyond E means the last.
         In blocks where an exit follows every block.
 
     Returns:
-      `Criterion` that remembers the depths, int32 `[b]`.
+      `Criterion` whose decision remembers the depths, int32 `[b]`; its score is 0.
 
     Raises:
       TypeError: not integers.
@@ -190,28 +158,27 @@ def at_depth(depths: Any) -> Criterion:
         raise ValueError(
             f"`depths` must be a scalar or have shape [B], got shape {jnp.shape(depths)}"
         )
-    return Criterion(Partial(_first_depths, depths), _at_depth)
+    return Criterion(_no_score, _at_depth, init_decide=Partial(_first_depths, depths))
 
 
 @dataclasses.dataclass(frozen=True)
 class _Score:
     score: Callable[[Array, Array], Array]
-    compare: Callable[[Array, Array], Array]
+    over_places: Callable[[Array, Any], Array]
     read: Read
 
-    def __call__(self, threshold, temperature, i, output, memory):
+    def __call__(self, temperature, i, output, memory):
         value = self.score(read_logits(output, self.read), at(temperature, i))
-        return at_every_place(self.compare(value, beside(at(threshold, i), value))), memory
-
-
-def _on_logits(update: _Score, threshold: Any, temperature: Any) -> Criterion:
-    threshold, temperature, exits = threshold_and_temperature(threshold, temperature)
-    return Criterion(no_memory, Partial(update, threshold, temperature), exits=exits)
+        return self.over_places(value, output), memory
 
 
 def _first_depths(depths: Array, batch: int) -> Array:
     return depths if depths.ndim else jnp.full(batch, depths)
 
 
-def _at_depth(i, output, memory):
+def _no_score(i, output, memory):
+    return jnp.zeros(jax.tree.leaves(output)[0].shape[0], jnp.float32), memory
+
+
+def _at_depth(i, score, memory):
     return i + 1 >= memory, memory

@@ -1,4 +1,4 @@
-"""Exit rules of networks that say themselves when to leave: gates and halting probabilities."""
+"""Exit rules of networks that say themselves when to halt: gates and halting probabilities."""
 
 import dataclasses
 from typing import Any
@@ -9,12 +9,13 @@ import numpy as np
 from jax.core import Tracer
 from jax.tree_util import Partial
 
-from dynexit.core.types import Array, Criterion
-from dynexit.criteria.reading import Read, at, exits_of, no_memory, read_per_row, threshold_leaf
+from dynexit.core.types import Array, Criterion, PyTree
+from dynexit.criteria.deciding import above
+from dynexit.criteria.reading import Read, at, exits_of, read_per_row, threshold_leaf
 
 
 def gate_above(threshold: Any, read: Read = None) -> Criterion:
-    """Leaves when the network's own exit score is high enough, gate > threshold.
+    """Exits when the network's own exit score is high enough, gate > threshold.
 
     Args:
       threshold: on the scale of the gate, scalar or `[E-1]`.
@@ -30,11 +31,11 @@ def gate_above(threshold: Any, read: Read = None) -> Criterion:
       Array([1], dtype=int32)
     """
     threshold = threshold_leaf(threshold)
-    return Criterion(no_memory, Partial(_Gate(read), threshold), exits=exits_of(threshold))
+    return Criterion(_Gate(read), above(threshold), exits=exits_of(threshold))
 
 
 def cumulative_halting_above(q: Any, read: Read = None) -> Criterion:
-    """Leaves when the halting distribution has passed a quantile, F_n = 1 - prod_{i<=n} (1 -
+    """Exits when the halting distribution has passed a quantile, F_n = 1 - prod_{i<=n} (1 -
     lambda_i) > q.
 
     Args:
@@ -42,7 +43,8 @@ def cumulative_halting_above(q: Any, read: Read = None) -> Criterion:
       read: `read(output) -> logit [b]` with lambda = sigmoid(logit); None for the key "halt_logit".
 
     Returns:
-      `Criterion` that remembers ln(1 - F_n), float32 `[b]`: the product would underflow.
+      `Criterion` whose score is ln(1 - F_n), float32 `[b]`, which it remembers: the product would
+      underflow.
 
     Raises:
       ValueError: `q` outside 0..1.
@@ -59,18 +61,18 @@ def cumulative_halting_above(q: Any, read: Read = None) -> Criterion:
     q = threshold_leaf(q, "q")
     if not isinstance(q, Tracer) and not ((np.asarray(q) >= 0) & (np.asarray(q) <= 1)).all():
         raise ValueError(f"`q` must lie in 0..1, got {np.asarray(q).tolist()}")
-    return Criterion(_zeros, Partial(_QExit(read), q), exits=exits_of(q))
+    return Criterion(LogSurvival(read), Partial(_passed, q), zeros, exits=exits_of(q))
 
 
 def halting_sum_above(threshold: Any = 0.99, read: Read = None) -> Criterion:
-    """Leaves when the halting probabilities sum to enough, sum_{i<=n} lambda_i > threshold.
+    """Exits when the halting probabilities sum to enough, sum_{i<=n} lambda_i > threshold.
 
     Args:
       threshold: 1 - eps, scalar or `[E-1]`.
       read: `read(output) -> logit [b]` with lambda = sigmoid(logit); None for the key "halt_logit".
 
     Returns:
-      `Criterion` that remembers the sum, float32 `[b]`.
+      `Criterion` whose score is the sum, float32 `[b]`, which it remembers.
 
     Example:
       >>> import dynexit as dx
@@ -80,43 +82,51 @@ def halting_sum_above(threshold: Any = 0.99, read: Read = None) -> Criterion:
       3
 
     Source: Graves 2016, ACT, equation 6, there with >=; the released Universal Transformer compares
-      strictly, as here. The
-    output is the last step's: ACT's weighted mean of the steps is carried in the state, see
-    `dynexit.transforms.averaging`.
+      strictly, as here. The output is the last step's: ACT's weighted mean of the steps is carried
+      in the state, see `dynexit.transforms.averaging`.
     """
     threshold = threshold_leaf(threshold)
-    return Criterion(_zeros, Partial(_HaltingSum(read), threshold), exits=exits_of(threshold))
+    return Criterion(_HaltingSum(read), above(threshold), zeros, exits=exits_of(threshold))
 
 
-# Updates are frozen and hashable, so that what is static about two rules compares equal; thresholds
-# come as arguments.
+# Scores are frozen and hashable, so that what is static about two rules compares equal; thresholds
+# come as arguments of the decision.
 
 
 @dataclasses.dataclass(frozen=True)
 class _Gate:
     read: Read
 
-    def __call__(self, threshold, i, output, memory):
-        return read_per_row(output, "gate", self.read) > at(threshold, i), memory
+    def __call__(self, i, output, memory):
+        return read_per_row(output, "gate", self.read), memory
 
 
 @dataclasses.dataclass(frozen=True)
-class _QExit:
+class LogSurvival:
+    """The score ln prod_{i<=n} (1 - lambda_i), float32 `[b]`, remembered from step to step."""
+
     read: Read
 
-    def __call__(self, q, i, output, memory):
+    def __call__(self, i, output, memory):
         log_survival = memory + jax.nn.log_sigmoid(-read_per_row(output, "halt_logit", self.read))
-        return log_survival < jnp.log1p(-at(q, i)), log_survival
+        return log_survival, log_survival
 
 
 @dataclasses.dataclass(frozen=True)
 class _HaltingSum:
     read: Read
 
-    def __call__(self, threshold, i, output, memory):
+    def __call__(self, i, output, memory):
         total = memory + jax.nn.sigmoid(read_per_row(output, "halt_logit", self.read))
-        return total > at(threshold, i), total
+        return total, total
 
 
-def _zeros(batch: int) -> Array:
+def _passed(q, i, log_survival, memory):
+    q = at(q, i)
+    possible = q < 1  # F = 1 is never above 1, and ln(1 - 1) is not finite
+    return possible & (log_survival < jnp.log1p(-jnp.where(possible, q, 0.0))), memory
+
+
+def zeros(batch: int, output: PyTree) -> Array:
+    """A memory of one float32 number a row."""
     return jnp.zeros(batch, jnp.float32)

@@ -12,9 +12,25 @@ from dynexit.core.types import Array, PyTree
 Read = Callable[[PyTree], Array] | None
 
 
-def threshold_leaf(value: Any, name: str = "threshold") -> Array:
-    """A threshold as a float32 array, scalar or `[E-1]`."""
-    return leaf(value, name, "[E-1]")
+def threshold_leaf(
+    value: Any, name: str = "threshold", low: float = -np.inf, high: float = np.inf
+) -> Array:
+    """A threshold as a float32 array, scalar or `[E-1]`.
+
+    Raises:
+      ValueError: a finite threshold outside low..high, which no score or every score passes;
+        infinities are allowed, and tracers are not looked into.
+    """
+    found = leaf(value, name, "[E-1]")
+    if not isinstance(value, Tracer):
+        given = np.asarray(value, np.float32)
+        if (np.isfinite(given) & ((given < np.float32(low)) | (given > np.float32(high)))).any():
+            within = f"at least {low:g}" if high == np.inf else f"at most {high:g}"
+            raise ValueError(
+                f"`{name}` must be {within}, or infinite for a row that never exits early, got "
+                f"{given.tolist()}"
+            )
+    return found
 
 
 def exits_of(threshold: Array) -> int | None:
@@ -22,13 +38,16 @@ def exits_of(threshold: Array) -> int | None:
     return threshold.shape[0] + 1 if threshold.ndim else None
 
 
-def threshold_and_temperature(threshold: Any, temperature: Any) -> tuple[Array, Array, int | None]:
+def threshold_and_temperature(
+    threshold: Any, temperature: Any, low: float = -np.inf, high: float = np.inf
+) -> tuple[Array, Array, int | None]:
     """Both as float32 arrays, and the number of exits that they are meant for.
 
     Raises:
-      ValueError: a temperature not above 0, or the two are meant for different numbers of exits.
+      ValueError: a threshold outside low..high, a temperature not above 0, or the two are meant for
+        different numbers of exits.
     """
-    threshold = threshold_leaf(threshold)
+    threshold = threshold_leaf(threshold, low=low, high=high)
     temperature = leaf(temperature, "temperature", "[E]")
     if not isinstance(temperature, Tracer) and not (np.asarray(temperature) > 0).all():
         raise ValueError(f"`temperature` must be above 0, got {np.asarray(temperature).tolist()}")
@@ -96,12 +115,17 @@ def read_logits(output: PyTree, read: Read) -> Array:
     """Logits `[b, C]`, or `[b, ..., C]` of a row with an answer at each of its places.
 
     Raises:
-      ValueError: none there, or of another shape.
+      ValueError: none there, or of another shape, or of one class.
     """
     logits = read_key(output, "logits", read)
     if logits.ndim < 2:
         raise ValueError(
             f"`criterion` reads logits of shape [b, C] or [b, ..., C], got shape {logits.shape}"
+        )
+    if logits.shape[-1] < 2:
+        raise ValueError(
+            f"`logits` must have at least 2 classes on the last axis, got shape {logits.shape}; for "
+            "a head of one logit z let `read` give the two logits (0, z)"
         )
     return logits
 
@@ -113,9 +137,46 @@ def beside(values: Array, like: Array) -> Array:
     )
 
 
-def at_every_place(passes: Array) -> Array:
-    """A row leaves where each of its places would: bool `[b, ...]` to `[b]`."""
-    return passes.all(axis=tuple(range(1, passes.ndim)))
+def lowest(values: Array, output: PyTree) -> Array:
+    """The smallest value over a row's places, `[b, ...]` to `[b]`: a rule that exits above a
+    threshold holds at every place where it holds there. See `mask_of` for padded places.
+    """
+    return _over_places(jnp.min, values, mask_of(output, values), jnp.finfo(jnp.float32).max)
+
+
+def highest(values: Array, output: PyTree) -> Array:
+    """The largest value over a row's places, `[b, ...]` to `[b]`, for rules that exit below a
+    threshold.
+    """
+    return _over_places(jnp.max, values, mask_of(output, values), -jnp.finfo(jnp.float32).max)
+
+
+def mask_of(output: PyTree, values: Array) -> Array | None:
+    """The output's entry "mask" as bool with the axes of `values` `[b, ...]`: false at padded
+    places, which no rule considers. None where there is no such entry or a row has no places.
+
+    Raises:
+      ValueError: a mask that is not bool, or whose shape does not begin that of `values`.
+    """
+    if not isinstance(output, Mapping) or "mask" not in output or values.ndim == 1:
+        return None
+    mask = output["mask"]
+    if mask.dtype != jnp.bool_ or mask.ndim < 2 or mask.shape != values.shape[: mask.ndim]:
+        raise ValueError(
+            f"`output['mask']` must be bool with the leading axes of {list(values.shape)}, a row's "
+            f"places, got {mask.dtype}{list(mask.shape)}"
+        )
+    return beside(mask, values)
+
+
+def _over_places(reduce: Callable, values: Array, mask: Array | None, initial: Any) -> Array:
+    places = tuple(range(1, values.ndim))
+    if not places:
+        return values
+    considered = True if mask is None else jnp.broadcast_to(mask, values.shape)
+    found = reduce(values, axis=places, where=considered, initial=initial)
+    nan = (jnp.isnan(values) & considered).any(axis=places)  # not every device's maximum keeps it
+    return jnp.where(nan, jnp.nan, found)
 
 
 def read_per_row(output: PyTree, key: str, read: Read) -> Array:
@@ -130,8 +191,3 @@ def read_per_row(output: PyTree, key: str, read: Read) -> Array:
             f"`criterion` reads output[{key!r}] of shape [b], got shape {values.shape}"
         )
     return values.astype(jnp.float32)
-
-
-def no_memory(batch: int) -> tuple:
-    """The memory of a rule that has none."""
-    return ()

@@ -2,31 +2,31 @@
 inference.
 """
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from dynexit.core.types import Array, Criterion
-from dynexit.criteria.reading import Read, read_per_row
+from dynexit.criteria.halting import LogSurvival, zeros
+from dynexit.criteria.reading import Read
 
 
 def halting_sampled(key: Array, read: Read = None) -> Criterion:
-    """Leaves at a step drawn from the halting distribution, P(n) = lambda_n prod_{i<n} (1 -
+    """Exits at a step drawn from the halting distribution, P(n) = lambda_n prod_{i<n} (1 -
     lambda_i); the last takes what is left.
 
     One u ~ U[0, 1) a row, drawn from the key and the row's place in the batch or queue; the row
-    leaves at the first n with F_n > u. That is a Bernoulli(lambda_n) at every step, drawn at once.
+    exits at the first n with F_n > u. That is a Bernoulli(lambda_n) at every step, drawn at once.
     So a row's exit depends on its own outputs, the key and its place, and neither on the other rows
-    nor on the schedule.
+    nor on the executor.
 
     Args:
       key: of `jax.random.key`; the same key draws the same again.
       read: `read(output) -> logit [b]` with lambda = sigmoid(logit); None for the key "halt_logit".
 
     Returns:
-      `Criterion` that remembers ln(1 - F_n) and ln(1 - u), float32 `[b]` both.
+      `Criterion` whose score is ln(1 - F_n), which it remembers, and whose decision remembers ln(1
+      - u), float32 `[b]` both.
 
     Raises:
       TypeError: `key` is not of `jax.random.key`.
@@ -40,8 +40,8 @@ def halting_sampled(key: Array, read: Read = None) -> Criterion:
       [0.2, 0.4, 0.2, 0.2]
 
     Source: Banino et al. 2021, PonderNet. `cumulative_halting_above` is the deterministic rule,
-      `halting_mixture` of the
-    objectives the answer in expectation.
+      `halting_mixture` of
+      the objectives the answer in expectation.
     """
     if (
         not isinstance(key, jax.Array)
@@ -49,25 +49,16 @@ def halting_sampled(key: Array, read: Read = None) -> Criterion:
         or key.shape
     ):
         raise TypeError(f"`key` must be one key of jax.random.key, got {type(key).__name__}")
-    return Criterion(
-        Partial(_draw, jax.random.bits(key, (2,), jnp.uint32)), Partial(_Sampled(read))
-    )
+    seed = jax.random.bits(key, (2,), jnp.uint32)
+    return Criterion(LogSurvival(read), _above_level, zeros, Partial(_draw, seed))
 
 
-def _draw(seed: Array, batch: int) -> tuple[Array, Array]:
-    """Nothing survived away yet, and ln(1 - u) of every row."""
+def _draw(seed: Array, batch: int) -> Array:
+    """ln(1 - u) of every row."""
     key = jax.random.wrap_key_data(seed, impl="threefry2x32")
     u = jax.vmap(lambda row: jax.random.uniform(jax.random.fold_in(key, row)))(jnp.arange(batch))
-    return jnp.zeros(batch, jnp.float32), jnp.log1p(-u)
+    return jnp.log1p(-u)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Sampled:
-    read: Read
-
-    def __call__(self, i, output, memory):
-        log_survival, level = memory
-        log_survival = log_survival + jax.nn.log_sigmoid(
-            -read_per_row(output, "halt_logit", self.read)
-        )
-        return log_survival < level, (log_survival, level)
+def _above_level(i, log_survival, level):
+    return log_survival < level, level

@@ -1,7 +1,8 @@
 """Scores of an exit's logits: how sure the network is, `[..., C] -> [...]`, computed in float32.
 
 With p = softmax(z / T). A NaN among a row's logits makes its score NaN, and no strict comparison
-holds of a NaN.
+holds of a NaN. All of them need at least 2 classes: of one logit softmax is 1 whatever it says. For
+a head of one logit z, a sigmoid, pass the two logits (0, z).
 """
 
 import jax
@@ -14,11 +15,14 @@ def max_probability(logits: Array, temperature: Array | float = 1.0) -> Array:
     """Probability of the likeliest class, max_c p_c.
 
     Args:
-      logits: `[..., C]`.
+      logits: `[..., C]` with C at least 2; the same in all functions below.
       temperature: T, scalar or with the leading axes of `[...]`; the same in all functions below.
 
     Returns:
       float32 `[...]` in 1/C..1.
+
+    Raises:
+      ValueError: fewer than 2 classes; in all functions below too.
 
     Example:
       >>> print(f"{max_probability(jnp.array([5.0, 1.0, 0.0])):.5f}")
@@ -43,21 +47,18 @@ def entropy(logits: Array, temperature: Array | float = 1.0) -> Array:
     """
     log_p = jax.nn.log_softmax(_scaled(logits, temperature))
     p = jnp.exp(log_p)
-    return jnp.sum(jnp.where(p == 0, 0.0, -p * log_p), axis=-1)
+    return -jnp.sum(p * jnp.where(p == 0, 0.0, log_p), axis=-1)
 
 
 def normalised_entropy(logits: Array, temperature: Array | float = 1.0) -> Array:
     """Entropy over its maximum, H / ln C: FastBERT's uncertainty.
 
     Args:
-      logits: `[..., C]` with C at least 2.
+      logits: `[..., C]`.
       temperature: T, scalar or `[...]`.
 
     Returns:
       float32 `[...]` in 0..1.
-
-    Raises:
-      ValueError: fewer than 2 classes.
 
     Example:
       >>> print(f"{normalised_entropy(jnp.zeros(7)):.5f}")
@@ -65,34 +66,30 @@ def normalised_entropy(logits: Array, temperature: Array | float = 1.0) -> Array
 
     Source: Liu et al. 2020, FastBERT, equation 5.
     """
-    return entropy(logits, temperature) / jnp.log(jnp.float32(_classes(logits)))
+    return entropy(logits, temperature) / jnp.log(jnp.float32(logits.shape[-1]))
 
 
 def margin(logits: Array, temperature: Array | float = 1.0) -> Array:
     """Likeliest minus second likeliest probability, p_(1) - p_(2): CALM's softmax response.
 
     Args:
-      logits: `[..., C]` with C at least 2.
+      logits: `[..., C]`.
       temperature: T, scalar or `[...]`.
 
     Returns:
       float32 `[...]` in 0..1.
 
-    Raises:
-      ValueError: fewer than 2 classes.
-
     Example:
       >>> print(f"{margin(jnp.log(jnp.array([0.5, 0.3, 0.2]))):.5f}")
       0.20000
     """
-    _classes(logits)
     top, _ = jax.lax.top_k(jax.nn.softmax(_scaled(logits, temperature)), 2)
     return top[..., 0] - top[..., 1]
 
 
 def energy(logits: Array, temperature: Array | float = 1.0) -> Array:
-    """Free energy, -T ln sum_c exp(z_c / T); low means familiar. Unlike the others it moves with a
-    constant added to the logits.
+    """Free energy, -T ln sum_c exp(z_c / T); low means familiar. Unlike the others it changes
+    with a constant added to the logits.
 
     Args:
       logits: `[..., C]`.
@@ -132,21 +129,19 @@ def kl(logits_p: Array, logits_q: Array) -> Array:
       >>> print(f"{kl(jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([0.25, 0.75]))):.5f}")
       0.14384
     """
-    log_p, log_q = (jax.nn.log_softmax(z.astype(jnp.float32)) for z in (logits_p, logits_q))
+    log_p, log_q = (jax.nn.log_softmax(_scaled(z, 1.0)) for z in (logits_p, logits_q))
     p = jnp.exp(log_p)
-    terms = jnp.where((p == 0) & ~jnp.isnan(log_q), 0.0, p * (log_p - log_q))
-    return jnp.maximum(jnp.sum(terms, axis=-1), 0.0)
+    excluded = (p == 0) & ~jnp.isnan(log_q)
+    gap = jnp.where(excluded, 0.0, log_p) - jnp.where(excluded, 0.0, log_q)
+    return jnp.maximum(jnp.sum(p * gap, axis=-1), 0.0)
 
 
 def _scaled(logits: Array, temperature: Array | float) -> Array:
+    if logits.ndim < 1 or logits.shape[-1] < 2:
+        raise ValueError(
+            f"`logits` must have at least 2 classes on the last axis, got shape {logits.shape}; "
+            "for a head of one logit z pass the two logits (0, z)"
+        )
     temperature = jnp.asarray(temperature, jnp.float32)
     missing = (1,) * (logits.ndim - temperature.ndim) if temperature.ndim else ()
     return logits.astype(jnp.float32) / temperature.reshape(temperature.shape + missing)
-
-
-def _classes(logits: Array) -> int:
-    if logits.shape[-1] < 2:
-        raise ValueError(
-            f"`logits` must have at least 2 classes on the last axis, got shape {logits.shape}"
-        )
-    return logits.shape[-1]

@@ -1,9 +1,9 @@
-"""Exit rules that compare an exit with the one before, or read how far a step moved: the row leaves
-when it has settled.
+"""Exit rules that compare an exit with the one before, or read how far a step moved: a row exits
+when it has settled. What is compared is kept in the score's memory, and the score is one number.
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,13 +12,14 @@ from jax.tree_util import Partial
 from dynexit.core.types import Array, Criterion, PyTree
 from dynexit.criteria import scores
 from dynexit.criteria.combinators import count
+from dynexit.criteria.deciding import above_after_first, below, below_after_first
 from dynexit.criteria.reading import (
     Read,
     at,
-    at_every_place,
     beside,
     exits_of,
-    no_memory,
+    highest,
+    mask_of,
     read_key,
     read_logits,
     threshold_and_temperature,
@@ -27,15 +28,16 @@ from dynexit.criteria.reading import (
 
 
 def patience(k: Any, read: Read = None) -> Criterion:
-    """Leaves after k agreements in a row: the prediction has been the same at k + 1 exits.
+    """Exits after k agreements in a row: the prediction has been the same at k + 1 exits.
 
     Args:
       k: at least 1, scalar; an integer, traced. A NaN among the logits ends the row of agreements.
       read: `read(output) -> logits [b, C]`.
 
     Returns:
-      `Criterion` that remembers the last prediction, int32 `[b, ...]`, and the agreements so far,
-      int32 `[b]`.
+      `Criterion` whose score, bool `[b]`, says whether the prediction is that of the exit before,
+      which it remembers, int32 `[b, ...]`; its decision remembers the agreements so far, int32
+      `[b]`.
 
     Raises:
       TypeError: `k` is not an integer.
@@ -48,16 +50,16 @@ def patience(k: Any, read: Read = None) -> Criterion:
       >>> int(dx.replay(dx.criteria.patience(3), logits).exit_depth[0])
       7
 
-    Source: Zhou et al. 2020, PABEE, section 3.2; there 0 stands for "never", here it is refused.
+    Source: Zhou et al. 2020, PABEE, section 3.2; there 0 means "never", here it is refused.
     """
     k = count(k, "k")
     if jnp.ndim(k):
         raise ValueError(f"`k` must be a scalar, got shape {jnp.shape(k)}")
-    return Criterion(Partial(_FirstStreak(read)), Partial(_Patience(read), k), templated=True)
+    return Criterion(_Agreement(read), Partial(_patient, k), _NoPrediction(read), _no_agreements)
 
 
 def divergence_below(threshold: Any, temperature: Any = 1.0, read: Read = None) -> Criterion:
-    """Leaves when the distribution has settled, KL(p_{i-1} || p_i) < threshold; never at the first
+    """Exits when the distribution has settled, KL(p_{i-1} || p_i) < threshold; never at the first
     exit.
 
     Args:
@@ -65,7 +67,8 @@ def divergence_below(threshold: Any, temperature: Any = 1.0, read: Read = None) 
       temperature, read: as in `max_probability_above`.
 
     Returns:
-      `Criterion` that remembers ln p of the exit before, float32 `[b, ..., C]`.
+      `Criterion` whose score is the KL, float32 `[b]`, the largest over a row's places; it
+      remembers ln p of the exit before, float32 `[b, ..., C]`.
 
     Example:
       >>> import dynexit as dx
@@ -73,16 +76,15 @@ def divergence_below(threshold: Any, temperature: Any = 1.0, read: Read = None) 
       >>> dx.replay(dx.criteria.divergence_below(1e-3), logits).exit
       Array([2], dtype=int32)
 
-    Source: Geiping et al. 2025, recurrent depth (Huginn), whose first p is uniform so that it never
-      leaves at once either.
+    Source: Geiping et al. 2025, recurrent depth (Huginn), whose first p is uniform.
     """
-    threshold, temperature, exits = threshold_and_temperature(threshold, temperature)
-    update = Partial(_Divergence(read), threshold, temperature)
-    return Criterion(Partial(_Template("logits", read)), update, exits=exits, templated=True)
+    threshold, temperature, exits = threshold_and_temperature(threshold, temperature, low=0.0)
+    score = Partial(_Divergence(read), temperature)
+    return Criterion(score, below_after_first(threshold), _Zeros("logits", read), exits=exits)
 
 
 def saturation_above(threshold: Any, read: Read = None) -> Criterion:
-    """Leaves when the hidden state has stopped turning, cos(h_i, h_{i-1}) > threshold; never at the
+    """Exits when the hidden state has stopped turning, cos(h_i, h_{i-1}) > threshold; never at the
     first exit.
 
     Args:
@@ -91,8 +93,8 @@ def saturation_above(threshold: Any, read: Read = None) -> Criterion:
         make one vector.
 
     Returns:
-      `Criterion` that remembers the hidden state of the exit before, float32 `[b, ...]`. A vector
-      of zeros has cosine 0.
+      `Criterion` whose score is the cosine, float32 `[b]`; it remembers the hidden state of the
+      exit before, float32 `[b, ...]`. A vector of zeros has cosine 0.
 
     Example:
       >>> import dynexit as dx
@@ -102,15 +104,17 @@ def saturation_above(threshold: Any, read: Read = None) -> Criterion:
 
     Source: Schuster et al. 2022, CALM, hidden-state saturation.
     """
-    threshold = threshold_leaf(threshold)
-    update = Partial(_Saturation(read), threshold)
+    threshold = threshold_leaf(threshold, high=1.0)
     return Criterion(
-        Partial(_Template("hidden", read)), update, exits=exits_of(threshold), templated=True
+        _Saturation(read),
+        above_after_first(threshold),
+        _Zeros("hidden", read),
+        exits=exits_of(threshold),
     )
 
 
 def change_below(threshold: Any, read: Read = None) -> Criterion:
-    """Leaves when the hidden state has stopped moving, ||h_i - h_{i-1}|| / ||h_i|| < threshold;
+    """Exits when the hidden state has stopped moving, ||h_i - h_{i-1}|| / ||h_i|| < threshold;
     never at the first exit.
 
     Args:
@@ -119,7 +123,9 @@ def change_below(threshold: Any, read: Read = None) -> Criterion:
         make one vector.
 
     Returns:
-      `Criterion` that remembers the hidden state of the exit before, float32 `[b, ...]`.
+      `Criterion` whose score is the relative change, float32 `[b]`; it remembers the hidden state
+      of the exit before, float32 `[b, ...]`. A state of zeros, or one that is not finite, has not
+      settled.
 
     Example:
       >>> import dynexit as dx
@@ -130,16 +136,18 @@ def change_below(threshold: Any, read: Read = None) -> Criterion:
     Source: the usual stop of a fixed-point iteration; as an exit rule Geiping et al. 2025
       (recurrent depth), on the latent state.
     """
-    threshold = threshold_leaf(threshold)
-    update = Partial(_Change(read), threshold)
+    threshold = threshold_leaf(threshold, low=0.0)
     return Criterion(
-        Partial(_Template("hidden", read)), update, exits=exits_of(threshold), templated=True
+        _Change(read),
+        below_after_first(threshold),
+        _Zeros("hidden", read),
+        exits=exits_of(threshold),
     )
 
 
 def residual_below(threshold: Any, read: Read = None) -> Criterion:
-    """Leaves when the step's own residual is small enough, ||f(z) - z|| / ||f(z)|| < threshold; may
-    leave at the first exit.
+    """Exits when the step's own residual is small enough, ||f(z) - z|| / ||f(z)|| < threshold;
+    possibly at the first exit.
 
     Args:
       threshold: at least 0 (0 is never passed), scalar or `[E-1]`.
@@ -147,7 +155,7 @@ def residual_below(threshold: Any, read: Read = None) -> Criterion:
         key "residual", as `dx.solvers.fixed_point_step` reports it.
 
     Returns:
-      `Criterion` without memory.
+      `Criterion` without memory; its score is the residual, the largest over a row's places.
 
     Example:
       >>> import dynexit as dx
@@ -157,30 +165,25 @@ def residual_below(threshold: Any, read: Read = None) -> Criterion:
 
     Source: Bai et al. 2019, deep equilibrium models; there one stop for the whole batch.
     """
-    threshold = threshold_leaf(threshold)
-    return Criterion(no_memory, Partial(_Residual(read), threshold), exits=exits_of(threshold))
-
-
-class Streak(NamedTuple):
-    """What `patience` remembers: the last prediction, int32 `[b, ...]`, -1 for none, and the
-    agreements so far, int32 `[b]`.
-    """
-
-    prediction: Array
-    agreements: Array
+    threshold = threshold_leaf(threshold, low=0.0)
+    return Criterion(_Residual(read), below(threshold), exits=exits_of(threshold))
 
 
 @dataclasses.dataclass(frozen=True)
-class _FirstStreak:
+class _NoPrediction:
     read: Read
 
-    def __call__(self, batch: int, output: PyTree) -> Streak:
+    def __call__(self, batch: int, output: PyTree) -> Array:
         places = jax.eval_shape(lambda o: read_logits(o, self.read), output).shape[:-1]
-        return Streak(jnp.full(places, -1, jnp.int32), jnp.zeros(batch, jnp.int32))
+        return jnp.full(places, -1, jnp.int32)
+
+
+def _no_agreements(batch: int) -> Array:
+    return jnp.zeros(batch, jnp.int32)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Template:
+class _Zeros:
     key: str
     read: Read
 
@@ -190,59 +193,71 @@ class _Template:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Patience:
+class _Agreement:
     read: Read
 
-    def __call__(self, k, i, output, memory):
+    def __call__(self, i, output, memory):
         logits = read_logits(output, self.read)
         prediction = jnp.where(
             jnp.isnan(logits).any(-1), -1, jnp.argmax(logits, axis=-1).astype(jnp.int32)
         )
-        agrees = at_every_place((prediction == memory.prediction) & (prediction >= 0))
-        agreements = jnp.where(agrees, memory.agreements + 1, 0)
-        return agreements >= k, Streak(prediction, agreements)
+        agrees = (prediction == memory) & (prediction >= 0)
+        mask = mask_of(output, agrees)
+        agrees = agrees if mask is None else agrees | ~mask
+        return agrees.all(axis=tuple(range(1, agrees.ndim))), prediction
+
+
+def _patient(k, i, agrees, agreements):
+    agreements = jnp.where(agrees, agreements + 1, 0)
+    return agreements >= k, agreements
 
 
 @dataclasses.dataclass(frozen=True)
 class _Divergence:
     read: Read
 
-    def __call__(self, threshold, temperature, i, output, memory):
+    def __call__(self, temperature, i, output, memory):
         logits = read_logits(output, self.read).astype(jnp.float32)
         log_p = jax.nn.log_softmax(logits / beside(at(temperature, i), logits))
-        divergence = scores.kl(memory, log_p)
-        return at_every_place(divergence < beside(at(threshold, i), divergence)) & (i > 0), log_p
+        return highest(scores.kl(memory, log_p), output), log_p
 
 
 @dataclasses.dataclass(frozen=True)
 class _Saturation:
     read: Read
 
-    def __call__(self, threshold, i, output, memory):
-        hidden = read_key(output, "hidden", self.read).astype(jnp.float32)
+    def __call__(self, i, output, memory):
+        hidden = _hidden(output, self.read)
         new, old = hidden.reshape(hidden.shape[0], -1), memory.reshape(memory.shape[0], -1)
         norms = jnp.linalg.norm(new, axis=-1) * jnp.linalg.norm(old, axis=-1)
-        cosine = (new * old).sum(-1) / jnp.where(norms == 0, 1.0, norms)
-        return (cosine > at(threshold, i)) & (i > 0), hidden
+        return (new * old).sum(-1) / jnp.where(norms == 0, 1.0, norms), hidden
 
 
 @dataclasses.dataclass(frozen=True)
 class _Change:
     read: Read
 
-    def __call__(self, threshold, i, output, memory):
-        hidden = read_key(output, "hidden", self.read).astype(jnp.float32)
+    def __call__(self, i, output, memory):
+        hidden = _hidden(output, self.read)
         new, old = hidden.reshape(hidden.shape[0], -1), memory.reshape(memory.shape[0], -1)
         moved, size = jnp.linalg.norm(new - old, axis=-1), jnp.linalg.norm(new, axis=-1)
-        return (moved < at(threshold, i) * size) & jnp.isfinite(size) & (
-            i > 0
-        ), hidden  # a state that runs away has not settled
+        usable = jnp.isfinite(size) & jnp.isfinite(moved) & (size > 0)
+        change = jnp.where(usable, moved, 1.0) / jnp.where(usable, size, 1.0)
+        unsettled = jnp.where(jnp.isnan(size), size, jnp.finfo(jnp.float32).max)
+        return jnp.where(usable, change, unsettled), hidden
 
 
 @dataclasses.dataclass(frozen=True)
 class _Residual:
     read: Read
 
-    def __call__(self, threshold, i, output, memory):
+    def __call__(self, i, output, memory):
         residual = read_key(output, "residual", self.read).astype(jnp.float32)
-        return at_every_place(residual < beside(at(threshold, i), residual)), memory
+        return highest(residual, output), memory
+
+
+def _hidden(output: PyTree, read: Read) -> Array:
+    """The hidden state `[b, ...]` in float32, with zeros at padded places."""
+    hidden = read_key(output, "hidden", read).astype(jnp.float32)
+    mask = mask_of(output, hidden)
+    return hidden if mask is None else jnp.where(mask, hidden, 0.0)

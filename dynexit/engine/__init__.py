@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from dynexit.engine.gradients.bounded import run_bounded as run_bounded
     from dynexit.engine.gradients.truncated import run_truncated as run_truncated
     from dynexit.engine.replay import replay as replay
+    from dynexit.engine.replay import replay_scores as replay_scores
     from dynexit.engine.run import run_all as run_all
     from dynexit.engine.run import run_full as run_full
     from dynexit.engine.run import run_until as run_until

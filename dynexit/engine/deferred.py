@@ -17,7 +17,7 @@ from jax.tree_util import Partial
 
 from dynexit.core.checks import Stage, batch_size, check_step, shapes
 from dynexit.core.types import Array, Criterion, PyTree, Step
-from dynexit.criteria.memory import first_memory, start
+from dynexit.criteria.memory import first_memory
 from dynexit.engine.executors.tiling import default_tiling
 from dynexit.engine.rows import has_nan
 
@@ -102,12 +102,12 @@ def partition(
 def goes_without(
     criterion: Criterion, output: dict, late: dict, rows: int, exits: int, i: Any = 0
 ) -> bool:
-    """Whether neither halting nor the memory depends on the entries `late` of an output (all
+    """Whether neither the score nor its memory depends on the entries `late` of an output (all
     shapes); traced, not run.
     """
-    memory = first_memory(criterion, rows, {**output, **late}, exits)
-    update = lambda output, late: criterion.update(jnp.int32(i), {**output, **late}, memory)
-    several = jax.vmap(update, in_axes=(None, 0), out_axes=None)
+    memory = first_memory(criterion, rows, {**output, **late}, exits).score
+    score = lambda output, late: criterion.score(jnp.int32(i), {**output, **late}, memory)
+    several = jax.vmap(score, in_axes=(None, 0), out_axes=None)
     try:
         jax.eval_shape(
             several,
@@ -130,9 +130,12 @@ def lacking(criterion: Criterion, late: dict) -> Criterion:
         rows = jax.tree.leaves(output)[0].shape[0]
         return {**output, **jax.tree.map(lambda a: make((rows, *a.shape[1:]), a.dtype), late)}
 
-    init = lambda batch, output: start(criterion, batch, filled(output, jax.ShapeDtypeStruct))
-    update = lambda i, output, memory: criterion.update(i, filled(output, jnp.zeros), memory)
-    return Criterion(init, update, criterion.exits, templated=True)
+    score, init = criterion.score, criterion.init_score
+    return dataclasses.replace(
+        criterion,
+        score=lambda i, output, memory: score(i, filled(output, jnp.zeros), memory),
+        init_score=lambda batch, output: init(batch, filled(output, jax.ShapeDtypeStruct)),
+    )
 
 
 def completed(

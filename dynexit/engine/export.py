@@ -94,7 +94,7 @@ def export(
       >>> import dynexit as dx
       >>> step = dx.stacked_step(lambda p, h: h + p, lambda p, h: h, jnp.ones(3))
       >>> def run(x, limit):
-      ...     leave = dx.Criterion(lambda batch: (), lambda i, output, memory: (output > limit, memory))
+      ...     leave = dx.criteria.gate_above(limit, read=lambda output: output)
       ...     return dx.run_until(step, x, depth=3, criterion=leave)
       >>> with tempfile.TemporaryDirectory() as folder:
       ...     artifact = dx.export(run, jnp.zeros(1), f"{folder}/network.stablehlo", arguments=(2.5,))

@@ -1,4 +1,10 @@
-"""A criterion on stored outputs: thresholds are swept without running the network again."""
+"""A criterion on stored outputs, and many operating points on stored scores: thresholds are
+compared without running the network again.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -6,21 +12,23 @@ from jax import lax
 
 from dynexit.core.checks import batch_size, shapes
 from dynexit.core.stacking import length
-from dynexit.core.types import Criterion, Halted, PyTree
-from dynexit.criteria.memory import first_memory
-from dynexit.engine.rows import read_exit, where_rows
+from dynexit.core.types import Array, Criterion, Halted, PyTree
+from dynexit.criteria.memory import check_exits, checked, first_memory
+from dynexit.engine.rows import decide_exit, read_exit, where_rows
+
+TOGETHER = 8  # operating points whose decisions are held at the same time
 
 
 def replay(criterion: Criterion, outputs: PyTree) -> Halted:
     """The exits and outputs that `run_until` would give, from `run_all`'s outputs.
 
     Args:
-      criterion: when a row leaves.
+      criterion: when a row exits.
       outputs: leaves `[E, B, ...]`.
 
     Returns:
       `Halted` with an empty `state`; one exit counts as one block in `exit_depth`, and
-      `rows_executed` is what a perfect schedule would run, the sum of the depths.
+      `rows_executed` is what a perfect executor would run, the sum of the depths.
 
     Raises:
       TypeError: `criterion` is not a `dx.Criterion`.
@@ -36,6 +44,70 @@ def replay(criterion: Criterion, outputs: PyTree) -> Halted:
     if not isinstance(criterion, Criterion):
         raise TypeError(f"`criterion` must be a dx.Criterion, got {type(criterion).__name__}")
     return _replay(criterion, outputs)
+
+
+def replay_scores(
+    criterion: Callable[[PyTree], Criterion],
+    points: PyTree,
+    scores: PyTree,
+    nan: Any = None,
+) -> Array:
+    """The exit of every row at every operating point, from stored scores: `decide` alone runs.
+
+    Memory is that of the scores, of the result and of a few points' decisions, whatever K is and
+    however large the outputs were from which the scores came.
+
+    Args:
+      criterion: `criterion(point) -> Criterion`; static, so pass the same function each time. Its
+        score must be the one of the stored scores at every point.
+      points: leaves `[K, ...]`.
+      scores: what `criterion.score` gave at every exit, leaves `[E, M]` or `[E, M, small]`.
+      nan: bool `[E, M]`, exits whose output held a NaN, at which the row does not exit; None for
+        none.
+
+    Returns:
+      int32 `[K, M]`, in 0..E-1.
+
+    Raises:
+      ValueError: no scores or points, or a criterion for another number of exits.
+
+    Example:
+      >>> import dynexit as dx
+      >>> scores = jnp.array([[0.6, 0.9], [0.8, 0.95], [0.99, 0.99]])  # [E=3, M=2]
+      >>> dx.replay_scores(dx.criteria.max_probability_above, jnp.array([0.5, 0.7]), scores).tolist()
+      [[0, 0], [1, 0]]
+    """
+    return _replay_scores(criterion, points, scores, nan)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _replay_scores(criterion, points, scores, nan) -> Array:
+    exits = length(scores, "scores")
+    rows = batch_size(jax.tree.map(lambda a: a[0], scores), "scores[0]")
+    if length(points, "points") == 0 or exits == 0:
+        raise ValueError("`points` and `scores` must not be empty")
+    nan = jnp.zeros((exits, rows), bool) if nan is None else nan
+
+    def one(point: PyTree) -> Array:
+        rule = criterion(point)
+        check_exits(rule, exits)
+
+        def body(carry, x):
+            exit, alive, memory = carry
+            i, score, nan = x
+            leaves, new = decide_exit(rule, i, i == exits - 1, score, memory, nan)
+            exit = jnp.where(alive, i, exit)
+            return (exit, alive & ~leaves, where_rows(alive, new, memory)), None
+
+        start = (
+            jnp.zeros(rows, jnp.int32),
+            jnp.ones(rows, bool),
+            checked(rule.init_decide(rows), rows),
+        )
+        steps = jnp.arange(exits, dtype=jnp.int32), scores, nan
+        return lax.scan(body, start, steps)[0][0]
+
+    return lax.map(one, points, batch_size=TOGETHER)
 
 
 @jax.jit

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from dynexit.core.checks import Stage
-from dynexit.core.types import Array, Criterion, PyTree
+from dynexit.core.types import Array, Criterion, Memory, PyTree
 from dynexit.engine import loops
 
 
@@ -54,7 +54,7 @@ class Rows(NamedTuple):
       state: leaves `[B, ...]`.
       output: leaves `[B, ...]`, from the last exit that the row has reached.
       exit: int32 `[B]`, index of that exit.
-      memory: the criterion's memory, leaves `[B, ...]`.
+      memory: the criterion's `Memory`, leaves `[B, ...]`.
       alive: bool `[B]`, whether the row goes on.
       nan_exits: int32 `[B]`, exits at which the output held a NaN.
       executed: int32 `[]`, rows x steps that ran, padding included.
@@ -65,14 +65,14 @@ class Rows(NamedTuple):
     state: PyTree
     output: PyTree
     exit: Array
-    memory: PyTree
+    memory: Memory
     alive: Array
     nan_exits: Array
     executed: Array
     side: PyTree
 
 
-def begin(state: PyTree, output: PyTree, memory: PyTree, batch: int, side: PyTree = None) -> Rows:
+def begin(state: PyTree, output: PyTree, memory: Memory, batch: int, side: PyTree = None) -> Rows:
     """Rows before the first step; `output` holds shapes."""
     return Rows(
         row=jnp.arange(batch, dtype=jnp.int32),
@@ -88,43 +88,83 @@ def begin(state: PyTree, output: PyTree, memory: PyTree, batch: int, side: PyTre
 
 
 def read_exit(
-    criterion: Criterion, exit: Any, last: Any, output: PyTree, memory: PyTree
-) -> tuple[Array, PyTree, Array]:
-    """Asks the criterion at one exit.
+    criterion: Criterion, exit: Any, last: Any, output: PyTree, memory: Memory
+) -> tuple[Array, Memory, Array]:
+    """Scores one exit and decides on it.
 
     Args:
       exit: int32 `[]` or `[b]`, the exit's index.
-      last: bool `[]` or `[b]`, whether it is the last one, which takes everyone.
+      last: bool `[]` or `[b]`, whether it is the last one, which takes every row.
       output: leaves `[b, ...]`.
       memory: leaves `[b, ...]`.
 
     Returns:
-      leaves: bool `[b]`; a row whose output holds a NaN stays, except at the last exit.
+      exits: bool `[b]`; a row whose output holds a NaN does not exit, except at the last exit.
       memory: updated.
       nan: bool `[b]`, the output holds a NaN.
 
     Raises:
-      TypeError, ValueError: the criterion returned something else than `(halt [b] bool, memory)`.
+      TypeError, ValueError: `criterion.score` or `criterion.decide` returned something else than it
+        should.
     """
     rows = jax.tree.leaves(output)[0].shape[0]
-    result = criterion.update(exit, output, memory)
+    score, scored = _pair(criterion.score(exit, output, memory.score), "score", "(score, memory)")
+    check_score(score, rows)
+    _check_kept("score", memory.score, scored)
+    nan = has_nan(output)
+    exits, decided = decide_exit(criterion, exit, last, score, memory.decide, nan)
+    return exits, Memory(scored, decided), nan
+
+
+def decide_exit(
+    criterion: Criterion, exit: Any, last: Any, score: PyTree, memory: PyTree, nan: Array
+) -> tuple[Array, PyTree]:
+    """The decision on a score alone, `(exits [b], memory)`; arguments as of `read_exit`.
+
+    Raises:
+      TypeError, ValueError: `criterion.decide` returned something else than `(exit [b] bool,
+        memory)`.
+    """
+    rows = nan.shape[0]
+    exits, decided = _pair(criterion.decide(exit, score, memory), "decide", "(exit, memory)")
+    if jnp.shape(exits) != (rows,) or jnp.result_type(exits) != jnp.bool_:
+        raise ValueError(
+            f"`criterion.decide` must return exit as bool[{rows}], one entry a row, got "
+            f"{jnp.result_type(exits)}{list(jnp.shape(exits))}"
+        )
+    _check_kept("decide", memory, decided)
+    return (exits & ~nan) | last, decided
+
+
+def check_score(score: PyTree, rows: Any) -> None:
+    """Refuses a score that is not of so many rows.
+
+    Raises:
+      ValueError: the leaf is named.
+    """
+    for path, leaf in jax.tree_util.tree_flatten_with_path(score)[0]:
+        if jnp.shape(leaf)[:1] != (rows,):
+            raise ValueError(
+                f"`criterion.score` must return a score{jax.tree_util.keystr(path)} with the leading "
+                f"axis {rows}, one entry a row, got {jnp.result_type(leaf)}{list(jnp.shape(leaf))}"
+            )
+
+
+def _pair(result: Any, name: str, wanted: str) -> tuple:
     if not (isinstance(result, tuple) and len(result) == 2):
         raise TypeError(
-            f"`criterion.update` must return the pair (halt, memory), got {type(result).__name__}"
+            f"`criterion.{name}` must return the pair {wanted}, got {type(result).__name__}"
         )
-    halt, new = result
-    if jnp.shape(halt) != (rows,) or jnp.result_type(halt) != jnp.bool_:
-        raise ValueError(
-            f"`criterion.update` must return halt as bool[{rows}], one entry a row, got "
-            f"{jnp.result_type(halt)}{list(jnp.shape(halt))}"
-        )
+    return result
+
+
+def _check_kept(name: str, old: PyTree, new: PyTree) -> None:
     shape = lambda tree: jax.tree.map(lambda a: (jnp.shape(a), jnp.result_type(a)), tree)
-    if jax.tree.structure(new) != jax.tree.structure(memory) or shape(new) != shape(memory):
+    if jax.tree.structure(new) != jax.tree.structure(old) or shape(new) != shape(old):
         raise ValueError(
-            f"`criterion.update` changed the memory from {shape(memory)} to {shape(new)}; it must keep it"
+            f"`criterion.{name}` changed its memory from {shape(old)} to {shape(new)}; it must keep "
+            "structure, shapes and types"
         )
-    nan = has_nan(output)
-    return (halt & ~nan) | last, new, nan
 
 
 def advance(stage: Stage, i: Any, job: Job, rows: Rows, empty: PyTree = None) -> Rows:
@@ -179,12 +219,19 @@ def zeros(space: PyTree) -> PyTree:
 
 
 def has_nan(output: PyTree) -> Array:
-    """bool `[b]`: whether any floating-point entry of the row is NaN."""
+    """bool `[b]`: whether any floating-point entry of the row is NaN, at places that the output's
+    entry "mask" `[b, ...]`, if it has one, does not exclude.
+    """
     leaves = jax.tree.leaves(output)
     found = jnp.zeros(leaves[0].shape[0], bool)
+    mask = output.get("mask") if isinstance(output, dict) else None
     for leaf in leaves:
-        if jnp.issubdtype(leaf.dtype, jnp.inexact):
-            found |= jnp.isnan(leaf).reshape(leaf.shape[0], -1).any(axis=1)
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            continue
+        nan = jnp.isnan(leaf)
+        if mask is not None and mask.ndim > 1 and leaf.shape[: mask.ndim] == mask.shape:
+            nan &= mask.reshape(mask.shape + (1,) * (leaf.ndim - mask.ndim))
+        found |= nan.reshape(leaf.shape[0], -1).any(axis=1)
     return found
 
 

@@ -135,8 +135,8 @@ def run_until(
     Example:
       >>> import dynexit as dx
       >>> step = dx.stacked_step(lambda p, h: h + p, lambda p, h: h, jnp.ones(3))
-      >>> leave = dx.Criterion(lambda batch: (), lambda i, output, memory: (output > 2.5, memory))
-      >>> dx.run_until(step, jnp.array([0.0, 1.0, 2.0]), depth=3, criterion=leave).exit_depth
+      >>> large = dx.criteria.gate_above(2.5, read=lambda output: output)
+      >>> dx.run_until(step, jnp.array([0.0, 1.0, 2.0]), depth=3, criterion=large).exit_depth
       Array([3, 2, 1], dtype=int32)
     """
     if executor not in EXECUTORS:

@@ -5,6 +5,9 @@ from typing import TYPE_CHECKING
 from dynexit._lazy import attach
 
 if TYPE_CHECKING:
+    from dynexit.evaluation.batches import prepared as prepared
+    from dynexit.evaluation.calibrate import Calibrated as Calibrated
+    from dynexit.evaluation.calibrate import calibrate as calibrate
     from dynexit.evaluation.costs import RowCosts as RowCosts
     from dynexit.evaluation.costs import costs_of as costs_of
     from dynexit.evaluation.latency import Timing as Timing
@@ -15,8 +18,9 @@ if TYPE_CHECKING:
     from dynexit.evaluation.phases import phases as phases
     from dynexit.evaluation.phases import phases_by_cut as phases_by_cut
     from dynexit.evaluation.phases import similarity as similarity
-    from dynexit.evaluation.predictions import predict as predict
-    from dynexit.evaluation.predictions import prepared as prepared
+    from dynexit.evaluation.preflight import check_experiment as check_experiment
+    from dynexit.evaluation.recording import fitted as fitted
+    from dynexit.evaluation.recording import record as record
     from dynexit.evaluation.reports import pictures as pictures
     from dynexit.evaluation.reports import plots as plots
     from dynexit.evaluation.reports.reporting import markdown as markdown

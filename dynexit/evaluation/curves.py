@@ -1,20 +1,6 @@
-"""What is drawn: accuracy per exit, rows per exit, and which points of a curve to keep."""
-
-from collections.abc import Callable
-from typing import Any
+"""What is drawn: rows per exit, and which points of a curve to keep."""
 
 import numpy as np
-
-from dynexit.core.labels import exact
-
-
-def per_exit_accuracy(
-    exit_classes: np.ndarray, labels: np.ndarray, score: Callable[[Any, Any], Any] = exact
-) -> np.ndarray:
-    """float64 `[E]`: accuracy if every row left there. `exit_classes` `[E, M, ...]`, `labels` `[M,
-    ...]`.
-    """
-    return np.array([score(classes, labels).mean() for classes in exit_classes])
 
 
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> float | None:
@@ -46,7 +32,7 @@ def spread(values: np.ndarray, count: int) -> np.ndarray:
 
 
 def depth_histogram(exit: np.ndarray, exits: int) -> np.ndarray:
-    """int64 `[E]`: rows that left at each exit."""
+    """int64 `[E]`: rows that exited at each exit."""
     return np.bincount(exit, minlength=exits)
 
 

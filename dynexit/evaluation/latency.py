@@ -127,7 +127,7 @@ def depth_together(
     and the rule asked, in vain.
     """
     rule = method.criterion(operating_point)
-    together = dataclasses.replace(rule, update=Partial(_asked_in_vain, rule.update, exit))
+    together = dataclasses.replace(rule, decide=Partial(_decided_in_vain, rule.decide, exit))
     run = lambda x: run_until(
         model.steps(params),
         model.embed(params, x),
@@ -139,11 +139,11 @@ def depth_together(
     return _in_tiles(lambda x: method.predict(run(x).output), inputs, tile)
 
 
-def _asked_in_vain(
-    update: Callable, exit: Array, i: Array, output: PyTree, memory: PyTree
+def _decided_in_vain(
+    decide: Callable, exit: Array, i: Array, score: PyTree, memory: PyTree
 ) -> tuple[Array, PyTree]:
-    halt, memory = update(i, output, memory)
-    return (i >= exit) | (halt & (i < 0)), memory  # never below 0, which no compiler knows
+    exits, memory = decide(i, score, memory)
+    return (i >= exit) | (exits & (i < 0)), memory  # never below 0, which no compiler knows
 
 
 def _in_tiles(run: Callable[[PyTree], Array], inputs: PyTree, tile: int | None) -> Array:

@@ -9,18 +9,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dynexit.calibration.choose import Choice
-from dynexit.calibration.curve import Curve, Predictions, curve
+from dynexit.calibration.curve import Curve, curve
+from dynexit.calibration.records import Records
 from dynexit.core.labels import exact
 from dynexit.core.types import Experiment, PyTree
-from dynexit.engine.replay import replay
+from dynexit.engine.replay import replay_scores
 from dynexit.engine.streaming.stream import is_tied
 from dynexit.engine.tuning.tune import Tuned, tune
 from dynexit.evaluation import latency
+from dynexit.evaluation.batches import batches, prepared, taken_rows
+from dynexit.evaluation.calibrate import COUNTED, Calibrated
 from dynexit.evaluation.costs import RowCosts, costs_of
-from dynexit.evaluation.predictions import predict, prepared
+from dynexit.evaluation.latency import Ran
+from dynexit.evaluation.recording import record
 from dynexit.evaluation.timings import (
-    FEW,
     TimedPoints,
     Timings,
     programs,
@@ -34,23 +36,21 @@ class Evaluated(NamedTuple):
     """Everything that the report and the plots say.
 
     Attributes:
-      predictions: every exit's outputs on the test split.
+      records: every exit of every row of the test split.
       costs: FLOPs per row.
-      exit_classes: int32 `[E, M]`, what each exit would answer.
-      classes: int32 `[M]`, what the dynamic program answered.
-      exit: int64 `[M]`, where each row left.
+      classes: `[M]` or `[M, ...]`, what the dynamic program answered.
+      exit: int64 `[M]`, the exit of each row.
       nan_exits: exits read with a NaN, over all rows.
-      agreement: fraction of rows whose live answer and exit equal the replay of the stored outputs.
+      agreement: fraction of rows whose live answer and exit equal those that stored scores give.
       timings, curve, timed: see there.
-      tuned: schedule and tiles of the dynamic program, or None for the engine's defaults.
+      tuned: executor and tiles of the dynamic program, or None for the engine's defaults.
       score: the method's.
-      steps: int `[M]`, the sequential steps that each example needs, where the data says; else
+      steps: int `[M]`, the sequential steps that each example needs, where the data has them; else
         None.
     """
 
-    predictions: Predictions
+    records: Records
     costs: RowCosts
-    exit_classes: np.ndarray
     classes: np.ndarray
     exit: np.ndarray
     nan_exits: int
@@ -66,103 +66,91 @@ class Evaluated(NamedTuple):
 def evaluate(
     experiment: Experiment,
     params: PyTree,
-    costs: RowCosts,
-    choice: Choice,
-    points: PyTree,
+    calibrated: Calibrated,
     evaluation: Any,
     log: Callable[[str], None],
 ) -> Evaluated:
-    """Measures the test split.
+    """Measures the test split, read batch by batch.
 
     Args:
       experiment: what was trained.
       params: its parameters.
-      costs: FLOPs per row, of `costs_of`, for inputs of the calibration split; counted anew where
-        those of the test split have another shape.
-      choice: the operating point that calibration chose; the exits that rows took there are what
-        tiles are tuned for.
-      points: all candidate points, leaves `[K, ...]`; only drawn, never chosen from.
+      calibrated: of `dx.evaluation.calibrate`: the operating point, whose exits tiles are tuned
+        for; all candidates, which are only drawn; FLOPs per row, counted anew where the examples of
+        the test split have another shape than those of the calibration split.
       evaluation: `core.settings.Evaluation`.
       log: gets a line for every phase.
     """
-    operating_point = choice.operating_point
+    choice, points, method = calibrated.choice, calibrated.points, experiment.method
+    operating_point, examples = choice.operating_point, experiment.test.examples()
+    criterion, size = method.criterion(operating_point), evaluation.batch_size
     log("test split: every exit")
-    predictions = predict(experiment, params, experiment.test, evaluation.batch_size)
-    inputs = jax.tree.map(
-        np.asarray, jax.jit(lambda x: prepared(experiment, x))(experiment.test.examples()["inputs"])
-    )
-    if _row_shapes(inputs) != _row_shapes(experiment.calibration.examples()["inputs"]):
-        few = jax.tree.map(lambda a: jnp.asarray(a[:FEW]), inputs)
-        costs = costs_of(
-            experiment.model, params, few, experiment.method.criterion(operating_point)
-        )
-    batches = latency.in_batches(inputs, evaluation.batch_size)
-    chosen = timed_rows(len(jax.tree.leaves(inputs)[0]), evaluation)
+    records = record(experiment, params, experiment.test, size, criterion)
+    prepare = jax.jit(lambda inputs: prepared(experiment, inputs))
+    few = prepare(taken_rows(examples["inputs"], slice(COUNTED)))
+    costs = calibrated.costs
+    if _row_shapes(examples) != _row_shapes(experiment.calibration.examples()):
+        costs = costs_of(experiment.model, params, few, criterion)
+    drawn = curve(records, points, method.criterion, costs.until, costs.full)
+    chosen = timed_rows(len(records.labels), evaluation, _row_bytes(few))
     timed_batches = latency.in_batches(
-        jax.tree.map(lambda a: a[chosen], inputs), evaluation.batch_size
-    )
-    exit_classes = np.asarray(jax.jit(jax.vmap(experiment.method.predict))(predictions.outputs))
-    drawn = curve(
-        predictions,
-        points,
-        experiment.method.criterion,
-        experiment.method.predict,
-        costs.until,
-        replay,
-        experiment.method.score,
+        jax.tree.map(np.asarray, prepare(taken_rows(examples["inputs"], chosen))), size
     )
 
-    tuned, step, state = (
-        None,
+    step, state = (
         experiment.model.steps(params),
-        jax.jit(experiment.model.embed)(params, batches[0]),
+        jax.jit(experiment.model.embed)(params, timed_batches[0]),
     )
+    tuned = None
     if evaluation.tune:
         log("tuning: what tiles of every size cost on this device")
-        left_at = np.rint(choice.exit_fraction * choice.rows).astype(int)
-        exits = np.repeat(np.arange(len(left_at)), left_at)
-        tuned = tune(
-            step,
-            state,
-            experiment.model.depth,
-            exits,
-            criterion=experiment.method.criterion(operating_point),
-        )
+        rows_at = np.rint(choice.exit_fraction * choice.rows).astype(int)
+        exits = np.repeat(np.arange(len(rows_at)), rows_at)
+        tuned = tune(step, state, experiment.model.depth, exits, criterion=criterion)
         log(f"tuned: {tuned}")
     log(f"test split: timing full and dynamic depth side by side, {evaluation.repeats} times")
     tied = not isinstance(step, tuple) and is_tied(step, state)
-    calls = programs(experiment, params, evaluation.batch_size, tuned, tied)
-    ran = jax.tree.map(
-        lambda *a: np.concatenate([np.atleast_1d(x) for x in a]),
-        *[calls.dynamic(operating_point, x) for x in batches],
-    )
+    calls = programs(experiment, params, size, tuned, tied)
+    ran, executed = _live(calls.dynamic, operating_point, examples, size, prepare)
     taken = np.searchsorted(costs.depths, ran.exit_depth)
-    occupancy = float((taken + 1).sum() / ran.rows_executed.sum())
-    timed_exits = np.resize(
-        taken[chosen], len(timed_batches) * evaluation.batch_size
-    )  # the last batch is filled up from the front
+    timed_exits = np.resize(taken[chosen], len(timed_batches) * size)  # filled up from the front
+    occupancy = float((taken + 1).sum() / executed)
     timings = time_all(
         calls, operating_point, timed_batches, evaluation, costs, timed_exits, occupancy
     )
     log("test split: timing points along the curve")
     timed = time_points(calls, points, drawn, timed_batches, evaluation, costs, timings.tile)
 
-    rows = len(predictions.labels)
-    answered, taken = ran.classes[:rows], taken[:rows]
-    again = jax.jit(
-        lambda operating_point, outputs: replay(
-            experiment.method.criterion(operating_point), outputs
-        )
-    )(operating_point, predictions.outputs)
-    replayed = np.asarray(experiment.method.predict(again.output)), np.asarray(again.exit)
-    agreement = float(np.mean(exact(replayed[0], answered) & (replayed[1] == taken)))
-    nans = int(ran.nan_exits[:rows].sum())
-    live, method = (answered, taken, nans, agreement), experiment.method
-    needed = experiment.test.examples().get("steps")
-    return Evaluated(
-        predictions, costs, exit_classes, *live, timings, drawn, timed, tuned, method.score, needed
-    )
+    one = jax.tree.map(lambda a: jnp.asarray(a)[None], operating_point)
+    exits = np.asarray(replay_scores(method.criterion, one, records.scores, records.nan))[0]
+    answers = records.predictions[exits, np.arange(len(exits))]
+    same = (answers == ran.classes).reshape(len(exits), -1).all(axis=1) & (exits == taken)
+    nans, needed = int(ran.nan_exits.sum()), examples.get("steps")
+    live = np.asarray(ran.classes), taken, nans, float(same.mean())
+    return Evaluated(records, costs, *live, timings, drawn, timed, tuned, method.score, needed)
 
 
-def _row_shapes(inputs: PyTree) -> list[tuple[int, ...]]:
-    return [np.shape(leaf)[1:] for leaf in jax.tree.leaves(inputs)]
+def _live(
+    dynamic: Callable[[PyTree, PyTree], Ran],
+    operating_point: PyTree,
+    examples: dict,
+    size: int,
+    prepare: Callable[[PyTree], PyTree],
+) -> tuple[Ran, float]:
+    """What the dynamic program gives for every row, and rows x steps executed for each row of the
+    split, padding rows included.
+    """
+    parts, executed = [], 0.0
+    for batch in batches(examples, size):
+        ran = dynamic(operating_point, prepare(batch.inputs))
+        executed += float(ran.rows_executed) * batch.kept / size
+        parts.append(jax.tree.map(lambda a, n=batch.kept: np.atleast_1d(a)[:n], ran))
+    return jax.tree.map(lambda *a: np.concatenate(a), *parts), executed
+
+
+def _row_shapes(examples: dict) -> list[tuple[int, ...]]:
+    return [np.shape(leaf)[1:] for leaf in jax.tree.leaves(examples["inputs"])]
+
+
+def _row_bytes(inputs: PyTree) -> int:
+    return sum(leaf.nbytes // len(leaf) for leaf in jax.tree.leaves(inputs))

@@ -17,6 +17,7 @@ from dynexit.evaluation.costs import RowCosts
 from dynexit.evaluation.curves import spread
 from dynexit.evaluation.latency import Ran, Timing
 
+TIMED_BYTES = 2**28  # inputs of all timed batches
 FEW = 8  # batches that contenders and curve points are timed on
 
 
@@ -184,18 +185,21 @@ def programs(
     )
 
 
-def timed_rows(rows: int, evaluation: Evaluation) -> np.ndarray:
+def timed_rows(rows: int, evaluation: Evaluation, row_bytes: int = 0) -> np.ndarray:
     """Which rows of the split are timed: all, or whole batches of them evenly spread, for a split
     may be in order of difficulty.
+
+    Timed batches lie on the device, so they are at most `TIMED_BYTES`, but for one batch.
 
     Example:
       >>> timed_rows(10, Evaluation(batch_size=2, timed_rows=3)).tolist()
       [0, 2, 5, 7]
     """
-    if evaluation.timed_rows is None:
-        return np.arange(rows)
-    wanted = min(rows, -(-evaluation.timed_rows // evaluation.batch_size) * evaluation.batch_size)
-    return np.arange(wanted) * rows // wanted
+    size = evaluation.batch_size
+    wanted = rows if evaluation.timed_rows is None else -(-evaluation.timed_rows // size) * size
+    if row_bytes * min(wanted, rows) > TIMED_BYTES:
+        wanted = max(1, TIMED_BYTES // (row_bytes * size)) * size
+    return np.arange(rows) if wanted >= rows else np.arange(wanted) * rows // wanted
 
 
 def time_all(
@@ -250,7 +254,7 @@ def time_points(
         return ran[k]
 
     for k in index:
-        one = jax.tree.map(lambda a, k=k: a[k], points)
+        one = jax.tree.map(lambda a, k=k: jnp.asarray(a[k]), points)
         every[str(k)] = functools.partial(dynamic, k, one)
         if calls.streamed is not None:
             every[f"{k} streamed"] = lambda one=one, stream=calls.streamed: stream(one, queue)

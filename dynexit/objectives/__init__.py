@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from dynexit.objectives.distillation import self_distillation as self_distillation
     from dynexit.objectives.mixture import halting_mixture as halting_mixture
     from dynexit.objectives.multi_exit import deep_supervision as deep_supervision
+    from dynexit.objectives.multi_exit import mean_over_rows as mean_over_rows
     from dynexit.objectives.multi_exit import multi_exit_cross_entropy as multi_exit_cross_entropy
     from dynexit.objectives.multi_exit import weighted as weighted
     from dynexit.objectives.ponder import PonderLoss as PonderLoss

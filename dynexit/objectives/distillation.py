@@ -33,9 +33,9 @@ def self_distillation(logits: Array, temperature: float = 1.0) -> Array:
     """
     if not temperature > 0:
         raise ValueError(f"`temperature` must be above 0, got {temperature}")
-    if logits.ndim != 3 or 0 in logits.shape:
+    if logits.ndim != 3 or 0 in logits.shape or logits.shape[-1] < 2:
         raise ValueError(
-            f"`logits` must have shape [E, B, C] without an axis of size 0, got {logits.shape}"
+            f"`logits` must have shape [E, B, C] with at least 2 classes, got {logits.shape}"
         )
     log_p = log_softmax(logits / temperature)
     teacher = jax.lax.stop_gradient(log_p[-1])
@@ -83,7 +83,7 @@ def distilled_cross_entropy(
     """
     if not 0 <= alpha <= 1:
         raise ValueError(f"`alpha` must lie in 0..1, got {alpha}")
-    check_logits(logits, labels)
+    labels = check_logits(logits, labels)
     losses = multi_exit_cross_entropy(logits, labels, label_smoothing)
     mixed = (1 - alpha) * losses + alpha * self_distillation(logits, temperature)
     return mixed.at[-1].set(losses[-1])

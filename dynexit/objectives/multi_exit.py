@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dynexit.core.labels import IGNORED
+from dynexit.core.labels import places_counted, rows_counted
 from dynexit.core.types import Array
 
 
@@ -36,11 +36,11 @@ def multi_exit_cross_entropy(logits: Array, labels: Array, label_smoothing: floa
 
     Source: Szegedy et al. 2016 for label smoothing, uniform over all C classes.
     """
-    check_logits(logits, labels)
+    labels = check_logits(logits, labels)
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"`label_smoothing` must lie in 0..1, got {label_smoothing}")
 
-    counts = labels != IGNORED
+    counts = places_counted(labels)
 
     def one_exit(logits):  # [B, ..., C]
         log_p = log_softmax(logits)
@@ -131,13 +131,32 @@ def log_softmax(logits: Array) -> Array:
     return jax.nn.log_softmax(widened(logits))
 
 
-def check_logits(logits: Array, labels: Array) -> None:
+def mean_over_rows(values: Array, labels: Array) -> Array:
+    """Mean over the rows that have a label, `[]` in float32 or better; 0 if none has.
+
+    Args:
+      values: `[B]`.
+      labels: `[B, ...]`.
+
+    Example:
+      >>> float(mean_over_rows(jnp.array([1.0, 3.0, 9.0]), jnp.array([0, 1, -1])))
+      2.0
+    """
+    values, counts = widened(values), rows_counted(labels)
+    return jnp.where(counts, values, 0).sum() / jnp.maximum(counts.sum(dtype=values.dtype), 1)
+
+
+def check_logits(logits: Array, labels: Any) -> Array:
     """Checks that logits are floating point `[E, B, ..., C]` and labels integers `[B, ...]`.
+
+    Returns:
+      The labels as an array.
 
     Raises:
       TypeError: `logits` are not floating point, or `labels` are not integers.
       ValueError: a wrong shape.
     """
+    labels = jnp.asarray(labels)
     if not jnp.issubdtype(logits.dtype, jnp.floating):
         raise TypeError(f"`logits` must be floating point, got {logits.dtype}")
     if not jnp.issubdtype(labels.dtype, jnp.integer):
@@ -152,3 +171,9 @@ def check_logits(logits: Array, labels: Array) -> None:
         raise ValueError(
             f"`labels` must have shape [{wanted}] for `logits` {logits.shape}, got {labels.shape}"
         )
+    if logits.shape[-1] < 2:
+        raise ValueError(
+            f"`logits` must have at least 2 classes on the last axis, got shape {logits.shape}: of "
+            "one logit softmax is 1 whatever it is; for a head of one logit z pass the two logits (0, z)"
+        )
+    return labels

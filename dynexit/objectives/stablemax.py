@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from dynexit.core.labels import IGNORED
+from dynexit.core.labels import places_counted
 from dynexit.core.types import Array
 from dynexit.objectives.multi_exit import check_logits, mean_of_counted, widened
 
@@ -58,8 +58,8 @@ def stablemax_cross_entropy(logits: Array, labels: Array) -> Array:
 
     Source: Prieto et al. 2025, arXiv 2501.04697.
     """
-    check_logits(logits, labels)
-    counts = labels != IGNORED
+    labels = check_logits(logits, labels)
+    counts = places_counted(labels)
     index = jnp.where(counts, labels, 0)[..., None]
 
     def one_exit(logits: Array) -> Array:

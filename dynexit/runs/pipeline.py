@@ -3,18 +3,18 @@ the report and its plots.
 """
 
 import dataclasses
-import json
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dynexit.core.settings import Calibration
+from dynexit.core.settings import Calibration, Evaluation
+from dynexit.runs.choice_file import CALIBRATION, read_choice, rule_of, write_choice
 from dynexit.runs.experiment_file import SettingsError
 from dynexit.runs.run_folder import Run, versions, write_json
 
-CALIBRATION, REPORT, TRAINING = "calibration.json", "report.json", "training.png"
+REPORT, TRAINING = "report.json", "training.png"
 
 
 def log(line: str) -> None:
@@ -46,19 +46,6 @@ def hardware() -> str:
 
     devices = jax.devices()
     return f"{len(devices)} x {devices[0].device_kind}, {len(os.sched_getaffinity(0))} host cores"
-
-
-def recorded_rule(run: Run) -> Calibration:
-    """How the operating point was last chosen: `calibration.json`, else the run's settings."""
-    path = run.folder / CALIBRATION
-    if not path.exists():
-        return run.settings.calibration
-    try:
-        return Calibration(**json.loads(path.read_text())["rule"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise SettingsError(
-            f"{path} is damaged: {error}; `dynexit calibrate {run.folder} ...` writes it again"
-        ) from error
 
 
 def restored(run: Run, checkpoint: str | int = "newest") -> tuple[Any, Any, int]:
@@ -95,8 +82,7 @@ def draw_training(folder: Path) -> Path | None:
 
 
 def finish(run: Run, experiment: Any, params: Any, step: int, rule: Calibration) -> dict:
-    """Calibrates, evaluates, writes `calibration.json`, `report.json`, `report.md` and the plots,
-    and prints the table.
+    """Chooses an operating point, writes it to `calibration.json`, and measures it.
 
     Args:
       run: the run folder and its settings.
@@ -108,31 +94,75 @@ def finish(run: Run, experiment: Any, params: Any, step: int, rule: Calibration)
     Returns:
       The content of `report.json`.
     """
+    from dynexit.evaluation.calibrate import calibrate
+
+    log("calibration split: every exit, and an operating point")
+    params = on_one_device(params)
+    size = run.settings.evaluation.batch_size
+    calibrated = calibrate(experiment, params, rule_of(rule), size, log)
+    chosen = write_choice(run, calibrated, rule, step)
+    return measured(run, experiment, params, step, calibrated, chosen, run.settings.evaluation)
+
+
+def remeasure(
+    run: Run, experiment: Any, params: Any, step: int, batch_size: int | None = None
+) -> dict:
+    """Measures at the recorded operating point; a run that has none yet is calibrated first.
+
+    Args:
+      run, experiment, params, step: as in `finish`.
+      batch_size: rows per call of the measured program; None for the run's setting.
+
+    Returns:
+      The content of `report.json`.
+    """
+    settings = run.settings.evaluation
+    if batch_size is not None:
+        settings = dataclasses.replace(settings, batch_size=batch_size)
+    found = read_choice(run)
+    if found is None:
+        log(f"{run.folder} holds no {CALIBRATION}: an operating point is chosen first")
+        return finish(run, experiment, params, step, run.settings.calibration)
+    calibrated, chosen = found
+    if chosen["training_step"] != step:
+        log(
+            f"WARNING: the operating point was chosen for the weights of step "
+            f"{chosen['training_step']}, and these are of step {step}; `dynexit calibrate` chooses anew"
+        )
+    return measured(run, experiment, on_one_device(params), step, calibrated, chosen, settings)
+
+
+def measured(
+    run: Run,
+    experiment: Any,
+    params: Any,
+    step: int,
+    calibrated: Any,
+    chosen: dict,
+    settings: Evaluation,
+) -> dict:
+    """Evaluates, writes `report.json`, `report.md` and the plots, and prints the table."""
     import jax
 
     from dynexit import evaluation
     from dynexit.calibration.choose import refuse_same_split
+    from dynexit.evaluation.batches import rows_of
 
-    measured = run.settings.evaluation
-    # training spreads them; timing is of one device
-    params = jax.device_put(jax.device_get(params), jax.devices()[0])
-    costs, points, choice, chosen = _calibrate(run, experiment, params, rule)
-    evaluated = evaluation.evaluate(experiment, params, costs, choice, points, measured, log)
-    refuse_same_split(choice, evaluated.predictions)
+    choice = calibrated.choice
+    evaluated = evaluation.evaluate(experiment, params, calibrated, settings, log)
+    refuse_same_split(choice, evaluated.records.split, evaluated.records.fingerprint)
+    splits = experiment.train, experiment.calibration, experiment.test
     about = {
         "name": run.recorded["name"],
         "summary": run.file.summary,
         "classes": list(experiment.classes),
-        "data": {
-            s.split: len(s.examples()["labels"])
-            for s in (experiment.train, experiment.calibration, experiment.test)
-        },
+        "data": {s.split: rows_of(s) for s in splits},
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
         "training": {"step": step, "of": run.settings.training.steps},
-        "calibration": chosen,
+        "calibration": {k: v for k, v in chosen.items() if k not in ("points", "flops_per_row")},
         "seed": run.settings.seed,
-        "batch_size": measured.batch_size,
-        "repeats": measured.repeats,
+        "batch_size": settings.batch_size,
+        "repeats": settings.repeats,
         "hardware": hardware(),
         "command": shlex.join(run.recorded["command"]),
         "commit": run.recorded["commit"],
@@ -143,7 +173,7 @@ def finish(run: Run, experiment: Any, params: Any, step: int, rule: Calibration)
     log("drawing")
     evaluation.plots.accuracy_against_compute(content, run.folder / "accuracy.png")
     evaluation.plots.depth_histogram(content, run.folder / "depth.png")
-    inputs, labels = experiment.test.examples()["inputs"], evaluated.predictions.labels
+    inputs, labels = experiment.test.examples()["inputs"], evaluated.records.labels
     drawn = evaluation.pictures.examples_by_depth(
         inputs, labels, evaluated.classes, evaluated.exit, content, run.folder / "examples.png"
     )
@@ -160,60 +190,8 @@ def finish(run: Run, experiment: Any, params: Any, step: int, rule: Calibration)
     return content
 
 
-def _calibrate(
-    run: Run, experiment: Any, params: Any, rule: Calibration
-) -> tuple[Any, Any, Any, dict]:
-    """FLOPs per row, all candidate points, the chosen one, and what is written down about the
-    choice.
-    """
+def on_one_device(params: Any) -> Any:
+    """Training spreads parameters over devices; timing is of one."""
     import jax
-    import jax.numpy as jnp
-    import numpy as np
 
-    from dynexit import evaluation
-    from dynexit.calibration.choose import choose
-    from dynexit.engine.deferred import deferred_parts
-    from dynexit.engine.replay import replay
-
-    log("calibration split: every exit, and an operating point")
-    method, batch_size = experiment.method, run.settings.evaluation.batch_size
-    held_out = evaluation.predict(experiment, params, experiment.calibration, batch_size)
-    inputs = jax.tree.map(lambda a: jnp.asarray(a[:8]), experiment.calibration.examples()["inputs"])
-    inputs = evaluation.prepared(experiment, inputs)
-    costs = evaluation.costs_of(experiment.model, params, inputs)
-    points = method.candidates(
-        held_out.outputs, held_out.labels, jnp.asarray(costs.until, jnp.float32)
-    )
-    # what a rule reads is not known before there are points
-    if deferred_parts(experiment.model.steps(params)):
-        costs = evaluation.costs_of(
-            experiment.model, params, inputs, method.criterion(jax.tree.map(lambda a: a[0], points))
-        )
-    accept_loss = rule.accept_loss if rule.budget is None else None
-    flips = rule.max_negative_flips if rule.budget is None else None
-    rules = dict(accept_loss=accept_loss, budget=rule.budget, max_negative_flips=flips)
-    choice = choose(
-        held_out,
-        points,
-        method.criterion,
-        method.predict,
-        costs.until,
-        replay,
-        **rules,
-        score=method.score,
-        full_cost=costs.full,
-    )
-    chosen = {
-        "rule": dataclasses.asdict(rule),
-        "chosen_by": choice.accepted,
-        "split": choice.split,
-        "examples": choice.rows,
-        "fingerprint": choice.fingerprint,
-        "accuracy": choice.accuracy,
-        "accuracy_full": choice.accuracy_full,
-        "standard_error": choice.standard_error,
-        "flops_ratio": choice.cost / costs.full,
-        "operating_point": jax.tree.map(lambda a: np.asarray(a).tolist(), choice.operating_point),
-    }
-    write_json(run.folder / CALIBRATION, chosen)
-    return costs, points, choice, chosen
+    return jax.device_put(jax.device_get(params), jax.devices()[0])

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from dynexit.core.labels import check_labels
+from dynexit.core.labels import check_labels, rows_counted
 from dynexit.core.settings import Training
 from dynexit.core.types import Array, Experiment, PyTree
 from dynexit.engine.run import run_all
@@ -48,7 +48,7 @@ def make_evaluate(
 
     Of the split, `settings.eval_rows` rows are used, evenly spread. They are read in batches of
     `settings.batch_size` with at most two batches on the devices; padding rows of the last batch
-    are masked. Results are means over the rows, summed on the host in float64. The compute type is
+    are masked. Results are means over the rows with a label, summed on the host in float64. The compute type is
     `settings.precision`.
 
     Args:
@@ -80,14 +80,14 @@ def make_evaluate(
             held.update(experiment.calibration.examples())
             check_labels(held["labels"], len(experiment.classes), "experiment.calibration")
         totals: dict[str, Any] = collections.defaultdict(float)
-        waiting = None
+        waiting, counted = None, 0
         rows = spread(len(held["labels"]), settings.eval_rows)
         for batch in _batches(held, rows, settings.batch_size):
             sums = run(params, put_batch(batch, mesh))
             _add(totals, waiting)  # waits for the batch before this one
-            waiting = sums
+            waiting, counted = sums, counted + int(batch["counts"].sum())
         _add(totals, waiting)
-        return _flat({name: total / len(rows) for name, total in totals.items()})
+        return _flat({name: total / max(counted, 1) for name, total in totals.items()})
 
     def evaluate(params: PyTree) -> dict[str, float]:
         metrics = {EVAL + name: value for name, value in means(params).items()}
@@ -186,12 +186,15 @@ def spread(count: int, wanted: int | None) -> np.ndarray:
 
 
 def _batches(examples: dict, rows: np.ndarray, size: int) -> Iterator[dict]:
-    """The rows in batches of `size`; the last is padded with rows for which "counts" is False."""
+    """The rows in batches of `size`; the last is padded. "counts" is False for padding rows and
+    for rows without a label.
+    """
     taken = {name: examples[name] for name in ("inputs", "labels")}
     for start in range(0, len(rows), size):
         places = np.arange(start, start + size)
         batch = jax.tree.map(lambda a, r=rows[places % len(rows)]: a[r], taken)
-        yield {**batch, "counts": places < len(rows)}
+        counts = (places < len(rows)) & rows_counted(batch["labels"])
+        yield {**batch, "counts": counts}
 
 
 def _add(totals: dict[str, Any], sums: dict[str, Array] | None) -> None:

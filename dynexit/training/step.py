@@ -11,6 +11,7 @@ from dynexit.core.settings import Training
 from dynexit.core.types import Array, Experiment, PyTree, Step
 from dynexit.engine.run import run_all
 from dynexit.engine.steps import rematerialised
+from dynexit.objectives.multi_exit import mean_over_rows
 from dynexit.training.logs import EVAL
 from dynexit.training.optimizer import learning_rate, make_optimizer
 from dynexit.training.sharding import Rules, check_batch_size, replicated, shardings
@@ -63,7 +64,9 @@ def make_loss(
                 f"`method` returns metrics named {clash}, which training itself reports; "
                 "rename them"
             )
-        return jnp.mean(losses), (metrics, carry)
+        # the rows of carried slots are not those of the batch
+        mean = jnp.mean(losses) if method.carried is not None else mean_over_rows(losses, labels)
+        return mean, (metrics, carry)
 
     return loss
 

@@ -60,7 +60,7 @@ def per_token(
     Example:
       >>> import dynexit as dx
       >>> double = dx.tied_step(lambda p, s: {"h": s["h"] * p}, lambda p, s: s["h"], jnp.float32(2.0))
-      >>> big = dx.Criterion(lambda places: (), lambda i, output, memory: (output > 8.0, memory))
+      >>> big = dx.criteria.gate_above(8.0, read=lambda output: output)
       >>> step, state = per_token(double, {"h": jnp.array([[1.0, 5.0], [3.0, 3.0]])}, big)
       >>> halted = dx.run_until(step, state, depth=9, criterion=dx.criteria.gate_above(0.5))
       >>> halted.output["steps"].tolist(), halted.exit_depth.tolist()

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import dynexit as dx
 from dynexit import criteria
 from dynexit.calibration.candidates import (
     geometric_fractions,
@@ -181,3 +182,17 @@ def test_refusals(call, text):
     with pytest.raises(ValueError) as error:
         call()
     assert text in str(error.value)
+
+
+def test_candidates_run_under_the_debugging_modes():
+    with jax.debug_nans(True), jax.debug_infs(True):
+        assert shared_thresholds(np.array([[0.2, 0.4], [0.9, 0.9]]), 3)[-1, 0] == np.inf
+        points = {"threshold": threshold_candidates(np.random.default_rng(0).random((3, 40)))}
+        logits = jax.random.normal(jax.random.key(0), (3, 40, 4))
+        rule = lambda point: criteria.max_probability_above(point["threshold"])
+        one = rule({"threshold": np.inf})
+        labels = np.arange(40) % 4
+        records = dx.calibration.records_of(logits, labels, one, lambda z: z.argmax(-1))
+        found = dx.calibration.curve(records, points, rule, [1.0, 2.0, 3.0])
+        dx.calibration.choose(found, dx.calibration.rules.accept_loss(0.0))
+        dx.calibration.fit_temperature(logits, labels)

@@ -1,6 +1,8 @@
-"""Choosing an operating point: the rules against loops, the refusals, and a synthetic network end
+"""The curve against a loop over rows, choosing from it, what is refused, and a synthetic network end
 to end.
 """
+
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,15 +10,23 @@ import numpy as np
 import pytest
 
 from dynexit import criteria
-from dynexit.calibration.candidates import threshold_candidates
-from dynexit.calibration.choose import NoPoint, choose, refuse_same_split
-from dynexit.calibration.curve import Predictions, curve
+from dynexit.calibration import rules
+from dynexit.calibration.candidates import levels, threshold_candidates, with_full_depth
+from dynexit.calibration.choose import choose, refuse_same_split
+from dynexit.calibration.curve import curve
+from dynexit.calibration.records import records_of
 from dynexit.calibration.temperature import fit_temperature
-from dynexit.core.types import Halted
-from dynexit.engine.replay import replay
+from dynexit.core.labels import IGNORED
 
 E, C = 5, 10
 COSTS = np.array([1.0, 2.0, 3.5, 5.0, 6.0])
+
+
+class Known(NamedTuple):
+    split: str
+    logits: Any
+    labels: Any
+    fingerprint: str
 
 
 def rule(operating_point):
@@ -37,11 +47,23 @@ def synthetic(seed, rows, split="calibration"):
     signal = jnp.arange(1.0, E + 1)[:, None] * pace[None]
     noise = 1.5 * jax.random.normal(keys[2], (E, rows, C))
     logits = signal[..., None] * jax.nn.one_hot(labels, C)[None] + noise
-    return Predictions(split, logits, np.asarray(labels), f"digest of {seed}")
+    return Known(split, logits, np.asarray(labels), f"digest of {seed}")
+
+
+def recorded(known, criterion=None):
+    criterion = rule({"threshold": np.inf}) if criterion is None else criterion
+    return records_of(
+        known.logits,
+        known.labels,
+        criterion,
+        predict,
+        split=known.split,
+        fingerprint=known.fingerprint,
+    )
 
 
 def points_of(known, **kwargs):
-    return {"threshold": threshold_candidates(jax.nn.softmax(known.outputs).max(-1), **kwargs)}
+    return {"threshold": threshold_candidates(jax.nn.softmax(known.logits).max(-1), **kwargs)}
 
 
 def oracle_exits(logits, threshold):
@@ -55,22 +77,28 @@ def oracle_exits(logits, threshold):
     )
 
 
-def pick(known, points, **how):
-    return choose(known, points, rule, predict, COSTS, replay, **how)
+def drawn(known, points, costs=COSTS, **how):
+    return curve(recorded(known), points, rule, costs, **how)
 
 
 def test_curve_is_the_loop():
     known = synthetic(0, 200)
     points = points_of(known, shared=20)
-    found = curve(known, points, rule, predict, COSTS, replay)
-    answers = np.asarray(known.outputs.argmax(-1))
+    found = drawn(known, points)
+    answers = np.asarray(known.logits.argmax(-1))
     full = answers[-1] == known.labels
-    assert found.accuracy_full == full.mean()
-    for k, threshold in enumerate(np.asarray(points["threshold"])):
-        exit = oracle_exits(known.outputs, threshold)
-        right = answers[exit, np.arange(200)] == known.labels
+    log_p = np.asarray(jax.nn.log_softmax(known.logits))
+    assert found.accuracy_full == full.mean() and found.rows == 200
+    for k, threshold in enumerate(points["threshold"]):
+        exit, rows = oracle_exits(known.logits, threshold), np.arange(200)
+        right = answers[exit, rows] == known.labels
+        np.testing.assert_array_equal(found.exit[k], exit)
+        np.testing.assert_array_equal(found.agrees[k], answers[exit, rows] == answers[-1])
         np.testing.assert_allclose(found.accuracy[k], right.mean())
         np.testing.assert_allclose(found.cost[k], COSTS[exit].mean())
+        np.testing.assert_allclose(
+            found.loss[k], -log_p[exit, rows, known.labels].mean(), rtol=1e-5
+        )
         np.testing.assert_allclose(found.mean_depth[k], (exit + 1).mean())
         np.testing.assert_allclose(found.exit_fraction[k], [(exit == e).mean() for e in range(E)])
         b, c = (full & ~right).sum(), (right & ~full).sum()
@@ -81,215 +109,182 @@ def test_curve_is_the_loop():
     assert len(set(found.mean_depth.tolist())) > 3
 
 
-def test_curve_compiles_once_for_other_thresholds():
-    known, traced = synthetic(1, 30), []
+def test_other_thresholds_compile_nothing():
+    known, traced = recorded(synthetic(1, 30)), []
 
-    def counted(criterion, outputs) -> Halted:
+    def counted(point):
         traced.append(1)
-        return replay(criterion, outputs)
+        return rule(point)
 
-    points = points_of(known, shared=6)
-    first = curve(known, points, rule, predict, COSTS, counted)
-    other = curve(known, jax.tree.map(lambda t: 0.9 * t, points), rule, predict, COSTS, counted)
-    assert len(traced) == 1 and not np.array_equal(first.accuracy, other.accuracy)
+    points = points_of(synthetic(1, 30), shared=6)
+    first = curve(known, points, counted, COSTS)
+    before = len(traced)
+    other = curve(known, jax.tree.map(lambda t: 0.9 * t, points), counted, COSTS)
+    assert len(traced) == before + 1, "the criterion of all points is made once, to compare scores"
+    assert not np.array_equal(first.accuracy, other.accuracy)
 
 
-def test_the_rules_are_the_loop():
+def test_a_choice_says_what_was_taken_and_why():
     known = synthetic(2, 200)
     points = points_of(known, shared=20)
-    found = curve(known, points, rule, predict, COSTS, replay)
-    for loss in (0.0, 0.01, 0.1):
-        choice = pick(known, points, accept_loss=loss)
-        allowed = [
-            k
-            for k in range(len(found.cost))
-            if found.accuracy[k] >= found.accuracy_full - loss - 1e-9
-        ]
-        assert choice.cost == min(found.cost[k] for k in allowed)
-        assert choice.accuracy >= choice.accuracy_full - loss - 1e-9
-    dear = {}
-    for flips in (0.0, 0.01, 0.03, 1.0):
-        choice = pick(known, points, accept_loss=0.05, max_negative_flips=flips)
-        allowed = [
-            k
-            for k in range(len(found.cost))
-            if found.accuracy[k] >= found.accuracy_full - 0.05 - 1e-9
-            and found.flips[k] <= flips + 1e-9
-        ]
-        assert choice.cost == min(found.cost[k] for k in allowed)
-        dear[flips] = choice.cost
-    assert dear[0.0] > dear[0.01] > dear[0.03] > dear[1.0]
-    assert (
-        "turns at most 0.03 of the rows from right to wrong"
-        in pick(known, points, accept_loss=0.05, max_negative_flips=0.03).accepted
+    found = drawn(known, points)
+    choice = choose(found, rules.budget(1.0))
+    assert choice.split == "calibration" and choice.fingerprint == "digest of 2"
+    assert choice.rows == 200 and choice.guarantee.startswith("none on new rows")
+    assert choice.accepted == (
+        "most accurate that costs at most 1 of full depth's FLOPs, of 59 points"
     )
-    for budget in (0.3, 0.5, 1.0):
-        choice = pick(known, points, budget=budget)
-        allowed = [k for k in range(len(found.cost)) if found.cost[k] <= budget * COSTS[-1] + 1e-9]
-        assert choice.accuracy == max(found.accuracy[k] for k in allowed)
-        assert choice.cost_fraction <= budget + 1e-9
-        cheapest = min(found.cost[k] for k in allowed if found.accuracy[k] == choice.accuracy)
-        assert choice.cost == cheapest
-    assert (
-        choice.split == "calibration" and choice.fingerprint == "digest of 2" and choice.rows == 200
-    )
-    assert choice.accepted.startswith("most accurate of 59 points that costs at most 1")
     np.testing.assert_array_equal(
         choice.operating_point["threshold"], points["threshold"][choice.index]
     )
-
-
-def test_equal_accuracies_up_to_rounding_are_accepted():
-    """0.95 - 0.005 against 0.945 and the like: the loss is on the edge exactly."""
-    rows = 200
-    labels = np.zeros(rows, np.int32)
-    early = np.where(np.arange(rows) < 189, 5.0, -5.0)  # 0.945
-    late = np.where(np.arange(rows) < 190, 5.0, -5.0)  # 0.95
-    logits = jnp.stack(
-        [jnp.stack([z, jnp.zeros(rows)], axis=1) for z in map(jnp.float32, (early, late))]
-    )
-    known = Predictions("calibration", logits, labels, "digest")
-    points = {"threshold": jnp.array([[0.0], [jnp.inf]])}
-    assert choose(known, points, rule, predict, [1.0, 2.0], replay, accept_loss=0.005).index == 0
-    assert choose(known, points, rule, predict, [1.0, 2.0], replay, accept_loss=0.004).index == 1
+    np.testing.assert_allclose(choice.cost, found.cost[choice.index])
 
 
 def test_end_to_end_saves_depth_and_holds_on_new_rows():
     rows = 3000
     known, new = synthetic(3, rows), synthetic(4, rows, "test")
-    per_exit = (np.asarray(known.outputs.argmax(-1)) == known.labels).mean(axis=1)
+    per_exit = (np.asarray(known.logits.argmax(-1)) == known.labels).mean(axis=1)
     assert (np.diff(per_exit) > 0).all()
-    choice = pick(known, points_of(known), accept_loss=0.01)
+    choice = choose(drawn(known, points_of(known)), rules.accept_loss(0.01))
     assert choice.accuracy >= choice.accuracy_full - 0.01 - 1e-9
     assert choice.cost_fraction < 0.8 and choice.mean_depth < 0.8 * E
-    refuse_same_split(choice, new)
-    again = curve(
-        new, jax.tree.map(lambda a: a[None], choice.operating_point), rule, predict, COSTS, replay
-    )
+    refuse_same_split(choice, new.split, new.fingerprint)
+    again = drawn(new, jax.tree.map(lambda a: a[None], choice.operating_point))
     np.testing.assert_allclose(again.exit_fraction[0], choice.exit_fraction, atol=3 / np.sqrt(rows))
     assert again.accuracy[0] >= again.accuracy_full - 0.01 - 3 * again.standard_error[0]
 
 
-def test_temperatures_do_not_change_what_full_depth_answers():
-    known = synthetic(5, 200)
-    temperature = fit_temperature(known.outputs, known.labels)
-    tempered = known.outputs / temperature[:, None, None]
-    points = {
-        "threshold": threshold_candidates(jax.nn.softmax(tempered).max(-1), shared=8),
-        "temperature": jnp.tile(temperature, (47, 1)),
-    }
-    with_temperature = lambda operating_point: criteria.max_probability_above(
+def with_temperature(operating_point):
+    return criteria.max_probability_above(
         operating_point["threshold"], operating_point["temperature"]
     )
-    choice = choose(known, points, with_temperature, predict, COSTS, replay, accept_loss=0.0)
+
+
+def test_temperatures_do_not_change_what_full_depth_answers():
+    known = synthetic(5, 200)
+    temperature = fit_temperature(known.logits, known.labels)
+    tempered = known.logits / temperature[:, None, None]
+    points = {
+        "threshold": threshold_candidates(jax.nn.softmax(tempered).max(-1), shared=8),
+        "temperature": np.tile(temperature, (47, 1)),
+    }
+    one = with_temperature(jax.tree.map(lambda a: a[0], points))
+    choice = choose(
+        curve(recorded(known, one), points, with_temperature, COSTS), rules.accept_loss(0.0)
+    )
     assert choice.operating_point["temperature"].shape == (E,) and choice.cost_fraction < 1
     assert (
         choice.accuracy
         >= choice.accuracy_full
-        == (np.asarray(known.outputs[-1].argmax(-1)) == known.labels).mean()
+        == (np.asarray(known.logits[-1].argmax(-1)) == known.labels).mean()
     )
 
 
+def test_points_whose_scores_differ_are_refused():
+    points = {"threshold": np.ones((2, E - 1)), "temperature": np.array([[1.0] * E, [2.0] * E])}
+    one = with_temperature(jax.tree.map(lambda a: a[0], points))
+    with pytest.raises(ValueError, match="`points` must have criteria of one score"):
+        curve(recorded(KNOWN, one), points, with_temperature, COSTS)
+
+
+def test_rows_without_a_label_count_nowhere():
+    known = synthetic(7, 90)
+    labels = np.where(np.arange(90) % 3 == 0, IGNORED, known.labels)
+    some, kept = known._replace(labels=labels), np.arange(90) % 3 != 0
+    fewer = known._replace(logits=known.logits[:, kept], labels=known.labels[kept])
+    points = points_of(fewer, shared=8)
+    found, wanted = drawn(some, points), drawn(fewer, points)
+    assert found.rows == wanted.rows == 60 and found.accuracy_full == wanted.accuracy_full
+    for name in ("accuracy", "cost", "standard_error", "flips", "loss", "exit_fraction"):
+        np.testing.assert_allclose(getattr(found, name), getattr(wanted, name), rtol=1e-6)
+    with pytest.raises(ValueError, match="`records` hold no row with a label"):
+        drawn(known._replace(labels=np.full(90, IGNORED)), points)
+
+
+def test_a_row_with_a_nan_does_not_exit_there_as_in_a_run():
+    known = synthetic(8, 40)
+    spoilt = known._replace(logits=known.logits.at[0, :10, 3].set(jnp.nan))
+    found = drawn(spoilt, {"threshold": np.full((1, E - 1), -1.0)})
+    np.testing.assert_array_equal(found.exit[0], [1] * 10 + [0] * 30)
+
+
+def test_real_labels_need_a_score_of_their_own():
+    known = synthetic(9, 20)
+    real = known.labels.astype(np.float32) / 3
+    with pytest.raises(TypeError, match="`labels` must be integers, got float32"):
+        recorded(known._replace(labels=real))
+    value = lambda output: output.mean(-1)
+    records = records_of(
+        known.logits,
+        np.where(np.arange(20) < 5, np.float32(np.nan), real),
+        rule({"threshold": np.inf}),
+        value,
+        lambda prediction, labels: -jnp.abs(prediction - labels),
+    )
+    assert records.losses is None and records.counts.sum() == 15
+    found = curve(records, FULL, rule, COSTS)
+    np.testing.assert_allclose(
+        found.accuracy_full, -np.abs(known.logits[-1, 5:].mean(-1) - real[5:]).mean(), rtol=1e-5
+    )
+    assert choose(found, rules.accept_loss(0.1)).cost_fraction == 1
+
+
 KNOWN = synthetic(6, 40)
-FULL = {"threshold": jnp.full((1, E - 1), jnp.inf)}
+FULL = {"threshold": np.full((1, E - 1), np.inf, np.float32)}
 
 
 @pytest.mark.parametrize(
-    "change, how, kind, text",
+    "split, text",
     [
-        (
-            {"split": "test"},
-            {"budget": 0.5},
-            ValueError,
-            "the split that will be reported may not choose thresholds",
-        ),
-        ({"split": "train"}, {"budget": 0.5}, ValueError, "its confidences on them are too high"),
-        ({"split": "tset"}, {"budget": 0.5}, ValueError, "`predictions` are of the 'tset' split"),
-        (
-            {},
-            {},
-            ValueError,
-            "exactly one of `accept_loss` and `budget` must be given, got neither",
-        ),
-        ({}, {"budget": 0.5, "accept_loss": 0.1}, ValueError, "got both"),
-        (
-            {},
-            {"budget": 0.5},
-            ValueError,
-            "`budget` of 0.5 of full depth's FLOPs cannot be met: the cheapest point costs 1.",
-        ),
-        ({}, {"budget": 0.0}, ValueError, "`budget` must lie in 0..1, 0 excluded"),
-        ({}, {"accept_loss": 2.0}, ValueError, "`accept_loss` must lie in 0..1"),
-        (
-            {},
-            {"accept_loss": 0.1, "max_negative_flips": -0.1},
-            ValueError,
-            "`max_negative_flips` must lie in 0..1",
-        ),
-        (
-            {"labels": KNOWN.labels + 0.5},
-            {"accept_loss": 0.1},
-            TypeError,
-            "`predictions.labels` must be integers, got float64",
-        ),
-        (
-            {"labels": KNOWN.labels[:3]},
-            {"accept_loss": 0.1},
-            ValueError,
-            "with E = 5 as `costs` and M = 3 as the labels",
-        ),
-        (
-            {"outputs": KNOWN.outputs.at[2, 7, 1].set(jnp.nan)},
-            {"accept_loss": 0.1},
-            ValueError,
-            "hold a NaN in 1 of 40 rows, first at exit 2",
-        ),
+        ("test", "the split that will be reported may not choose thresholds"),
+        ("train", "its confidences on them are too high"),
+        ("tset", "`curve` is of the 'tset' split"),
     ],
 )
-def test_refusals(change, how, kind, text):
-    with pytest.raises(kind) as error:
-        pick(KNOWN._replace(**change), FULL, **how)
-    assert text in str(error.value)
+def test_other_splits_are_refused(split, text):
+    with pytest.raises(ValueError, match=text):
+        choose(drawn(KNOWN._replace(split=split), FULL), rules.budget(1.0))
 
 
-def test_points_with_a_nan_are_refused():
-    with pytest.raises(ValueError, match=r"`points`\['threshold'\] must not hold a NaN"):
-        pick(KNOWN, {"threshold": jnp.full((1, E - 1), jnp.nan)}, accept_loss=0.1)
+def test_what_is_no_rule_is_refused():
+    with pytest.raises(TypeError, match=r"`rule` must be one of dx.calibration.rules"):
+        choose(drawn(KNOWN, FULL), 0.005)
 
 
-def test_a_budget_is_a_fraction_of_the_full_cost_that_was_named_and_what_is_asked_for_is_enough():
-    points = {"threshold": jnp.array([[0.0] * (E - 1), [jnp.inf] * (E - 1)])}
-    full = 0.9 * COSTS[-1]
-    with pytest.raises(
-        NoPoint, match=r"`budget` of 0.01 of full depth's FLOPs cannot be met"
-    ) as error:
-        pick(KNOWN, points, budget=0.01, full_cost=full)
-    least = float(str(error.value).split("costs ")[1].split(". Ask")[0])
-    assert least == pytest.approx(COSTS[0] / full, abs=1e-4)
-    assert pick(KNOWN, points, budget=least, full_cost=full).index == 0
+def test_labels_for_another_number_of_rows_are_refused():
+    with pytest.raises(ValueError, match=r"`outputs` must have shape .* with M = 3 as the labels"):
+        recorded(KNOWN._replace(labels=KNOWN.labels[:3]))
 
 
-def test_refuses_candidates_without_full_depth_that_lose_too_much():
-    first_exit = {"threshold": jnp.full((1, E - 1), -1.0)}
-    with pytest.raises(ValueError, match="Full depth must be among the candidates"):
-        pick(KNOWN, first_exit, accept_loss=0.0)
-
-
-@pytest.mark.parametrize("costs", [COSTS[::-1], [0.0, 1, 2, 3, 4], COSTS[:3]])
+@pytest.mark.parametrize("costs", [COSTS[::-1], [0.0, 1, 2, 3, 4]])
 def test_refuses_wrong_costs(costs):
     with pytest.raises(ValueError, match="`costs`"):
-        choose(KNOWN, FULL, rule, predict, costs, replay, accept_loss=0.0)
+        drawn(KNOWN, FULL, costs)
+    with pytest.raises(ValueError, match="`records` must be of E = 3 exits"):
+        drawn(KNOWN, FULL, COSTS[:3])
 
 
 def test_refuses_points_without_a_common_leading_axis():
     with pytest.raises(ValueError, match="`points` must have leaves"):
-        pick(KNOWN, {"threshold": jnp.float32(0.5)}, accept_loss=0.0)
+        drawn(KNOWN, {"threshold": np.float32(0.5)})
+
+
+def test_full_depth_is_put_among_the_candidates():
+    full = {"t": np.float32(1.0)}
+    assert with_full_depth({"t": np.array([0.5, 0.9])}, full)["t"].tolist() == [0.5, 0.9, 1.0]
+    assert with_full_depth({"t": np.array([0.5, 1.0])}, full)["t"].tolist() == [0.5, 1.0]
+    with pytest.raises(ValueError, match=r"`points`\['t'\] must not hold a NaN"):
+        with_full_depth({"t": np.array([np.nan])}, full)
+    with pytest.raises(ValueError, match="`points` must have the structure of full depth"):
+        with_full_depth({"t": np.array([[0.5]])}, full)
+    with pytest.raises(ValueError, match=r"`thresholds` must have shape \[K\] and lie in 0..1"):
+        levels([0.5, 1.5], full=1.0, low=0.0, high=1.0)
 
 
 def test_a_report_on_the_choosing_rows_is_refused():
-    choice = pick(KNOWN, FULL, accept_loss=0.0)
+    choice = choose(drawn(KNOWN, FULL), rules.accept_loss(0.0))
     with pytest.raises(ValueError, match="on which this operating point was chosen"):
-        refuse_same_split(choice, KNOWN._replace(fingerprint="other"))
-    with pytest.raises(ValueError, match="hold the very data on which"):
-        refuse_same_split(choice, KNOWN._replace(split="test"))
-    refuse_same_split(choice, KNOWN._replace(split="test", fingerprint="other"))
+        refuse_same_split(choice, "calibration", "other")
+    with pytest.raises(ValueError, match="of the very data on which"):
+        refuse_same_split(choice, "test", KNOWN.fingerprint)
+    refuse_same_split(choice, "test", "other")

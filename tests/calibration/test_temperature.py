@@ -5,7 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dynexit.calibration.temperature import fit_temperature, mean_nll
+from dynexit.calibration.temperature import (
+    fit_temperature,
+    mean_nll,
+    temperature_fit,
+    usable,
+)
 from dynexit.core.labels import IGNORED
 
 M, C = 4000, 5
@@ -69,11 +74,58 @@ def test_rows_without_a_label_are_left_out():
     )
 
 
-def test_compiles_once():
-    fit = jax.jit(fit_temperature)
-    a, b = fit(TRUE[None], LABELS), fit(2 * TRUE[None], LABELS)
-    np.testing.assert_allclose(b, 2 * a, rtol=1e-3)
-    assert fit._cache_size() == 1
+@pytest.mark.parametrize("broken", ["nan", "inf", "float16", "excluded"])
+def test_a_row_whose_logits_are_not_finite_is_left_out_and_counted(broken):
+    logits = 2.5 * TRUE[None]
+    spoilt = {
+        "nan": logits.at[0, 0, 0].set(jnp.nan),
+        "inf": logits.at[0, 0, 0].set(jnp.inf),
+        "float16": logits.at[0, 0, 0].set(7e4).astype(jnp.float16),
+        "excluded": logits.at[0, 0, LABELS[0]].set(-jnp.inf),
+    }[broken]
+    np.testing.assert_allclose(
+        fit_temperature(spoilt, LABELS),
+        fit_temperature(logits[:, 1:], LABELS[1:]),
+        rtol=2e-3 if broken == "float16" else 1e-5,
+    )
+    assert int((~usable(spoilt[0], LABELS)).sum()) == 1
+    _, remarks = passes(temperature_fit(), spoilt, LABELS, 100)
+    assert remarks == (
+        "temperature of exit 0: 1 labelled places left out, whose logits are not finite",
+    )
+    assert bool(jnp.isfinite(mean_nll(spoilt[0], LABELS, jnp.float32(2.0))))
+
+
+def passes(fit, logits, labels, batch):
+    """Temperatures and remarks by passes over batches, as evaluation makes them."""
+    state, finished, done = fit.begin(len(logits)), False, 0
+    measure = jax.jit(fit.measure)
+    while not finished:
+        sums = {}
+        for start in range(0, len(labels), batch):
+            rows = slice(start, start + batch)
+            for e in range(len(logits)):
+                terms = measure(state, jnp.int32(e), logits[e, rows], labels[rows])
+                for name, value in terms.items():
+                    sums.setdefault(name, np.zeros(len(logits)))[e] += np.float64(value).sum()
+        state, finished = fit.advance(state, sums)
+        done += 1
+    assert done <= 12, "each pass runs the network over the whole split"
+    return fit.finish(state)
+
+
+def test_passes_over_batches_find_what_stored_logits_give():
+    random = 4 * jax.random.normal(jax.random.key(2), (M, C))
+    right = 40 * jax.nn.one_hot(LABELS, C)
+    logits = jnp.stack([0.4 * TRUE, 3 * TRUE, random, right, 0 * right])
+    fitted, remarks = passes(temperature_fit(), logits, LABELS, 700)
+    np.testing.assert_allclose(fitted["temperature"], fit_temperature(logits, LABELS), rtol=1e-5)
+    assert remarks == ()
+
+
+def test_places_are_fitted_like_rows():
+    found = fit_temperature(3 * TRUE.reshape(1, 1000, 4, C), LABELS.reshape(1000, 4))
+    np.testing.assert_allclose(found, fit_temperature(3 * TRUE[None], LABELS), rtol=1e-5)
 
 
 def test_mean_nll_is_the_loop():
@@ -89,7 +141,7 @@ def test_mean_nll_is_the_loop():
         (
             lambda: fit_temperature(TRUE[None], LABELS[:5]),
             ValueError,
-            "`labels` must have shape [M] = [4000], got (5,)",
+            "`labels` must have shape [M, ...] = [4000], got (5,)",
         ),
         (
             lambda: fit_temperature(TRUE[None], TRUE[:, 0]),

@@ -121,7 +121,10 @@ def test_another_rule_is_kept_and_a_changed_file_is_said_aloud(run, template, tm
         "accept_loss": None,
         "budget": 0.7,
         "max_negative_flips": None,
+        "risk": None,
+        "delta": 0.1,
     }
+    assert calibrated["schema_version"] == 1 and calibrated["calibration"]["guarantee"]
     assert (
         calibrated["calibration"]["flops_ratio"] <= 0.7
         and "at most" in (run / "report.md").read_text()
@@ -138,6 +141,48 @@ def test_another_rule_is_kept_and_a_changed_file_is_said_aloud(run, template, tm
     assert main(["evaluate", str(run), "--experiment", str(changed)]) == 0
     assert "mine.py is not the file this run was trained from" in capsys.readouterr().err
     assert report(run)["rows_per_exit"] == calibrated["rows_per_exit"]
+
+
+def test_evaluation_measures_at_the_recorded_point_and_chooses_nothing(run, monkeypatch):
+    before, recorded = report(run), json.loads((run / "calibration.json").read_text())
+    # every entropy is below it
+    changed = {**recorded, "operating_point": {"threshold": 9.0}}
+    (run / "calibration.json").write_text(json.dumps(changed))
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("evaluation must not calibrate or count FLOPs again")
+
+    monkeypatch.setattr(sys.modules["dynexit.evaluation.calibrate"], "calibrate", refuse)
+    monkeypatch.setattr(sys.modules["dynexit.evaluation.measure"], "costs_of", refuse)
+    assert main(["evaluate", str(run), "--batch-size", "64"]) == 0
+    after = report(run)
+    assert after["rows_per_exit"] == [450, 0, 0] and before["rows_per_exit"] != [450, 0, 0]
+    assert after["batch_size"] == 64 and after["flops_full"] == before["flops_full"]
+    assert json.loads((run / "calibration.json").read_text()) == changed
+
+
+def test_a_run_without_an_operating_point_is_calibrated_and_a_damaged_one_refused(run, capsys):
+    before = report(run)
+    (run / "calibration.json").unlink()
+    assert main(["evaluate", str(run)]) == 0
+    assert "an operating point is chosen first" in capsys.readouterr().err
+    assert report(run)["rows_per_exit"] == before["rows_per_exit"]
+    for content, words in (("{", "is damaged"), ("{}", "has schema None")):
+        (run / "calibration.json").write_text(content)
+        assert main(["evaluate", str(run)]) == 2
+        assert words in capsys.readouterr().err
+    assert main(["evaluate", str(run), "--batch-size", "0"]) == 2
+    assert "--batch-size must be at least 1, got 0" in capsys.readouterr().err
+
+
+def test_a_risk_is_controlled_on_half_of_the_rows(run, capsys):
+    assert main(["calibrate", str(run), "--risk", "0.2", "--delta", "0.2"]) == 0
+    found = report(run)["calibration"]
+    assert found["rule"]["risk"] == 0.2 and found["examples"] == 174
+    assert "with probability 0.8" in found["guarantee"]
+    assert found["guarantee"] in (run / "report.md").read_text()
+    assert main(["calibrate", str(run), "--budget", "0.7", "--delta", "0.2"]) == 2
+    assert "--delta goes with --risk" in capsys.readouterr().err
 
 
 def test_a_damaged_newest_checkpoint_falls_back_with_a_warning(run):

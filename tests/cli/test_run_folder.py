@@ -157,7 +157,11 @@ def test_a_damaged_record_is_refused(tmp_path, file, content, sentence):
             2,
             "unexpected argument 'extra'; options are written --name value",
         ),
-        (["calibrate", "nowhere"], 2, "exactly one of --accept-loss and --budget is wanted"),
+        (
+            ["calibrate", "nowhere"],
+            2,
+            "exactly one of --accept-loss, --budget and --risk is wanted",
+        ),
         (
             ["calibrate", "nowhere", "--budget", "0.5", "--max-negative-flips", "0.1"],
             2,
@@ -166,7 +170,7 @@ def test_a_damaged_record_is_refused(tmp_path, file, content, sentence):
         (
             ["calibrate", "nowhere", "--accept-loss", "0.1", "--budget", "0.5"],
             2,
-            "exactly one of --accept-loss and --budget is wanted",
+            "exactly one of --accept-loss, --budget and --risk is wanted",
         ),
         (
             ["calibrate", "nowhere", "--budget", "5"],

@@ -11,7 +11,6 @@ import pytest
 
 import dynexit as dx
 from dynexit import criteria
-from dynexit.criteria.combinators import start
 
 E, B, C, D = 5, 8, 4, 6
 
@@ -117,7 +116,7 @@ def at_exit(outputs, e):
 
 
 def begin(criterion, outputs):
-    return start(criterion, B, jax.eval_shape(at_exit, outputs, 0))
+    return criterion.init(B, jax.eval_shape(at_exit, outputs, 0))
 
 
 def walk(criterion, outputs, index=jnp.int32):
@@ -175,6 +174,27 @@ def test_two_settings_are_one_program(case):
     assert any((np.asarray(a) != np.asarray(b)).any() for a, b in leaves), (
         "the setting must be a leaf"
     )
+
+
+@every_case
+def test_decisions_on_stored_scores_are_the_exits_of_stored_outputs(case):
+    """At many settings at once; a NaN keeps its row as in a run."""
+    outputs = jax.tree.map(lambda a: a.at[1, 3].set(jnp.nan), stored())
+    scores, nan, memory = [], [], begin(case.make(case.settings[1]), outputs).score
+    for e in range(E):
+        score, memory = case.make(case.settings[1]).score(jnp.int32(e), at_exit(outputs, e), memory)
+        scores.append(score)
+        nan.append(jnp.arange(B) == (3 if e == 1 else -1))
+    assert all(a.shape[0] == B and a.size <= 4 * B for a in jax.tree.leaves(scores[0]))
+    scores, nan = jax.tree.map(lambda *a: jnp.stack(a), *scores), jnp.stack(nan)
+    if case.make is CASES["temperature"].make:  # temperatures belong to the score
+        settings = jnp.array([case.settings[1]])
+    else:
+        settings = jnp.tile(jnp.array(case.settings), 5)
+    found = dx.replay_scores(case.make, settings, scores, nan)
+    assert found.shape == (len(settings), B) and found.dtype == jnp.int32
+    for k, setting in enumerate(settings[:3]):
+        np.testing.assert_array_equal(found[k], dx.replay(case.make(setting), outputs).exit)
 
 
 @every_case

@@ -7,7 +7,6 @@ import pytest
 
 import dynexit as dx
 from dynexit import criteria
-from dynexit.criteria.combinators import start
 
 E, B, C = 6, 9, 3
 
@@ -22,7 +21,7 @@ def stored(seed=0):
 def verdicts(criterion, outputs):
     """What the criterion says of every row at every exit, `[E, B]`, had nobody left."""
     one = jax.tree.map(lambda a: a[0], outputs)
-    memory, found = start(criterion, B, jax.eval_shape(lambda o: o, one)), []
+    memory, found = criterion.init(B, jax.eval_shape(lambda o: o, one)), []
     for e in range(E):
         halt, memory = criterion.update(
             jnp.int32(e), jax.tree.map(lambda a, e=e: a[e], outputs), memory
@@ -75,7 +74,7 @@ def test_memory_is_kept_before_rows_may_leave():
     np.testing.assert_array_equal(
         halted.exit_depth, np.full(B, 3)
     )  # and not 5, had it begun to count at 3
-    np.testing.assert_array_equal(halted.memory.agreements, np.full(B, 2))
+    np.testing.assert_array_equal(halted.memory.decide, np.full(B, 2))
 
 
 def test_depths_and_members_are_leaves():
@@ -89,15 +88,16 @@ def test_depths_and_members_are_leaves():
     ) >= 1
 
 
-def test_start_hands_on_shapes_where_they_are_asked_for():
+def test_memories_have_the_shapes_of_the_output():
     shapes = {
         "logits": jax.ShapeDtypeStruct((B, C), jnp.bfloat16),
         "gate": jax.ShapeDtypeStruct((B,), jnp.float32),
     }
-    assert start(criteria.gate_above(0.5), B, shapes) == ()
-    memory = start(criteria.all_of(*MEMBERS), B, shapes)
-    assert [len(jax.tree.leaves(m)) for m in memory] == [0, 2, 0, 1]
-    assert memory[3].shape == (B, C) and memory[3].dtype == jnp.float32
+    assert criteria.gate_above(0.5).init(B, shapes) == ((), ())
+    memory = criteria.all_of(*MEMBERS).init(B, shapes)
+    assert [len(jax.tree.leaves(m)) for m in memory.score] == [0, 1, 0, 1]
+    assert [len(jax.tree.leaves(m)) for m in memory.decide] == [0, 1, 0, 0]
+    assert memory.score[3].shape == (B, C) and memory.score[3].dtype == jnp.float32
 
 
 @pytest.mark.parametrize("combine", [criteria.any_of, criteria.all_of])

@@ -12,7 +12,6 @@ import pytest
 import dynexit as dx
 from dynexit import criteria
 from dynexit.criteria import scores
-from dynexit.criteria.combinators import start
 
 E, B, C = 6, 7, 4
 
@@ -73,7 +72,7 @@ def test_patience_as_published(n, layer):
     outputs = jax.nn.one_hot(jnp.array(predictions).T, 3)
     halted = dx.replay(criteria.patience(n), outputs)
     np.testing.assert_array_equal(halted.exit_depth, [layer, 7])
-    np.testing.assert_array_equal(halted.memory.agreements, [n, 0])
+    np.testing.assert_array_equal(halted.memory.decide, [n, 0])
 
 
 def test_patience_counts_from_nothing_after_a_nan():
@@ -107,8 +106,10 @@ def test_q_exit_does_not_underflow():
     steps = 200
     outputs = {"halt_logit": jnp.stack([jnp.full(steps, 3.0), jnp.full(steps, -20.0)], axis=1)}
     halted = dx.replay(criteria.cumulative_halting_above(1.0), outputs)
-    np.testing.assert_allclose(halted.memory[0], -steps * math.log1p(math.exp(3.0)), rtol=1e-5)
-    np.testing.assert_allclose(halted.memory[1], -steps * math.exp(-20.0), rtol=1e-4)
+    np.testing.assert_allclose(
+        halted.memory.score[0], -steps * math.log1p(math.exp(3.0)), rtol=1e-5
+    )
+    np.testing.assert_allclose(halted.memory.score[1], -steps * math.exp(-20.0), rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -153,7 +154,7 @@ def test_saturation_takes_tokens_as_one_vector_and_zeros_as_no_direction():
     halted = dx.replay(criteria.saturation_above(-0.1), {"hidden": hidden})
     flat = dx.replay(criteria.saturation_above(-0.1), {"hidden": hidden.reshape(E, B, 12)})
     np.testing.assert_array_equal(halted.exit, flat.exit)
-    assert halted.memory.shape == (B, 3, 4)
+    assert halted.memory.score.shape == (B, 3, 4)
     assert int(halted.exit[0]) == 1  # cosine 0 of zeros is above -0.1
     assert int(dx.replay(criteria.saturation_above(0.0), {"hidden": hidden}).exit[0]) > 2
 
@@ -357,7 +358,7 @@ def test_a_row_with_many_places_leaves_once_each_of_them_would(make, strictness)
     # place by place, each as a row of its own: the verdicts of a rule do not depend on whether it
     # has been followed
     memory, expected, verdicts = (
-        start(rule, B * 3, jax.ShapeDtypeStruct((B * 3, C), jnp.float32)),
+        rule.init(B * 3, jax.ShapeDtypeStruct((B * 3, C), jnp.float32)),
         np.full(B, 5),
         [],
     )
@@ -380,3 +381,108 @@ def test_persistently_counts_verdicts_in_a_row():
         for k in (1, 2, 3)
     ]
     assert exits == [[0, 0, 5], [3, 1, 5], [4, 5, 5]]
+
+
+MASK = jnp.array([[True, True, False]]).repeat(B, 0)
+
+
+@pytest.mark.parametrize(
+    "make, key",
+    [
+        (lambda: criteria.max_probability_above(0.6), "logits"),
+        (lambda: criteria.entropy_below(0.8), "logits"),
+        (lambda: criteria.margin_above(0.3), "logits"),
+        (lambda: criteria.energy_below(-2.0), "logits"),
+        (lambda: criteria.patience(1), "logits"),
+        (lambda: criteria.divergence_below(0.8), "logits"),
+        (lambda: criteria.saturation_above(0.3), "hidden"),
+        (lambda: criteria.change_below(1.2), "hidden"),
+        (lambda: criteria.residual_below(0.5), "residual"),
+    ],
+)
+def test_padded_places_are_not_considered(make, key):
+    values = PLACED + 2 * PLACED[5:] if key == "logits" else PLACED
+    values = values if key != "residual" else jnp.abs(PLACED[::-1, ..., 0])
+    padded = values.at[:, :, 2].set(jnp.nan)
+    masks = jnp.broadcast_to(MASK, (6, B, 3))
+    alone = dx.replay(make(), {key: values[:, :, :2]})
+    found = dx.replay(make(), {key: padded, "mask": masks})
+    np.testing.assert_array_equal(found.exit, alone.exit)
+    assert len(set(alone.exit.tolist())) > 1 and found.nan_exits.sum() == 0
+    assert (dx.replay(make(), {key: padded}).exit == 5).all(), "without a mask they hold every row"
+    with pytest.raises(ValueError, match=r"`output\['mask'\]` must be bool"):
+        dx.replay(make(), {key: values, "mask": masks[:, :, :2]})
+
+
+def test_a_row_sure_at_its_real_places_exits_at_once():
+    logits = jnp.zeros((4, 1, 6, 3)).at[:, :, :4, 0].set(9.0)
+    mask = jnp.broadcast_to(jnp.arange(6) < 4, (4, 1, 6))
+    outputs = {"logits": logits, "mask": mask}
+    assert dx.replay(criteria.max_probability_above(0.9), outputs).exit.tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    "make, wrong, never",
+    [
+        (criteria.max_probability_above, 90.0, jnp.inf),
+        (criteria.margin_above, 1.5, 1.0),
+        (criteria.entropy_below, -0.1, 0.0),
+        (criteria.divergence_below, -1.0, -jnp.inf),
+        (criteria.saturation_above, 1.1, 1.0),
+        (criteria.change_below, -1e-3, 0.0),
+        (criteria.residual_below, -1e-3, 0.0),
+    ],
+)
+def test_finite_thresholds_that_no_score_passes_are_refused(make, wrong, never):
+    with pytest.raises(ValueError, match=r"`threshold` must be at (most|least)"):
+        make(wrong)
+    with pytest.raises(ValueError, match=r"`threshold` must be at (most|least)"):
+        make(jnp.array([0.5, wrong]))
+    make(never)
+    jax.jit(make)(wrong)  # what is traced is not looked into
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        criteria.max_probability_above,
+        criteria.entropy_below,
+        criteria.margin_above,
+        lambda t: criteria.energy_below(-t),
+        criteria.divergence_below,
+        lambda t: criteria.patience(1),
+    ],
+)
+def test_one_logit_is_refused(make):
+    logits = jnp.array([[[0.1], [-3.0]], [[0.2], [-2.0]]])
+    with pytest.raises(ValueError, match="`logits` must have at least 2 classes"):
+        dx.replay(make(0.5), logits)
+    sigmoid = lambda z: jnp.concatenate([jnp.zeros_like(z), z], axis=-1)
+    p = jax.nn.sigmoid(jnp.array([0.1, -3.0]))
+    exits = dx.replay(criteria.max_probability_above(0.9, read=sigmoid), logits).exit
+    np.testing.assert_array_equal(exits, np.where(np.maximum(p, 1 - p) > 0.9, 0, 1))
+
+
+def test_rules_and_scores_run_under_the_debugging_modes():
+    outputs = stored()
+    excluded = outputs["logits"].at[..., 0].set(-1e30)  # a class with probability 0
+    with jax.debug_nans(True), jax.debug_infs(True):
+        for make, setting in (
+            (criteria.max_probability_above, 0.5),
+            (criteria.entropy_below, 0.5),
+            (criteria.margin_above, 0.5),
+            (criteria.energy_below, -1.0),
+            (criteria.divergence_below, 0.1),
+            (criteria.patience, 1),
+        ):
+            dx.replay(make(setting), excluded)
+        for make in (criteria.saturation_above, criteria.change_below):
+            zeros = {"hidden": outputs["hidden"].at[:, 0].set(0.0)}
+            dx.replay(make(0.5), zeros)
+            rule, one = make(0.5), jax.tree.map(lambda a: a[0], zeros)
+            rule.update(jnp.int32(0), one, rule.init(B, one))  # not compiled
+        rule = criteria.cumulative_halting_above(1.0)
+        rule.update(jnp.int32(0), jax.tree.map(lambda a: a[0], outputs), rule.init(B, None))
+    with jax.debug_nans(True):
+        scores.entropy(jnp.array([0.0, -jnp.inf]))
+        scores.kl(jnp.array([0.0, -jnp.inf]), jnp.array([0.0, -jnp.inf]))

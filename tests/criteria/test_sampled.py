@@ -35,7 +35,7 @@ def test_exits_are_drawn_from_the_halting_distribution():
 def test_an_exit_is_the_quantile_of_the_row_s_own_draw():
     """A loop; the draw is read from the memory."""
     halted = dx.replay(criteria.halting_sampled(jax.random.key(2)), {"halt_logit": LOGITS})
-    u = -np.expm1(np.asarray(halted.memory[1], np.float64))
+    u = -np.expm1(np.asarray(halted.memory.decide, np.float64))
     assert (u >= 0).all() and (u < 1).all() and len(np.unique(u)) == B
     for b in range(B):
         survival, wanted = 1.0, N - 1

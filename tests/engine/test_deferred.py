@@ -318,7 +318,9 @@ def test_what_is_late_already_is_refused_and_so_is_a_rule_that_is_none():
     ids=["if it is there", "the first leaf", "is it there", "looked for"],
 )
 def test_a_criterion_sees_the_keys_that_it_sees_in_a_replay(score, run):
-    rule = dx.Criterion(lambda batch: (), lambda i, output, memory: (score(output), memory))
+    rule = dx.Criterion(
+        lambda i, output, memory: (score(output), memory), lambda i, exits, memory: (exits, memory)
+    )
     wanted = dx.replay(rule, dx.run_all(STEPS["tied"], STATE, N))
     found = RUNS[run](STEPS["tied"], rule)
     assert (
@@ -330,8 +332,8 @@ def test_a_criterion_sees_the_keys_that_it_sees_in_a_replay(score, run):
 
 def test_a_rule_may_count_on_the_exits_of_rows_in_a_stream():
     rule = dx.Criterion(
-        lambda batch: (),
-        lambda i, o, memory: ((i[:, None] > 2).all(1) | (o["residual"] < 2.5), memory),
+        lambda i, o, memory: (o["residual"], memory),
+        lambda i, residual, memory: ((i[:, None] > 2).all(1) | (residual < 2.5), memory),
     )
     halted = RUNS["stream"](STEPS["tied"], rule)
     assert (

@@ -107,7 +107,7 @@ def test_one_file_serves_every_batch_size_without_dynexit(tmp_path):
         assert type(result) is dict and list(result) == sorted(dx.Halted._fields)
         criterion = sure(passed[1]) if name == "flat" else either
         oracle.assert_equal(
-            SimpleNamespace(**result),
+            SimpleNamespace(**{**result, "memory": dx.Memory(**result["memory"])}),
             oracle.run_rows(problem, criterion),
             check_state=name == "flat",
         )
@@ -134,7 +134,8 @@ def countdown(tile):
             ),
         )
         leave = dx.Criterion(
-            lambda batch: (), lambda i, output, memory: (output[:, 0] >= output[:, 1], memory)
+            lambda i, output, memory: (output[:, 0] >= output[:, 1], memory),
+            lambda i, reached, memory: (reached, memory),
         )
         halted = dx.run_until(
             step, {"seen": jnp.zeros_like(depths), "wanted": depths}, 6, leave, tile=tile

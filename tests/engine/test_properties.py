@@ -163,6 +163,18 @@ def verdict(rule, exit, logits, memory):
     return bool(score > threshold), memory
 
 
+def parted(rule, memory):
+    """A memory as the engine keeps it: that of the scores, and that of the decisions."""
+    name, *values = rule
+    if name in ("any_of", "all_of"):
+        return tuple(zip(*(parted(r, m) for r, m in zip(values, memory, strict=True)), strict=True))
+    if name == "not_before":
+        return parted(values[1], memory)
+    return {"patience": lambda: memory, "at_depth": lambda: ((), memory), "max": lambda: ((), ())}[
+        name
+    ]()
+
+
 class Row(NamedTuple):
     exit: int
     depth: int
@@ -200,7 +212,7 @@ def run_row(problem, b):
                 found = logits if problem.form == "bare" else {"logits": logits, "age": age}
                 break
         states.append(pack(x, age, flag, problem.form))
-    return Row(exit, depth, found, states, memory, nans)
+    return Row(exit, depth, found, states, parted(problem.rule, memory), nans)
 
 
 def run_rows(problem):

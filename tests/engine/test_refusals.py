@@ -54,23 +54,46 @@ def plain(apply):
             "for a batch of 13 rows",
         ),
         (
-            dict(criterion=dx.Criterion(lambda b: (), lambda i, o, m: o["gate"] > 0)),
+            dict(criterion=dx.Criterion(lambda i, o, m: (o["gate"], m), lambda i, s, m: s > 0)),
             TypeError,
-            r"`criterion.update` must return the pair \(halt, memory\)",
+            r"`criterion.decide` must return the pair \(exit, memory\)",
         ),
         (
-            dict(criterion=dx.Criterion(lambda b: (), lambda i, o, m: (o["gate"], m))),
+            dict(criterion=dx.Criterion(lambda i, o, m: o["gate"], lambda i, s, m: (s > 0, m))),
+            TypeError,
+            r"`criterion.score` must return the pair \(score, memory\)",
+        ),
+        (
+            dict(criterion=dx.Criterion(lambda i, o, m: (i, m), lambda i, s, m: (s > 0, m))),
             ValueError,
-            r"must return halt as bool\[13\], one entry a row, got float32\[13\]",
+            "`criterion.score` must return a score with the leading axis 13",
+        ),
+        (
+            dict(criterion=dx.Criterion(lambda i, o, m: (o["gate"], m), lambda i, s, m: (s, m))),
+            ValueError,
+            r"must return exit as bool\[13\], one entry a row, got float32\[13\]",
         ),
         (
             dict(
                 criterion=dx.Criterion(
-                    lambda b: jnp.zeros(b), lambda i, o, m: (m > 1, m.astype(jnp.int32))
+                    lambda i, o, m: (o["gate"], m),
+                    lambda i, s, m: (m > 1, m.astype(jnp.int32)),
+                    init_decide=lambda b: jnp.zeros(b),
                 )
             ),
             ValueError,
-            "`criterion.update` changed the memory",
+            "`criterion.decide` changed its memory",
+        ),
+        (
+            dict(
+                criterion=dx.Criterion(
+                    lambda i, o, m: (m, m.astype(jnp.int32)),
+                    lambda i, s, m: (s > 1, m),
+                    lambda b, output: jnp.zeros(b),
+                )
+            ),
+            ValueError,
+            "`criterion.score` changed its memory",
         ),
         (
             dict(step=plain(lambda w, i, h: h)),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import dynexit as dx
-from dynexit.core.types import Experiment, Method, Model, Source
+from dynexit.core.types import Candidates, Experiment, Method, Model, Source
 
 WIDTH, NARROW, CLASSES, DEPTH = 6, 3, 4, 5
 
@@ -72,9 +72,13 @@ def staged_model():
 
 
 def method():
-    def candidates(outputs, labels, costs):
-        return {"threshold": jnp.linspace(0.3, 1.0, 6)[:, None] * jnp.ones((1, DEPTH - 1))}
-
+    points = np.linspace(0.3, 1.0, 6, dtype=np.float32)[:, None] * np.ones(
+        (1, DEPTH - 1), np.float32
+    )
+    candidates = Candidates(
+        lambda exits, fitted: {"threshold": np.ones(exits - 1, np.float32)},
+        lambda records, fitted, costs: {"threshold": points},
+    )
     return Method(
         objective=lambda outputs, labels, progress: (jnp.zeros(labels.shape), {}),
         criterion=lambda operating_point: dx.criteria.max_probability_above(

@@ -3,15 +3,14 @@
 import jax.numpy as jnp
 import numpy as np
 
+from dynexit.evaluation.batches import prepared
 from dynexit.evaluation.costs import costs_of
 from dynexit.evaluation.curves import (
     depth_histogram,
-    per_exit_accuracy,
     rank_correlation,
     spread,
     upper_envelope,
 )
-from dynexit.evaluation.predictions import prepared
 
 
 def costs(experiment, params):
@@ -43,9 +42,7 @@ def test_costs_count_embedding_blocks_and_heads(experiment, params):
     np.testing.assert_allclose(found.full, found.embed + found.blocks.sum() + found.heads[-1])
 
 
-def test_per_exit_accuracy_and_histogram():
-    classes, labels = np.array([[0, 1, 2], [0, 0, 2]]), np.array([0, 1, 1])
-    np.testing.assert_allclose(per_exit_accuracy(classes, labels), [2 / 3, 1 / 3])
+def test_histogram():
     assert depth_histogram(np.array([2, 0, 2]), 4).tolist() == [1, 0, 2, 0]
 
 

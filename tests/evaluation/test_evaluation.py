@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import dynexit as dx
 from dynexit.calibration.choose import Choice
 from dynexit.core.settings import Evaluation
+from dynexit.evaluation.calibrate import Calibrated
 from dynexit.evaluation.costs import costs_of
 from dynexit.evaluation.latency import Timing
 from dynexit.evaluation.measure import evaluate
@@ -28,6 +30,7 @@ ABOUT = {
         "accuracy": 0.5,
         "accuracy_full": 0.6,
         "flops_ratio": 0.7,
+        "guarantee": "none",
     },
     "seed": 3,
     "batch_size": 16,
@@ -44,22 +47,16 @@ ABOUT = {
 def measured(staged, operating_point):
     """The measurement and its parameters."""
     params = jax.jit(staged.model.init)(jax.random.key(0))
-    points = staged.method.candidates(np.zeros((5, 1, 4)), None, None)
     costs = costs_of(staged.model, params, np.zeros((16, 2), np.float32))
+    settings = Evaluation(16, repeats=1, tune=False)
     return evaluate(
-        staged,
-        params,
-        costs,
-        chosen(operating_point),
-        points,
-        Evaluation(16, repeats=1, tune=False),
-        lambda line: None,
+        staged, params, calibrated(staged, operating_point, costs), settings, lambda line: None
     )
 
 
-def chosen(operating_point):
-    """`point` as calibration would hand it over: 30 rows, as many at every exit."""
-    return Choice(
+def calibrated(experiment, operating_point, costs):
+    """`operating_point` as calibration would hand it over: 30 rows, as many at every exit."""
+    choice = Choice(
         operating_point,
         0,
         0.5,
@@ -70,10 +67,12 @@ def chosen(operating_point):
         3.0,
         np.full(5, 0.2),
         "a coin",
+        "none",
         "calibration",
         "digest",
         30,
     )
+    return Calibrated(choice, experiment.method.candidates.points(None, {}, None), costs)
 
 
 @pytest.fixture(scope="module")
@@ -81,8 +80,11 @@ def content(measured, operating_point):
     return report(measured, operating_point, ABOUT)
 
 
-def test_the_program_answers_what_a_loop_over_rows_answers(measured, operating_point):
-    outputs, thresholds = measured.predictions.outputs, np.asarray(operating_point["threshold"])
+def test_the_program_answers_what_a_loop_over_rows_answers(staged, measured, operating_point):
+    thresholds, inputs = np.asarray(operating_point["threshold"]), staged.test.examples()["inputs"]
+    params = jax.jit(staged.model.init)(jax.random.key(0))
+    state = staged.model.embed(params, staged.prepare(jnp.asarray(inputs)))
+    outputs = np.asarray(dx.run_all(staged.model.steps(params), state, staged.model.depth))
     probability = np.asarray(jax.nn.softmax(outputs, axis=-1))
     exits = [
         next((e for e in range(4) if probability[e, m].max() > thresholds[e]), 4) for m in range(43)
@@ -91,7 +93,7 @@ def test_the_program_answers_what_a_loop_over_rows_answers(measured, operating_p
     np.testing.assert_array_equal(
         measured.classes, [outputs[e, m].argmax() for m, e in enumerate(exits)]
     )
-    np.testing.assert_array_equal(measured.exit_classes, outputs.argmax(-1))
+    np.testing.assert_array_equal(measured.records.predictions, outputs.argmax(-1))
     assert measured.agreement == 1.0 and measured.nan_exits == 0 and len(set(exits)) > 2
 
 
@@ -116,17 +118,8 @@ def test_ideal_time_follows_the_blocks_that_the_timed_rows_needed(measured):
 
 def test_tuned_tiles_change_no_answer(staged, operating_point, measured):
     params = jax.jit(staged.model.init)(jax.random.key(0))
-    points = staged.method.candidates(np.zeros((5, 1, 4)), None, None)
-    said = []
-    tuned = evaluate(
-        staged,
-        params,
-        measured.costs,
-        chosen(operating_point),
-        points,
-        Evaluation(4, repeats=1),
-        said.append,
-    )
+    said, found = [], calibrated(staged, operating_point, measured.costs)
+    tuned = evaluate(staged, params, found, Evaluation(4, repeats=1), said.append)
     np.testing.assert_array_equal(tuned.exit, measured.exit)
     np.testing.assert_array_equal(tuned.classes, measured.classes)
     assert measured.tuned is None and tuned.tuned is not None and len(tuned.tuned.tile) == 3
@@ -151,7 +144,7 @@ def test_a_step_that_breaks_is_not_hidden(staged, operating_point):
 
 
 def test_the_report_says_what_was_measured(content, measured):
-    assert content["accuracy_dynamic"] == (measured.classes == measured.predictions.labels).mean()
+    assert content["accuracy_dynamic"] == (measured.classes == measured.records.labels).mean()
     assert content["mean_depth"] == (measured.exit + 1).mean() and content["depth"] == 5
     assert (
         content["seconds_dynamic"] == measured.timings.compacted.median
@@ -217,7 +210,7 @@ def test_a_timing_holds_its_spread(measured):
 @pytest.mark.parametrize("shape", [(43, 8, 8), (43, 8, 8, 1), (43, 8, 8, 3), (43, 12)])
 def test_pictures_are_drawn_of_images_and_of_short_sequences(content, measured, tmp_path, shape):
     inputs = np.random.default_rng(0).random(shape)
-    labels = measured.predictions.labels
+    labels = measured.records.labels
     path = pictures.examples_by_depth(
         inputs, labels, measured.classes, measured.exit, content, tmp_path / "x.png"
     )
@@ -225,7 +218,7 @@ def test_pictures_are_drawn_of_images_and_of_short_sequences(content, measured, 
 
 
 def test_other_inputs_are_not_drawn(content, measured, tmp_path):
-    labels = measured.predictions.labels
+    labels = measured.records.labels
     for inputs in (np.zeros((43, 1000)), {"tokens": np.zeros((43, 3))}):
         assert (
             pictures.examples_by_depth(

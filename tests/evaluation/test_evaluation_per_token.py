@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 
 import dynexit as dx
-from dynexit.calibration.choose import choose
+from dynexit.calibration import rules
 from dynexit.core.labels import IGNORED, share
 from dynexit.core.settings import Evaluation
 from dynexit.data.source import from_leaves
 from dynexit.data.tasks.prefix_sums import prefix_sums
-from dynexit.evaluation.costs import costs_of
+from dynexit.evaluation.calibrate import calibrate
 from dynexit.evaluation.measure import evaluate
-from dynexit.evaluation.predictions import predict
 from dynexit.evaluation.reports.reporting import markdown, report, summary
 
 ROWS, STEPS, THRESHOLDS = 10, 6, jnp.array([0.0, 1e-5, 3e-4, 1e-2])
@@ -35,30 +34,18 @@ def sums(split, length, seed):
 @pytest.fixture(scope="module")
 def measured():
     model = dx.models.DeepThinking(width=4, steps=STEPS, blocks=1).build((8, 1), 2)
-    method = dx.methods.deep_thinking(3, settled=1)._replace(score=share)
+    method = dx.methods.deep_thinking(3, settled=1, thresholds=THRESHOLDS)._replace(score=share)
     splits = sums("train", 5, 0), sums("calibration", 5, 1), sums("test", 9, 2)
     experiment = dx.Experiment(model, method, *splits, None, None, ("even", "odd"))
     params = jax.tree.map(lambda a: 0.5 * a, model.init(jax.random.key(1)))
-    held_out = predict(experiment, params, experiment.calibration, 4)
-    costs = costs_of(model, params, jnp.asarray(splits[1].examples()["inputs"]))
-    points = {"threshold": THRESHOLDS}
-    choice = choose(
-        held_out,
-        points,
-        method.criterion,
-        method.predict,
-        costs.until,
-        dx.replay,
-        budget=0.9,
-        score=method.score,
-    )
+    found = calibrate(experiment, params, rules.budget(0.9), 4)
     settings = Evaluation(4, repeats=1, timed_rows=5, tune=False)
     return (
         experiment,
         params,
-        costs,
-        choice,
-        evaluate(experiment, params, costs, choice, points, settings, lambda line: None),
+        found.costs,
+        found.choice,
+        evaluate(experiment, params, found, settings, lambda line: None),
     )
 
 
@@ -84,7 +71,7 @@ def test_answers_of_all_rows_and_timings_of_some(measured):
 def test_the_stream_is_timed_and_accuracy_is_the_grade(measured):
     _, _, _, choice, e = measured
     content = report(e, choice.operating_point, ABOUT)
-    labels = e.predictions.labels
+    labels = e.records.labels
     wanted = [
         np.mean([c == t for c, t in zip(row, label, strict=True) if t >= 0])
         for row, label in zip(e.classes, labels, strict=True)
@@ -109,6 +96,7 @@ def test_the_stream_is_timed_and_accuracy_is_the_grade(measured):
         "plots": [],
     }
     chosen = {"chosen_by": "a budget", "accuracy": 0.5, "flops_ratio": 0.9, "accuracy_full": 0.5}
+    chosen["guarantee"] = "none"
     text = markdown({**content, **more, "calibration": chosen, "commit": None})
     assert (
         "Spearman's correlation" in text

@@ -7,7 +7,7 @@ import pytest
 
 import dynexit as dx
 from dynexit.evaluation import latency
-from dynexit.evaluation.predictions import prepared
+from dynexit.evaluation.batches import prepared
 
 
 def test_programs_run_in_turns_after_one_call_each():
@@ -49,12 +49,15 @@ def test_full_depth_is_the_last_exit_in_tiles_or_not(experiment, params, tile):
 def test_all_rows_leave_together_and_every_exit_until_there_asks_the_rule(experiment, params, tile):
     model, asked = experiment.model, []
 
-    def update(i, output, memory):
+    def score(i, output, memory):
         jax.debug.callback(lambda i: asked.append(int(i)), i)
-        return output[:, 0] < jnp.inf, memory  # would have all rows leave at once
+        return output[:, 0], memory
+
+    def decide(i, score, memory):
+        return score < jnp.inf, memory  # every row would exit at once
 
     eager = experiment.method._replace(
-        criterion=lambda operating_point: dx.Criterion(lambda batch: (), update)
+        criterion=lambda operating_point: dx.Criterion(score, decide)
     )
     x = prepared(experiment, jnp.asarray(experiment.test.examples()["inputs"][:16]))
     every = np.argmax(dx.run_all(model.steps(params), model.embed(params, x), model.depth), axis=-1)

@@ -5,7 +5,6 @@ plain network.
 import dataclasses
 from pathlib import Path
 
-import jax.numpy as jnp
 import pytest
 
 from dynexit.core.settings import validate
@@ -58,10 +57,8 @@ def test_the_plain_network_is_the_same_cell_at_full_depth():
         file.settings, method=dataclasses.replace(file.settings.method, fixed_depth=True)
     )
     experiment = file.build(plain)
-    points = experiment.method.candidates(
-        {"logits": jnp.zeros((10, 4, 2))}, jnp.zeros(4, jnp.int32), jnp.ones(10)
-    )
-    assert points["depth"].tolist() == [10] and experiment.model.depth == 10
+    full = experiment.method.candidates.full(10, {})
+    assert int(full["depth"]) == 10 and experiment.model.depth == 10
 
 
 def test_both_train_one_network_on_one_task():

@@ -4,10 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import stored
 
-from dynexit.calibration.choose import choose
-from dynexit.calibration.curve import Predictions, curve
-from dynexit.engine.replay import replay
+from dynexit.calibration.rules.accept_loss import accept_loss
 from dynexit.methods.halting.act import act
 from dynexit.objectives.act import act_account, halting_sums
 
@@ -109,15 +108,7 @@ def test_one_step_is_the_plain_loss_and_the_least_price():
 @pytest.mark.parametrize("places", [(), (L,)])
 def test_candidates_go_from_the_first_step_to_full_depth(places):
     method, (_, outputs, labels) = act(), synthetic(places)
-    known = Predictions("calibration", outputs, np.asarray(labels), "digest")
-    found = curve(
-        known,
-        method.candidates(outputs, labels, COSTS),
-        method.criterion,
-        method.predict,
-        COSTS,
-        replay,
-    )
+    found = stored.curve_of(method, outputs, labels, COSTS)
     assert found.mean_depth[0] == 1 and found.mean_depth[-1] == N
     assert (np.diff(found.mean_depth) >= 0).all()
     steps = np.asarray(act_account(outputs["accumulated"]).updates).reshape(B, -1).max(axis=1)
@@ -127,11 +118,7 @@ def test_candidates_go_from_the_first_step_to_full_depth(places):
 
 def test_calibration_end_to_end():
     method, (_, outputs, labels) = act(), synthetic(())
-    known = Predictions("calibration", outputs, np.asarray(labels), "digest")
-    points = method.candidates(outputs, labels, COSTS)
-    choice = choose(
-        known, points, method.criterion, method.predict, COSTS, replay, accept_loss=0.02
-    )
+    choice = stored.chosen(method, outputs, labels, COSTS, accept_loss(0.02))
     assert choice.accuracy >= choice.accuracy_full - 0.02 - 1e-9 and choice.cost_fraction < 0.9
 
 
@@ -139,7 +126,6 @@ def test_calibration_end_to_end():
     "call, text",
     [
         (lambda: act(tau=-0.1), "`tau` must be at least 0, got -0.1"),
-        (lambda: act(thresholds=[0.5, 0.9]), "and hold 1 (full depth), got "),
         (lambda: act(thresholds=[0.5, 1.0, 1.5]), "lie in 0..1"),
         (
             lambda: act().objective(

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import stored
 
 import dynexit as dx
-from dynexit.calibration.choose import choose
-from dynexit.calibration.curve import Predictions
+from dynexit.calibration.rules.accept_loss import accept_loss
 from dynexit.engine.replay import replay
 from dynexit.methods.recurrent.ctm import THRESHOLDS, ctm
 from dynexit.transforms.best_so_far import certainty
@@ -142,25 +142,14 @@ def test_calibration_end_to_end():
         ready, 9.0 * jax.nn.one_hot(labels, 2)[None], -jax.nn.one_hot(labels, 2)[None]
     )
     method, costs = ctm(), np.arange(1.0, ticks + 1)
-    known = Predictions("calibration", logits, np.asarray(labels), "digest")
-    choice = choose(
-        known,
-        method.candidates(logits, labels, costs),
-        method.criterion,
-        method.predict,
-        costs,
-        replay,
-        0.0,
-    )
+    choice = stored.chosen(method, logits, labels, costs, accept_loss(0.0))
     assert choice.accuracy == choice.accuracy_full == 1.0
     np.testing.assert_allclose(choice.mean_depth, np.mean(needed + 1))
 
 
 def test_refusals():
-    for levels, text in (([0.5, 0.9], "hold 1 (full depth), got"), ([1.0, 1.5], "lie in 0..1")):
-        with pytest.raises(ValueError) as error:
-            ctm(levels)
-        assert "`thresholds`" in str(error.value) and text in str(error.value)
+    with pytest.raises(ValueError, match=r"`thresholds` must have shape \[K\] and lie in 0..1"):
+        ctm([1.0, 1.5])
     with pytest.raises(ValueError, match="`logits` must have at least 2 classes"):
         ctm().objective(jnp.zeros((2, 3, 1)), jnp.zeros(3, jnp.int32), PROGRESS)
 

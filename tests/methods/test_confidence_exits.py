@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import stored
 
-from dynexit.calibration.choose import choose
-from dynexit.calibration.curve import Predictions
+from dynexit.calibration.rules.accept_loss import accept_loss
 from dynexit.calibration.temperature import fit_temperature
 from dynexit.engine.replay import replay
 from dynexit.methods.exits.confidence_exits import confidence_exits
@@ -80,12 +80,12 @@ def test_distillation_is_added_and_reported():
 
 def test_candidates_are_tempered_and_hold_full_depth():
     method = confidence_exits(shared=7)
-    points = method.candidates(np.asarray(LOGITS), np.asarray(LABELS), COSTS)
+    points = stored.curve_of(method, LOGITS, LABELS, COSTS).points
     assert points["threshold"].shape == (39 + 7, E - 1) and points["temperature"].shape == (
         39 + 7,
         E,
     )
-    np.testing.assert_allclose(points["temperature"][5], fit_temperature(LOGITS, LABELS))
+    np.testing.assert_allclose(points["temperature"][5], fit_temperature(LOGITS, LABELS), rtol=1e-5)
     assert (
         points["temperature"][0, 0] > 2 * points["temperature"][0, 1]
     )  # the first exit was four times too bold
@@ -96,11 +96,7 @@ def test_candidates_are_tempered_and_hold_full_depth():
 @pytest.mark.parametrize("wrap", [lambda z: z, lambda z: {"logits": z}], ids=["bare", "dict"])
 def test_calibration_end_to_end(wrap):
     method, outputs = confidence_exits(), wrap(LOGITS)
-    known = Predictions("calibration", outputs, np.asarray(LABELS), "digest")
-    points = method.candidates(outputs, LABELS, COSTS)
-    choice = choose(
-        known, points, method.criterion, method.predict, COSTS, replay, accept_loss=0.01
-    )
+    choice = stored.chosen(method, outputs, LABELS, COSTS, accept_loss(0.01))
     assert choice.accuracy >= choice.accuracy_full - 0.01 - 1e-9
     assert choice.cost_fraction < 0.9
     # A loop over rows, with the point that was chosen.
@@ -128,3 +124,12 @@ def test_refusals(arguments, text):
     with pytest.raises(ValueError) as error:
         confidence_exits(**arguments)
     assert text in str(error.value)
+
+
+def test_rows_without_a_label_count_in_no_mean():
+    labels = jnp.where(jnp.arange(M) % 2 == 0, -1, LABELS)
+    some, kept = labels, np.arange(M) % 2 == 1
+    _, metrics = confidence_exits().objective(LOGITS, some, PROGRESS)
+    _, wanted = confidence_exits().objective(LOGITS[:, kept], LABELS[kept], PROGRESS)
+    for name in wanted:
+        np.testing.assert_allclose(metrics[name], wanted[name], rtol=1e-5, err_msg=name)

@@ -29,7 +29,7 @@ def test_the_loss_is_the_last_answers_and_a_share_of_all(early):
 
 def test_rows_leave_at_the_time_asked_for():
     method = neural_ode()
-    levels = method.candidates(OUTPUTS, LABELS, None)["threshold"]
+    levels = method.candidates.points(None, {}, None)["threshold"]
     assert levels[-1] == 1.0
     exits = lambda t: dx.replay(
         method.criterion({"threshold": jnp.float32(t)}), OUTPUTS
@@ -57,7 +57,7 @@ def test_arrival_is_as_good_as_all_steps():
 def test_refusals():
     with pytest.raises(ValueError, match=r"`early` must lie in 0\.\.1, got 2"):
         neural_ode(2)
-    with pytest.raises(ValueError, match=r"`thresholds` must have shape .* and hold 1"):
-        neural_ode(thresholds=(0.5,))
+    with pytest.raises(ValueError, match=r"`thresholds` must have shape .* and lie in 0..1"):
+        neural_ode(thresholds=(1.5,))
     with pytest.raises(ValueError, match="`outputs` must have the entry 'gate'"):
         neural_ode().objective(LOGITS, LABELS, jnp.float32(0.0))

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import stored
 
 import dynexit as dx
-from dynexit.calibration.curve import Predictions, curve
 from dynexit.methods.recurrent.equilibrium import equilibrium, one_step, steepness
 from dynexit.objectives.multi_exit import multi_exit_cross_entropy
 from dynexit.solvers.anderson import anderson
@@ -150,10 +150,7 @@ def test_the_penalty_estimates_the_jacobian():
 def test_candidates_go_from_few_steps_to_full_depth():
     method = equilibrium()
     outputs = dx.run_all(MODEL.steps(PARAMS), MODEL.embed(PARAMS, INPUTS), N)
-    known = Predictions("calibration", outputs, np.asarray(LABELS), "digest")
-    costs = np.arange(1.0, N + 1)
-    points = method.candidates(outputs, LABELS, costs)
-    found = curve(known, points, method.criterion, method.predict, costs, dx.replay)
+    found = stored.curve_of(method, outputs, LABELS, np.arange(1.0, N + 1))
     assert found.mean_depth[0] == N and found.mean_depth[-1] < 3
     assert (np.diff(found.mean_depth[1:]) <= 0).all() and len(set(found.mean_depth.tolist())) > 10
 
@@ -174,7 +171,7 @@ def test_candidates_go_from_few_steps_to_full_depth():
             "`tolerance_back` must be at least 0, and None with `unrolled`, got -5.0 with 0",
         ),
         ({"tolerance_back": 1e-3, "unrolled": 2}, "and None with `unrolled`, got 0.001 with 2"),
-        ({"thresholds": [0.1]}, "hold 0 (full depth)"),
+        ({"thresholds": [-0.1]}, "`thresholds` must have shape [K] and be at least 0"),
     ],
 )
 def test_refusals(arguments, text):

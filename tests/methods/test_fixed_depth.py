@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import stored
 
 from dynexit.engine.replay import replay
 from dynexit.methods.exits.fixed_depth import fixed_depth
@@ -28,7 +29,7 @@ def test_the_loss_is_the_last_exit_s():
 
 def test_the_one_point_is_full_depth():
     method = fixed_depth()
-    points = method.candidates({"logits": LOGITS}, LABELS, None)
+    points = stored.curve_of(method, {"logits": LOGITS}, LABELS, np.arange(1.0, 5)).points
     assert points["depth"].tolist() == [4]
     halted = replay(method.criterion(jax.tree.map(lambda a: a[0], points)), LOGITS * 100)
     assert halted.exit_depth.tolist() == [4] * 6

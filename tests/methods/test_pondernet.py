@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import stored
 
-from dynexit.calibration.choose import choose
-from dynexit.calibration.curve import Predictions, curve
+from dynexit.calibration.rules.accept_loss import accept_loss
 from dynexit.engine.replay import replay
 from dynexit.methods.halting.pondernet import pondernet
 from dynexit.objectives.multi_exit import multi_exit_cross_entropy
@@ -94,9 +94,8 @@ def test_objective_and_metrics_are_the_loop():
 
 def test_candidates_go_from_the_first_step_to_full_depth():
     method = pondernet()
-    points = method.candidates(OUTPUTS, LABELS, COSTS)
-    known = Predictions("calibration", OUTPUTS, np.asarray(LABELS), "digest")
-    found = curve(known, points, method.criterion, method.predict, COSTS, replay)
+    found = stored.curve_of(method, OUTPUTS, LABELS, COSTS)
+    points = found.points
     assert found.mean_depth[0] == 1 and found.mean_depth[-1] == N
     assert (np.diff(found.mean_depth) >= 0).all()
     halting = np.asarray(OUTPUTS["halt_logit"])
@@ -109,11 +108,7 @@ def test_candidates_go_from_the_first_step_to_full_depth():
 
 def test_calibration_end_to_end():
     method = pondernet()
-    known = Predictions("calibration", OUTPUTS, np.asarray(LABELS), "digest")
-    points = method.candidates(OUTPUTS, LABELS, COSTS)
-    choice = choose(
-        known, points, method.criterion, method.predict, COSTS, replay, accept_loss=0.02
-    )
+    choice = stored.chosen(method, OUTPUTS, LABELS, COSTS, accept_loss(0.02))
     assert choice.accuracy >= choice.accuracy_full - 0.02 - 1e-9 and choice.cost_fraction < 0.95
     assert 0 < choice.operating_point["quantile"] < 1
 
@@ -123,7 +118,6 @@ def test_calibration_end_to_end():
     [
         ({"prior_rate": 0.0}, "`rate` must lie between 0 and 1, both excluded, got 0.0"),
         ({"beta": -0.1}, "`beta` must be at least 0, got -0.1"),
-        ({"quantiles": [0.1, 0.5]}, "and hold 1 (full depth)"),
         ({"quantiles": [-0.1, 1.0]}, "lie in 0..1"),
     ],
 )

@@ -98,7 +98,7 @@ def test_a_row_leaves_once_no_place_moves_for_two_iterations():
     logits[:, 1, 2, 0] = [0, 1, 2, 3, 4, 5, 6]  # never still
     rule = deep_thinking(3).criterion({"threshold": jnp.float32(1e-4)})
     assert dx.replay(rule, jnp.asarray(logits)).exit.tolist() == [4, 6]
-    points = deep_thinking(3).candidates(None, None, None)["threshold"]
+    points = deep_thinking(3).candidates.points(None, {}, None)["threshold"]
     still = dx.replay(deep_thinking(3).criterion({"threshold": points[0]}), jnp.zeros((7, 1, 3, 2)))
     assert points[0] == 0 and still.exit.tolist() == [6], "0 is full depth"
 
@@ -107,7 +107,7 @@ def test_a_row_leaves_once_no_place_moves_for_two_iterations():
     "call,words",
     [
         (lambda: deep_thinking(3, alpha=1.5), "`alpha` must lie in 0..1, got 1.5"),
-        (lambda: deep_thinking(3, thresholds=(1e-3,)), "`thresholds` must have shape"),
+        (lambda: deep_thinking(3, thresholds=(-1e-3,)), "`thresholds` must have shape"),
         (lambda: deep_thinking(0), "`most` must be at least 1"),
         (
             lambda: deep_thinking(10).loss(MODEL, PARAMS, X, LABELS, jax.random.key(0), 0.0),

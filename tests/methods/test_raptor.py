@@ -145,7 +145,7 @@ def test_the_embedding_and_the_teacher_get_no_gradient():
 
 def test_rows_leave_where_a_phase_settles_and_not_at_its_start():
     method = raptor(TEACHER, TAUGHT, COUNTS, thresholds=(0.0, 0.1, 0.5))
-    points = method.candidates(None, None, None)
+    points = method.candidates.points(None, {}, None)
     np.testing.assert_allclose(points["threshold"], [[0] * 4, [0, 0.1, 0.1, 0], [0, 0.5, 0.5, 0]])
     residual = jnp.array(
         [[0.01, 0.3, 0.9], [0.2, 0.3, 0.9], [0.05, 0.3, 0.9], [0.01, 0.01, 0.01], [0.3, 0.3, 0.3]]
@@ -261,7 +261,7 @@ def test_teacher_forcing_alone_learns_the_step_and_not_the_rollout():
         ({"forcing": 2.0}, "`forcing` must lie in 0..1, got 2.0"),
         ({"joint": -1.0}, "`joint` must lie in 0..1, got -1.0"),
         ({"labels": -1.0}, "`labels` must be at least 0, got -1.0"),
-        ({"thresholds": [0.5]}, "hold 0 (full depth)"),
+        ({"thresholds": [-0.5]}, "`thresholds` must have shape [K] and be at least 0"),
     ],
 )
 def test_refusals(arguments, text):

@@ -184,7 +184,7 @@ def test_a_row_in_company_is_the_row_alone_and_a_nan_poisons_no_other(name, thre
 
 
 def test_thresholds_and_refusals():
-    points = recurrent_depth(4.0).candidates(None, None, None)["threshold"]
+    points = recurrent_depth(4.0).candidates.points(None, {}, None)["threshold"]
     outputs = jnp.zeros((5, 2, 3, 4))
     assert dx.replay(
         recurrent_depth(4.0).criterion({"threshold": points[0]}), outputs
@@ -195,7 +195,7 @@ def test_thresholds_and_refusals():
     for call, words in (
         (lambda: recurrent_depth(0.0), "`mean` must be above 0, got 0.0"),
         (lambda: recurrent_depth(4.0, sigma=-1.0), "`sigma` must be at least 0, got -1.0"),
-        (lambda: recurrent_depth(4.0, thresholds=(0.1,)), "`thresholds` must have shape"),
+        (lambda: recurrent_depth(4.0, thresholds=(-0.1,)), "`thresholds` must have shape"),
         (lambda: recurrent_depth(4.0, truncate=0), "`truncate` must be at least 1"),
         (
             lambda: recurrent_depth(4.0, rule="kl"),

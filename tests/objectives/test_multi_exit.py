@@ -108,3 +108,13 @@ def test_weighted_and_deep_supervision_match_the_loop():
 def test_invalid_arguments(call, error, argument):
     with pytest.raises(error, match=f"^`{argument}`"):
         call()
+
+
+def test_one_logit_is_refused_and_labels_may_be_a_list():
+    with pytest.raises(ValueError, match="`logits` must have at least 2 classes"):
+        multi_exit_cross_entropy(jnp.zeros((2, 3, 1)), jnp.zeros(3, jnp.int32))
+    logits = jax.random.normal(jax.random.key(0), (2, 3, 4))
+    np.testing.assert_array_equal(
+        multi_exit_cross_entropy(logits, [0, 1, 3]),
+        multi_exit_cross_entropy(logits, jnp.array([0, 1, 3])),
+    )

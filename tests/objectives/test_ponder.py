@@ -45,10 +45,10 @@ def test_golden_cumulative_halting():
         criteria.cumulative_halting_above(0.5),
         jax.scipy.special.logit(jnp.array([0.2, 0.5, 0.5, 1.0])),
     )
-    memory, found = rule.init(1), []
+    memory, found = rule.init(1, None), []
     for i in range(4):
         _, memory = rule.update(jnp.int32(i), {"halt_logit": output[i : i + 1]}, memory)
-        found.append(float(-jnp.expm1(memory[0])))
+        found.append(float(-jnp.expm1(memory.score[0])))
     np.testing.assert_allclose(found, [0.2, 0.6, 0.8, 1.0], rtol=1e-6)
     np.testing.assert_allclose(
         jnp.cumsum(jnp.exp(log_halting(GOLDEN)), axis=0)[:, 0], [0.2, 0.6, 0.8, 1.0], rtol=1e-6

@@ -84,7 +84,7 @@ def test_several_iterations_a_step_are_counted():
     step = dx.tied_step(
         lambda p, s: {"h": s["h"] + p}, lambda p, s: s["h"], jnp.float32(1.0), blocks=4
     )
-    never = dx.Criterion(lambda places: (), lambda i, output, memory: (output < 0.0, memory))
+    never = dx.criteria.gate_above(0.0, read=lambda output: -output)
     halted = dx.run_until(
         *per_token(step, {"h": jnp.zeros((2, 3))}, never), 8, dx.criteria.gate_above(0.5)
     )

@@ -16,6 +16,7 @@ fixed shape. What has left stays where it left until the end, and is then brough
 order of the batch.
 """
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Sequence
@@ -75,7 +76,7 @@ def run_sharded(
     Example:
       >>> import dynexit as dx
       >>> step = dx.stacked_step(lambda p, h: h + p, lambda p, h: h, jnp.ones(3))
-      >>> leave = dx.Criterion(lambda batch: (), lambda i, output, memory: (output > 2.5, memory))
+      >>> leave = dx.criteria.gate_above(2.5, read=lambda output: output)
       >>> dx.run_sharded(step, jnp.array([0.0, 1.0, 2.0]), 3, leave, jax.make_mesh((1,), ("data",))).exit_depth
       Array([3, 2, 1], dtype=int32)
     """
@@ -126,7 +127,11 @@ def _run(step, state, depth, criterion, mesh, axis, segments, tile, keep_state) 
     spread = functools.partial(
         jax.shard_map, mesh=mesh, in_specs=(P(), P(), P(axis), P(axis), P(axis)), out_specs=P(axis)
     )
-    known = lambda criterion, memory: Criterion(lambda batch: memory, criterion.update)
+    known = lambda criterion, memory: dataclasses.replace(
+        criterion,
+        init_score=lambda batch, output: memory.score,
+        init_decide=lambda batch: memory.decide,
+    )
     row = jnp.arange(batch, dtype=jnp.int32)
     if len(segments) == 2:
 

@@ -61,7 +61,7 @@ def run_bounded(
 
     Example:
       >>> import dynexit as dx
-      >>> leave = dx.Criterion(lambda batch: (), lambda i, output, memory: (output > 3.0, memory))
+      >>> leave = dx.criteria.gate_above(3.0, read=lambda output: output)
       >>> loss = lambda p: dx.run_bounded(dx.tied_step(lambda p, h: h * p, lambda p, h: h, p), jnp.ones(1), 9, leave).output.sum()
       >>> jax.grad(loss)(jnp.float32(2.0))  # the row leaves after two steps, at p ** 2
       Array(4., dtype=float32)

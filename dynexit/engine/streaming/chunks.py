@@ -47,7 +47,7 @@ def stream_chunks(
     Example:
       >>> import dynexit as dx
       >>> step = dx.stacked_step(lambda p, h: h * p, lambda p, h: h, jnp.array([2.0, 3.0, 4.0]))
-      >>> big = dx.Criterion(lambda batch: (), lambda i, output, memory: (output > 8.0, memory))
+      >>> big = dx.criteria.gate_above(8.0, read=lambda output: output)
       >>> chunks = iter([np.float32([1, 5]), np.float32([2, 0]), np.float32([3])])
       >>> [halted.exit_depth.tolist() for halted in dx.stream_chunks(step, chunks, depth=3, criterion=big)]
       [[3, 1], [2, 3], [2]]

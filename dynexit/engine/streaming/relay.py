@@ -92,7 +92,7 @@ def run_relay(
       ...     to = jnp.where(valid, of, 2)
       ...     left = state["left"].at[to].add(-1, mode="drop")
       ...     return {"sum": state["sum"].at[to].set(0.0, mode="drop"), "left": left}, left[of] == 0
-      >>> three = dx.Criterion(lambda batch: (), lambda i, output, memory: (output > 1.5, memory))
+      >>> three = dx.criteria.gate_above(1.5, read=lambda output: output)
       >>> begun = {"sum": jnp.zeros(2), "left": jnp.array([2, 1])}
       >>> run_relay(add, again, begun, 9, three, jnp.zeros(2, bool), dx.Tiling((2, 1), (2.0, 1.5))).turns
       Array(6, dtype=int32)

@@ -56,7 +56,7 @@ def run_stream(
     Example:
       >>> import dynexit as dx
       >>> double = dx.tied_step(lambda p, h: h * p, lambda p, h: h, jnp.float32(2.0))
-      >>> big = dx.Criterion(lambda batch: (), lambda i, output, memory: (output > 8.0, memory))
+      >>> big = dx.criteria.gate_above(8.0, read=lambda output: output)
       >>> dx.run_stream(double, jnp.array([1.0, 5.0, 3.0]), depth=9, criterion=big, slots=2).exit_depth
       Array([4, 1, 2], dtype=int32)
     """

@@ -219,7 +219,7 @@ def _live_counts(exits: Any, total: int, batch: int) -> np.ndarray:
 
 def _entering(stages: tuple[Stage, ...], state: PyTree) -> list[PyTree]:
     """The state of all rows before every stage."""
-    never = Criterion(lambda batch: (), _stay)
+    never = Criterion(_nothing, _stay)
     states = [state]
     for stage in stages[:-1]:
         depth = stage.steps * stage.step.blocks
@@ -227,9 +227,12 @@ def _entering(stages: tuple[Stage, ...], state: PyTree) -> list[PyTree]:
     return states
 
 
-def _stay(i, output, memory):
-    rows = jax.tree.leaves(output)[0].shape[0]
-    return jnp.zeros(rows, bool), memory
+def _nothing(i, output, memory):
+    return jnp.zeros(jax.tree.leaves(output)[0].shape[0], bool), memory
+
+
+def _stay(i, score, memory):
+    return score, memory
 
 
 def _measure(
@@ -238,7 +241,7 @@ def _measure(
     """Seconds of one tile of each size, the engine's own work on it included; never falling with
     the size.
     """
-    never = Criterion(lambda batch: (), _stay)
+    never = Criterion(_nothing, _stay)
     depth = stage.steps * stage.step.blocks
     calls: dict[int, tuple[Callable[[], Any], int]] = {}
     for size in sizes:

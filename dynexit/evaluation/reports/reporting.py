@@ -5,9 +5,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from dynexit.evaluation.curves import depth_histogram, per_exit_accuracy, rank_correlation
+from dynexit.calibration.records import Records
+from dynexit.evaluation.curves import depth_histogram, rank_correlation
 from dynexit.evaluation.latency import Timing
 from dynexit.evaluation.measure import Evaluated
+
+SCHEMA = 1  # of report.json; it grows where an entry changes its name or meaning
 
 
 def report(evaluated: Evaluated, operating_point: Any, about: dict) -> dict:
@@ -20,17 +23,21 @@ def report(evaluated: Evaluated, operating_point: Any, about: dict) -> dict:
         its own keys.
 
     Returns:
-      Accuracies are fractions, seconds are for one pass over `rows_timed` rows, FLOPs are per row.
+      Accuracies are fractions of the rows that have a label, losses are in nats, seconds are for
+      one pass over `rows_timed` rows, FLOPs are per row.
     """
-    e, t, c = evaluated, evaluated.timings, evaluated.costs
+    e, t, c, r = evaluated, evaluated.timings, evaluated.costs, evaluated.records
     accuracy, along = (
-        per_exit_accuracy(e.exit_classes, e.predictions.labels, e.score),
+        r.right[:, r.counts].mean(axis=1, dtype=np.float64),
         e.timed.efficiency_streamed,
     )
+    exit = e.exit[r.counts]
+    right = np.asarray(e.score(e.classes[r.counts], r.labels[r.counts]), np.float64)
     return {
+        "schema_version": SCHEMA,
         "accuracy_full": float(accuracy[-1]),
-        "accuracy_dynamic": float(e.score(e.classes, e.predictions.labels).mean()),
-        "mean_depth": float(c.depths[e.exit].mean()),
+        "accuracy_dynamic": float(right.mean()),
+        "mean_depth": float(c.depths[exit].mean()),
         "depth": int(c.depths[-1]),
         "seconds_full": t.full.median,
         "seconds_dynamic": t.compacted.median,
@@ -39,7 +46,7 @@ def report(evaluated: Evaluated, operating_point: Any, about: dict) -> dict:
         "efficiency_masked": t.efficiency_masked,
         "efficiency_streamed": t.efficiency_streamed,
         "efficiency_ceiling": t.ceiling,
-        "flops_ratio": float(c.until[e.exit].mean() / c.full),
+        "flops_ratio": float(c.until[exit].mean() / c.full),
         "flops_ratio_blocks": t.block_ratio,
         "occupancy": t.occupancy,
         "seconds_ideal": t.ideal,
@@ -54,16 +61,21 @@ def report(evaluated: Evaluated, operating_point: Any, about: dict) -> dict:
         "full_programs": {name: timing.median for name, timing in t.contenders.items()},
         "tuned": str(e.tuned) if e.tuned else "not tuned: the engine's default tiles",
         "rows_timed": t.rows,
-        "examples": len(e.predictions.labels),
+        "examples": int(r.counts.sum()),
+        "examples_without_label": int((~r.counts).sum()),
         "flops_full": c.full,
         "flops_until_exit": c.until.tolist(),
         "depth_of_exit": c.depths.tolist(),
         "accuracy_per_exit": accuracy.tolist(),
-        "rows_per_exit": depth_histogram(e.exit, len(accuracy)).tolist(),
+        "loss_per_exit": _losses(r, np.arange(len(accuracy))[:, None]),
+        "loss_dynamic": _losses(r, exit),
+        "rows_per_exit": depth_histogram(exit, len(accuracy)).tolist(),
         "live_equals_replay": e.agreement,
         "nan_exits": e.nan_exits,
-        **_best_fixed(accuracy, c.alone, float(c.until[e.exit].mean()), c.depths),
-        "depth_follows_steps": None if e.steps is None else rank_correlation(e.exit, e.steps),
+        **_best_fixed(accuracy, c.alone, float(c.until[exit].mean()), c.depths),
+        "depth_follows_steps": None
+        if e.steps is None
+        else rank_correlation(exit, e.steps[r.counts]),
         "operating_point": jax.tree.map(lambda a: np.asarray(a).tolist(), operating_point),
         "curve": {
             "accuracy": e.curve.accuracy.tolist(),
@@ -81,6 +93,16 @@ def report(evaluated: Evaluated, operating_point: Any, about: dict) -> dict:
         },
         **about,
     }
+
+
+def _losses(records: Records, exits: np.ndarray) -> Any:
+    """Mean cross-entropy in nats at the exits `[m]`, or `[E, 1]` for one mean each; None where the
+    records have none.
+    """
+    if records.losses is None:
+        return None
+    losses = records.losses[:, records.counts]
+    return losses[exits, np.arange(losses.shape[1])].mean(axis=-1, dtype=np.float64).tolist()
 
 
 def _best_fixed(accuracy: np.ndarray, alone: np.ndarray, cost: float, depths: np.ndarray) -> dict:
@@ -154,7 +176,7 @@ def markdown(content: dict) -> str:
             f"{r['hardware']}.",
             f"- Chosen on the calibration split: {r['calibration']['chosen_by']}. Expected there: accuracy "
             f"{r['calibration']['accuracy']:.2%} at {r['calibration']['flops_ratio']:.1%} of the FLOPs (full depth "
-            f"{r['calibration']['accuracy_full']:.2%}).",
+            f"{r['calibration']['accuracy_full']:.2%}). Guarantee: {r['calibration']['guarantee']}.",
         ],
     )
     main = _table(
@@ -169,13 +191,13 @@ def markdown(content: dict) -> str:
         f"({s['masked'][0]:.4f}-{s['masked'][1]:.4f}).",
         f"- Full depth is the quickest of {', '.join(r['full_programs'])}, and reads the last exit alone. Ideal time is its "
         f"time x {r['flops_ratio_blocks']:.3f}, the fraction of block FLOPs needed: {r['seconds_ideal']:.4f} s. The "
-        f"compacted schedule was {r['occupancy']:.1%} occupied. The ceiling is the efficiency of all rows leaving together at "
-        "about the mean depth: what reading exits and asking the rule leave to any schedule.",
-        f"- Schedule and tiles, chosen with the exits of the calibration split: {r['tuned']}.",
+        f"compacted executor was {r['occupancy']:.1%} occupied. The ceiling is the efficiency of all rows exiting together at "
+        "about the mean depth: what reading exits and the criterion leave to any executor.",
+        f"- Executor and tiles, chosen with the exits of the calibration split: {r['tuned']}.",
         *_streamed(r["timed_points"]),
         *_fixed(r),
         *_follows(r),
-        f"- Live answers and exits equal the replay of stored outputs for {r['live_equals_replay']:.2%} of the rows; "
+        f"- Live answers and exits equal those of stored scores for {r['live_equals_replay']:.2%} of the rows; "
         f"{r['nan_exits']} exits held a NaN.",
     ]
     rows = [
@@ -191,7 +213,7 @@ def markdown(content: dict) -> str:
         )
     ]
     exits = _table(
-        ("exit", "depth", "accuracy if all left here", "rows that left here", "FLOPs"), rows
+        ("exit", "depth", "accuracy if all exited here", "rows that exited here", "FLOPs"), rows
     )
     operating_point = "\n".join(
         f"- {name}: {_numbers(values)}" for name, values in _named(r["operating_point"])

@@ -1,23 +1,22 @@
-"""Confidence exits: deep supervision, then each row leaves where its likeliest class is likely
+"""Confidence exits: deep supervision, then each row exits where its likeliest class is likely
 enough.
 """
 
 from collections.abc import Callable
 from typing import Any
 
-import jax
-import jax.numpy as jnp
+import numpy as np
 
 from dynexit import criteria
 from dynexit.calibration.candidates import RATIOS, geometric_fractions, threshold_candidates
-from dynexit.calibration.temperature import fit_temperature
+from dynexit.calibration.records import Records
+from dynexit.calibration.temperature import temperature_fit
 from dynexit.core.checks import positive_integer
-from dynexit.core.types import Array, Criterion, Method, PyTree
-from dynexit.criteria import scores
+from dynexit.core.types import Array, Candidates, Criterion, Method, PyTree
 from dynexit.methods.answers import accuracy, logits_of, predict
 from dynexit.objectives import weights as depth_weights
 from dynexit.objectives.distillation import self_distillation
-from dynexit.objectives.multi_exit import multi_exit_cross_entropy, weighted
+from dynexit.objectives.multi_exit import mean_over_rows, multi_exit_cross_entropy, weighted
 
 NAMED_WEIGHTS = {"uniform": depth_weights.uniform, "linear": depth_weights.linear}
 
@@ -34,8 +33,7 @@ def confidence_exits(
     calibration split.
 
     Training: L_b = sum_e w_e CE_eb + distill sum_{e<E-1} w_e T^2 KL(p_{E-1} || p_e). Inference:
-      leave where
-    max_c softmax(z_e / T_e)_c > t_e. The candidates are MSDNet's geometric family, thresholds
+    exit where max_c softmax(z_e / T_e)_c > t_e. The candidates are MSDNet's geometric family, thresholds
     shared by all exits, and full depth.
 
     Args:
@@ -48,16 +46,17 @@ def confidence_exits(
       shared: number of candidates with one threshold for all exits.
 
     Returns:
-      `Method`. Outputs are logits `[E, B, C]` or a dict with "logits"; a point is `{"threshold":
-      [E-1], "temperature": [E]}`.
-      Metrics: accuracy_exit_first, accuracy_exit_last, loss_exit_first, loss_exit_last; with
-        distillation also distillation.
+      `Method`. Outputs are logits `[E, B, C]`, or `[E, B, ..., C]` with an answer at each of a
+      row's places (without distillation), or a dict with "logits"; an operating point is
+      `{"threshold": [E-1], "temperature": [E]}`. Metrics: accuracy_exit_first, accuracy_exit_last,
+      loss_exit_first, loss_exit_last; with distillation also distillation.
 
     Raises:
       TypeError, ValueError: `distill` negative, `distill_temperature` or one of `ratios` not above
         0, `shared` below 1; from the objective, weights of a wrong shape.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> method = confidence_exits()
       >>> loss, metrics = method.objective(jnp.zeros((3, 2, 4)), jnp.array([0, 1]), jnp.float32(0.0))
       >>> loss.shape, sorted(metrics)[0]
@@ -65,7 +64,7 @@ def confidence_exits(
 
     Source: Teerapittayanon et al. 2016, BranchyNet (there with entropy); Kaya et al. 2019, SDN;
       Huang et al. 2018, MSDNet (there
-    with weights 1 and without temperatures); the temperatures of Guo et al. 2017.
+      with weights 1 and without temperatures); the temperatures of Guo et al. 2017.
     """
     if not distill >= 0:
         raise ValueError(f"`distill` must be at least 0, got {distill}")
@@ -86,13 +85,13 @@ def confidence_exits(
         metrics = {
             "accuracy_exit_first": accuracy(logits[0], labels),
             "accuracy_exit_last": accuracy(logits[-1], labels),
-            "loss_exit_first": _mean(losses[0]),
-            "loss_exit_last": _mean(losses[-1]),
+            "loss_exit_first": mean_over_rows(losses[0], labels),
+            "loss_exit_last": mean_over_rows(losses[-1], labels),
         }
         if distill > 0:
             taught = weighted(self_distillation(logits, distill_temperature), w)
             loss = loss + distill * taught
-            metrics["distillation"] = _mean(taught)
+            metrics["distillation"] = mean_over_rows(taught, labels)
         return loss, metrics
 
     def criterion(operating_point: PyTree) -> Criterion:
@@ -100,21 +99,18 @@ def confidence_exits(
             operating_point["threshold"], operating_point["temperature"]
         )
 
-    def candidates(outputs: PyTree, labels: Array, costs: Array) -> PyTree:
-        logits = jnp.asarray(logits_of(outputs))
-        temperature = fit_temperature(logits, jnp.asarray(labels))
-        confidence = jax.lax.map(lambda x: scores.max_probability(*x), (logits, temperature))
-        threshold = threshold_candidates(confidence, ratios, shared)
-        return {"threshold": threshold, "temperature": jnp.tile(temperature, (len(threshold), 1))}
+    def full(exits: int, fitted: PyTree) -> PyTree:
+        return {"threshold": np.full(exits - 1, np.inf, np.float32), **fitted}
 
-    return Method(objective, criterion, candidates, predict)
+    def points(records: Records, fitted: PyTree, costs: Any) -> PyTree:
+        threshold = threshold_candidates(records.scores, ratios, shared)
+        temperature = np.tile(fitted["temperature"], (len(threshold), 1))
+        return {"threshold": threshold, "temperature": temperature}
+
+    return Method(objective, criterion, Candidates(full, points, temperature_fit()), predict)
 
 
 def _exit_weights(weights: Any, exits: int, progress: Array) -> Any:
     if isinstance(weights, str):
         return NAMED_WEIGHTS[weights](exits)
     return weights(progress) if callable(weights) else weights
-
-
-def _mean(values: Array) -> Array:
-    return values.mean(dtype=jnp.float32)

@@ -1,11 +1,13 @@
-"""The plain network, trained on its last exit and never left before: what depth by the row has to
-be compared with.
+"""The plain network, trained on its last exit, at which every row exits: what depth by the row has
+to be compared with.
 """
 
-import jax.numpy as jnp
+from typing import Any
+
+import numpy as np
 
 from dynexit import criteria
-from dynexit.core.types import Array, Criterion, Method, PyTree
+from dynexit.core.types import Array, Candidates, Criterion, Method, PyTree
 from dynexit.methods.answers import accuracy, logits_of, predict
 from dynexit.objectives.multi_exit import multi_exit_cross_entropy
 
@@ -17,17 +19,18 @@ def fixed_depth(label_smoothing: float = 0.0) -> Method:
       label_smoothing: in 0..1.
 
     Returns:
-      `Method`. Outputs are logits `[E, B, ..., C]` or a dict with "logits"; a point is `{"depth":
-      []}` in exits, and the one candidate is E. Metrics: accuracy_exit_first, accuracy_exit_last.
+      `Method`. Outputs are logits `[E, B, ..., C]` or a dict with "logits"; an operating point is
+      `{"depth": []}` in exits, and the one candidate is E. Metrics: accuracy_exit_first, accuracy_exit_last.
 
     Raises:
       ValueError: from the objective, `label_smoothing` outside 0..1.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> method = fixed_depth()
       >>> loss, metrics = method.objective(jnp.zeros((3, 2, 4)), jnp.array([0, 1]), jnp.float32(0.0))
-      >>> [round(x, 4) for x in loss.tolist()], method.candidates(jnp.zeros((3, 2, 4)), None, None)["depth"].tolist()
-      ([1.3863, 1.3863], [3])
+      >>> [round(x, 4) for x in loss.tolist()], int(method.candidates.full(3, {})["depth"])
+      ([1.3863, 1.3863], 3)
     """
 
     def objective(
@@ -43,7 +46,8 @@ def fixed_depth(label_smoothing: float = 0.0) -> Method:
     def criterion(operating_point: PyTree) -> Criterion:
         return criteria.at_depth(operating_point["depth"])
 
-    def candidates(outputs: PyTree, labels: Array, costs: Array) -> PyTree:
-        return {"depth": jnp.full(1, len(logits_of(outputs)), jnp.int32)}
+    def points(records: Any, fitted: PyTree, costs: Any) -> PyTree:
+        return {"depth": np.full(1, len(costs), np.int32)}
 
-    return Method(objective, criterion, candidates, predict)
+    full = lambda exits, fitted: {"depth": np.array(exits, np.int32)}
+    return Method(objective, criterion, Candidates(full, points), predict)

@@ -4,11 +4,10 @@ they weight, pondering costs.
 
 from typing import Any
 
-import jax.numpy as jnp
-
 from dynexit import criteria
+from dynexit.calibration.candidates import levels
 from dynexit.core.types import Array, Criterion, Method, PyTree
-from dynexit.methods.answers import accuracy, candidate_levels, predict
+from dynexit.methods.answers import accuracy, predict, row_means
 from dynexit.objectives.act import act_account
 from dynexit.objectives.multi_exit import multi_exit_cross_entropy
 
@@ -27,7 +26,7 @@ def act(tau: float = 0.01, label_smoothing: float = 0.0, thresholds: Any = THRES
       tau: price of a step, at least 0; too high and every row takes one step, too low and all take
         the most.
       label_smoothing: in 0..1.
-      thresholds: candidates for t, `[K]`, each in 0..1; 1 is full depth and must be among them. Up
+      thresholds: candidates for t, `[K]`, each in 0..1; 1, full depth, is added. Up
         to 1 - epsilon of the model, t is ACT's own rule with epsilon = 1 - t (exactly so where a
         row has one halting logit); above it, steps of weight 0 are added.
 
@@ -42,10 +41,11 @@ def act(tau: float = 0.01, label_smoothing: float = 0.0, thresholds: Any = THRES
       accuracy_halted, of the answer at the halting step, and accuracy_exit_first.
 
     Raises:
-      ValueError: `tau` negative, `thresholds` outside 0..1 or without 1; from the objective,
+      ValueError: `tau` negative, `thresholds` outside 0..1; from the objective,
         outputs that are not averaged.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> method = act(tau=0.1)
       >>> sums = jnp.array([[0.3, 0.9], [0.7, 1.0], [1.0, 1.0]])  # [N=3, B=2]
       >>> outputs = {"logits": jnp.zeros((3, 2, 4)), "accumulated": sums, "gate": sums}
@@ -60,7 +60,7 @@ def act(tau: float = 0.01, label_smoothing: float = 0.0, thresholds: Any = THRES
     """
     if not tau >= 0:
         raise ValueError(f"`tau` must be at least 0, got {tau}")
-    levels = candidate_levels(thresholds, full=1.0, high=1.0)
+    candidates = levels(thresholds, full=1.0, low=0.0, high=1.0)
 
     def objective(
         outputs: PyTree, labels: Array, progress: Array
@@ -77,19 +77,16 @@ def act(tau: float = 0.01, label_smoothing: float = 0.0, thresholds: Any = THRES
         ]  # steps after halting have weight 0: the last mean is that of the halting step
         metrics = {
             "ponder": ponder,
-            "mean_steps": account.updates,
+            "mean_steps": account.updates.astype(ponder.dtype).mean(axis=places),
             "row_steps": account.updates.max(axis=places),
             "at_limit": account.at_limit.any(axis=places),
             "accuracy_halted": accuracy(halted, labels),
             "accuracy_exit_first": accuracy(logits[0], labels),
         }
         loss = multi_exit_cross_entropy(halted[None], labels, label_smoothing)[0] + tau * ponder
-        return loss, {name: rows.mean(dtype=jnp.float32) for name, rows in metrics.items()}
+        return loss, row_means(metrics, labels)
 
     def criterion(operating_point: PyTree) -> Criterion:
         return criteria.gate_above(operating_point["threshold"])
-
-    def candidates(outputs: PyTree, labels: Array, costs: Array) -> PyTree:
-        return {"threshold": jnp.asarray(levels)}
 
     return Method(objective, criterion, candidates, predict)

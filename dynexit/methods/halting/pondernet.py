@@ -6,12 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from dynexit import criteria
+from dynexit.calibration.candidates import levels
 from dynexit.core.types import Array, Criterion, Method, PyTree
 from dynexit.engine.replay import replay
-from dynexit.methods.answers import accuracy, candidate_levels, predict
+from dynexit.methods.answers import accuracy, predict, row_means
 from dynexit.objectives.multi_exit import multi_exit_cross_entropy
 from dynexit.objectives.ponder import geometric_last, kl_prior_posterior, ponder_loss
 
@@ -39,7 +39,7 @@ def pondernet(
       prior: `prior(N, rate) -> log g [N]`: `geometric_last` or `geometric_renormalised`.
       divergence: `kl_prior_posterior`, of the released code, or `kl_posterior_prior`, of the paper.
       label_smoothing: in 0..1.
-      quantiles: candidates for q, `[K]`, each in 0..1; 1 is full depth and must be among them.
+      quantiles: candidates for q, `[K]`, each in 0..1; 1, full depth, is added.
 
     Returns:
       `Method`. Outputs are `{"logits": [N, B, C], "halt_logit": [N, B]}`, one exit a step; a point
@@ -49,10 +49,10 @@ def pondernet(
       the last step, at the Q-exit with q = 0.5; accuracy_exit_first, accuracy_exit_last.
 
     Raises:
-      ValueError: `beta` negative, `prior_rate` not between 0 and 1, `quantiles` outside 0..1 or
-        without 1.
+      ValueError: `beta` negative, `prior_rate` not between 0 and 1, `quantiles` outside 0..1.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> method = pondernet()
       >>> outputs = {"logits": jnp.zeros((5, 2, 4)), "halt_logit": jnp.zeros((5, 2))}
       >>> loss, metrics = method.objective(outputs, jnp.array([0, 1]), jnp.float32(0.0))
@@ -64,7 +64,7 @@ def pondernet(
       and, from its released code, the
     prior's tail and the direction of the KL.
     """
-    quantiles = candidate_levels(quantiles, full=1.0, high=1.0, name="quantiles")
+    candidates = levels(quantiles, full=1.0, name="quantile", low=0.0, high=1.0)
     if not beta >= 0:
         raise ValueError(f"`beta` must be at least 0, got {beta}")
     prior(1, prior_rate)  # refuses a wrong rate here and not in the first training step
@@ -92,12 +92,9 @@ def pondernet(
             "accuracy_exit_first": accuracy(logits[0], labels),
             "accuracy_exit_last": accuracy(logits[-1], labels),
         }
-        return ponder.loss, {name: rows.mean(dtype=jnp.float32) for name, rows in metrics.items()}
+        return ponder.loss, row_means(metrics, labels)
 
     def criterion(operating_point: PyTree) -> Criterion:
         return criteria.cumulative_halting_above(operating_point["quantile"])
-
-    def candidates(outputs: PyTree, labels: Array, costs: Array) -> PyTree:
-        return {"quantile": jnp.asarray(quantiles)}
 
     return Method(objective, criterion, candidates, predict)

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from dynexit import criteria
+from dynexit.calibration.candidates import levels
 from dynexit.core.labels import exact
 from dynexit.core.types import Array, Criterion, Method, PyTree
-from dynexit.methods.answers import candidate_levels, predict
+from dynexit.methods.answers import predict, row_means
 from dynexit.objectives.multi_exit import multi_exit_cross_entropy
 from dynexit.transforms.best_so_far import certainty
 
@@ -33,7 +34,7 @@ def ctm(thresholds: Any = THRESHOLDS) -> Method:
     ticks, which the loss may never pick, can be worse than those before.
 
     Args:
-      thresholds: candidates for t, `[K]`, each in 0..1; 1 is full depth and must be among them.
+      thresholds: candidates for t, `[K]`, each in 0..1; 1, full depth, is added.
 
     Returns:
       `Method`, for any model with an exit a tick: logits `[E, B, ..., C]` (`dx.models.Ctm`), or a
@@ -44,7 +45,7 @@ def ctm(thresholds: Any = THRESHOLDS) -> Method:
       accuracy_exit_last, of the last tick itself. Ticks count from 1.
 
     Raises:
-      ValueError: `thresholds` outside 0..1 or without 1; from the objective, logits of one class.
+      ValueError: `thresholds` outside 0..1; from the objective, logits of one class.
 
     Example:
       >>> logits = jnp.array([[[2.0, 0.0]], [[0.0, 1.0]], [[0.0, 0.0]]])  # three ticks of one row
@@ -57,7 +58,7 @@ def ctm(thresholds: Any = THRESHOLDS) -> Method:
     and read the most certain one; a row that passes a threshold here is the most certain that it
     has been so far.
     """
-    levels = candidate_levels(thresholds, full=1.0, high=1.0)
+    candidates = levels(thresholds, full=1.0, low=0.0, high=1.0)
 
     def objective(
         outputs: PyTree, labels: Array, progress: Array
@@ -78,12 +79,9 @@ def ctm(thresholds: Any = THRESHOLDS) -> Method:
             "accuracy_exit_last": right[-1],
         }
         loss = (metrics["loss_least"] + metrics["loss_certain"]) / 2
-        return loss, {name: rows.mean(dtype=jnp.float32) for name, rows in metrics.items()}
+        return loss, row_means(metrics, labels)
 
     def criterion(operating_point: PyTree) -> Criterion:
         return criteria.gate_above(operating_point["threshold"], certainty)
-
-    def candidates(outputs: PyTree, labels: Array, costs: Array) -> PyTree:
-        return {"threshold": jnp.asarray(levels)}
 
     return Method(objective, criterion, candidates, predict)

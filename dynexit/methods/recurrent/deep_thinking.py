@@ -5,15 +5,15 @@ once its answer has settled.
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from dynexit import criteria
+from dynexit.calibration.candidates import levels
 from dynexit.core.checks import one_depth, positive_integer
 from dynexit.core.types import Array, Criterion, Method, Model, PyTree
 from dynexit.engine.gradients.truncated import run_truncated
 from dynexit.engine.steps import every_iteration
-from dynexit.methods.answers import accuracy, candidate_levels, logits_of, predict
+from dynexit.methods.answers import accuracy, logits_of, predict, row_means
 from dynexit.objectives.multi_exit import multi_exit_cross_entropy
 
 THRESHOLDS = (0.0, *(10.0**e for e in np.arange(-6.0, -0.9, 0.25)))  # 0 is never passed: full depth
@@ -38,8 +38,7 @@ def deep_thinking(
     Args:
       most: m, iterations in training; the model may have more, for tests on larger problems.
       alpha: in 0..1; 1 is the cheapest, for L_m is not computed.
-      thresholds: candidates for t in nats, `[K]`, at least 0; 0 is full depth and must be among
-        them.
+      thresholds: candidates for t in nats, `[K]`, at least 0; 0, full depth, is added.
       settled: exits in a row.
 
     Returns:
@@ -50,7 +49,7 @@ def deep_thinking(
 
     Raises:
       TypeError, ValueError: `most` or `settled` below 1, `alpha` outside 0..1, `thresholds`
-        negative or without 0; from the loss, a model of fewer than `most` iterations.
+        negative; from the loss, a model of fewer than `most` iterations.
 
     Source: Bansal et al. 2022, arXiv 2202.05826, algorithm 1. The exit is ours: theirs runs a fixed
       number of iterations or takes
@@ -60,7 +59,7 @@ def deep_thinking(
     positive_integer(settled, "settled")
     if not 0 <= alpha <= 1:
         raise ValueError(f"`alpha` must lie in 0..1, got {alpha}")
-    levels = candidate_levels(thresholds, full=0.0)
+    candidates = levels(thresholds, full=0.0, low=0.0)
 
     def loss(
         model: Model, params: PyTree, inputs: PyTree, labels: Array, key: Array, progress: Array
@@ -79,20 +78,17 @@ def deep_thinking(
 
         free, steps = progress_drawn(key, most)
         losses, right = after(free, steps)
-        metrics = {"iterations": free + steps, "loss_progressive": losses.mean(), "accuracy": right}
+        metrics = {"iterations": free + steps, "loss_progressive": losses, "accuracy": right}
         if alpha < 1:
             whole, right = after(0, most)
             losses = alpha * losses + (1 - alpha) * whole
-            metrics |= {"loss_full": whole.mean(), "accuracy_full": right}
-        return losses, {name: jnp.float32(value) for name, value in metrics.items()}
+            metrics |= {"loss_full": whole, "accuracy_full": right}
+        return losses, row_means(metrics, labels)
 
     def criterion(operating_point: PyTree) -> Criterion:
         return criteria.consecutive(
             settled, criteria.divergence_below(operating_point["threshold"])
         )
-
-    def candidates(outputs: PyTree, labels: Array, costs: Array) -> PyTree:
-        return {"threshold": jnp.asarray(levels)}
 
     return Method(None, criterion, candidates, predict, loss)
 

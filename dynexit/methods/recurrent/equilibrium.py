@@ -10,10 +10,11 @@ import numpy as np
 from jax import lax
 
 from dynexit import criteria
+from dynexit.calibration.candidates import levels
 from dynexit.core.checks import entries, positive_integer
 from dynexit.core.types import Array, Criterion, Method, Model, PyTree, Step
 from dynexit.engine.run import run_until
-from dynexit.methods.answers import accuracy, candidate_levels, logits_of, predict
+from dynexit.methods.answers import accuracy, logits_of, predict, row_means
 from dynexit.objectives.multi_exit import multi_exit_cross_entropy
 from dynexit.solvers.anderson import Mixing
 from dynexit.solvers.fixed_point import check_mixing, implicit, phantom
@@ -52,7 +53,7 @@ def equilibrium(
       jacobian: weight of the penalty that keeps the iteration convergent; published values 0.1 to
         1.
       label_smoothing: in 0..1.
-      thresholds: candidates for t, `[K]`, at least 0; 0 is full depth and must be among them.
+      thresholds: candidates for t, `[K]`, at least 0; 0, full depth, is added.
       mixing: of the adjoint solve, and the model's own: where the plain iteration runs away, its
         adjoint does too.
 
@@ -64,11 +65,11 @@ def equilibrium(
 
     Raises:
       TypeError, ValueError: `tolerance`, `jacobian` or `unrolled` negative, the last no integer,
-        `damping` not in 0..1, `thresholds` negative or without 0; `damping` or `tolerance_back`
+        `damping` not in 0..1, `thresholds` negative; `damping` or `tolerance_back`
         where they would be of no effect; from the loss, a model with another `mixing`.
 
     Example:
-      >>> float(equilibrium().candidates(None, None, None)["threshold"][0])
+      >>> float(equilibrium().candidates.full(4, {})["threshold"])
       0.0
 
     Source: Bai et al. 2019; Bai et al. 2021 for the penalty; Geng et al. 2021 for the phantom
@@ -77,7 +78,7 @@ def equilibrium(
     as torchdeq's does.
     """
     refuse(tolerance, tolerance_back, unrolled, damping, jacobian)
-    levels = candidate_levels(thresholds, full=0.0)
+    candidates = levels(thresholds, full=0.0, low=0.0)
 
     def loss(
         model: Model, params: PyTree, inputs: PyTree, labels: Array, key: Array, progress: Array
@@ -111,13 +112,10 @@ def equilibrium(
         if jacobian:
             metrics["jacobian"] = steepness(step, state, lax.stop_gradient(z), key)
             losses = losses + jacobian * metrics["jacobian"]
-        return losses, {name: jnp.mean(value, dtype=jnp.float32) for name, value in metrics.items()}
+        return losses, row_means(metrics, labels)
 
     def criterion(operating_point: PyTree) -> Criterion:
         return criteria.residual_below(operating_point["threshold"])
-
-    def candidates(outputs: PyTree, labels: Array, costs: Array) -> PyTree:
-        return {"threshold": jnp.asarray(levels)}
 
     return Method(None, criterion, candidates, predict, loss)
 

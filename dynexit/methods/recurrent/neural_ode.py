@@ -7,8 +7,9 @@ from typing import Any
 import jax.numpy as jnp
 
 from dynexit import criteria
+from dynexit.calibration.candidates import levels
 from dynexit.core.types import Array, Criterion, Method, PyTree
-from dynexit.methods.answers import accuracy, candidate_levels, logits_of, predict
+from dynexit.methods.answers import accuracy, logits_of, predict, row_means
 from dynexit.objectives.multi_exit import multi_exit_cross_entropy
 
 ARRIVED = 0.999
@@ -32,7 +33,7 @@ def neural_ode(
     Args:
       early: weight of the mean over all exits, in 0..1; with it answers at t < 1 are worth reading.
       label_smoothing: in 0..1.
-      thresholds: candidates for t, `[K]`, each in 0..1; 1 is full depth and must be among them.
+      thresholds: candidates for t, `[K]`, each in 0..1; 1, full depth, is added.
 
     Returns:
       `Method`. The model's outputs are `{"logits": [E, B, C], "gate": [E, B]}` with the fraction of
@@ -41,7 +42,7 @@ def neural_ode(
       rows that are there in E steps; accuracy_exit_first and accuracy.
 
     Raises:
-      ValueError: `early` or `thresholds` outside 0..1, `thresholds` without 1; from the objective,
+      ValueError: `early` or `thresholds` outside 0..1; from the objective,
         outputs without "gate".
 
     Example:
@@ -58,7 +59,7 @@ def neural_ode(
     """
     if not 0 <= early <= 1:
         raise ValueError(f"`early` must lie in 0..1, got {early}")
-    levels = candidate_levels(thresholds, full=1.0, high=1.0)
+    candidates = levels(thresholds, full=1.0, low=0.0, high=1.0)
 
     def objective(
         outputs: PyTree, labels: Array, progress: Array
@@ -71,19 +72,14 @@ def neural_ode(
         wanted = logits if early else logits[-1:]
         losses = multi_exit_cross_entropy(wanted, labels, label_smoothing)
         metrics = {
-            "solver_steps": jnp.minimum((~there).sum(axis=0) + 1, len(there)).mean(
-                dtype=jnp.float32
-            ),
-            "arrived": there[-1].mean(dtype=jnp.float32),
+            "solver_steps": jnp.minimum((~there).sum(axis=0) + 1, len(there)),
+            "arrived": there[-1],
             "accuracy_exit_first": accuracy(logits[0], labels),
             "accuracy": accuracy(logits[-1], labels),
         }
-        return (1 - early) * losses[-1] + early * losses.mean(axis=0), metrics
+        return (1 - early) * losses[-1] + early * losses.mean(axis=0), row_means(metrics, labels)
 
     def criterion(operating_point: PyTree) -> Criterion:
         return criteria.gate_above(operating_point["threshold"])
-
-    def candidates(outputs: PyTree, labels: Array, costs: Array) -> PyTree:
-        return {"threshold": jnp.asarray(levels)}
 
     return Method(objective, criterion, candidates, predict)

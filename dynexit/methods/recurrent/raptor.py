@@ -11,9 +11,10 @@ import numpy as np
 from jax import lax
 
 from dynexit import criteria
-from dynexit.core.types import Array, Criterion, Method, Model, PyTree, Step
+from dynexit.calibration.candidates import levels
+from dynexit.core.types import Array, Candidates, Criterion, Method, Model, PyTree, Step
 from dynexit.engine.run import run_all
-from dynexit.methods.answers import accuracy, candidate_levels, logits_of, predict
+from dynexit.methods.answers import accuracy, logits_of, predict, row_means
 from dynexit.models.features import features
 from dynexit.objectives.multi_exit import multi_exit_cross_entropy
 
@@ -50,7 +51,7 @@ def raptor(
       joint: fraction of the training after which the rollout runs through the phases (the second
         stage of the paper).
       labels: weight of the last exit's cross entropy on a rollout from a_0.
-      thresholds: candidates for t, `[K]`, at least 0; 0 is full depth and must be among them.
+      thresholds: candidates for t, `[K]`, at least 0; 0, full depth, is added.
 
     Returns:
       `Method`. The model is `dx.models.BlockRecurrent(..., counts)`; a point is `{"threshold":
@@ -59,7 +60,7 @@ def raptor(
 
     Raises:
       ValueError: `counts` that do not sum to the teacher's depth, `forcing` or `joint` outside
-        0..1, `labels` negative, `thresholds` negative or without 0.
+        0..1, `labels` negative, `thresholds` negative.
 
     Source: Raptor, whose two stages are two runs: each block alone on its phase, then all jointly.
       Deviations: one run, in which
@@ -76,7 +77,7 @@ def raptor(
             raise ValueError(f"`{name}` must lie in 0..1, got {value}")
     if not labels >= 0:
         raise ValueError(f"`labels` must be at least 0, got {labels}")
-    levels = candidate_levels(thresholds, full=0.0)
+    shared = levels(thresholds, full=0.0, low=0.0)
     starts = np.cumsum((0, *counts[:-1]))
     first = np.isin(np.arange(sum(counts)), starts)
 
@@ -107,16 +108,22 @@ def raptor(
             "forced": lam,
             "accuracy": accuracy(jax.tree.map(lambda a: a[-1], alone["output"]), wanted),
         }
-        return losses, {name: jnp.mean(value, dtype=jnp.float32) for name, value in metrics.items()}
+        return losses, row_means(metrics, wanted)
 
     def criterion(operating_point: PyTree) -> Criterion:
         return criteria.residual_below(operating_point["threshold"])
 
-    def candidates(outputs: PyTree, labels: Array, costs: Array) -> PyTree:
+    def per_exit(thresholds: Any) -> dict[str, np.ndarray]:
         return {
-            "threshold": jnp.asarray(np.where(first[None, :-1], np.float32(0), levels[:, None]))
+            "threshold": np.where(
+                first[:-1], np.float32(0), np.asarray(thresholds, np.float32)[..., None]
+            )
         }
 
+    candidates = Candidates(
+        lambda exits, fitted: per_exit(0.0),
+        lambda records, fitted, costs: per_exit(shared.points(records, fitted, costs)["threshold"]),
+    )
     return Method(None, criterion, candidates, predict, loss)
 
 

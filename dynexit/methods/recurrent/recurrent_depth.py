@@ -11,12 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from dynexit import criteria
+from dynexit.calibration.candidates import levels
 from dynexit.core.checks import entries, one_depth, positive_integer
 from dynexit.core.labels import share
 from dynexit.core.types import Array, Criterion, Method, Model, PyTree
 from dynexit.engine.gradients.truncated import run_truncated
 from dynexit.engine.steps import every_iteration
-from dynexit.methods.answers import candidate_levels, logits_of, predict
+from dynexit.methods.answers import logits_of, predict, row_means
 from dynexit.objectives.multi_exit import multi_exit_cross_entropy
 
 THRESHOLDS = (0.0, *(10.0**e for e in np.arange(-6.0, 0.1, 0.25)))  # 0 is never passed: full depth
@@ -47,8 +48,7 @@ def recurrent_depth(
       sigma: of the log-normal law.
       noise: the state starts at sqrt(D) n with n normal, cut at 3 deviations of sqrt(2 / (5 D)) x
         noise each; 0 for zeros.
-      thresholds: candidates for t, in nats or relative, `[K]`, at least 0; 0 is full depth and must
-        be among them.
+      thresholds: candidates for t, in nats or relative, `[K]`, at least 0; 0, full depth, is added.
       rule: "divergence" of the answers, or "latent", of the state.
       score: what accuracy counts, see `Method`; here by default the places, as for a language
         model.
@@ -61,7 +61,7 @@ def recurrent_depth(
 
     Raises:
       TypeError, ValueError: `mean`, `sigma` or `noise` out of range, `truncate` below 1,
-        `thresholds` negative or without 0, an unknown `rule`.
+        `thresholds` negative, an unknown `rule`.
 
     Source: Geiping et al. 2025, arXiv 2502.05171 and its released code, mean 32 and k 8 there.
       Deviations: r never exceeds the
@@ -74,7 +74,7 @@ def recurrent_depth(
             raise ValueError(f"`{name}` must be {'above' if low else 'at least'} 0, got {value}")
     if rule not in RULES:
         raise ValueError(f"`rule` must be {' or '.join(map(repr, RULES))}, got {rule!r}")
-    levels = candidate_levels(thresholds, full=0.0)
+    candidates = levels(thresholds, full=0.0, low=0.0)
 
     def loss(
         model: Model, params: PyTree, inputs: PyTree, labels: Array, key: Array, progress: Array
@@ -91,16 +91,13 @@ def recurrent_depth(
         losses = multi_exit_cross_entropy(logits_of(output)[None], labels)[0]
         metrics = {
             "iterations": r,
-            "loss_last": losses.mean(),
-            "accuracy": score(predict(output), labels).mean(),
+            "loss_last": losses,
+            "accuracy": score(predict(output), labels),
         }
-        return losses, {name: jnp.float32(value) for name, value in metrics.items()}
+        return losses, row_means(metrics, labels)
 
     def criterion(operating_point: PyTree) -> Criterion:
         return RULES[rule](operating_point["threshold"])
-
-    def candidates(outputs: PyTree, labels: Array, costs: Array) -> PyTree:
-        return {"threshold": jnp.asarray(levels)}
 
     return Method(None, criterion, candidates, predict, loss, score)
 

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from dynexit.core.checks import entries, one_depth
-from dynexit.core.labels import exact
+from dynexit.core.labels import exact, rows_counted
 from dynexit.core.types import Array, Carried, Model, PyTree
 from dynexit.methods.answers import predict
+from dynexit.objectives.multi_exit import mean_over_rows
 
 
 def segment_slots(
@@ -83,10 +84,10 @@ def segment_slots(
             binary_cross_entropy(sure, right),
         )
         halted = ((sure > 0) & (taken >= rows["least"])) | (taken >= most)
-        share = lambda chosen: chosen.mean(dtype=jnp.float32)
+        share = lambda chosen: mean_over_rows(chosen, rows["labels"])
         metrics = {
-            "loss_answer": answers.mean(),
-            "loss_halting": halting.mean(),
+            "loss_answer": share(answers),
+            "loss_halting": share(halting),
             "slot_segments": share(taken),
             "refilled": share(free),
             "halted": share(halted),
@@ -94,7 +95,11 @@ def segment_slots(
             "halting_accuracy": share((sure > 0) == right),
         }
         carry = {**rows, "state": state, "taken": taken, "halted": halted}
-        return answers + halting_weight * halting, metrics, jax.lax.stop_gradient(carry)
+        counts = rows_counted(rows["labels"]).astype(
+            answers.dtype
+        )  # the mean over all slots is then that over these
+        losses = (answers + halting_weight * halting) * counts / jnp.maximum(counts.mean(), 1e-9)
+        return losses, metrics, jax.lax.stop_gradient(carry)
 
     return Carried(begin, loss)
 

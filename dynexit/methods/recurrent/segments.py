@@ -11,17 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from dynexit import criteria
+from dynexit.calibration.candidates import levels
 from dynexit.core.checks import entries, one_depth, positive_integer
-from dynexit.core.labels import exact
+from dynexit.core.labels import exact, rows_counted
 from dynexit.core.types import Array, Criterion, Method, Model, PyTree, Step
 from dynexit.engine.run import run_all
-from dynexit.methods.answers import candidate_levels, predict
+from dynexit.methods.answers import predict, row_means
 from dynexit.methods.recurrent.segment_slots import (
     binary_cross_entropy,
     least_segments,
     segment_slots,
 )
-from dynexit.objectives.multi_exit import multi_exit_cross_entropy
+from dynexit.objectives.multi_exit import mean_over_rows, multi_exit_cross_entropy
 from dynexit.objectives.stablemax import stablemax_cross_entropy
 
 Rule = Literal["right", "settled"]
@@ -70,7 +71,7 @@ def segments(
       loss: "softmax", or "stablemax" as the authors' code.
       rule: "right" or "settled", when a row leaves at inference.
       thresholds: candidates for t, `[K]`, in 0..1; full depth, 1 for "right" and 0 for "settled",
-        must be among them. None for `THRESHOLDS[rule]`.
+        is added. None for `THRESHOLDS[rule]`.
       refill: train in slots that outlive a batch (`segment_slots`, which has its metrics), so that
         no segment is computed for rows that halted; an update then costs one segment and not S.
 
@@ -112,17 +113,13 @@ def segments(
         raise ValueError(f"`loss` must be 'softmax' or 'stablemax', got {loss!r}")
     if rule not in THRESHOLDS:
         raise ValueError(f"`rule` must be 'right' or 'settled', got {rule!r}")
-    levels = candidate_levels(
-        THRESHOLDS[rule] if thresholds is None else thresholds, FULL_DEPTH[rule], high=1.0
-    )
+    wanted = THRESHOLDS[rule] if thresholds is None else thresholds
+    candidates = levels(wanted, FULL_DEPTH[rule], low=0.0, high=1.0)
 
     def criterion(operating_point: PyTree) -> Criterion:
         if rule == "right":
             return criteria.gate_above(operating_point["threshold"], probability_right)
         return criteria.gate_above(-operating_point["threshold"], stillness)
-
-    def candidates(outputs: PyTree, labels: Array, costs: Array) -> PyTree:
-        return {"threshold": jnp.asarray(levels)}
 
     if refill:
         carried = segment_slots(most, explore, halting_weight, answer)
@@ -149,25 +146,25 @@ def segments_loss(
         outputs = run_all(detached(model.steps(params)), model.embed(params, inputs), most)
         logits, sure = outputs["logits"], outputs["halt_logit"].astype(jnp.float32)
         right = jax.vmap(lambda z: exact(predict(z), labels))(logits)  # [S, B]
-        live = live_segments(sure, least_segments(key, sure.shape[1], most, explore)).astype(
-            jnp.float32
-        )
+        live = live_segments(sure, least_segments(key, sure.shape[1], most, explore))
+        live = (live & rows_counted(labels)[None]).astype(jnp.float32)
         answers, halting = answer(logits, labels), binary_cross_entropy(sure, right)
         taken = live.sum(axis=0)
-        losses = (live * (answers + halting_weight * halting)).sum(axis=0) / taken.mean()
-        over = lambda values: (live * values).sum() / live.sum()
-        last = jnp.take_along_axis(right, taken.astype(jnp.int32)[None] - 1, axis=0)
+        mean = mean_over_rows(taken, labels)
+        losses = (live * (answers + halting_weight * halting)).sum(axis=0) / jnp.maximum(mean, 1.0)
+        over = lambda values: (live * values).sum() / jnp.maximum(live.sum(), 1.0)
+        last = jnp.take_along_axis(right, taken.astype(jnp.int32)[None] - 1, axis=0)[0]
         metrics = {
             "loss_answer": over(answers),
             "loss_halting": over(halting),
-            "live_segments": taken.mean(),
-            "halted": (taken < most).mean(dtype=jnp.float32),
-            "accuracy_first": right[0].mean(dtype=jnp.float32),
-            "accuracy_last": right[-1].mean(dtype=jnp.float32),
-            "accuracy_halted": last.mean(dtype=jnp.float32),
+            "live_segments": taken,
+            "halted": taken < most,
+            "accuracy_first": right[0],
+            "accuracy_last": right[-1],
+            "accuracy_halted": last,
             "halting_accuracy": over(((sure > 0) == right).astype(jnp.float32)),
         }
-        return losses, metrics
+        return losses, row_means(metrics, labels)
 
     return loss
 

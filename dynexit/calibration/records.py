@@ -1,0 +1,163 @@
+"""What calibration and evaluation keep of a split: a few numbers for each exit and row, and never
+an output.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dynexit.core.labels import exact, rows_counted
+from dynexit.core.types import Array, Criterion, PyTree
+from dynexit.criteria.memory import first_memory
+from dynexit.engine.rows import check_score, has_nan
+from dynexit.objectives.multi_exit import multi_exit_cross_entropy
+
+
+class Records(NamedTuple):
+    """Every exit of every row of one split, on the host.
+
+    Attributes:
+      split: "train", "calibration" or "test".
+      scores: of the criterion, leaves `[E, M]` or `[E, M, small]`.
+      predictions: what each exit answers, `[E, M]` or `[E, M, ...]`.
+      right: float32 `[E, M]`, the method's score of each answer.
+      losses: float32 `[E, M]`, cross-entropy of each exit in nats; None where outputs hold no
+        logits for the labels.
+      nan: bool `[E, M]`, exits whose output held a NaN.
+      labels: `[M]`, or `[M, ...]` with one for each place of a row.
+      counts: bool `[M]`, rows that have a label.
+      fingerprint: a digest of the examples; equal data have equal fingerprints.
+    """
+
+    split: str
+    scores: PyTree
+    predictions: np.ndarray
+    right: np.ndarray
+    losses: np.ndarray | None
+    nan: np.ndarray
+    labels: np.ndarray
+    counts: np.ndarray
+    fingerprint: str
+
+    def rows(self, chosen: Any) -> "Records":
+        """The records of some rows: indices or a mask, of `[M]`."""
+        per_exit = lambda tree: jax.tree.map(lambda a: a[:, chosen], tree)
+        return self._replace(
+            scores=per_exit(self.scores),
+            predictions=per_exit(self.predictions),
+            right=per_exit(self.right),
+            losses=per_exit(self.losses),
+            nan=per_exit(self.nan),
+            labels=self.labels[chosen],
+            counts=self.counts[chosen],
+        )
+
+
+def observed(
+    criterion: Criterion,
+    predict: Callable[[PyTree], Array],
+    score: Callable[[Any, Any], Any],
+    labels: Array,
+) -> Callable[[Any, PyTree, PyTree], tuple[dict, PyTree]]:
+    """What is kept of one exit of a batch, `observe(exit, output, memory) -> (kept, memory)` for
+    `dx.engine.run_observed`; keys as the fields of `Records`.
+    """
+
+    def observe(exit: Any, output: PyTree, memory: PyTree) -> tuple[dict, PyTree]:
+        value, memory = criterion.score(exit, output, memory)
+        check_score(value, labels.shape[0])
+        prediction = predict(output)
+        right = jnp.asarray(score(prediction, labels))
+        if right.shape != labels.shape[:1]:
+            raise ValueError(
+                f"`method.score` must return one number a row, shape [{labels.shape[0]}], got "
+                f"{list(right.shape)}"
+            )
+        kept = {
+            "scores": value,
+            "predictions": prediction,
+            "right": right.astype(jnp.float32),
+            "losses": _cross_entropy(output, labels),
+            "nan": has_nan(output),
+        }
+        return kept, memory
+
+    return observe
+
+
+def records_of(
+    outputs: PyTree,
+    labels: Any,
+    criterion: Criterion,
+    predict: Callable[[PyTree], Array],
+    score: Callable[[Any, Any], Any] = exact,
+    split: str = "calibration",
+    fingerprint: str = "",
+) -> Records:
+    """Records from outputs that are in memory; `dx.evaluation.record` makes them from a network.
+
+    Args:
+      outputs: leaves `[E, M, ...]`.
+      labels: `[M]` or `[M, ...]`.
+      criterion: whose scores are kept; its thresholds do not matter.
+      predict, score: as in `Method`.
+      split, fingerprint: of the data.
+
+    Returns:
+      `Records`.
+
+    Raises:
+      TypeError, ValueError: labels or outputs of which the score can be made of neither.
+
+    Example:
+      >>> import dynexit as dx
+      >>> logits = jnp.array([[[2.0, 0.0], [0.1, 0.0]], [[9.0, 0.0], [0.0, 9.0]]])  # [E=2, M=2, C=2]
+      >>> rule = dx.criteria.max_probability_above(0.5)
+      >>> records_of(logits, np.array([0, 1]), rule, lambda z: z.argmax(-1)).right.tolist()
+      [[1.0, 0.0], [1.0, 1.0]]
+    """
+    labels = np.asarray(labels)
+    for path, leaf in jax.tree_util.tree_flatten_with_path(outputs)[0]:
+        if np.shape(leaf)[1:2] != labels.shape[:1] or not np.size(leaf):
+            raise ValueError(
+                f"`outputs`{jax.tree_util.keystr(path)} must have shape [E, M, ...] with M = "
+                f"{len(labels)} as the labels, got {np.shape(leaf)}"
+            )
+
+    @jax.jit
+    def run(outputs: PyTree, labels: Array) -> dict:
+        one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), outputs)
+        memory = first_memory(criterion, labels.shape[0], one, len(jax.tree.leaves(outputs)[0]))
+        observe = observed(criterion, predict, score, labels)
+
+        def body(memory, x):
+            exit, output = x
+            kept, memory = observe(exit, output, memory)
+            return memory, kept
+
+        exits = jnp.arange(len(jax.tree.leaves(outputs)[0]), dtype=jnp.int32)
+        return jax.lax.scan(body, memory.score, (exits, outputs))[1]
+
+    outputs = jax.tree.map(jnp.asarray, outputs)
+    kept = jax.tree.map(np.asarray, run(outputs, jnp.asarray(labels)))
+    return Records(
+        split, labels=labels, counts=rows_counted(labels), fingerprint=fingerprint, **kept
+    )
+
+
+def _cross_entropy(output: PyTree, labels: Array) -> Array | None:
+    """float32 `[b]` where the output holds logits of the labels, else None."""
+    logits: Any = output.get("logits") if isinstance(output, dict) else output
+    fits = (
+        hasattr(logits, "dtype")
+        and jnp.issubdtype(logits.dtype, jnp.floating)
+        and jnp.issubdtype(labels.dtype, jnp.integer)
+        and logits.shape[:-1] == labels.shape
+        and logits.shape[-1] > 1
+    )
+    if not fits:
+        return None
+    return multi_exit_cross_entropy(logits[None], labels)[0].astype(jnp.float32)

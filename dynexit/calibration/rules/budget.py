@@ -1,0 +1,46 @@
+"""The most accurate point that costs at most so much."""
+
+from typing import Any
+
+import numpy as np
+
+from dynexit.calibration.rules.rule import SLACK, NoPoint, Rule, fraction
+
+
+def budget(share: float) -> Rule:
+    """Most accurate with mean cost <= share x cost of full depth; of equal accuracies the cheaper.
+
+    Args:
+      share: fraction of full depth's FLOPs, in 0..1, 0 excluded.
+
+    Returns:
+      `Rule`.
+
+    Raises:
+      ValueError: `share` out of range.
+
+    Example:
+      >>> budget(0.5).words
+      "most accurate that costs at most 0.5 of full depth's FLOPs"
+
+    Source: Huang et al. 2018, MSDNet, budgeted batch.
+    """
+    fraction(share, "share", zero=False)
+
+    def pick(curve: Any) -> int:
+        allowed = curve.cost <= share * curve.cost_full * (1 + SLACK)
+        if not allowed.any():
+            least = np.ceil(1e4 * curve.cost.min() / curve.cost_full) / 1e4
+            raise NoPoint(
+                f"`budget` of {share:g} of full depth's FLOPs cannot be met: the cheapest point costs "
+                f"{least:.4f}. Ask for at least that, or give the network an earlier exit"
+            )
+        order = np.lexsort((curve.cost, -curve.accuracy))
+        return int(order[allowed[order]][0])
+
+    return Rule(
+        pick,
+        f"most accurate that costs at most {share:g} of full depth's FLOPs",
+        "none on new rows: the mean cost holds on the calibration rows, and new rows of the same kind "
+        "differ by their sampling error",
+    )

@@ -1,0 +1,85 @@
+"""What a rule is, and the losses that rules with a guarantee bound."""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+SLACK = 1e-9  # for accuracies that are equal but for float64 rounding
+Loss = Literal["gap", "disagreement", "error"]
+
+
+class NoPoint(ValueError):
+    """No point of the curve meets the rule."""
+
+
+class Rule(NamedTuple):
+    """How an operating point is chosen from a `Curve`.
+
+    Attributes:
+      pick: `pick(curve) -> index` into its points; raises `NoPoint`.
+      words: what is taken, e.g. "cheapest that loses at most 0.005 of full depth's accuracy".
+      guarantee: what that guarantees on new rows, in words.
+      order: where the guarantee needs points in an order that was found on other rows than those of
+        the curve, `order(curve of the other rows) -> indices [K']`. `dx.evaluation.calibrate` then
+        takes candidates and order from half of the calibration rows, and the curve from the rest.
+    """
+
+    pick: Callable[[Any], int]
+    words: str
+    guarantee: str
+    order: Callable[[Any], np.ndarray] | None = None
+
+
+def fraction(value: float, name: str, zero: bool = True) -> float:
+    """A number in 0..1; 0 excluded without `zero`.
+
+    Raises:
+      ValueError: out of range.
+    """
+    if not (0 <= value <= 1) or (value == 0 and not zero):
+        raise ValueError(f"`{name}` must lie in 0..1{'' if zero else ', 0 excluded'}, got {value}")
+    return value
+
+
+def losses_of(curve: Any, loss: Loss) -> np.ndarray:
+    """float64 `[K, M]` in 0..1: the accuracy that a row loses against full depth ("gap"), whether
+    its answer is another one ("disagreement", which needs no labels), or how wrong it is ("error").
+
+    Raises:
+      ValueError: scores outside 0..1, for which there is no bound.
+    """
+    if loss == "disagreement":
+        return 1.0 - curve.agrees
+    if curve.right.min() < 0 or max(curve.right.max(), curve.right_full.max()) > 1:
+        raise ValueError(
+            f"`loss` {loss!r} needs scores in 0..1, and `Method.score` gives {curve.right.min():g}.."
+            f"{curve.right.max():g}"
+        )
+    if loss == "error":
+        return 1.0 - curve.right.astype(np.float64)
+    return np.maximum(curve.right_full.astype(np.float64) - curve.right, 0.0)
+
+
+def checked_loss(loss: Loss) -> Loss:
+    """The name of a loss.
+
+    Raises:
+      ValueError: another name.
+    """
+    if loss not in ("gap", "disagreement", "error"):
+        raise ValueError(f"`loss` must be 'gap', 'disagreement' or 'error', got {loss!r}")
+    return loss
+
+
+LOSSES = {
+    "gap": "accuracy lost against full depth, gains of other rows not counted",
+    "disagreement": "fraction of rows answered otherwise than at full depth",
+    "error": "fraction of rows answered wrong",
+}
+
+
+def full_depth(curve: Any) -> int | None:
+    """The first point at which every row took the last exit, or None."""
+    found = np.flatnonzero((curve.exit == curve.exits - 1).all(axis=1))
+    return int(found[0]) if found.size else None

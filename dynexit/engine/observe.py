@@ -1,0 +1,55 @@
+"""Every exit of the network, of which only a small reading is kept: outputs are never held all at
+once.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from dynexit.core.checks import Stage, stages_of
+from dynexit.core.types import PyTree, Step
+from dynexit.engine.run import run_all
+
+
+def run_observed(
+    step: Step | Sequence[Step],
+    state: PyTree,
+    depth: int | Sequence[int],
+    observe: Callable[[Any, PyTree, PyTree], tuple[PyTree, PyTree]],
+    memory: PyTree = (),
+) -> PyTree:
+    """`run_all`, where each exit's output is reduced before the next block runs.
+
+    Args:
+      step, state, depth: as in `run_all`.
+      observe: `observe(exit, output, memory) -> (kept, memory)` at exit `exit`, int32 `[]`; leaves
+        `[B, ...]`.
+      memory: before the first exit, leaves `[B, ...]`.
+
+    Returns:
+      What was kept, leaves `[E, B, ...]`. Memory is that of one exit's output.
+
+    Raises:
+      TypeError, ValueError: as `run_all`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import dynexit as dx
+      >>> step = dx.stacked_step(lambda p, h: h * p, lambda p, h: h, jnp.full(3, 2.0))
+      >>> largest = lambda exit, output, memory: (output.max(axis=1), memory)
+      >>> run_observed(step, jnp.ones((1, 1000)), 3, largest)[:, 0].tolist()
+      [2.0, 4.0, 8.0]
+    """
+    stages = stages_of(step, depth)
+    watched = tuple(_watched(stage, observe) for stage in stages)
+    several = isinstance(step, (tuple, list))
+    return run_all(watched if several else watched[0], (state, memory), depth)
+
+
+def _watched(stage: Stage, observe: Callable) -> Step:
+    def apply(weights: PyTree, i: Any, carried: PyTree) -> tuple[PyTree, PyTree]:
+        state, memory = carried
+        state, output = stage.step.apply(weights, i, state)
+        kept, memory = observe(stage.first + i, output, memory)
+        return (state, memory), kept
+
+    return Step(stage.step.select, apply, stage.step.blocks, stage.step.depth)

@@ -1,0 +1,77 @@
+"""A split read batch by batch, so that it may be larger than memory."""
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from dynexit.core.types import Experiment, PyTree, Source
+
+HASHED = 2**24  # bytes that are hashed at a time
+
+
+class Batch(NamedTuple):
+    """Some rows of a split, as many in every batch.
+
+    Attributes:
+      inputs: leaves `[size, ...]`, numpy.
+      labels: `[size]` or `[size, ...]`.
+      rows: which rows of the split they are, the first `kept` of `[size]`.
+      kept: rows that are not padding; the last batch is filled up with the first rows.
+    """
+
+    inputs: PyTree
+    labels: np.ndarray
+    rows: np.ndarray
+    kept: int
+
+
+def batches(examples: dict, size: int) -> Iterator[Batch]:
+    """The examples in their order, `size` at a time; arrays that lie in a file are read in parts.
+
+    Example:
+      >>> examples = {"inputs": np.arange(5.0), "labels": np.arange(5)}
+      >>> [(b.labels.tolist(), b.kept) for b in batches(examples, 3)]
+      [([0, 1, 2], 3), ([3, 4, 0], 2)]
+    """
+    count = len(examples["labels"])
+    for start in range(0, count, size):
+        rows = np.arange(start, start + size) % count
+        kept = min(size, count - start)
+        taken = slice(start, start + size) if kept == size else rows
+        inputs = taken_rows(examples["inputs"], taken)
+        yield Batch(inputs, np.asarray(examples["labels"][taken]), rows, kept)
+
+
+def taken_rows(tree: PyTree, rows: Any) -> PyTree:
+    """Some rows of arrays `[M, ...]`, in memory."""
+    return jax.tree.map(lambda a: np.asarray(a[rows]), tree)
+
+
+def rows_of(source: Source) -> int:
+    """M, the number of examples."""
+    return len(source.examples()["labels"])
+
+
+def prepared(experiment: Experiment, inputs: PyTree) -> PyTree:
+    """The inputs as the model wants them."""
+    return experiment.prepare(inputs) if experiment.prepare is not None else inputs
+
+
+def fingerprint(examples: dict) -> str:
+    """sha256 of inputs, labels and whatever else the examples hold: equal splits have equal
+    fingerprints.
+    """
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_flatten_with_path(examples)[0]:
+        array = leaf if isinstance(leaf, np.ndarray) else np.asarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+        if array.ndim == 0:
+            digest.update(array.tobytes())
+            continue
+        rows = max(1, HASHED // max(1, array[:1].nbytes))
+        for start in range(0, len(array), rows):
+            digest.update(np.ascontiguousarray(array[start : start + rows]).tobytes())
+    return digest.hexdigest()

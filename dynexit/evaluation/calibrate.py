@@ -1,0 +1,109 @@
+"""The operating point of a trained network, chosen from its calibration split."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from dynexit.calibration.candidates import with_full_depth
+from dynexit.calibration.choose import Choice, choose
+from dynexit.calibration.curve import curve
+from dynexit.calibration.records import Records
+from dynexit.calibration.rules.rule import Rule
+from dynexit.core.types import Experiment, PyTree
+from dynexit.evaluation.batches import prepared, rows_of, taken_rows
+from dynexit.evaluation.costs import RowCosts, costs_of
+from dynexit.evaluation.recording import exits_of, fitted, record
+
+COUNTED = 8  # rows of the batch whose FLOPs are counted
+
+
+class Calibrated(NamedTuple):
+    """What calibration found.
+
+    Attributes:
+      choice: the operating point.
+      points: all candidates, leaves `[K, ...]`, full depth among them.
+      costs: FLOPs per row.
+      remarks: sentences for people: rows that were left out, exits that held a NaN.
+    """
+
+    choice: Choice
+    points: PyTree
+    costs: RowCosts
+    remarks: tuple[str, ...] = ()
+
+
+def calibrate(
+    experiment: Experiment,
+    params: PyTree,
+    rule: Rule,
+    batch_size: int,
+    log: Callable[[str], None] = lambda line: None,
+) -> Calibrated:
+    """Fits what the method fits, records every exit, and chooses among the candidates.
+
+    Args:
+      experiment: what was trained.
+      params: its parameters.
+      rule: of `dynexit.calibration.rules`. One with a guarantee gets its candidates, and their
+        order, from half of the calibration rows, and is tested on the other half.
+      batch_size: rows per call of the network.
+      log: gets the remarks.
+
+    Returns:
+      `Calibrated`.
+
+    Raises:
+      NoPoint: no candidate meets the rule.
+      ValueError: every row of an exit holds a NaN, or no row has a label.
+    """
+    method, source = experiment.method, experiment.calibration
+    halves = _halves(rows_of(source)) if rule.order is not None else None
+    found, remarks = fitted(experiment, params, source, batch_size, halves)
+    full = jax.tree.map(np.asarray, method.candidates.full(exits_of(experiment, params), found))
+    criterion = method.criterion(full)
+    inputs = taken_rows(source.examples()["inputs"], slice(COUNTED))
+    costs = costs_of(experiment.model, params, prepared(experiment, inputs), criterion)
+    records = record(experiment, params, source, batch_size, criterion)
+    remarks += _broken(records)
+    for remark in remarks:
+        log(remark)
+    curve_of = lambda records, points: curve(
+        records, points, method.criterion, costs.until, costs.full
+    )
+    seen = records if halves is None else records.rows(halves)
+    points = with_full_depth(
+        method.candidates.points(seen.rows(seen.counts), found, costs.until), full
+    )
+    if rule.order is not None and halves is not None:
+        before = curve_of(seen, points)
+        points, records = before.reordered(rule.order(before)).points, records.rows(~halves)
+    return Calibrated(choose(curve_of(records, points), rule), points, costs, remarks)
+
+
+def _halves(rows: int) -> np.ndarray:
+    """bool `[M]`: a random half of the rows, the same each time."""
+    half = np.zeros(rows, bool)
+    half[np.random.default_rng(0).permutation(rows)[: rows // 2]] = True
+    return half
+
+
+def _broken(records: Records) -> tuple[str, ...]:
+    """A remark for each exit that held a NaN for some of the rows.
+
+    Raises:
+      ValueError: for all of them.
+    """
+    nan = records.nan.mean(axis=1)
+    if (nan == 1).any():
+        raise ValueError(
+            f"`params` give a NaN for every row at exit {int(np.argmax(nan == 1))}; the network has "
+            "diverged or its inputs hold NaNs, and no threshold can be chosen"
+        )
+    return tuple(
+        f"exit {e}: {int(broken.sum())} of {len(broken)} rows hold a NaN and do not exit there"
+        for e, broken in enumerate(records.nan)
+        if broken.any()
+    )

@@ -1,0 +1,124 @@
+"""Passes of a network over a split: what a method fits there, and the records of every exit.
+
+Each exit is reduced to a few numbers a row before the next block runs, so memory is that of one
+exit's output of one batch, and of the records.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dynexit.calibration.records import Records, observed
+from dynexit.core.checks import shapes, stages_of
+from dynexit.core.labels import rows_counted
+from dynexit.core.types import Array, Criterion, Experiment, PyTree, Source
+from dynexit.criteria.memory import first_memory
+from dynexit.engine.observe import run_observed
+from dynexit.engine.run import walk
+from dynexit.evaluation.batches import batches, fingerprint, prepared
+
+
+def record(
+    experiment: Experiment, params: PyTree, source: Source, batch_size: int, criterion: Criterion
+) -> Records:
+    """Runs all exits over all examples of a split, in batches of one size.
+
+    Args:
+      experiment: model, method and preparation of the inputs.
+      params: the model's parameters.
+      source: the split; its arrays are read batch by batch.
+      batch_size: rows per call; changes no result beyond rounding.
+      criterion: whose scores are kept; its thresholds do not matter.
+
+    Returns:
+      `Records`.
+
+    Raises:
+      TypeError, ValueError: labels that the method's score cannot take, or a faulty criterion.
+    """
+    examples = source.examples()
+    run = jax.jit(lambda *args: kept_of(experiment, *args))
+    parts = []
+    for batch in batches(examples, batch_size):
+        kept = run(params, criterion, batch.inputs, batch.labels)
+        parts.append(jax.tree.map(lambda a, n=batch.kept: np.asarray(a)[:, :n], kept))
+    kept = jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=1), *parts)
+    labels = np.asarray(examples["labels"])
+    return Records(
+        source.split,
+        labels=labels,
+        counts=rows_counted(labels),
+        fingerprint=fingerprint(examples),
+        **kept,
+    )
+
+
+def kept_of(
+    experiment: Experiment, params: PyTree, criterion: Criterion, inputs: PyTree, labels: Array
+) -> dict:
+    """What `record` keeps of a batch, leaves `[E, B, ...]`; traced."""
+    model, method, labels = experiment.model, experiment.method, jnp.asarray(labels)
+    state, step = model.embed(params, prepared(experiment, inputs)), model.steps(params)
+    stages = stages_of(step, model.depth)
+    _, output = walk(stages, shapes(state))
+    exits = sum(stage.steps for stage in stages)
+    memory = first_memory(criterion, labels.shape[0], output, exits).score
+    observe = observed(criterion, method.predict, method.score, labels)
+    return run_observed(step, state, model.depth, observe, memory)
+
+
+def fitted(
+    experiment: Experiment,
+    params: PyTree,
+    source: Source,
+    batch_size: int,
+    rows: np.ndarray | None = None,
+) -> tuple[PyTree, tuple[str, ...]]:
+    """What the method fits on a split (`Candidates.fit`), and remarks.
+
+    Args:
+      experiment, params, source, batch_size: as in `record`.
+      rows: bool `[M]`, which rows to fit on; None for all.
+
+    Returns:
+      The fitted pytree, `{}` where the method fits nothing, and sentences for people.
+    """
+    fit = experiment.method.candidates.fit
+    if fit is None:
+        return {}, ()
+    model, examples = experiment.model, source.examples()
+    counts = rows_counted(np.asarray(examples["labels"]))
+    wanted = counts if rows is None else counts & rows
+
+    @jax.jit
+    def run(params: PyTree, state: PyTree, inputs: PyTree, labels: Array) -> PyTree:
+        def observe(i: Any, output: PyTree, memory: PyTree) -> tuple[PyTree, PyTree]:
+            return fit.measure(state, i, output, labels), memory
+
+        begun = model.embed(params, prepared(experiment, inputs))
+        return run_observed(model.steps(params), begun, model.depth, observe)
+
+    state, finished = fit.begin(exits_of(experiment, params)), False
+    while not finished:
+        sums: Any = None
+        for batch in batches(examples, batch_size):
+            used = wanted[batch.rows] & (np.arange(len(batch.rows)) < batch.kept)
+            if not used.any():
+                continue
+            terms = run(params, state, batch.inputs, batch.labels)
+            part = jax.tree.map(
+                lambda a, used=used: np.asarray(a, np.float64)[:, used].sum(axis=1), terms
+            )
+            sums = part if sums is None else jax.tree.map(np.add, sums, part)
+        if sums is None:
+            raise ValueError(f"`source` {source.split!r} holds no row with a label to fit on")
+        state, finished = fit.advance(state, sums)
+    return fit.finish(state)
+
+
+def exits_of(experiment: Experiment, params: PyTree) -> int:
+    """E."""
+    stages = stages_of(experiment.model.steps(params), experiment.model.depth)
+    return sum(stage.steps for stage in stages)
