@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from dynexit.core.labels import exact
+from dynexit.core.labels import as_labels, exact
 from dynexit.core.types import Array, Criterion, Halted, PyTree
 
 
@@ -93,7 +93,7 @@ def curve(
     outputs, labels = predictions.outputs, np.asarray(predictions.labels)
     exits, costs = _check(outputs, labels, costs, points)
     swept = _sweep(
-        criterion, predict, replay, score, points, outputs, jnp.asarray(labels, jnp.int32)
+        criterion, predict, replay, score, points, outputs, jnp.asarray(as_labels(labels))
     )
     right, right_full, exit = map(np.asarray, swept)
     fractions = np.stack([np.bincount(e, minlength=exits) for e in exit]) / len(labels)

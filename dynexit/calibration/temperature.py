@@ -6,7 +6,7 @@ import numpy as np
 from jax import lax
 from jax.core import Tracer
 
-from dynexit.core.labels import IGNORED, check_labels
+from dynexit.core.labels import IGNORED, as_labels, check_labels
 from dynexit.core.types import Array
 
 HALVINGS = 40  # of the bracket of ln T: beyond float32's resolution
@@ -48,12 +48,11 @@ def fit_temperature(
         raise ValueError(
             f"`logits` must have shape [E, M, C], none of them 0, got {jnp.shape(logits)}"
         )
+    labels = as_labels(labels)
     if jnp.shape(labels) != jnp.shape(logits)[1:2]:
         raise ValueError(
             f"`labels` must have shape [M] = [{jnp.shape(logits)[1]}], got {jnp.shape(labels)}"
         )
-    if not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
-        raise TypeError(f"`labels` must be integers, got {jnp.result_type(labels)}")
     if not 0 < lowest <= 1 <= highest:
         raise ValueError(
             f"`lowest` and `highest` must hold 0 < lowest <= 1 <= highest, got {lowest} and {highest}"
@@ -80,6 +79,7 @@ def mean_nll(logits: Array, labels: Array, temperature: Array) -> Array:
       >>> print(f"{mean_nll(jnp.zeros((3, 2)), jnp.array([0, 1, 1]), jnp.float32(2.0)):.4f}")
       0.6931
     """
+    labels = jnp.asarray(as_labels(labels))
     z, valid = _clean(logits, labels)
     log_p = jax.nn.log_softmax(z / temperature)
     return _mean(-_of_label(log_p, labels), valid)
