@@ -81,14 +81,20 @@ def put(array: np.ndarray, sharding: Sharding) -> Array:
     return jax.make_array_from_callback(np.shape(array), sharding, lambda index: array[index])
 
 
-def put_batch(batch: dict, mesh: Mesh) -> dict:
+def put_batch(batch: dict, mesh: Mesh, names: Sequence[str] = ("inputs", "labels")) -> dict:
     """What a step reads of a host batch, leaves `[B, ...]`, split by rows over the "data" axis.
 
-    Other leaves, such as ids of the rows, stay on the host. Labels that are integers become int32.
+    Args:
+      batch: leaves `[B, ...]`.
+      mesh: with an axis "data".
+      names: the leaves that the step reads; others, such as ids of the rows, stay on the host.
+
+    Returns:
+      The leaves `names` on the devices; labels that are integers as int32.
 
     Raises:
       ValueError: the rows cannot be split evenly over the devices.
-      TypeError: inputs or labels of a type that no device has, such as strings; the leaf is named.
+      TypeError: a leaf of a type that no device has, such as strings; the leaf is named.
     """
     rows = NamedSharding(mesh, PartitionSpec("data"))
     labels = np.asarray(batch["labels"])
@@ -102,5 +108,5 @@ def put_batch(batch: dict, mesh: Mesh) -> dict:
         check_batch_size(len(leaf), mesh)
         return put(leaf, rows)
 
-    read = {"inputs": batch["inputs"], "labels": labels}
+    read = {name: labels if name == "labels" else batch[name] for name in names}
     return jax.tree_util.tree_map_with_path(place, read)
