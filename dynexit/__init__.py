@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from dynexit import training as training
     from dynexit import transforms as transforms
     from dynexit.core.checks import check_row_independence as check_row_independence
+    from dynexit.core.data import Dataset as Dataset
+    from dynexit.core.data import Source as Source
+    from dynexit.core.data import Tokens as Tokens
     from dynexit.core.settings import Calibration as Calibration
     from dynexit.core.settings import Evaluation as Evaluation
     from dynexit.core.settings import Settings as Settings
@@ -35,16 +38,13 @@ if TYPE_CHECKING:
     from dynexit.core.stacking import unstack as unstack
     from dynexit.core.types import Candidates as Candidates
     from dynexit.core.types import Criterion as Criterion
-    from dynexit.core.types import Dataset as Dataset
     from dynexit.core.types import Experiment as Experiment
     from dynexit.core.types import Fit as Fit
     from dynexit.core.types import Halted as Halted
     from dynexit.core.types import Memory as Memory
     from dynexit.core.types import Method as Method
     from dynexit.core.types import Model as Model
-    from dynexit.core.types import Source as Source
     from dynexit.core.types import Step as Step
-    from dynexit.core.types import Tokens as Tokens
     from dynexit.engine.executors.sharded import run_sharded as run_sharded
     from dynexit.engine.executors.tiling import Tiling as Tiling
     from dynexit.engine.export import Artifact as Artifact

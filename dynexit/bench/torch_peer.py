@@ -5,7 +5,6 @@ the host, and survivors are selected by index. It uses the same weights, and as 
 there are cores.
 """
 
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +12,7 @@ import jax
 import numpy as np
 
 from dynexit.bench.problems import HEAD, Cell, Problem
+from dynexit.core.system import cores
 
 
 def regrouping(cell: Cell, problem: Problem, depths: np.ndarray) -> Callable[[], Any]:
@@ -39,7 +39,7 @@ def regrouping(cell: Cell, problem: Problem, depths: np.ndarray) -> Callable[[],
         raise ValueError(
             f"`cell` must have float32 transformers for PyTorch, got {cell.block} in {cell.dtype}"
         )
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(cores())
     tied = cell.block == "tied"
     weights = jax.tree.map(lambda a: torch.from_numpy(np.array(a)), problem.params)
     of_block = [{k: w if tied else w[i] for k, w in weights.items()} for i in range(cell.depth)]

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from dynexit.core.labels import check_labels, places_counted
+from dynexit.core.labels import as_labels, check_labels, places_counted
 from dynexit.core.types import Array, Fit, PyTree
 from dynexit.criteria.reading import Read, read_logits
 
@@ -105,12 +105,10 @@ def fit_temperature(
         raise ValueError(
             f"`logits` must have shape [E, M, C] or [E, M, ..., C], none of them 0, got {jnp.shape(logits)}"
         )
-    given = np.asarray(labels)
+    given = np.asarray(as_labels(labels))
     if given.shape != jnp.shape(logits)[1:-1]:
         wanted = ", ".join(map(str, jnp.shape(logits)[1:-1]))
         raise ValueError(f"`labels` must have shape [M, ...] = [{wanted}], got {given.shape}")
-    if not np.issubdtype(given.dtype, np.integer):
-        raise TypeError(f"`labels` must be integers, got {given.dtype}")
     check_labels(given, jnp.shape(logits)[-1], "labels")
     fit = temperature_fit(None, lowest, highest)
     state, finished = fit.begin(len(logits)), False
@@ -183,6 +181,7 @@ def mean_nll(logits: Array, labels: Array, temperature: Array) -> Array:
       >>> print(f"{mean_nll(jnp.zeros((3, 2)), jnp.array([0, 1, 1]), jnp.float32(2.0)):.4f}")
       0.6931
     """
+    labels = jnp.asarray(as_labels(labels))
     valid = usable(logits, labels)
     z, label = _centred(logits, labels, valid)
     nll = jax.nn.logsumexp(z / temperature, axis=-1) - label / temperature

@@ -29,5 +29,8 @@ def data(argv: Sequence[str]) -> int:
         )
     if name == "digits" and options["raw"] is not None:
         raise SettingsError("--raw is not for digits, which come with scikit-learn")
-    print(prepare(name, options["raw"]))
+    try:
+        print(prepare(name, options["raw"]))
+    except ValueError as error:
+        raise SettingsError(f"{name} cannot be prepared: {error}") from error
     return 0

@@ -1,4 +1,4 @@
-"""The `dynexit` command: words to a function, and known errors to one clear message."""
+"""The `dynexit` command: calls the function of a command, and prints known errors as one message."""
 
 import errno
 import sys
@@ -43,7 +43,7 @@ def _main(argv: list[str]) -> int:
     except OSError as error:
         if error.errno == errno.ENOSPC:
             return _refuse(
-                f"the disk is full: {error}. Free some space and run the same command again; a run goes on.",
+                f"the disk is full: {error}. Free some space and run the same command again; it resumes the run.",
                 FAILED,
             )
         raise
@@ -60,8 +60,7 @@ def _dispatch(argv: list[str]) -> int:
         print(USAGE)
         return 0 if argv else BAD_INPUT
     command, rest = argv[0], argv[1:]
-    # each command is imported when it is asked for, and imports JAX only after the settings are
-    # accepted
+    # each command is imported when it is called, and imports JAX only after the settings are valid
     if command == "train":
         from dynexit.cli.train import train as run
     elif command == "evaluate":
@@ -87,6 +86,7 @@ def _is_known(error: Exception) -> bool:
         ("dynexit.data.store", ("DataNotPrepared", "DataDamaged")),
         ("dynexit.training.loop", ("NonFiniteLoss",)),
         ("dynexit.training.checkpoints", ("CheckpointError",)),
+        ("dynexit.core.folder_lock", ("FolderInUse",)),
         ("dynexit.calibration.rules.rule", ("NoPoint",)),
     )
     kinds = [

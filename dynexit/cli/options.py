@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import difflib
+import enum
 import io
 import types
 import typing
@@ -40,7 +41,7 @@ def parse(
       Values of the flags by name, and the settings with the overrides applied.
 
     Raises:
-      SettingsError: wrong names, wrong types, values out of range or clashing, all in one message.
+      SettingsError: unknown names, wrong types and invalid values, all in one message.
       SystemExit: `--help` was printed.
     """
     fields = [("settings", _unprefixed(settings), settings)] if settings is not None else []
@@ -66,7 +67,8 @@ def parse(
     if found:
         lines = "\n".join(f"  {sentence}" for sentence in found)
         raise SettingsError(
-            f"{len(found)} wrong setting{'s' if len(found) > 1 else ''}:\n{lines}\n`{prog} --help` shows every one."
+            f"{len(found)} invalid setting{'s' if len(found) > 1 else ''}:\n{lines}\n"
+            f"`{prog} --help` shows all settings."
         )
     return {
         flag.name: getattr(parsed, flag.name) for flag in flags
@@ -129,7 +131,7 @@ def _fault_of(group: Sequence[str], known: dict[str, Any], options: type, prog: 
             or [k for k in known if k.endswith(f".{name}")][:1]
         )
         return f"{group[0]} is not a setting" + (
-            f"; the nearest is --{near[0].replace('_', '-')}" if near else ""
+            f"; did you mean --{near[0].replace('_', '-')}?" if near else ""
         )
     with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
         try:
@@ -141,6 +143,8 @@ def _fault_of(group: Sequence[str], known: dict[str, Any], options: type, prog: 
 
 def _words(hint: Any) -> str:
     """A type in words: `int`, `float or None`, `one of cosine, linear`."""
+    if isinstance(hint, type) and issubclass(hint, enum.Enum):
+        return "one of " + ", ".join(hint.__members__)
     if typing.get_origin(hint) is Literal:
         return "one of " + ", ".join(map(str, typing.get_args(hint)))
     if typing.get_origin(hint) in (typing.Union, types.UnionType):

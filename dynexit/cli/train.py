@@ -1,5 +1,6 @@
 """`dynexit train FILE`: from an experiment file to a report."""
 
+import contextlib
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,74 +8,120 @@ from typing import Any
 
 from dynexit.cli.options import Flag, parse
 from dynexit.cli.positional import split
+from dynexit.core.system import memory
 from dynexit.runs.experiment_file import ExperimentFile, SettingsError, load
 from dynexit.runs.pipeline import REPORT, draw_training, finish, log
-from dynexit.runs.run_folder import claim, default_folder
+from dynexit.runs.recorded_settings import to_dict
+from dynexit.runs.run_folder import claim, default_folder, read, refuse_folder
 
-USAGE = "dynexit train FILE [--run FOLDER] [--smoke] [--model.depth 6 ...]"
+USAGE = "dynexit train FILE [--run FOLDER] [--init RUN] [--smoke] [--model.depth 6 ...]"
 STOPPED = 143  # what a shell calls a process that ended by SIGTERM
 
 
 def train(argv: Sequence[str]) -> int:
-    """Trains, calibrates, evaluates and reports; goes on with a run folder that was begun with the
+    """Trains, calibrates, evaluates and reports; resumes in a run folder that was begun with the
     same settings.
 
-    A run that had finished is not trained again: its weights are calibrated and measured anew.
+    A finished run is not trained again: its weights are calibrated and measured anew.
     """
     words, rest = split(argv, USAGE)
     if not words:
         print(
-            f"usage: {USAGE}\n\n`dynexit train FILE --help` shows every setting of FILE with its default."
+            f"usage: {USAGE}\n\n"
+            "`dynexit train FILE --help` shows every setting of FILE with its default."
         )
         return 0
     file = load(words[0])
-    flags = (
-        Flag(
-            "run",
-            str | None,
-            None,
-            "run folder; by default runs/NAME-TIME. An interrupted run in it goes on",
-        ),
-        Flag(
-            "smoke",
-            bool,
-            False,
-            "the same job in seconds: the file's SMOKE settings are the defaults",
-        ),
-    )
     smoke = "--smoke" in rest
     options, settings = parse(
         rest,
         f"dynexit train {words[0]}",
-        flags,
+        FLAGS,
         file.smoke if smoke else file.settings,
         file.summary,
     )
+    config = to_dict(settings)
+    named = options["run"] or default_folder(f"{file.name}-smoke" if smoke else file.name)
+    refuse_folder(named, file)
+    if options["init"]:
+        read(Path(options["init"]))
 
     experiment = _built(file, settings)
-    name = f"{file.name}-smoke" if smoke else file.name
-    run = claim(
-        Path(options["run"]) if options["run"] else default_folder(name),
-        file,
-        settings,
-        ["train", *argv],
-        log,
-    )
-    if (run.folder / REPORT).exists():
-        log(f"{run.folder} has finished before: its weights are calibrated and measured again")
+    if options["init"]:
+        experiment = started_from(Path(options["init"]), experiment)
+    return _run(Path(named), file, settings, experiment, config, argv, options["run"] is not None)
 
+
+FLAGS = (
+    Flag(
+        "run",
+        str | None,
+        None,
+        "run folder; by default runs/NAME-TIME-RANDOM. An interrupted run in it is resumed",
+    ),
+    Flag(
+        "smoke",
+        bool,
+        False,
+        "the same job in seconds: the file's SMOKE settings are the defaults",
+    ),
+    Flag("init", str | None, None, "run folder whose newest weights training starts from"),
+)
+
+
+def _run(
+    folder: Path,
+    file: ExperimentFile,
+    settings: Any,
+    experiment: Any,
+    config: dict,
+    argv: Sequence[str],
+    named: bool,
+) -> int:
+    import jax
+
+    from dynexit.core.folder_lock import in_use
     from dynexit.training.loop import fit
 
-    fitted = fit(experiment, settings.training, run.folder, settings.seed)
-    draw_training(run.folder)
-    if fitted.stopped:
-        again = resume_words(argv, run.folder)
-        log(
-            f"stopped at step {int(fitted.step)} of {settings.training.steps}, resume with: dynexit train {again}"
-        )
-        return STOPPED
-    finish(run, experiment, fitted.params, int(fitted.step), settings.calibration)
+    first = jax.process_index() == 0
+    if jax.process_count() > 1 and not named:
+        raise SettingsError("several processes must name one folder that they share with --run")
+    with contextlib.ExitStack() as stack:
+        run = claim(folder, file, settings, ["train", *argv], log, first)
+        if first:
+            stack.enter_context(in_use(run.folder))
+        if (run.folder / REPORT).exists():
+            log(f"{run.folder} has finished before: its weights are calibrated and measured again")
+        fitted = fit(experiment, settings.training, run.folder, settings.seed, config=config)
+        draw_training(run.folder)
+        if fitted.stopped:
+            again = resume_words(argv, run.folder)
+            log(
+                f"stopped at step {int(fitted.step)} of {settings.training.steps}, "
+                f"resume with: dynexit train {again}"
+            )
+            return STOPPED
+        finish(run, experiment, fitted.params, int(fitted.step), settings.calibration)
     return 0
+
+
+def started_from(folder: Path, experiment: Any) -> Any:
+    """The experiment with the newest weights of a run in place of random ones.
+
+    Raises:
+      SettingsError: the run has no checkpoint, or its weights are of another model.
+    """
+    import jax
+
+    from dynexit.training.checkpoints import CheckpointError, restore_params
+
+    shapes = jax.eval_shape(experiment.model.init, jax.random.key(0))
+    try:
+        params, step = restore_params(folder, shapes)
+    except (FileNotFoundError, CheckpointError, ValueError) as error:
+        raise SettingsError(f"--init {folder} cannot be used: {error}") from error
+    log(f"training starts from the weights of {folder}, step {step}")
+    return experiment._replace(model=experiment.model._replace(init=lambda key: params))
 
 
 def _built(file: ExperimentFile, settings: Any) -> Any:
@@ -88,6 +135,8 @@ def _built(file: ExperimentFile, settings: Any) -> Any:
         from dynexit.training.sharding import check_batch_size, data_mesh
 
         check_batch_size(settings.training.batch_size, data_mesh())
+        refuse_too_large(experiment, settings.training)
+        _refuse_data(experiment, settings)
     except ValueError as error:
         raise SettingsError(f"{file.path} cannot be built with these settings: {error}") from error
     from dynexit.evaluation.preflight import check_experiment
@@ -99,6 +148,37 @@ def _built(file: ExperimentFile, settings: Any) -> Any:
             f"{file.path} would be refused by calibration after training: {error}"
         ) from error
     return experiment
+
+
+def _refuse_data(experiment: Any, settings: Any) -> None:
+    from dynexit.data.late_faults import refuse_late_faults
+
+    try:
+        refuse_late_faults(experiment, settings.seed, settings.training.batch_size)
+    except TypeError as error:
+        raise ValueError(error) from error
+
+
+def refuse_too_large(experiment: Any, training: Any) -> None:
+    """Refuses a model whose training state no device holds; nothing is computed.
+
+    Raises:
+      ValueError: with the bytes of the state and of the device.
+    """
+    import jax
+
+    from dynexit.training.state import state_shapes
+
+    device = jax.devices()[0]
+    limit = ((device.memory_stats() or {}) if device.platform != "cpu" else {}).get("bytes_limit")
+    limit = limit or memory()
+    shapes = state_shapes(experiment, training)
+    need = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+    if limit is not None and need > limit * len(jax.devices()):
+        raise ValueError(
+            f"weights and optimizer state need {need / 1e9:.1f} GB, and the {len(jax.devices())} "
+            f"devices have {limit / 1e9:.1f} GB each; choose a smaller width or depth"
+        )
 
 
 def resume_words(argv: Sequence[str], folder: Path) -> str:

@@ -1,5 +1,5 @@
-"""Labels of a row: one class, or one for each of its places, some of which no loss and no score
-counts. Loads no JAX.
+"""Labels of a row: one class, or one for each of its places. `IGNORED` marks places that no loss
+and no score counts. Loads no JAX.
 """
 
 from typing import Any
@@ -32,6 +32,51 @@ def rows_counted(labels: Any) -> Any:
     return places_counted(labels).any(axis=tuple(range(1, labels.ndim)))
 
 
+LARGEST = 2**31 - 1
+
+
+def as_labels(labels: Any, ignore_label: int | None = None, name: str = "labels") -> Any:
+    """Labels as int32, the one type in which `IGNORED` differs from every class.
+
+    As uint8, -1 equals 255, so that class 255 of 256 would be taken for `IGNORED`. Every function
+    that takes labels converts them here first.
+
+    Args:
+      labels: integers of any shape: numpy, JAX (traced or not), or nested lists.
+      ignore_label: a label that becomes `IGNORED` too, for example -100 of PyTorch.
+      name: what messages call them.
+
+    Returns:
+      int32 of the same shape, numpy or JAX as `labels` are.
+
+    Raises:
+      TypeError: labels that are not integers.
+      ValueError: numpy labels that int32 does not hold.
+
+    Example:
+      >>> import numpy as np
+      >>> as_labels(np.array([255, 7], np.uint8)).tolist(), as_labels([3, -100], -100).tolist()
+      ([255, 7], [3, -1])
+    """
+    if not hasattr(labels, "dtype"):
+        import numpy as np
+
+        labels = np.asarray(labels)
+    if labels.dtype.kind not in "iu":
+        raise TypeError(f"`{name}` must be integers, got {labels.dtype}")
+    if ignore_label is not None and (
+        isinstance(ignore_label, bool) or not isinstance(ignore_label, int)
+    ):
+        raise TypeError(f"`ignore_label` must be an integer or None, got {ignore_label!r}")
+    if labels.dtype.itemsize * 8 - (labels.dtype.kind == "u") >= 32 and _is_numpy(labels):
+        _refuse_beyond_int32(labels, name)
+    labels = labels.astype("int32")
+    if ignore_label is None or abs(ignore_label) >= LARGEST:
+        return labels
+    ignored = (labels == ignore_label).astype("int32")
+    return labels + ignored * (IGNORED - ignore_label)
+
+
 def exact(prediction: Any, labels: Any) -> Any:
     """Whether each row is right: all its places that count are.
 
@@ -44,7 +89,7 @@ def exact(prediction: Any, labels: Any) -> Any:
       see `rows_counted`.
 
     Raises:
-      TypeError: labels that are not integers.
+      TypeError: labels or predictions that are not integers.
       ValueError: the shapes differ.
 
     Example:
@@ -52,7 +97,7 @@ def exact(prediction: Any, labels: Any) -> Any:
       >>> exact(np.array([[1, 0], [1, 1]]), np.array([[1, IGNORED], [1, 0]])).tolist()
       [True, False]
     """
-    _check(prediction, labels)
+    prediction, labels = _paired(prediction, labels)
     right = (prediction == labels) | ~places_counted(labels)
     return right.all(axis=tuple(range(1, right.ndim))) & rows_counted(labels)
 
@@ -67,6 +112,7 @@ def share(prediction: Any, labels: Any) -> Any:
       Floating point `[b]` in 0..1; 0 for a row without a place that counts.
 
     Raises:
+      TypeError: labels or predictions that are not integers.
       ValueError: the shapes differ.
 
     Example:
@@ -74,23 +120,22 @@ def share(prediction: Any, labels: Any) -> Any:
       >>> share(np.array([[1, 0, 2], [1, 1, 2]]), np.array([[1, IGNORED, 0], [1, 1, 2]])).tolist()
       [0.5, 1.0]
     """
-    _check(prediction, labels)
+    prediction, labels = _paired(prediction, labels)
     axes, counted = tuple(range(1, labels.ndim)), places_counted(labels)
     right = ((prediction == labels) & counted).sum(axis=axes)
     return right / counted.sum(axis=axes).clip(1)
 
 
 def check_labels(labels: Any, classes: int, source: str) -> None:
-    """Refuses labels that are no class: a loss takes one of C for a NaN, and one below 0 for the
-    last classes.
+    """Refuses labels that are no class: a loss is a NaN for them.
 
     Args:
-      labels: integers of any shape, on the host; of another type nothing is asked.
-      classes: C; with 0 nothing is asked.
-      source: what they come from, in words.
+      labels: of any shape, on the host; those of floating point are not checked.
+      classes: C; with 0 there is no upper bound.
+      source: where they come from, for the message.
 
     Raises:
-      ValueError: one is neither in 0..C-1 nor `IGNORED`.
+      ValueError: a label that is neither in 0..C-1 nor `IGNORED`.
 
     Example:
       >>> import numpy as np
@@ -99,31 +144,64 @@ def check_labels(labels: Any, classes: int, source: str) -> None:
         ...
       ValueError: labels of `train` must lie in 0..2 (3 classes), or be -1 at places that do not count; got 3
     """
-    if (
-        not classes
-        or getattr(labels, "dtype", None) is None
-        or labels.dtype.kind not in "iu"
-        or not labels.size
-    ):
+    if getattr(labels, "dtype", None) is None or labels.dtype.kind not in "iu" or not labels.size:
         return
     for found in (int(labels.max()), int(labels.min())):
-        if not (0 <= found < classes or found == IGNORED):
+        if found != IGNORED and (found < 0 or (classes and found >= classes)):
+            allowed = f"lie in 0..{classes - 1} ({classes} classes)" if classes else "be at least 0"
             raise ValueError(
-                f"labels of `{source}` must lie in 0..{classes - 1} ({classes} classes), or be {IGNORED} at places that do not "
-                f"count; got {found}"
+                f"labels of `{source}` must {allowed}, or be {IGNORED} at places that do not count; "
+                f"got {found}"
+                + ("; `ignore_label` marks another label as ignored" if found < 0 else "")
             )
 
 
-def _check(prediction: Any, labels: Any) -> None:
-    for name, value in (("prediction", prediction), ("labels", labels)):
-        if not hasattr(value, "dtype"):
-            raise TypeError(f"`{name}` must be an array, got {type(value).__name__}")
-    if labels.dtype.kind not in "iub":
+def check_scored(labels: Any, score: Any, source: str) -> None:
+    """Refuses labels that `score` cannot compare with classes.
+
+    Args:
+      labels: of any shape, on the host.
+      score: a method's.
+      source: where they come from, for the message.
+
+    Raises:
+      TypeError: labels that are not integers, with `exact` or `share`.
+      ValueError: labels that hold a NaN.
+
+    Example:
+      >>> import numpy as np
+      >>> check_scored(np.array([0.5]), exact, "experiment.train")
+      Traceback (most recent call last):
+        ...
+      TypeError: labels of `experiment.train` must be integers for `score` exact, got float64; a method for real labels has a `score` of its own
+    """
+    if score in (exact, share) and labels.dtype.kind not in "iu":
         raise TypeError(
-            f"`labels` must be integers, got {labels.dtype}; real labels need a `Method.score` of "
-            "their own"
+            f"labels of `{source}` must be integers for `score` {score.__name__}, got {labels.dtype};"
+            " a method for real labels has a `score` of its own"
         )
+    if labels.dtype.kind == "f" and (labels != labels).any():
+        raise ValueError(f"labels of `{source}` must not hold a NaN")
+
+
+def _paired(prediction: Any, labels: Any) -> tuple[Any, Any]:
+    if getattr(getattr(prediction, "dtype", None), "kind", "") == "b":
+        prediction = prediction.astype("int32")
+    prediction, labels = as_labels(prediction, name="prediction"), as_labels(labels)
     if prediction.shape != labels.shape:
         raise ValueError(
-            f"`prediction` must have the shape of `labels`, got {prediction.shape} and {labels.shape}"
+            "`prediction` must have the shape of `labels`, "
+            f"got {prediction.shape} and {labels.shape}"
+        )
+    return prediction, labels
+
+
+def _is_numpy(array: Any) -> bool:
+    return type(array).__module__.partition(".")[0] == "numpy"
+
+
+def _refuse_beyond_int32(labels: Any, name: str) -> None:
+    if labels.size and (labels.max() > LARGEST or labels.min() < -LARGEST - 1):
+        raise ValueError(
+            f"`{name}` must lie in the range of int32, got {int(labels.min())}..{int(labels.max())}"
         )

@@ -7,14 +7,20 @@ clashes; `validate` below collects them all.
 """
 
 import dataclasses
+import enum
 import math
 import numbers
+import pathlib
 import types
 import typing
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from dynexit.core.types import Experiment
+
+MOST_STEPS = 2**31 - 1  # the step is an int32
+MOST_ROWS = 2**20
+MOST_SEED = 2**32 - 1  # jax.random.key takes the last 32 bits of a larger one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +66,8 @@ class Training:
         """Out-of-range values, one sentence each."""
         return [
             *at_least(self, 1, "steps", "batch_size", "checkpoint_every", "keep", "log_every"),
+            *at_most(self, MOST_STEPS, "steps"),
+            *at_most(self, MOST_ROWS, "batch_size"),
             *between(self, 0.0, 1.0, "warmup"),
             *(at_least(self, 0, "eval_every") if self.eval_every is not None else []),
             *(at_least(self, 1, "eval_rows") if self.eval_rows is not None else []),
@@ -69,7 +77,6 @@ class Training:
                 if self.learning_rate > 0
                 else [f"learning_rate must be above 0, got {self.learning_rate}"]
             ),
-            *finite(self, "learning_rate", "weight_decay", "clip"),
         ]
 
 
@@ -137,7 +144,8 @@ class Evaluation:
     def validate(self) -> list[str]:
         """Out-of-range values, one sentence each."""
         timed = at_least(self, 1, "timed_rows") if self.timed_rows is not None else []
-        return at_least(self, 1, "batch_size", "repeats") + timed
+        sizes = at_least(self, 1, "batch_size", "repeats") + at_most(self, MOST_ROWS, "batch_size")
+        return sizes + timed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,6 +237,15 @@ def at_least(settings, low: float, *names: str) -> list[str]:
     ]
 
 
+def at_most(settings, high: float, *names: str) -> list[str]:
+    """Sentences for the fields `names` that are above `high`."""
+    return [
+        f"{n} must be at most {high}, got {getattr(settings, n)}"
+        for n in names
+        if not getattr(settings, n) <= high
+    ]
+
+
 def between(settings, low: float, high: float, *names: str) -> list[str]:
     """Sentences for the fields `names` that lie outside low..high."""
     return [
@@ -238,17 +255,9 @@ def between(settings, low: float, high: float, *names: str) -> list[str]:
     ]
 
 
-def finite(settings, *names: str) -> list[str]:
-    """Sentences for the fields `names` that are infinite."""
-    return [
-        f"{n} must be finite, got {getattr(settings, n)}"
-        for n in names
-        if math.isinf(getattr(settings, n))
-    ]
-
-
 def validate(settings: Any, path: str = "") -> list[str]:
-    """All that is wrong in a tree of settings: types, choices and what each class's `validate` finds.
+    """All that is wrong in a tree of settings: types, choices, numbers that are not finite, a
+    `seed` that is no uint32, and what each class's `validate` finds.
 
     Args:
       settings: an instance of a dataclass, possibly with dataclasses among its fields.
@@ -256,16 +265,22 @@ def validate(settings: Any, path: str = "") -> list[str]:
 
     Returns:
       One sentence each, with the dotted path of the field in front.
+
+    Example:
+      >>> validate(Training(learning_rate=float("inf"), steps=0))
+      ['learning_rate must be a finite number, got inf']
     """
     found, hints = [], typing.get_type_hints(type(settings))
     for field in dataclasses.fields(settings):
         value, hint = getattr(settings, field.name), hints[field.name]
         if not _has_type(value, hint):
-            wanted = ", ".join(map(str, typing.get_args(hint)))
-            wanted = f"one of {wanted}" if typing.get_origin(hint) is Literal else in_words(hint)
-            found.append(f"{path}{field.name} must be {wanted}, got {value!r}")
+            found.append(f"{path}{field.name} must be {in_words(hint)}, got {value!r}")
+        elif not _is_finite(value):
+            found.append(f"{path}{field.name} must be a finite number, got {value}")
     if not found:  # the ranges of values that are of another type cannot be checked
-        found = [f"{path}{sentence}" for sentence in getattr(settings, "validate", list)()]
+        if not path:
+            found += valid_seed(getattr(settings, "seed", 0))
+        found += [f"{path}{sentence}" for sentence in getattr(settings, "validate", list)()]
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
         if dataclasses.is_dataclass(value):
@@ -273,32 +288,69 @@ def validate(settings: Any, path: str = "") -> list[str]:
     return found
 
 
+def valid_seed(seed: Any) -> list[str]:
+    """What is wrong with a seed, in at most one sentence.
+
+    Example:
+      >>> valid_seed(-1), valid_seed(3)
+      (['seed must lie in 0..4294967295, got -1'], [])
+    """
+    if _has_type(seed, int) and 0 <= seed <= MOST_SEED:
+        return []
+    return [f"seed must lie in 0..{MOST_SEED}, got {seed!r}"]
+
+
 def in_words(hint: Any) -> str:
     """A type in words.
 
     Example:
-      >>> in_words(int), in_words(float | None), in_words(tuple[int, ...])
-      ('an integer', 'a number or None', 'a tuple')
+      >>> in_words(int), in_words(float | None), in_words(Literal["a", "b"])
+      ('an integer', 'a number or None', 'one of a, b')
+      >>> in_words(tuple[int, ...]), in_words(tuple[int, int])
+      ('a tuple of int', 'a tuple of 2')
     """
     known = {int: "an integer", float: "a number", bool: "True or False", str: "a string"}
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return " or ".join(map(in_words, typing.get_args(hint)))
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return f"one of {', '.join(map(str, arguments))}"
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(map(in_words, arguments))
+    if origin is tuple:
+        if Ellipsis in arguments:
+            return f"a tuple of {getattr(arguments[0], '__name__', arguments[0])}"
+        return f"a tuple of {len(arguments)}"
     if hint is type(None):
         return "None"
-    base = typing.get_origin(hint) or hint
+    if isinstance(hint, type) and issubclass(hint, enum.Enum):
+        return f"one of {', '.join(hint.__members__)}"
+    base = origin or hint
     return known.get(base, f"a {getattr(base, '__name__', base)}")
 
 
 def _has_type(value: Any, hint: Any) -> bool:
     """Whether a value has a field's type; types that are not plain are not checked."""
-    origin = typing.get_origin(hint)
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
-        return value in typing.get_args(hint)
+        return value in arguments
     if origin in (typing.Union, types.UnionType):
-        return any(_has_type(value, each) for each in typing.get_args(hint))
+        return any(_has_type(value, each) for each in arguments)
     if hint is int:
         return isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if hint is float:
         return isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if origin is tuple and isinstance(value, tuple):
+        each = (arguments[0],) * len(value) if Ellipsis in arguments else arguments
+        return len(each) == len(value) and all(map(_has_type, value, each))
     base = origin or hint
-    return isinstance(value, base) if base in (bool, str, tuple, type(None)) else True
+    if base in (bool, str, tuple, type(None)):
+        return isinstance(value, base)
+    if isinstance(base, type) and issubclass(base, (enum.Enum, pathlib.PurePath)):
+        return isinstance(value, base)
+    return True
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether a number, or every number of a tuple, is finite."""
+    if isinstance(value, tuple):
+        return all(map(_is_finite, value))
+    return not isinstance(value, numbers.Real) or math.isfinite(value)

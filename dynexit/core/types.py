@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.tree_util import Partial
 
+from dynexit.core.data import Source
 from dynexit.core.labels import exact
 
 Array = jax.Array
@@ -274,59 +275,6 @@ class Method(NamedTuple):
     ) = None
     score: Callable[[Any, Any], Any] = exact
     carried: Carried | None = None
-
-
-class Source(NamedTuple):
-    """One split of a data set, as numpy batches on the host.
-
-    A batch is a dict with "inputs" `[b, ...]` and "labels", int32 `[b]` or `[b, ...]`. Generated
-    tasks add "steps", int32 `[b]`, the number of sequential steps that the example needs.
-
-    Attributes:
-      split: "train", "calibration" or "test".
-      batch: `batch(seed, step, size) -> dict`, a pure function of its arguments: consecutive
-        shuffled epochs without replacement; a generated task samples new examples.
-      examples: `examples() -> dict`, every example in a fixed order (for a generated task, a fixed
-        evaluation set).
-      size: number of examples per epoch, which is also that of `examples()`; None if `batch`
-        samples without end.
-    """
-
-    split: str
-    batch: Callable[[int, int, int], dict]
-    examples: Callable[[], dict]
-    size: int | None
-
-
-class Tokens(NamedTuple):
-    """The format of an example that is a sequence of token ids.
-
-    Attributes:
-      vocabulary: number of tokens; ids are 0..vocabulary-1.
-      length: tokens per example, or None if it varies.
-    """
-
-    vocabulary: int
-    length: int | None = None
-
-
-class Dataset(NamedTuple):
-    """The splits of a data set and the format of its examples.
-
-    Attributes:
-      train, calibration, test: the three splits, disjoint.
-      inputs: shape of one example as input of the model, e.g. `(8, 8, 1)`, or `Tokens`.
-      classes: names of the classes.
-      augment, prepare: see `Experiment`.
-    """
-
-    train: Source
-    calibration: Source
-    test: Source
-    inputs: tuple[int, ...] | Tokens
-    classes: tuple[str, ...]
-    augment: Callable[[Array, Array], PyTree] | None = None
-    prepare: Callable[[Array], PyTree] | None = None
 
 
 class Experiment(NamedTuple):

@@ -5,9 +5,12 @@ from typing import TYPE_CHECKING
 from dynexit._lazy import attach
 
 if TYPE_CHECKING:
+    from dynexit.core.data import Splits as Splits
     from dynexit.data import augment as augment
     from dynexit.data import prepare as prepare
-    from dynexit.data.source import Splits as Splits
+    from dynexit.data.files.settings import FromCsv as FromCsv
+    from dynexit.data.files.settings import FromFolders as FromFolders
+    from dynexit.data.files.settings import FromNpz as FromNpz
     from dynexit.data.source import batch_indices as batch_indices
     from dynexit.data.source import from_arrays as from_arrays
     from dynexit.data.source import from_leaves as from_leaves
@@ -23,9 +26,20 @@ if TYPE_CHECKING:
     from dynexit.data.tasks.parity import parity as parity
     from dynexit.data.tasks.prefix_sums import prefix_sums as prefix_sums
     from dynexit.data.tasks.procedural import generated as generated
+    from dynexit.data.tasks.settings import Addition as Addition
+    from dynexit.data.tasks.settings import Chomsky as Chomsky
+    from dynexit.data.tasks.settings import Copying as Copying
+    from dynexit.data.tasks.settings import Graphs as Graphs
+    from dynexit.data.tasks.settings import Mazes as Mazes
+    from dynexit.data.tasks.settings import Parity as Parity
+    from dynexit.data.tasks.settings import PrefixSums as PrefixSums
+    from dynexit.data.tasks.settings import Sudoku as Sudoku
     from dynexit.data.tasks.sudoku import sudoku as sudoku
+    from dynexit.data.text.python_source import python_source as python_source
+    from dynexit.data.text.settings import PythonSource as PythonSource
     from dynexit.data.vision.digits import digits as digits
     from dynexit.data.vision.fashion_mnist import fashion_mnist as fashion_mnist
     from dynexit.data.vision.settings import Digits as Digits
+    from dynexit.data.vision.settings import FashionMnist as FashionMnist
 
 __getattr__, __dir__ = attach(__name__)

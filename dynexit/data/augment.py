@@ -9,6 +9,7 @@ them:
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -131,7 +132,7 @@ def chain(*functions: Callable[[Array, Array], Array]) -> Callable[[Array, Array
     return augment
 
 
-def to_float(inputs: Array, maximum: float, mean=0.0, std=1.0) -> Array:
+def to_float(inputs: Array, maximum: float, mean: Any = 0.0, std: Any = 1.0) -> Array:
     """Scales stored values to floats: (inputs / maximum - mean) / std.
 
     Args:

@@ -1,35 +1,26 @@
 """Sources over arrays in memory: a batch is a pure function of (seed, step, size), so the step is
-the whole state.
-
-No JAX is loaded by importing this module; building a `Source` loads `core.types`, and with it JAX.
+the whole state. Loads no JAX.
 """
 
 import functools
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from dynexit.core.types import Source
-
-SPLITS = ("train", "calibration", "test")
+from dynexit.core.data import SPLITS, Source
+from dynexit.core.labels import as_labels, check_labels
 
 
-class Splits(NamedTuple):
-    """The three disjoint splits of a data set; unpacks as `train, calibration, test`."""
-
-    train: "Source"
-    calibration: "Source"
-    test: "Source"
-
-
-def from_arrays(split: str, inputs, labels) -> "Source":
+def from_arrays(split: str, inputs: Any, labels: Any, ignore_label: int | None = None) -> Source:
     """A split over arrays in memory: shuffled epochs without replacement, one after the other.
 
     Args:
       split: "train", "calibration" or "test".
-      inputs: `[n, ...]`, numpy or anything `np.asarray` takes; kept as it is, not copied.
+      inputs: `[n, ...]`, numpy or anything `np.asarray` takes, or a dict of such arrays (for
+        example tokens and a mask); kept as they are, not copied.
       labels: integers `[n]`; kept as int32.
+      ignore_label: a label that no loss and no score counts, for example -100 of PyTorch.
 
     Returns:
       A `Source` of size n. Its batches are `{"inputs": [size, ...], "labels": int32 [size]}`; a
@@ -37,75 +28,116 @@ def from_arrays(split: str, inputs, labels) -> "Source":
       the order of the arrays.
 
     Raises:
-      ValueError: an unknown split, no examples, or lengths that differ; from `batch` a size, step
-        or seed out of range.
+      ValueError: an unknown split, no examples, or lengths that differ; labels below 0 other than
+        -1; from `batch` a size, step or seed out of range.
       TypeError: labels that are not integers.
 
     Example:
       >>> source = from_arrays("train", np.arange(6.0)[:, None], np.arange(6))
       >>> sorted(source.batch(0, 0, 6)["labels"].tolist())
       [0, 1, 2, 3, 4, 5]
+      >>> tokens = {"tokens": np.zeros((6, 4), int), "mask": np.ones((6, 4), bool)}
+      >>> from_arrays("test", tokens, np.arange(6)).batch(0, 0, 2)["inputs"]["mask"].shape
+      (2, 4)
     """
-    if split not in SPLITS:
-        raise ValueError(f"`split` must be one of {', '.join(SPLITS)}, got {split!r}.")
-    inputs, labels = np.asarray(inputs), np.asarray(labels)
-    if inputs.ndim == 0 or len(inputs) == 0:
+    _check_split(split)
+    inputs, labels = _each(np.asarray, inputs), as_labels(np.asarray(labels), ignore_label)
+    leaves = _leaves(inputs)
+    counts = {leaf.shape[:1] for leaf in leaves}
+    if len(counts) != 1 or counts <= {(), (0,)}:
         raise ValueError(
-            f"`inputs` of split {split!r} must have at least one example, got shape {inputs.shape}."
+            f"`inputs` of split {split!r} must have at least one example, and each array as many, "
+            f"got {_shapes(inputs)}"
         )
-    if labels.shape != inputs.shape[:1]:
+    if labels.shape != leaves[0].shape[:1]:
         raise ValueError(
-            f"`labels` must have shape [{len(inputs)}], one for each of `inputs`, got {labels.shape}."
+            f"`labels` must have shape [{len(leaves[0])}], one for each of `inputs`, "
+            f"got {labels.shape}"
         )
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise TypeError(f"`labels` must be integers, got {labels.dtype}.")
-    return from_leaves(split, {"inputs": inputs, "labels": labels.astype(np.int32)})
+    return from_leaves(split, {"inputs": inputs, "labels": labels})
 
 
-def from_leaves(split: str, leaves: dict) -> "Source":
+def from_leaves(split: str, leaves: dict, ignore_label: int | None = None) -> Source:
     """A split over any arrays of one length, as `from_arrays`: labels of any shape, and what else
     an example carries.
 
     Args:
       split: "train", "calibration" or "test".
-      leaves: `{"inputs": [n, ...], "labels": [n, ...], ...}`, for a generated task also "steps",
-        int32 `[n]`; kept as they are, not copied.
+      leaves: `{"inputs": [n, ...], "labels": [n, ...], ...}`; inputs may be a dict of arrays. Other
+        leaves stay on the host: ids of the rows, or "steps" of a generated task, int32 `[n]`.
+        Labels that are integers become int32; all else is kept as it is, not copied.
+      ignore_label: as in `from_arrays`.
 
     Returns:
       A `Source` of size n whose batches have the same leaves, `[size, ...]`.
 
     Raises:
-      ValueError: an unknown split, no "inputs" or "labels", no examples, or lengths that differ.
+      ValueError: an unknown split, no "inputs" or "labels", no examples, or lengths that differ;
+        labels below 0 other than -1.
 
     Example:
-      >>> source = from_leaves("test", {"inputs": np.zeros((6, 4)), "labels": np.zeros((6, 4), int), "steps": np.arange(6)})
+      >>> leaves = {"inputs": np.zeros((6, 4)), "labels": np.zeros((6, 4), int), "id": list("abcdef")}
+      >>> source = from_leaves("test", leaves)
       >>> {name: leaf.shape for name, leaf in source.batch(0, 0, 2).items()}
-      {'inputs': (2, 4), 'labels': (2, 4), 'steps': (2,)}
+      {'inputs': (2, 4), 'labels': (2, 4), 'id': (2,)}
     """
-    from dynexit.core.types import Source
-
-    if split not in SPLITS:
-        raise ValueError(f"`split` must be one of {', '.join(SPLITS)}, got {split!r}.")
-    whole = {name: np.asarray(leaf).view() for name, leaf in leaves.items()}
-    if not {"inputs", "labels"} <= whole.keys():
+    _check_split(split)
+    if not {"inputs", "labels"} <= leaves.keys():
         raise ValueError(
-            f"`leaves` must have `inputs` and `labels`, got {', '.join(sorted(whole)) or 'none'}."
+            f"`leaves` must have `inputs` and `labels`, got {', '.join(sorted(leaves)) or 'none'}"
         )
-    lengths = {leaf.shape[:1] for leaf in whole.values()}
+    whole = _each(lambda leaf: np.asarray(leaf).view(), dict(leaves))
+    whole["labels"] = _checked(whole["labels"], ignore_label, split)
+    lengths = {leaf.shape[:1] for leaf in _leaves(whole)}
     if len(lengths) > 1 or lengths <= {(), (0,)}:
-        shapes = {name: leaf.shape for name, leaf in whole.items()}
         raise ValueError(
-            f"`leaves` must all have the same number of examples, at least one, got shapes {shapes}."
+            "`leaves` must all have the same number of examples, at least one, "
+            f"got shapes {_shapes(whole)}"
         )
-    for leaf in whole.values():
+    for leaf in _leaves(whole):
         leaf.flags.writeable = False
-    count = len(whole["inputs"])
+    count = len(whole["labels"])
 
     def batch(seed: int, step: int, size: int) -> dict:
         rows = batch_indices(count, seed, step, size)
-        return {name: leaf[rows] for name, leaf in whole.items()}
+        return _each(lambda leaf: leaf[rows], whole)
 
-    return Source(split=split, batch=batch, examples=lambda: dict(whole), size=count)
+    return Source(
+        split=split, batch=batch, examples=lambda: _each(lambda leaf: leaf, whole), size=count
+    )
+
+
+def _check_split(split: str) -> None:
+    if split not in SPLITS:
+        raise ValueError(f"`split` must be one of {', '.join(SPLITS)}, got {split!r}")
+
+
+def _checked(labels: np.ndarray, ignore_label: int | None, split: str) -> np.ndarray:
+    """int32 labels without those that are neither a class nor ignored; real ones as they are."""
+    if labels.dtype.kind not in "iu":
+        if ignore_label is not None or labels.dtype.kind not in "f":
+            raise TypeError(f"`labels` must be integers, got {labels.dtype}")
+        return labels
+    labels = as_labels(labels, ignore_label).view()
+    check_labels(labels, 0, split)
+    return labels
+
+
+def _each(function: Callable[[Any], Any], tree: Any) -> Any:
+    """The same tree of dicts with `function` of every leaf."""
+    if isinstance(tree, dict):
+        return {name: _each(function, leaf) for name, leaf in tree.items()}
+    return function(tree)
+
+
+def _leaves(tree: Any) -> list[np.ndarray]:
+    if isinstance(tree, dict):
+        return [leaf for value in tree.values() for leaf in _leaves(value)]
+    return [tree]
+
+
+def _shapes(tree: Any) -> Any:
+    return _each(lambda leaf: leaf.shape, tree)
 
 
 def batch_indices(count: int, seed: int, step: int, size: int) -> np.ndarray:
@@ -136,7 +168,7 @@ def batch_indices(count: int, seed: int, step: int, size: int) -> np.ndarray:
         ("size", size, 1),
     ):
         if value < low:
-            raise ValueError(f"`{name}` must be at least {low}, got {value}.")
+            raise ValueError(f"`{name}` must be at least {low}, got {value}")
     count, seed, step, size = int(count), int(seed), int(step), int(size)
     first, last = step * size, (step + 1) * size
     parts = []
@@ -179,11 +211,11 @@ def host_slice(batch: dict, index: int, count: int) -> dict:
       [2, 3]
     """
     if not 0 <= index < count:
-        raise ValueError(f"`index` must lie in 0..{count - 1}, got {index}.")
-    sizes = {len(leaf) for leaf in batch.values()}
+        raise ValueError(f"`index` must lie in 0..{count - 1}, got {index}")
+    sizes = {len(leaf) for leaf in _leaves(batch)}
     if len(sizes) != 1 or next(iter(sizes)) % count:
         raise ValueError(
-            f"`batch` must have leaves of one length that is a multiple of {count} hosts, got {sorted(sizes)}."
+            f"`batch` must have leaves of one length that is a multiple of {count} hosts, got {sorted(sizes)}"
         )
     part = next(iter(sizes)) // count
-    return {name: leaf[index * part : (index + 1) * part] for name, leaf in batch.items()}
+    return _each(lambda leaf: leaf[index * part : (index + 1) * part], batch)

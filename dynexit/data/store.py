@@ -12,7 +12,6 @@ uses the network.
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import io
 import os
@@ -22,6 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+
+from dynexit.core.files import local, lock
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
@@ -69,7 +70,7 @@ def data_folder(folder: str | os.PathLike | None = None) -> Path:
         or os.environ.get("TFDS_DATA_DIR")
         or "~/tensorflow_datasets"
     )
-    return Path(chosen).expanduser()
+    return local(chosen, "folder").expanduser()
 
 
 def home(recipe: Recipe, folder: str | os.PathLike | None = None) -> Path:
@@ -323,5 +324,5 @@ def _require_space(place: Path, arrays: Arrays) -> None:
 def _locked(place: Path):
     """One process at a time; the lock goes with the process, however it ends."""
     with open(place / ".lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        lock(file, wait=True)
         yield

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from dynexit.core.types import Array
-from dynexit.objectives.multi_exit import check_logits, log_softmax, multi_exit_cross_entropy
+from dynexit.objectives.multi_exit import log_softmax, multi_exit_cross_entropy
 
 
 def self_distillation(logits: Array, temperature: float = 1.0) -> Array:
@@ -83,7 +83,6 @@ def distilled_cross_entropy(
     """
     if not 0 <= alpha <= 1:
         raise ValueError(f"`alpha` must lie in 0..1, got {alpha}")
-    labels = check_logits(logits, labels)
     losses = multi_exit_cross_entropy(logits, labels, label_smoothing)
     mixed = (1 - alpha) * losses + alpha * self_distillation(logits, temperature)
     return mixed.at[-1].set(losses[-1])

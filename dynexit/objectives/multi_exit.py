@@ -5,11 +5,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dynexit.core.labels import places_counted, rows_counted
+from dynexit.core.labels import IGNORED, as_labels, places_counted, rows_counted
 from dynexit.core.types import Array
 
 
-def multi_exit_cross_entropy(logits: Array, labels: Array, label_smoothing: float = 0.0) -> Array:
+def multi_exit_cross_entropy(
+    logits: Array, labels: Array, label_smoothing: float = 0.0, ignore_label: int | None = None
+) -> Array:
     """Cross-entropy of every exit with label smoothing.
 
     l_eb = -(1 - a) ln p_eb[y_b] - (a / C) sum_c ln p_eb[c]. If a row has a label per position, its
@@ -20,10 +22,12 @@ def multi_exit_cross_entropy(logits: Array, labels: Array, label_smoothing: floa
       labels: integers `[B]` or `[B, ...]` in 0..C-1; -1 (`dynexit.core.labels.IGNORED`) at ignored
         positions.
       label_smoothing: a, in 0..1.
+      ignore_label: a label that is ignored like -1, for example -100 of PyTorch.
 
     Returns:
-      `[E, B]` in nats, 0 for a row whose positions are all ignored; float64 for float64 logits,
-      float32 otherwise. Half precision is computed in float32.
+      `[E, B]` in nats, 0 for a row whose positions are all ignored, NaN for a row with a label that
+      is neither a class nor ignored; float64 for float64 logits, float32 otherwise. Half precision
+      is computed in float32.
 
     Raises:
       TypeError: `logits` are not floating point, or `labels` are not integers.
@@ -36,7 +40,7 @@ def multi_exit_cross_entropy(logits: Array, labels: Array, label_smoothing: floa
 
     Source: Szegedy et al. 2016 for label smoothing, uniform over all C classes.
     """
-    labels = check_logits(logits, labels)
+    labels = check_logits(logits, as_labels(labels, ignore_label))
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"`label_smoothing` must lie in 0..1, got {label_smoothing}")
 
@@ -44,12 +48,22 @@ def multi_exit_cross_entropy(logits: Array, labels: Array, label_smoothing: floa
 
     def one_exit(logits):  # [B, ..., C]
         log_p = log_softmax(logits)
-        loss = -jnp.take_along_axis(log_p, jnp.where(counts, labels, 0)[..., None], axis=-1)[..., 0]
+        loss = -of_label(log_p, labels)
         if label_smoothing:
             loss = (1 - label_smoothing) * loss - label_smoothing * log_p.mean(axis=-1)
         return mean_of_counted(loss, counts)
 
     return jax.vmap(one_exit)(logits)
+
+
+def of_label(values: Array, labels: Array) -> Array:
+    """The entry of each label, `[..., C]` to `[...]`.
+
+    The entry of class 0 for `IGNORED`, NaN for another label that is no class.
+    """
+    classes = values.shape[-1]
+    index = jnp.where(labels == IGNORED, 0, jnp.where(labels < 0, classes, labels))
+    return jnp.take_along_axis(values, index[..., None], axis=-1, mode="fill")[..., 0]
 
 
 def mean_of_counted(values: Array, counts: Array) -> Array:
@@ -150,17 +164,15 @@ def check_logits(logits: Array, labels: Any) -> Array:
     """Checks that logits are floating point `[E, B, ..., C]` and labels integers `[B, ...]`.
 
     Returns:
-      The labels as an array.
+      The labels as an int32 array.
 
     Raises:
       TypeError: `logits` are not floating point, or `labels` are not integers.
       ValueError: a wrong shape.
     """
-    labels = jnp.asarray(labels)
+    labels = jnp.asarray(as_labels(labels))
     if not jnp.issubdtype(logits.dtype, jnp.floating):
         raise TypeError(f"`logits` must be floating point, got {logits.dtype}")
-    if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise TypeError(f"`labels` must be integers, got {labels.dtype}")
     if logits.ndim < 3 or 0 in logits.shape:
         raise ValueError(
             "`logits` must have shape [E, B, C] or [E, B, ..., C] without an axis of size 0, "

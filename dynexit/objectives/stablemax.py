@@ -3,9 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-from dynexit.core.labels import places_counted
+from dynexit.core.labels import as_labels, places_counted
 from dynexit.core.types import Array
-from dynexit.objectives.multi_exit import check_logits, mean_of_counted, widened
+from dynexit.objectives.multi_exit import check_logits, mean_of_counted, of_label, widened
 
 
 def log_stablemax(logits: Array) -> Array:
@@ -33,7 +33,7 @@ def log_stablemax(logits: Array) -> Array:
     return log_s - jax.nn.logsumexp(log_s, axis=-1, keepdims=True)
 
 
-def stablemax_cross_entropy(logits: Array, labels: Array) -> Array:
+def stablemax_cross_entropy(logits: Array, labels: Array, ignore_label: int | None = None) -> Array:
     """Cross-entropy of every exit with stablemax instead of softmax.
 
     l_eb = -ln p_eb[y_b] with p of `log_stablemax`, averaged over the positions of a row that are
@@ -43,10 +43,11 @@ def stablemax_cross_entropy(logits: Array, labels: Array) -> Array:
       logits: `[E, B, C]`, or `[E, B, ..., C]` for labels per position; floating point.
       labels: integers `[B]` or `[B, ...]` in 0..C-1; -1 (`dynexit.core.labels.IGNORED`) at ignored
         positions.
+      ignore_label: a label that is ignored like -1, for example -100 of PyTorch.
 
     Returns:
       `[E, B]` in nats, float32, or float64 for float64 logits; 0 for a row whose positions are all
-      ignored.
+      ignored, NaN for a row with a label that is neither a class nor ignored.
 
     Raises:
       TypeError, ValueError: as `multi_exit_cross_entropy`.
@@ -58,13 +59,10 @@ def stablemax_cross_entropy(logits: Array, labels: Array) -> Array:
 
     Source: Prieto et al. 2025, arXiv 2501.04697.
     """
-    labels = check_logits(logits, labels)
+    labels = check_logits(logits, as_labels(labels, ignore_label))
     counts = places_counted(labels)
-    index = jnp.where(counts, labels, 0)[..., None]
 
     def one_exit(logits: Array) -> Array:
-        return mean_of_counted(
-            -jnp.take_along_axis(log_stablemax(logits), index, axis=-1)[..., 0], counts
-        )
+        return mean_of_counted(-of_label(log_stablemax(logits), labels), counts)
 
     return jax.vmap(one_exit)(logits)

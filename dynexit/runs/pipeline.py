@@ -9,10 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dynexit.core.files import replacing
 from dynexit.core.settings import Calibration, Evaluation
+from dynexit.core.system import cores
 from dynexit.runs.choice_file import CALIBRATION, read_choice, rule_of, write_choice
 from dynexit.runs.experiment_file import SettingsError
-from dynexit.runs.run_folder import Run, versions, write_json
+from dynexit.runs.rows import write_rows
+from dynexit.runs.run_folder import Run, versions, write_json, write_text
 
 REPORT, TRAINING = "report.json", "training.png"
 
@@ -40,12 +43,10 @@ def table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], width:
 
 def hardware() -> str:
     """Kind and number of the devices, and the host's cores."""
-    import os
-
     import jax
 
     devices = jax.devices()
-    return f"{len(devices)} x {devices[0].device_kind}, {len(os.sched_getaffinity(0))} host cores"
+    return f"{len(devices)} x {devices[0].device_kind}, {cores()} host cores"
 
 
 def restored(run: Run, checkpoint: str | int = "newest") -> tuple[Any, Any, int]:
@@ -78,7 +79,11 @@ def draw_training(folder: Path) -> Path | None:
     from dynexit.training.logs import FILE, read_records
 
     records = read_records(folder / FILE)
-    return training_curves(records, folder / TRAINING) if records else None
+    if not records:
+        return None
+    with replacing(folder / TRAINING) as draft:
+        training_curves(records, draft)
+    return folder / TRAINING
 
 
 def finish(run: Run, experiment: Any, params: Any, step: int, rule: Calibration) -> dict:
@@ -171,16 +176,24 @@ def measured(
     }
     content = evaluation.report(evaluated, choice.operating_point, about)
     log("drawing")
-    evaluation.plots.accuracy_against_compute(content, run.folder / "accuracy.png")
-    evaluation.plots.depth_histogram(content, run.folder / "depth.png")
+    with replacing(run.folder / "accuracy.png") as draft:
+        evaluation.plots.accuracy_against_compute(content, draft)
+    with replacing(run.folder / "depth.png") as draft:
+        evaluation.plots.depth_histogram(content, draft)
     inputs, labels = experiment.test.examples()["inputs"], evaluated.records.labels
-    drawn = evaluation.pictures.examples_by_depth(
-        inputs, labels, evaluated.classes, evaluated.exit, content, run.folder / "examples.png"
-    )
+    with replacing(run.folder / "examples.png") as draft:
+        drawn = evaluation.pictures.examples_by_depth(
+            inputs, labels, evaluated.classes, evaluated.exit, content, draft
+        )
     if drawn is not None:
         content["plots"].append("examples")
+    else:
+        (run.folder / "examples.png").unlink(missing_ok=True)
+    write_rows(
+        run.folder / "rows.csv", experiment.test.examples(), evaluated.classes, evaluated.exit
+    )
     write_json(run.folder / REPORT, content)
-    (run.folder / "report.md").write_text(evaluation.markdown(content))
+    write_text(run.folder / "report.md", evaluation.markdown(content))
     table(
         f"{content['name']}: test split",
         ("", "full depth", "dynamic depth"),

@@ -83,7 +83,7 @@ def make_evaluate(
         waiting, counted = None, 0
         rows = spread(len(held["labels"]), settings.eval_rows)
         for batch in _batches(held, rows, settings.batch_size):
-            sums = run(params, put_batch(batch, mesh))
+            sums = run(params, put_batch(batch, mesh, ("inputs", "labels", "counts")))
             _add(totals, waiting)  # waits for the batch before this one
             waiting, counted = sums, counted + int(batch["counts"].sum())
         _add(totals, waiting)

@@ -15,6 +15,8 @@ from typing import Any
 
 import jax
 
+from dynexit.core.files import replacing
+
 FILE = "metrics.jsonl"
 CLOCK = ("seconds", "examples_per_second", "eval_seconds")
 EVAL = "eval_"
@@ -36,10 +38,10 @@ class Records:
         self._file = None
         if jax.process_index() == 0:
             kept = [record for record in read_records(path) if record["step"] <= after]
-            partial = path.with_suffix(".partial")
-            partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
-            partial.replace(path)
-            self._file = path.open("a")
+            with replacing(path) as draft:  # a link is replaced, not followed
+                lines = "".join(json.dumps(record) + "\n" for record in kept)
+                draft.write_text(lines, encoding="utf-8")
+            self._file = path.open("a", encoding="utf-8")
 
     def __enter__(self) -> "Records":
         return self
@@ -139,8 +141,9 @@ class Mirror:
         if mode == "auto":
             mode = "online" if wandb.login(prompt=False) else "offline"
         note = folder / "wandb_id.txt"
-        if not note.is_file():
-            note.write_text(secrets.token_hex(4))
+        if not note.is_file() or note.is_symlink():
+            with replacing(note) as draft:
+                draft.write_text(secrets.token_hex(4), encoding="utf-8")
         self._run = wandb.init(
             project="dynexit",
             name=folder.name,

@@ -3,9 +3,9 @@
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +13,12 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from dynexit.core.files import local
+from dynexit.core.folder_lock import in_use
 from dynexit.core.labels import check_labels
-from dynexit.core.settings import Training, validate
+from dynexit.core.settings import Training, valid_seed, validate
 from dynexit.core.types import Experiment, PyTree
+from dynexit.data.late_faults import refuse_late_faults
 from dynexit.training import evals as evaluation
 from dynexit.training.after_update import AfterUpdate, Flight, on_one_device, progress_bar
 from dynexit.training.after_update import NonFiniteLoss as NonFiniteLoss
@@ -56,6 +59,7 @@ def fit(
     evals: evaluation.Evals = (),
     mesh: Mesh | None = None,
     rules: Rules = (),
+    config: Mapping[str, Any] | None = None,
 ) -> Fitted:
     """Trains the model of an experiment.
 
@@ -82,6 +86,7 @@ def fit(
         `eval_<name>_<key>`.
       mesh: with an axis "data" over which batches are split; None for all devices.
       rules: where parameters go, see `shardings`; default everywhere.
+      config: what wandb shows as the run's settings; None for those of training and the seed.
 
     Returns:
       `Fitted`.
@@ -90,18 +95,18 @@ def fit(
       NonFiniteLoss: the loss or gradient of a step is not finite; the step is named.
       CheckpointError: a checkpoint could not be written (disk full), or all are damaged.
       FileExistsError: the folder has checkpoints and `resume` is False.
-      ValueError: settings out of range, labels that are not classes, `evals` without evaluation;
-        the batch cannot be split over the devices; the folder's checkpoint is of another model,
-        seed or longer run.
+      FolderInUse: another process trains in the folder.
+      TypeError: labels that the method's `score` cannot compare.
+      ValueError: settings or seed out of range, labels that are not classes, a NaN in the
+        calibration split, `evals` without evaluation; the batch cannot be split over the devices;
+        the folder's checkpoint is of another model, seed or longer run.
     """
-    if invalid := validate(settings):
+    if invalid := [*validate(settings), *valid_seed(seed)]:
         raise ValueError("`settings`: " + "; ".join(invalid))
     if evals and settings.eval_every == 0:
         raise ValueError("`evals` needs `eval_every` other than 0 in `settings`")
-    folder, mesh = Path(folder).absolute(), data_mesh() if mesh is None else mesh
+    folder, mesh = local(folder, "folder").absolute(), data_mesh() if mesh is None else mesh
     train_step = make_train_step(experiment, settings, mesh, rules)
-    start = create_state(experiment, settings, seed, mesh, rules)
-    state, first = _resumed(start, settings, folder, seed, resume)
 
     def draw(step: int) -> dict:
         drawn = experiment.train.batch(seed, step, settings.batch_size)
@@ -110,8 +115,15 @@ def fit(
 
     stream = SafeStream(sys.stderr)
     with contextlib.ExitStack() as stack:
+        if jax.process_index() == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(in_use(folder))
+        start = create_state(experiment, settings, seed, mesh, rules)
+        state, first = _resumed(start, settings, folder, seed, resume)
+        if first < settings.steps:
+            refuse_late_faults(experiment, seed, settings.batch_size)
         stop = stack.enter_context(StopRequest(catch=jax.process_count() == 1))
-        config = {**dataclasses.asdict(settings), "seed": seed}
+        config = config or {**dataclasses.asdict(settings), "seed": seed}
         run = AfterUpdate(
             settings,
             records=stack.enter_context(Records(folder, after=first)),

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
+from dynexit.core.labels import as_labels
 from dynexit.core.types import Array, PyTree
 from dynexit.training.optimizer import path_name
 
@@ -80,13 +81,32 @@ def put(array: np.ndarray, sharding: Sharding) -> Array:
     return jax.make_array_from_callback(np.shape(array), sharding, lambda index: array[index])
 
 
-def put_batch(batch: dict, mesh: Mesh) -> dict:
-    """Splits a host batch, leaves `[B, ...]`, by rows over the "data" axis.
+def put_batch(batch: dict, mesh: Mesh, names: Sequence[str] = ("inputs", "labels")) -> dict:
+    """What a step reads of a host batch, leaves `[B, ...]`, split by rows over the "data" axis.
+
+    Args:
+      batch: leaves `[B, ...]`.
+      mesh: with an axis "data".
+      names: the leaves that the step reads; others, such as ids of the rows, stay on the host.
+
+    Returns:
+      The leaves `names` on the devices; labels that are integers as int32.
 
     Raises:
       ValueError: the rows cannot be split evenly over the devices.
+      TypeError: a leaf of a type that no device has, such as strings; the leaf is named.
     """
     rows = NamedSharding(mesh, PartitionSpec("data"))
-    for leaf in jax.tree.leaves(batch):
+    labels = np.asarray(batch["labels"])
+    if labels.dtype.kind in "iu":
+        labels = as_labels(labels)
+
+    def place(path, leaf) -> Array:
+        leaf = np.asarray(leaf)
+        if leaf.dtype.kind in "OSUMmT":
+            raise TypeError(f"`{path_name(path)}` must be numbers, got {leaf.dtype}")
         check_batch_size(len(leaf), mesh)
-    return jax.tree.map(lambda leaf: put(np.asarray(leaf), rows), batch)
+        return put(leaf, rows)
+
+    read = {name: labels if name == "labels" else batch[name] for name in names}
+    return jax.tree_util.tree_map_with_path(place, read)

@@ -1,6 +1,10 @@
 """Settings from files and words: every fault is named at once, and JAX is not loaded for it."""
 
 import dataclasses
+import datetime
+import enum
+import json
+import pathlib
 import subprocess
 import sys
 from typing import Literal
@@ -9,7 +13,13 @@ import pytest
 
 from dynexit.cli.options import Flag, parse
 from dynexit.core.settings import Calibration, Training, at_least
-from dynexit.runs.experiment_file import SettingsError, from_dict, load, to_dict
+from dynexit.runs.experiment_file import SettingsError, load
+from dynexit.runs.recorded_settings import from_dict, to_dict
+
+
+class Kind(enum.Enum):
+    RED = 1
+    BLUE = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +57,12 @@ class Settings:
     calibration: Calibration = Calibration()
     seed: int = 0
     """seed"""
+    folder: pathlib.Path = pathlib.Path("data")
+    """where"""
+    kind: Kind = Kind.RED
+    """which"""
+    maybe: pathlib.Path | None = None
+    """perhaps where"""
 
 
 RUN = Flag("run", str | None, None, "run folder")
@@ -84,21 +100,21 @@ def test_overrides_are_typed_and_dotted():
 def test_all_faults_are_named_at_once():
     words = "--model.dept 6 --model.width abc --model.norm mid --training.steps 0 --sed 3 --model.depth -1".split()
     assert refusal(*words) == (
-        "6 wrong settings:\n"
-        "  --model.dept is not a setting; the nearest is --model.depth\n"
+        "6 invalid settings:\n"
+        "  --model.dept is not a setting; did you mean --model.depth?\n"
         "  --model.width takes int, got abc\n"
         "  --model.norm takes one of pre, post, got mid\n"
-        "  --sed is not a setting; the nearest is --seed\n"
+        "  --sed is not a setting; did you mean --seed?\n"
         "  model.depth must be at least 1, got -1\n"
         "  training.steps must be at least 1, got 0\n"
-        "`dynexit train x.py --help` shows every one."
+        "`dynexit train x.py --help` shows all settings."
     )
 
 
 @pytest.mark.parametrize(
     "words, sentence",
     [
-        ("--depth 3", "--depth is not a setting; the nearest is --model.depth"),
+        ("--depth 3", "--depth is not a setting; did you mean --model.depth?"),
         ("--model.depth", "--model.depth takes int, got nothing"),
         ("--model.depth 3 4", "--model.depth takes int, got 3 4"),
         ("--model.heads 5", "model.heads must divide width, got 5 and 32"),
@@ -106,10 +122,24 @@ def test_all_faults_are_named_at_once():
         ("--calibration.budget 2", "calibration.budget must lie above 0 and up to 1, got 2.0"),
         ("stray --seed 1", "unexpected argument 'stray'; options are written --name value"),
         ("--training.learning-rate 0", "training.learning_rate must be above 0, got 0.0"),
+        ("--training.learning-rate inf", "training.learning_rate must be a finite number, got inf"),
+        ("--training.weight-decay nan", "training.weight_decay must be a finite number, got nan"),
+        ("--training.clip inf", "training.clip must be a finite number, got inf"),
+        ("--seed -1", "seed must lie in 0..4294967295, got -1"),
+        ("--seed 99999999999999999999", "seed must lie in 0..4294967295, got 99999999999999999999"),
+        (
+            "--training.steps 9999999999",
+            "training.steps must be at most 2147483647, got 9999999999",
+        ),
+        (
+            "--training.batch-size 99999999",
+            "training.batch_size must be at most 1048576, got 99999999",
+        ),
+        ("--kind green", "--kind takes one of RED, BLUE, got green"),
     ],
 )
 def test_each_fault_has_its_sentence(words, sentence):
-    assert f"1 wrong setting:\n  {sentence}\n" in refusal(*words.split())
+    assert f"1 invalid setting:\n  {sentence}\n" in refusal(*words.split())
 
 
 def test_help_shows_every_setting_with_its_default(capsys):
@@ -129,12 +159,44 @@ def test_help_shows_every_setting_with_its_default(capsys):
 
 
 def test_settings_survive_json():
-    settings = Settings(Net(depth=3, sizes=(7,)), seed=4)
-    there = to_dict(settings)
-    assert (
-        from_dict(Settings(), {**there, "model": {**there["model"], "sizes": [7]}}, "f", print)
-        == settings
+    read_words = read("--folder", "here", "--kind", "BLUE", "--maybe", "there")[1]
+    for settings in (Settings(Net(depth=3, sizes=(7,)), seed=4), read_words):
+        there = json.loads(json.dumps(to_dict(settings)))
+        again = from_dict(Settings(), there, "f", print)
+        assert again == settings and type(again.folder) is type(settings.folder)
+    assert read_words.kind is Kind.BLUE and there["kind"] == "BLUE" and there["folder"] == "here"
+
+
+@pytest.mark.parametrize(
+    "hint, value",
+    [
+        (set[int], {1}),
+        (datetime.date, datetime.date(2020, 1, 1)),
+        (bytes, b"x"),
+        (dict[int, str], {1: "a"}),
+        (str | pathlib.Path, pathlib.Path("x")),
+        (complex, 1j),
+    ],
+)
+def test_types_that_json_does_not_hold_are_refused_by_name(hint, value):
+    odd = dataclasses.field(default_factory=lambda: value)
+    kind = dataclasses.make_dataclass("Odd", [("model", Net, Net()), ("odd", hint, odd)])
+    with pytest.raises(SettingsError, match=r"odd must be of a type that settings\.json can hold"):
+        to_dict(kind())
+
+
+def test_values_that_json_holds_in_another_type_are_kept():
+    kind = dataclasses.make_dataclass(
+        "Fine",
+        [
+            ("rate", float, 1),
+            ("either", int | float, 1.0),
+            ("pair", tuple[pathlib.Path, Kind], (pathlib.Path("a"), Kind.RED)),
+            ("some", list[str], dataclasses.field(default_factory=lambda: ["a"])),
+            ("named", dict[str, int], dataclasses.field(default_factory=lambda: {"a": 1})),
+        ],
     )
+    assert from_dict(kind(), json.loads(json.dumps(to_dict(kind()))), "f", print) == kind()
 
 
 def test_a_run_that_is_older_than_a_setting_opens_with_its_default():
@@ -191,4 +253,4 @@ def test_jax_is_not_loaded_for_a_refusal(words, request):
     assert ran.returncode == (0 if "--help" in words else 2)
     assert "LOADED []" in ran.stdout and "Traceback" not in ran.stderr
     if "--model.dept" in words:
-        assert "--model.dept is not a setting; the nearest is --model.depth" in ran.stderr
+        assert "--model.dept is not a setting; did you mean --model.depth?" in ran.stderr

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from dynexit.data.tasks.chomsky_arithmetic import chomsky_arithmetic as arithmetic
+from dynexit.data.tasks import chomsky_arithmetic as arithmetic
 
 LENGTHS = [1, 2, 3, 4, 5, 8, 21, 40, 500]
 

@@ -8,13 +8,13 @@ import pytest
 from sklearn.datasets import load_digits
 
 from dynexit.data import store
+from dynexit.data.split import stratified_order
 from dynexit.data.vision.digits import (
     DIGITS_CLASSES,
     DIGITS_MEAN,
     DIGITS_STD,
     RECIPE,
     digits,
-    stratified_order,
 )
 
 

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from dynexit.data.source import Splits, batch_indices, from_arrays, host_slice
+from dynexit.core.data import Splits
+from dynexit.data.source import batch_indices, from_arrays, from_leaves, host_slice
 
 
 def source(count=10, split="train"):
@@ -144,3 +145,29 @@ def test_hosts_get_disjoint_parts_that_make_up_the_batch():
 def test_host_slice_refuses(index, count, text):
     with pytest.raises(ValueError, match=text):
         host_slice(source(40).batch(0, 0, 12), index, count)
+
+
+def test_inputs_may_be_a_dict_of_arrays():
+    tokens, mask = np.arange(40).reshape(10, 4), np.arange(10) % 2 == 0
+    split = from_arrays("train", {"tokens": tokens, "mask": mask}, np.arange(10))
+    batch, plain = split.batch(1, 2, 6), from_arrays("train", tokens, np.arange(10)).batch(1, 2, 6)
+    np.testing.assert_array_equal(batch["inputs"]["tokens"], plain["inputs"])
+    np.testing.assert_array_equal(batch["inputs"]["mask"], batch["labels"] % 2 == 0)
+    part = host_slice(batch, 1, 3)
+    np.testing.assert_array_equal(part["inputs"]["tokens"], batch["inputs"]["tokens"][2:4])
+    assert split.examples()["inputs"]["mask"].flags.writeable is False
+    with pytest.raises(
+        ValueError, match=r"`inputs` of split 'train' must have .* each array as many"
+    ):
+        from_arrays("train", {"tokens": tokens, "mask": mask[:9]}, np.arange(10))
+
+
+def test_labels_below_those_ignored_are_refused_or_named():
+    inputs, labels = np.zeros((3, 2)), np.array([1, -100, 0])
+    with pytest.raises(ValueError, match="-100; `ignore_label`"):
+        from_arrays("train", inputs, labels)
+    found = from_arrays("train", inputs, labels, ignore_label=-100).examples()["labels"]
+    assert found.tolist() == [1, -1, 0]
+    assert from_arrays("train", inputs, [1, 2, 0]).examples()["labels"].dtype == np.int32
+    bytes_ = from_leaves("train", {"inputs": inputs, "labels": np.array([255, 1, 2], np.uint8)})
+    assert bytes_.examples()["labels"].dtype == np.int32

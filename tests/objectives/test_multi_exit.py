@@ -9,6 +9,7 @@ import pytest
 
 from dynexit.objectives.distillation import distilled_cross_entropy, self_distillation
 from dynexit.objectives.multi_exit import deep_supervision, multi_exit_cross_entropy, weighted
+from dynexit.objectives.stablemax import stablemax_cross_entropy
 
 E, B, C = 3, 4, 5
 LOGITS = 3 * jax.random.normal(jax.random.key(0), (E, B, C))
@@ -118,3 +119,23 @@ def test_one_logit_is_refused_and_labels_may_be_a_list():
         multi_exit_cross_entropy(logits, [0, 1, 3]),
         multi_exit_cross_entropy(logits, jnp.array([0, 1, 3])),
     )
+
+
+@pytest.mark.parametrize("loss", [multi_exit_cross_entropy, stablemax_cross_entropy])
+def test_labels_of_every_kind(loss):
+    logits = jax.random.normal(jax.random.key(0), (2, 3, 256))
+    plain = loss(logits, jnp.array([255, 7, 0]))
+    for kind in (np.uint8, np.int16, np.int64):
+        np.testing.assert_array_equal(loss(logits, np.array([255, 7, 0], kind)), plain)
+    np.testing.assert_array_equal(loss(logits, jnp.array([255, 7, 0], jnp.uint8)), plain)
+    np.testing.assert_array_equal(loss(logits, [255, 7, 0]), plain)
+    for wrong in (-100, -2, 256, 10_000):
+        found = jax.jit(loss)(logits, jnp.array([wrong, 7, -1]))
+        assert np.isnan(found[:, 0]).all()
+        np.testing.assert_allclose(found[:, 1], plain[:, 1], rtol=1e-6)
+        np.testing.assert_array_equal(found[:, 2], 0)
+        ignored = loss(logits, jnp.array([wrong, 7, -1]), ignore_label=wrong)
+        np.testing.assert_array_equal(ignored[:, 0], 0)
+    labels = jnp.array([-100, 3, -1])
+    slope = jax.grad(lambda z: loss(z, labels, ignore_label=-100).sum())(logits)
+    assert (slope[:, [0, 2]] == 0).all() and np.isfinite(slope).all() and (slope[:, 1] != 0).any()

@@ -4,8 +4,8 @@ import functools
 
 import numpy as np
 
+from dynexit.core.data import Splits
 from dynexit.core.labels import IGNORED
-from dynexit.data.source import Splits
 from dynexit.data.tasks.procedural import at_least, generated, ordered
 
 PLUS, BLANK = 10, 11

@@ -8,11 +8,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dynexit.core.data import Splits
 from dynexit.core.labels import IGNORED
-from dynexit.data.source import Splits
 from dynexit.data.tasks import chomsky_arithmetic as arithmetic
 from dynexit.data.tasks import chomsky_strings as strings
 from dynexit.data.tasks.procedural import generated, ordered
+from dynexit.data.tasks.settings import CHOMSKY_SIZES
 
 
 class Task(NamedTuple):
@@ -50,28 +51,35 @@ def _one_more(length: int) -> int:
     return length + 1
 
 
+def _task(name: str, draw: Callable, output_length: Callable, *rest) -> Task:
+    return Task(draw, *CHOMSKY_SIZES[name], output_length, *rest)
+
+
 TASKS: dict[str, Task] = {
-    "even_pairs": Task(strings.even_pairs, 2, 2, _one, "R", 0.5, False),
-    "parity_check": Task(strings.parity_check, 2, 2, _one, "R", 0.5, False),
-    "cycle_navigation": Task(strings.cycle_navigation, 3, 5, _one, "R", 0.2, False),
-    "modular_arithmetic": Task(arithmetic.modular_arithmetic, 9, 5, _one, "R", 0.2, False),
-    "stack_manipulation": Task(strings.stack_manipulation, 5, 3, _one_more, "DCF", 0.5, True),
-    "reverse_string": Task(strings.reverse_string, 2, 2, _same, "DCF", 0.5, False),
-    "modular_arithmetic_brackets": Task(
-        arithmetic.modular_arithmetic_brackets, 11, 5, _one, "DCF", 0.2, False
-    ),
-    "solve_equation": Task(arithmetic.solve_equation, 11, 5, _one, "DCF", 0.2, False),
-    "duplicate_string": Task(
-        strings.duplicate_string, 2, 2, lambda length: 2 * length, "CS", 0.5, False
-    ),
-    "missing_duplicate": Task(strings.missing_duplicate, 4, 2, _one, "CS", 0.5, False),
-    "odds_first": Task(strings.odds_first, 2, 2, _same, "CS", 0.5, False),
-    "binary_addition": Task(arithmetic.binary_addition, 3, 3, _one_more, "CS", 0.5, True),
-    "binary_multiplication": Task(arithmetic.binary_multiplication, 3, 3, _same, "CS", 0.5, True),
-    "compute_sqrt": Task(
-        arithmetic.compute_sqrt, 2, 2, lambda length: (length + 1) // 2, "CS", 0.5, False
-    ),
-    "bucket_sort": Task(strings.bucket_sort, 5, 5, _same, "CS", 0.2, False),
+    name: _task(name, *row)
+    for name, row in {
+        "even_pairs": (strings.even_pairs, _one, "R", 0.5, False),
+        "parity_check": (strings.parity_check, _one, "R", 0.5, False),
+        "cycle_navigation": (strings.cycle_navigation, _one, "R", 0.2, False),
+        "modular_arithmetic": (arithmetic.modular_arithmetic, _one, "R", 0.2, False),
+        "stack_manipulation": (strings.stack_manipulation, _one_more, "DCF", 0.5, True),
+        "reverse_string": (strings.reverse_string, _same, "DCF", 0.5, False),
+        "modular_arithmetic_brackets": (
+            arithmetic.modular_arithmetic_brackets,
+            _one,
+            "DCF",
+            0.2,
+            False,
+        ),
+        "solve_equation": (arithmetic.solve_equation, _one, "DCF", 0.2, False),
+        "duplicate_string": (strings.duplicate_string, lambda n: 2 * n, "CS", 0.5, False),
+        "missing_duplicate": (strings.missing_duplicate, _one, "CS", 0.5, False),
+        "odds_first": (strings.odds_first, _same, "CS", 0.5, False),
+        "binary_addition": (arithmetic.binary_addition, _one_more, "CS", 0.5, True),
+        "binary_multiplication": (arithmetic.binary_multiplication, _same, "CS", 0.5, True),
+        "compute_sqrt": (arithmetic.compute_sqrt, lambda n: (n + 1) // 2, "CS", 0.5, False),
+        "bucket_sort": (strings.bucket_sort, _same, "CS", 0.2, False),
+    }.items()
 }
 """The suite, in the order of its paper; loop over it to report them all, and give `chomsky` the
 task itself.

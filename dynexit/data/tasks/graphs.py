@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from dynexit.data.source import Splits
+from dynexit.core.data import Splits
 from dynexit.data.tasks.graph_algorithms import Algorithm
 from dynexit.data.tasks.procedural import at_least, generated
 

@@ -6,7 +6,7 @@ import functools
 
 import numpy as np
 
-from dynexit.data.source import Splits
+from dynexit.core.data import Splits
 from dynexit.data.tasks.procedural import at_least, generated
 
 

@@ -1,19 +1,16 @@
 """What generated tasks share: streams of random numbers by (seed, step), fixed sets to calibrate
 and to test on, endless training.
 
-No JAX is loaded by importing this module; building the splits loads `core.types`, and with it JAX.
+Loads no JAX.
 """
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dynexit.data.source import Splits, from_leaves
-
-if TYPE_CHECKING:
-    from dynexit.core.types import Source
+from dynexit.core.data import Source, Splits
+from dynexit.data.source import from_leaves
 
 Draw = Callable[[np.random.Generator, int], dict]
 """`draw(random, size) -> batch`, leaves `[size, ...]`: "inputs", "labels" and "steps" (int32
@@ -57,8 +54,6 @@ def generated(
       >>> np.array_equal(train.batch(0, 7, 4)["labels"], train.batch(0, 7, 4)["inputs"][:, 0] * 2), test.size
       (True, 20)
     """
-    from dynexit.core.types import Source
-
     at_least(1, examples=examples)
     fixed = _fixed("train", _TRAIN_EXAMPLES, draw, examples)
 
@@ -123,12 +118,11 @@ def _stream(stream: int, seed: int, step: int) -> np.random.Generator:
     return np.random.Generator(bits)
 
 
-def _fixed(split: str, stream: int, draw: Draw, size: int) -> "Source":
+def _fixed(split: str, stream: int, draw: Draw, size: int) -> Source:
     """A set that is drawn once, when it is first asked for."""
-    from dynexit.core.types import Source
 
     @functools.cache
-    def source() -> "Source":
+    def source() -> Source:
         return from_leaves(split, draw(_stream(stream, 0, 0), size))
 
     return Source(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dynexit.data.source import Splits
+from dynexit.core.data import Splits
 from dynexit.data.tasks.procedural import at_least, generated, ordered
 
 FEWEST = {2: 4, 3: 26}

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dynexit.data.source import SPLITS, Splits, from_leaves
+from dynexit.core.data import SPLITS, Source, Splits
+from dynexit.data.source import from_leaves
 from dynexit.data.tasks.procedural import at_least
 
 VOCABULARY = 128
@@ -49,8 +50,6 @@ def python_source(length: int, examples: int = 500, folder: Path | None = None) 
             raise ValueError(
                 f"`folder` {folder} has {len(characters)} characters for {split}, too few for windows of {length}."
             )
-    from dynexit.core.types import Source
-
     fixed = {split: _evenly(split, text[split], length, examples) for split in SPLITS}
 
     def batch(seed: int, step: int, size: int) -> dict:

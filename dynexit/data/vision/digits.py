@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dynexit.core.data import Dataset, Source, Splits
+from dynexit.core.settings import refuse_invalid
 from dynexit.data import store
-from dynexit.data.source import Splits, from_arrays
+from dynexit.data.source import from_arrays
+from dynexit.data.split import stratified_order
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
-    from dynexit.core.types import Dataset, Source
     from dynexit.data.vision.settings import Digits
 
 DIGITS_CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -70,26 +72,30 @@ def digits(seed_of_split: int = 0, folder: str | os.PathLike | None = None) -> S
     )
 
 
-def dataset(settings: "Digits") -> "Dataset":
-    """The data set of `dx.data.Digits`, see there."""
-    from dynexit.core.settings import refuse_invalid
-    from dynexit.core.types import Dataset
+def dataset(settings: "Digits") -> Dataset:
+    """The data set of `dx.data.Digits`."""
     from dynexit.data.augment import random_crop, to_float
 
     refuse_invalid(settings)
     train, calibration, test = digits()
+    scaled = functools.partial(to_float, maximum=16.0, mean=0.305, std=0.376)
     return Dataset(
         train,
-        shifted(calibration, settings.shift),
+        shifted(calibration, settings.shift) if settings.shift_calibration else calibration,
         test,
         settings.inputs,
         settings.classes,
-        augment=functools.partial(random_crop, padding=settings.shift),
-        prepare=functools.partial(to_float, maximum=16.0, mean=0.305, std=0.376),
+        augment=functools.partial(random_crop, padding=settings.shift) if settings.shift else None,
+        prepare=(lambda images: _pixels(scaled(images))) if settings.sequence else scaled,
     )
 
 
-def shifted(source: "Source", by: int) -> "Source":
+def _pixels(images):
+    """Images `[b, 8, 8, 1]` as sequences of pixels `[b, 64, 1]`, row by row."""
+    return images.reshape(len(images), 64, 1)
+
+
+def shifted(source: Source, by: int) -> Source:
     """A split with every image moved by -by..by pixels each way."""
     whole, places = source.examples(), range(2 * by + 1)
     height, width = whole["inputs"].shape[1:3]
@@ -110,27 +116,6 @@ def read_raw() -> store.Arrays:
 
     images, labels = load_digits(return_X_y=True)
     return {"scans": (images.reshape(-1, 8, 8, 1).astype(np.uint8), labels.astype(np.int32))}
-
-
-def stratified_order(labels: np.ndarray, seed: int) -> np.ndarray:
-    """A shuffle of which every long enough stretch holds the classes in proportion.
-
-    The r-th of the n rows of a class is put at the fraction (r + 1/2) / n of the way; ties fall as
-    shuffled.
-
-    Args:
-      labels: int `[n]`.
-      seed: integer from 0.
-
-    Returns:
-      int64 `[n]`, a permutation of 0..n-1.
-    """
-    shuffled = np.random.Generator(np.random.Philox(seed)).permutation(len(labels))
-    place = np.empty(len(labels))
-    for value in np.unique(labels):
-        members = np.flatnonzero(labels[shuffled] == value)
-        place[members] = (np.arange(len(members)) + 0.5) / len(members)
-    return shuffled[np.argsort(place, kind="stable")]
 
 
 @functools.lru_cache(maxsize=1)

@@ -2,6 +2,7 @@
 published.
 """
 
+import functools
 import gzip
 import hashlib
 import os
@@ -11,24 +12,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dynexit.core.data import Dataset, Source, Splits
+from dynexit.core.settings import refuse_invalid
 from dynexit.data import store
-from dynexit.data.source import Splits, from_arrays
+from dynexit.data.source import from_arrays
+from dynexit.data.vision.settings import FashionMnist
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
-FASHION_MNIST_CLASSES = (
-    "T-shirt/top",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-    "Ankle boot",
-)
+FASHION_MNIST_CLASSES = FashionMnist.classes
 
 FASHION_MNIST_MEAN, FASHION_MNIST_STD = 0.2861, 0.3530
 """Of the training split, as fractions of 255."""
@@ -80,6 +73,31 @@ def fashion_mnist(folder: str | os.PathLike | None = None) -> Splits:
     """
     arrays = store.load(RECIPE, folder)
     return hold_out(arrays["train"], arrays["test"], CALIBRATION)
+
+
+def dataset(settings: FashionMnist) -> Dataset:
+    """The data set of `dx.data.FashionMnist`."""
+    from dynexit.data.augment import chain, random_crop, random_flip, to_float
+
+    refuse_invalid(settings)
+    train, calibration, test = (_first(source, settings.limit) for source in fashion_mnist())
+    return Dataset(
+        train,
+        calibration,
+        test,
+        settings.inputs,
+        settings.classes,
+        augment=chain(functools.partial(random_crop, padding=settings.shift), random_flip),
+        prepare=functools.partial(to_float, maximum=255.0, mean=0.286, std=0.353),
+    )
+
+
+def _first(source: Source, count: int | None) -> Source:
+    """The first `count` examples of a split, or all of them."""
+    if count is None:
+        return source
+    whole = source.examples()
+    return from_arrays(source.split, whole["inputs"][:count], whole["labels"][:count])
 
 
 def hold_out(train, test, calibration: int) -> Splits:

@@ -1,0 +1,1 @@
+"""Data of your own: tables, arrays and folders of images."""

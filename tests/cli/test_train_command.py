@@ -1,0 +1,68 @@
+"""What `dynexit train` does around the training: weights of another run, models that no device
+holds, data that calibration would refuse.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dynexit.cli.plot import labels_of
+from dynexit.cli.train import refuse_too_large, started_from
+from dynexit.core.settings import Training
+from dynexit.core.types import Experiment, Method, Model
+from dynexit.data.source import from_arrays
+from dynexit.runs.experiment_file import SettingsError
+from dynexit.runs.rows import write_rows
+from dynexit.training.saver import Saver
+
+
+def experiment(width=4):
+    model = Model(
+        lambda key: {"w": jax.random.normal(key, (width, 2))},
+        lambda params, inputs: inputs,
+        lambda params: None,
+        1,
+        ("block00",),
+    )
+    method = Method(None, lambda point: None, lambda *_: None, lambda output: output)
+    splits = (from_arrays(s, np.zeros((4, 2)), [0, 1, 0, 1]) for s in ("train", "test"))
+    train, test = splits
+    return Experiment(model, method, train, train, test)
+
+
+def test_training_starts_from_the_weights_of_a_run(tmp_path):
+    with Saver(tmp_path, keep=1, seed=0) as saver:
+        saver.save(7, {"params": {"w": jnp.full((4, 2), 3.0)}})
+    again = started_from(tmp_path, experiment())
+    np.testing.assert_array_equal(again.model.init(jax.random.key(0))["w"], 3.0)
+    with pytest.raises(SettingsError, match=r"--init .* leaf params/w is float32\[4, 2\]"):
+        started_from(tmp_path, experiment(width=5))
+    with pytest.raises(SettingsError, match=r"--init .*no checkpoint"):
+        started_from(tmp_path / "empty", experiment())
+
+
+def test_a_model_that_no_device_holds_is_refused_with_its_bytes():
+    refuse_too_large(experiment(), Training())
+    with pytest.raises(ValueError, match=r"need .* GB, and the 4 devices have .* GB each"):
+        refuse_too_large(experiment(10**12), Training())
+
+
+def test_labels_of_runs_are_as_long_as_they_must_be():
+    assert labels_of(["a/run", "b/run/"]) == ["a/run", "b/run"]
+    assert labels_of(["x/a/run", "y/a/run", "z/b/run"]) == ["x/a/run", "y/a/run", "z/b/run"]
+    assert labels_of(["a/run"]) == ["run"]
+    assert len(set(labels_of(["run", "run"]))) == 2
+
+
+def test_every_row_is_reported_with_its_id(tmp_path):
+    examples = {
+        "inputs": np.zeros((3, 2)),
+        "labels": np.array([1, 0, 1]),
+        "id": np.array(["a", "b, c", "d"]),
+        "more": np.zeros((3, 5)),
+    }
+    write_rows(tmp_path / "rows.csv", examples, np.array([1, 1, 1]), np.array([0, 2, 1]))
+    assert (tmp_path / "rows.csv").read_text() == (
+        'row,labels,id,answer,exit\n0,1,a,1,0\n1,0,"b, c",1,2\n2,1,d,1,1\n'
+    )
