@@ -43,7 +43,7 @@ def file(tmp_path):
             2,
             "unexpected argument 'extra'; options are written --name value",
         ),
-        (["calibrate", "nowhere"], 2, "exactly one of --accept-loss and --budget is wanted"),
+        (["calibrate", "nowhere"], 2, "exactly one of --accept-loss, --budget and --risk is wanted"),
         (
             ["calibrate", "nowhere", "--budget", "0.5", "--max-negative-flips", "0.1"],
             2,
@@ -52,7 +52,7 @@ def file(tmp_path):
         (
             ["calibrate", "nowhere", "--accept-loss", "0.1", "--budget", "0.5"],
             2,
-            "exactly one of --accept-loss and --budget is wanted",
+            "exactly one of --accept-loss, --budget and --risk is wanted",
         ),
         (
             ["calibrate", "nowhere", "--budget", "5"],
