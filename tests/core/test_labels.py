@@ -33,11 +33,13 @@ def test_rows_and_places_that_count():
         assert rows_counted(kind(np.array([0.5, np.nan], np.float32))).tolist() == [True, False]
 
 
-def test_arrays_of_classes_are_asked_for_by_name():
-    with pytest.raises(TypeError, match="`labels` must be an array, got list"):
-        exact(np.array([1, 0]), [1, 0])
+def test_lists_of_classes_are_taken_and_other_types_refused_by_name():
+    assert exact([1, 0], [1, 2]).tolist() == [True, False]
+    assert share([[1, 0]], [[1, 1]]).tolist() == [0.5]
+    with pytest.raises(TypeError, match="`prediction` must be integers, got float64"):
+        exact(np.zeros(2), np.zeros(2, int))
     with pytest.raises(TypeError, match="`labels` must be integers, got float64"):
-        exact(np.array([1, 0]), np.array([1.0, 0.0]))
+        exact(np.zeros(2, int), [0.5, 1.0])
 
 
 def test_the_share_of_a_row_counts_its_places():

@@ -10,8 +10,9 @@ import time
 import numpy as np
 import pytest
 
-from dynexit.data import prepare, store
-from dynexit.data.prepare import prepare as preparing
+from dynexit.data import prepare as preparing
+from dynexit.data import store
+from dynexit.data.prepare import prepare
 from dynexit.data.vision import fashion_mnist as module
 from dynexit.data.vision.fashion_mnist import fashion_mnist, has_raw, hold_out, parse_idx, read_raw
 
