@@ -48,7 +48,7 @@ class Settings(dx.Settings):
             found.append(f"steps must be at least most, got {self.steps} and {self.most}")
         return found + ([] if self.most >= 4 else [f"most must be at least 4, got {self.most}"])
 
-    def build(self) -> dx.Experiment:
+    def build(self) -> "dx.Experiment":
         """The experiment of one network and its method."""
         model, method = self.parts()
         data = dataclasses.replace(self.data, one_hot=self.network == "thinking").build()
@@ -94,7 +94,7 @@ SMOKE = Settings(
 )
 
 
-def share(method: dx.Method) -> dx.Method:
+def share(method: "dx.Method") -> "dx.Method":
     """The method, with the share of the answer's tokens that are right as its score."""
     from dynexit.core.labels import share as score
 

@@ -45,7 +45,7 @@ class Settings(dx.Settings):
     )
     calibration: dx.Calibration = dx.Calibration(accept_loss=0.0, max_negative_flips=0.003)
 
-    def build(self) -> dx.Experiment:
+    def build(self) -> "dx.Experiment":
         """The experiment: the teacher is opened, and its phases are measured."""
         import jax
 

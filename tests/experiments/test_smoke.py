@@ -1,7 +1,9 @@
 """Every experiment's smoke twin does the whole job: train, calibrate, evaluate, report."""
 
-import ast
 import json
+import statistics
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -72,17 +74,23 @@ def test_the_head_says_command_hardware_and_what_to_expect(file):
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_only_settings_are_imported_before_build(file):
-    top = [
-        node
-        for node in ast.parse(file.read_text()).body
-        if isinstance(node, (ast.Import, ast.ImportFrom))
-    ]
-    names = {alias.name for node in top if isinstance(node, ast.Import) for alias in node.names}
-    assert names == {"dataclasses", "dynexit"}
-    assert {node.module for node in top if isinstance(node, ast.ImportFrom)} - {"typing"} == {
-        "dynexit.core.settings"
-    }
+def test_loading_an_experiment_loads_no_jax(file):
+    program = f"import sys; from dynexit.runs.experiment_file import load; load({str(file)!r}); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert not {"jax", "numpy", "flax"} & set(done.stdout.split())
+
+
+def test_experiments_are_short_and_share_no_block():
+    lines = {f: [l.strip() for l in f.read_text().splitlines() if l.strip()] for f in FILES}
+    assert statistics.median(len(f.read_text().splitlines()) for f in FILES) <= 45
+    seen, shared = {}, []
+    for file, text in lines.items():
+        for k in range(len(text) - 5):
+            other = seen.setdefault(tuple(text[k : k + 6]), file)
+            if other != file:
+                shared.append((other.name, file.name, text[k : k + 6]))
+    assert shared == []
 
 
 def test_a_teacher_that_is_not_there_is_named_with_the_command_that_trains_it(tmp_path, capsys):
@@ -91,7 +99,7 @@ def test_a_teacher_that_is_not_there_is_named_with_the_command_that_trains_it(tm
         main(["train", str(file), "--model.teacher", teacher, "--run", str(tmp_path / "run")]) == 2
     )
     said = capsys.readouterr().err
-    assert f"model.teacher is {teacher}, which is not there" in said and f"--run {teacher}`" in said
+    assert f"model.teacher is {teacher}, which does not exist" in said and f"--run {teacher}`" in said
     assert not (tmp_path / "run").exists()
 
 
