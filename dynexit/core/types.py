@@ -166,6 +166,8 @@ class Model(NamedTuple):
         "block01")`.
       decoder: what `dx.decoding` needs of an autoregressive model, hashable; None for a model that
         cannot decode. `dx.models.RecurrentDepth` sets it.
+      training: `training(key) -> Model`, the model with dropout, for the same parameters; the key
+        is consumed. None where a model in training is the same.
 
     Example:
       >>> import dynexit as dx, jax.numpy as jnp
@@ -183,6 +185,7 @@ class Model(NamedTuple):
     depth: int | tuple[int, ...]
     names: tuple[str, ...]
     decoder: Any = None
+    training: "Callable[[Array], Model] | None" = None
 
 
 class Carried(NamedTuple):
