@@ -79,7 +79,7 @@ def build(
       >>> import dynexit as dx
       >>> dense = lambda n: lambda key: jax.random.normal(key, (n, n)) / n
       >>> block = dense(4), lambda p, h: h + jnp.tanh(h @ p)
-      >>> model = dx.build(lambda x: x, block, (dense(4), jnp.matmul), depth=3)
+      >>> model = dx.build(lambda x: x, block, (dense(4), lambda p, h: h @ p), depth=3)
       >>> params = model.init(jax.random.key(0))
       >>> dx.run_all(model.steps(params), model.embed(params, jnp.ones((2, 4)))).shape
       (3, 2, 4)
@@ -132,9 +132,7 @@ def build(
 def _stages(block: Any, head: Any, depth: Any, weights: str) -> list[Stage]:
     if not isinstance(depth, (tuple, list)):
         n = positive_integer(depth, "depth")
-        return [
-            Stage(*(_parts(x, a, n, weights) for x, a in ((block, "block"), (head, "head"))), n)
-        ]
+        return [Stage(_parts(block, "block", n, weights), _parts(head, "head", n, weights), n)]
     if not isinstance(block, list) or len(block) != len(depth):
         came = f"{len(block)} entries" if isinstance(block, list) else type(block).__name__
         raise ValueError(
