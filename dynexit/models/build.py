@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dynexit.core.checks import batch_size, positive_integer, shapes
+from dynexit.core.checks import batch_size, described, positive_integer, shapes
 from dynexit.core.stacking import stack
 from dynexit.core.types import Array, Model, PyTree, Step, Tokens
 from dynexit.engine.run import run_all
@@ -200,6 +200,11 @@ def _initial_stage(stage: Stage, weights: str, key: Array, state: PyTree) -> tup
     keys = jax.random.split(key, 2)
     one = jax.eval_shape(lambda: stage.blocks[0].init(jax.random.key(0), state))
     after = _after(stage.blocks[0], one, state)
+    if stage.depth > 1 and described(after) != described(state):
+        raise ValueError(
+            f"`block` must keep the state of {stage.depth} blocks, {described(state)}, got "
+            f"{described(after)}; a block that changes it is a stage of depth 1"
+        )
     if weights == "tied":
         block, head = stage.blocks[0].init(keys[0], state), stage.heads[0].init(keys[1], after)
         return {"block": block, "head": head}, after

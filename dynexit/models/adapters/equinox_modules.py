@@ -59,6 +59,12 @@ def equinox_part(instance: Any, make: Callable | None, name: str) -> Part:
                 f"`{name}` takes `key`, so it must return an equinox module, got "
                 f"{type(module).__name__}"
             )
+        index = lambda x: isinstance(x, equinox.nn.StateIndex)
+        if any(map(index, jax.tree.leaves(module, is_leaf=index))):
+            raise ValueError(
+                f"`{name}` ({type(module).__name__}) has state that a call changes (batch "
+                f"statistics), which would be lost; {NORMALISE}"
+            )
         found, structure = jax.tree_util.tree_flatten_with_path(module)
         one = lambda key: jax.tree_util.keystr((key,), simple=True)
         paths = tuple(tuple(map(one, path)) for path, _ in found)
@@ -66,8 +72,6 @@ def equinox_part(instance: Any, make: Callable | None, name: str) -> Part:
         params: dict = {}
         for path, (_, leaf) in zip(paths, found, strict=True):
             what = f"`{name}.{'.'.join(path)}`"
-            if isinstance(leaf, equinox.nn.StateIndex):
-                raise ValueError(f"{what} is state that a call changes; {NORMALISE}")
             if not isinstance(leaf, (jax.Array, np.ndarray)):
                 static.append((_hashable(leaf, what),))
             elif jnp.issubdtype(leaf.dtype, jnp.inexact):
