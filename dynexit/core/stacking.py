@@ -133,10 +133,10 @@ def refuse_other_leaves(tree: PyTree, name: str) -> None:
       TypeError: the message names the argument `name` and the leaf.
 
     Example:
-      >>> refuse_other_leaves({"w": jnp.ones(3), "act": lambda x: x}, "params")
+      >>> refuse_other_leaves({"w": jnp.ones(3), "act": abs}, "params")  # doctest: +ELLIPSIS
       Traceback (most recent call last):
         ...
-      TypeError: `params`['act'] must be an array, got a function; ...
+      TypeError: `params`['act'] must be an array, got a builtin_function_or_method; ...
     """
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         if not isinstance(leaf, _ARRAYS) and not (
