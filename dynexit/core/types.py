@@ -188,6 +188,14 @@ class Model(NamedTuple):
     training: "Callable[[Array], Model] | None" = None
 
 
+def wrapped_training(
+    model: Model, wrap: Callable[[Model], Model]
+) -> Callable[[Array], Model] | None:
+    """`Model.training` of `wrap(model)`, for a function that makes a model from another one."""
+    training = model.training
+    return None if training is None else lambda key: wrap(training(key))
+
+
 class Carried(NamedTuple):
     """A loss over slots whose rows stay for several updates.
 

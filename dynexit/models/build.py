@@ -1,4 +1,4 @@
-"""`dx.build`: a model out of an embedding, a block and a head of one's own."""
+"""`dx.build`: a model from an embedding, a block and a head."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -118,7 +118,8 @@ def build(
         depths = tuple(stage.depth for stage in stages)
         embed = lambda params, x: on.embed(first, params["embed"], x)
         names = block_names(sum(depths))
-        return Model(init, embed, steps, depths if several else depths[0], names, training)
+        n = depths if several else depths[0]
+        return Model(init, embed, steps, n, names, training=training)
 
     random = any(p.train is not None for p in parts)
     made = model(_INFERENCE, (lambda key: model(_training(key))) if random else None)

@@ -181,6 +181,18 @@ def test_training_drops_and_inference_does_not(remat, precision):
     assert losses[0.5][0] != losses[0.0][0]
 
 
+def test_models_made_from_a_model_with_dropout_have_it_too():
+    halting = lambda p, h: {"logits": linear(p, h), "halt_logit": linear(p, h)[:, 0]}
+    model = dx.build(EMBED, Dropped(0.5), (dense(D, C), halting), 2, inputs=(8,))
+    params = model.init(jax.random.key(0))
+    for wrap in (dx.transforms.best_so_far, dx.transforms.averaged):
+        made = wrap(model)
+        found = [outputs_of(made.training(jax.random.key(k)), params)["logits"] for k in (0, 1)]
+        assert not np.allclose(found[0], found[1])
+        inference = outputs_of(made, params)["logits"]
+        np.testing.assert_array_equal(inference, outputs_of(made, params)["logits"])
+
+
 def test_dropout_with_rows_that_are_kept_is_refused():
     made = experiment(0.5, dx.methods.segments(2, refill=True))
     with pytest.raises(ValueError, match=r"`experiment\.model` has dropout"):
