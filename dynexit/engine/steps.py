@@ -174,7 +174,16 @@ def switched_step(
       A `Step` for depths of up to N.
 
     Raises:
-      ValueError: `params` is empty; when the step runs, blocks whose results differ in shape.
+      TypeError: a leaf of `params` is not an array.
+      ValueError: `params` is empty, or `block` or `head` is a sequence of another length; when the
+        step runs, blocks whose results differ in shape.
+
+    Example:
+      >>> import jax.numpy as jnp, dynexit as dx
+      >>> blocks = [lambda p, h: h + p, lambda p, h: h * p]
+      >>> step = dx.switched_step(blocks, lambda p, h: h, [jnp.float32(3.0), jnp.float32(2.0)])
+      >>> dx.run_all(step, jnp.ones(1))[:, 0].tolist()
+      [4.0, 8.0]
     """
     params = list(params)
     if not params:

@@ -12,7 +12,7 @@ from dynexit.core.stacking import stack
 from dynexit.core.types import Array, Model, PyTree, Step, Tokens
 from dynexit.engine.run import run_all
 from dynexit.engine.steps import stacked_step, switched_step, tied_step
-from dynexit.layers.parts import block_names
+from dynexit.layers.linen import block_names
 from dynexit.models.adapters.kinds import part
 from dynexit.models.adapters.part import Part
 
