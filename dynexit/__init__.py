@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from dynexit.engine.streaming.stream import run_stream as run_stream
     from dynexit.engine.tuning.tune import Tuned as Tuned
     from dynexit.engine.tuning.tune import tune as tune
+    from dynexit.models.build import build as build
 
 __version__ = "0.2.0"
 

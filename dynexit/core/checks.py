@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dynexit.core.stacking import length
+from dynexit.core.stacking import length, refuse_other_leaves
 from dynexit.core.types import Array, Model, PyTree, Step
 
 
@@ -85,20 +85,57 @@ class Stage(NamedTuple):
     blocks_before: int
 
 
-def stages_of(step: Step | Sequence[Step], depth: int | Sequence[int]) -> tuple[Stage, ...]:
+Depth = int | None | Sequence[int | None]
+
+
+def depth_of(step: Step | Sequence[Step], depth: Depth) -> Any:
+    """The depth as an integer, or a tuple of them; None stands for `Step.depth`.
+
+    Raises:
+      ValueError: None for a step that has no depth of its own, as a tied one has none.
+
+    Example:
+      >>> step = Step(lambda i: (), lambda w, i, h: (h, h), depth=3)
+      >>> depth_of(step, None), depth_of([step, step], None), depth_of([step, step], [1, None])
+      (3, (3, 3), (1, 3))
+    """
+
+    def one(step: Any, depth: Any, place: str) -> Any:
+        if depth is not None or not isinstance(step, Step):
+            return depth
+        if step.depth is None:
+            raise ValueError(
+                f"`depth{place}` must be an integer, got None: `step{place}` has no depth of its "
+                "own (`Step.depth` is None, as for tied weights)"
+            )
+        return step.depth
+
+    if isinstance(step, (tuple, list)):
+        if depth is None:
+            depth = [None] * len(step)
+        if isinstance(depth, (tuple, list)) and len(depth) == len(step):
+            return tuple(
+                one(s, d, f"[{k}]") for k, (s, d) in enumerate(zip(step, depth, strict=True))
+            )
+    return one(step, tuple(depth) if isinstance(depth, (tuple, list)) else depth, "")
+
+
+def stages_of(step: Step | Sequence[Step], depth: Depth) -> tuple[Stage, ...]:
     """A step and a depth, or sequences of both, as stages.
 
     Args:
       step: one step, or one per stage.
-      depth: blocks; one number, or one per stage. A multiple of the step's `blocks`.
+      depth: blocks; one number, or one per stage, a multiple of the step's `blocks`; None for
+        `Step.depth`.
 
     Raises:
-      TypeError: something else was handed in.
-      ValueError: depth 0, not a multiple, more than the step has weights for, or unequal numbers of
-        steps and depths.
+      TypeError: another type, or a leaf of the step that is not an array.
+      ValueError: depth 0, not a multiple, more than the step has weights for, None where the step
+        has no depth, or unequal numbers of steps and depths.
     """
     if isinstance(step, Model):
         raise TypeError("`step` must be a dx.Step, got a dx.Model: hand in `model.steps(params)`")
+    depth = depth_of(step, depth)
     several = isinstance(step, (tuple, list))
     if several != isinstance(depth, (tuple, list)):
         raise TypeError(
@@ -116,6 +153,7 @@ def stages_of(step: Step | Sequence[Step], depth: int | Sequence[int]) -> tuple[
         place = f"[{k}]" if several else ""
         if not isinstance(s, Step):
             raise TypeError(f"`step{place}` must be a dx.Step, got {type(s).__name__}")
+        refuse_other_leaves(s, f"step{place}")
         d = positive_integer(d, f"depth{place}")
         if d % s.blocks:
             raise ValueError(
@@ -218,9 +256,11 @@ def check_outputs_agree(outputs: Sequence[PyTree]) -> None:
                 )
 
 
-def check_row_independence(step: Step, state: PyTree, i: int = 0, tolerance: float = 1e-4) -> None:
+def check_row_independence(
+    step: Step, state: PyTree, i: int = 0, tolerance: float | None = None
+) -> None:
     """Runs a step on a batch whole, permuted and split, and refuses it where a row's result depends
-    on its company.
+    on other rows.
 
     Rows that are independent may be packed, permuted and run alone, which is what the engine does.
     Batch statistics, batch-wide maxima and attention across rows break it.
@@ -230,7 +270,8 @@ def check_row_independence(step: Step, state: PyTree, i: int = 0, tolerance: flo
       state: a batch of at least two different rows, leaves `[B, ...]`.
       i: which block.
       tolerance: largest difference allowed, relative to the largest magnitude of the leaf (sums are
-        reordered).
+        reordered); None for 1e-4, or 8 times the machine epsilon of the coarsest floating-point
+        type among weights, state and output where that is more (0.0625 for bfloat16).
 
     Raises:
       ValueError: a row differs; the leaf and the row are named.
@@ -247,6 +288,9 @@ def check_row_independence(step: Step, state: PyTree, i: int = 0, tolerance: flo
         )
     apply = jax.jit(lambda s: step.apply(step.select(jnp.int32(i)), jnp.int32(i), s))
     whole = apply(state)
+    if tolerance is None:
+        weights = jax.eval_shape(step.select, jnp.int32(i))
+        tolerance = max(1e-4, 8 * _coarsest((weights, state, whole)))
     order = jnp.asarray(np.random.default_rng(0).permutation(rows))
     take = lambda tree, index: jax.tree.map(lambda a: a[index], tree)
     permuted = take(apply(take(state, order)), jnp.argsort(order))
@@ -264,6 +308,14 @@ def check_row_independence(step: Step, state: PyTree, i: int = 0, tolerance: flo
                     f"`step` couples rows: {how} changed row {row} of {where}; a row's result must not depend on other rows "
                     "(batch statistics? a reduction over the batch axis?)"
                 )
+
+
+def _coarsest(tree: PyTree) -> float:
+    """The largest machine epsilon among the floating-point leaves; 0 without any."""
+    kinds = [jnp.result_type(leaf) for leaf in jax.tree.leaves(tree)]
+    return max(
+        (float(jnp.finfo(k).eps) for k in kinds if jnp.issubdtype(k, jnp.inexact)), default=0
+    )
 
 
 def _first_difference(a: Array, b: Array, tolerance: float) -> int | None:

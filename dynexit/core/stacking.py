@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from dynexit.core.types import PyTree
@@ -20,6 +21,7 @@ def stack(blocks: Sequence[PyTree]) -> PyTree:
       One tree of the same structure, leaves `[N, ...]`.
 
     Raises:
+      TypeError: a leaf is not an array; the message names it.
       ValueError: `blocks` is empty, or two blocks differ in structure, shape or dtype; the message
         names the leaf.
 
@@ -32,6 +34,7 @@ def stack(blocks: Sequence[PyTree]) -> PyTree:
     first = jax.tree_util.tree_flatten_with_path(blocks[0])[0]
     structure = jax.tree.structure(blocks[0])
     for k, block in enumerate(blocks):
+        refuse_other_leaves(block, f"blocks[{k}]")
         if jax.tree.structure(block) != structure:
             raise ValueError(
                 f"`blocks[{k}]` has structure {jax.tree.structure(block)}, "
@@ -93,6 +96,7 @@ def length(params: PyTree, name: str) -> int:
       N.
 
     Raises:
+      TypeError: a leaf is not an array; the message names it.
       ValueError: there are no leaves, a leaf is a scalar, or the sizes differ; the message names
         the leaf.
 
@@ -100,6 +104,7 @@ def length(params: PyTree, name: str) -> int:
       >>> length({"w": jnp.zeros((3, 2)), "b": jnp.zeros(3)}, "params")
       3
     """
+    refuse_other_leaves(params, name)
     leaves = jax.tree_util.tree_flatten_with_path(params)[0]
     if not leaves:
         raise ValueError(f"`{name}` holds no arrays")
@@ -119,3 +124,29 @@ def length(params: PyTree, name: str) -> int:
 
 def _type(leaf: Any) -> str:
     return f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}"
+
+
+def refuse_other_leaves(tree: PyTree, name: str) -> None:
+    """Raises where a leaf is not an array: an activation function or a string in a module.
+
+    Raises:
+      TypeError: the message names the argument `name` and the leaf.
+
+    Example:
+      >>> refuse_other_leaves({"w": jnp.ones(3), "act": abs}, "params")  # doctest: +ELLIPSIS
+      Traceback (most recent call last):
+        ...
+      TypeError: `params`['act'] must be an array, got a builtin_function_or_method; ...
+    """
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        if not isinstance(leaf, _ARRAYS) and not (
+            hasattr(leaf, "shape") and hasattr(leaf, "dtype")
+        ):
+            raise TypeError(
+                f"`{name}`{jax.tree_util.keystr(path)} must be an array, got a "
+                f"{type(leaf).__name__}; keep what is not an array out of the tree "
+                "(`equinox.partition(module, equinox.is_array)`), or use `dx.build`"
+            )
+
+
+_ARRAYS = (jax.Array, np.ndarray, np.generic, bool, int, float, complex)

@@ -166,6 +166,8 @@ class Model(NamedTuple):
         "block01")`.
       decoder: what `dx.decoding` needs of an autoregressive model, hashable; None for a model that
         cannot decode. `dx.models.RecurrentDepth` sets it.
+      training: `training(key) -> Model`, the model with dropout, for the same parameters; the key
+        is consumed. None where a model in training is the same.
 
     Example:
       >>> import dynexit as dx, jax.numpy as jnp
@@ -183,6 +185,15 @@ class Model(NamedTuple):
     depth: int | tuple[int, ...]
     names: tuple[str, ...]
     decoder: Any = None
+    training: "Callable[[Array], Model] | None" = None
+
+
+def wrapped_training(
+    model: Model, wrap: Callable[[Model], Model]
+) -> Callable[[Array], Model] | None:
+    """`Model.training` of `wrap(model)`, for a function that makes a model from another one."""
+    training = model.training
+    return None if training is None else lambda key: wrap(training(key))
 
 
 class Carried(NamedTuple):

@@ -2,7 +2,6 @@
 the exit that is enough.
 """
 
-import functools
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -11,14 +10,17 @@ import jax.numpy as jnp
 from jax import lax
 
 from dynexit.core.checks import (
+    Depth,
     Stage,
     batch_size,
     check_outputs_agree,
     check_step,
+    depth_of,
     positive_integer,
     shapes,
     stages_of,
 )
+from dynexit.core.stacking import refuse_other_leaves
 from dynexit.core.types import Criterion, Halted, PyTree, Step
 from dynexit.criteria.memory import first_memory
 from dynexit.engine.deferred import completed, partition
@@ -26,6 +28,7 @@ from dynexit.engine.executors.compacted import run_compacted
 from dynexit.engine.executors.masked import run_masked
 from dynexit.engine.executors.per_row import run_per_row
 from dynexit.engine.executors.tiling import Tiling, default_tiling
+from dynexit.engine.recompiles import watched_jit
 from dynexit.engine.rows import Job, begin, exit_depth, last_exit
 
 Executor = Literal["auto", "compacted", "masked", "per_row"]
@@ -35,13 +38,15 @@ UNROLLED = 4
 EXECUTORS = ("auto", "compacted", "masked", "per_row")
 
 
-def run_all(step: Step | Sequence[Step], state: PyTree, depth: int | Sequence[int]) -> PyTree:
+def run_all(step: Step | Sequence[Step], state: PyTree, depth: Depth = None) -> PyTree:
     """Runs every block and reads every exit, with `lax.scan`; reverse-mode differentiable.
+
+    Compiled, as all functions that run a step: equal functions and shapes compile once.
 
     Args:
       step: a `Step`, or one per stage where the state changes its shape.
       state: leaves `[B, ...]`.
-      depth: blocks; one number, or one per stage.
+      depth: blocks; one number, or one per stage; None for `Step.depth`.
 
     Returns:
       The outputs, leaves `[E, B, ...]`.
@@ -52,9 +57,16 @@ def run_all(step: Step | Sequence[Step], state: PyTree, depth: int | Sequence[in
     Example:
       >>> import dynexit as dx
       >>> step = dx.stacked_step(lambda p, h: h * p, lambda p, h: h, jnp.full(3, 2.0))
-      >>> dx.run_all(step, jnp.ones(1), depth=3)[:, 0]
+      >>> dx.run_all(step, jnp.ones(1))[:, 0]
       Array([2., 4., 8.], dtype=float32)
     """
+    stages_of(step, depth)
+    batch_size(state)
+    return _run_all(freeze(step), state, depth_of(step, depth))
+
+
+@watched_jit("run_all", static_argnames=("depth",), inline=True)
+def _run_all(step, state, depth):
     stages = stages_of(step, depth)
     walk(stages, state)
     outputs = []
@@ -67,7 +79,7 @@ def run_all(step: Step | Sequence[Step], state: PyTree, depth: int | Sequence[in
 
 
 def run_full(
-    step: Step | Sequence[Step], state: PyTree, depth: int | Sequence[int]
+    step: Step | Sequence[Step], state: PyTree, depth: Depth = None
 ) -> tuple[PyTree, PyTree]:
     """Runs every block and reads the last exit alone: the plain network, against which savings are
     measured.
@@ -78,6 +90,13 @@ def run_full(
     Returns:
       The state after the last block and the last exit's output, leaves `[B, ...]`.
     """
+    stages_of(step, depth)
+    batch_size(state)
+    return _run_full(freeze(step), state, depth_of(step, depth))
+
+
+@watched_jit("run_full", static_argnames=("depth",), inline=True)
+def _run_full(step, state, depth):
     stages = stages_of(step, depth)
     walk(stages, state)
     for k, stage in enumerate(stages):
@@ -91,8 +110,8 @@ def run_full(
 def run_until(
     step: Step | Sequence[Step],
     state: PyTree,
-    depth: int | Sequence[int],
-    criterion: Criterion,
+    depth: Depth = None,
+    criterion: Criterion | None = None,
     executor: Executor = "auto",
     tile: int | Tiling | Sequence[Tiling] | None = None,
     keep_state: bool = True,
@@ -108,7 +127,7 @@ def run_until(
       step: a `Step`, or one per stage where the state changes its shape; rows must be independent
         of each other.
       state: leaves `[B, ...]`.
-      depth: blocks at most; one number, or one per stage.
+      depth: blocks at most; one number, or one per stage; None for `Step.depth`.
       criterion: when a row leaves; its thresholds are traced, and changing them does not recompile.
       executor: "compacted" runs blocks on tiles of live rows, "masked" runs all rows until the last
         is done, "per_row" one row at a time, "auto" takes "masked" for one row and "compacted"
@@ -136,7 +155,7 @@ def run_until(
       >>> import dynexit as dx
       >>> step = dx.stacked_step(lambda p, h: h + p, lambda p, h: h, jnp.ones(3))
       >>> large = dx.criteria.gate_above(2.5, read=lambda output: output)
-      >>> dx.run_until(step, jnp.array([0.0, 1.0, 2.0]), depth=3, criterion=large).exit_depth
+      >>> dx.run_until(step, jnp.array([0.0, 1.0, 2.0]), criterion=large).exit_depth
       Array([3, 2, 1], dtype=int32)
     """
     if executor not in EXECUTORS:
@@ -146,10 +165,12 @@ def run_until(
     if not isinstance(criterion, Criterion):
         raise TypeError(f"`criterion` must be a dx.Criterion, got {type(criterion).__name__}")
     stages = stages_of(step, depth)
+    batch_size(state)
+    refuse_other_leaves(criterion, "criterion")
     return _run_until(
         freeze(step),
         state,
-        freeze(depth),
+        depth_of(step, depth),
         criterion,
         executor,
         checked_tile(tile, len(stages)),
@@ -158,7 +179,7 @@ def run_until(
     )
 
 
-@functools.partial(jax.jit, static_argnames=("depth", "executor", "tile", "keep_state"))
+@watched_jit("run_until", static_argnames=("depth", "executor", "tile", "keep_state"))
 def _run_until(step, state, depth, criterion, executor, tile, keep_state, side) -> Halted:
     step, criterion, read = partition(step, depth, state, criterion, side)
     stages = stages_of(step, depth)
@@ -200,7 +221,7 @@ def checked_tile(tile: Any, stages: int) -> Any:
 
 
 def freeze(x: Any) -> Any:
-    """Lists as tuples, so that depths are hashable."""
+    """Lists as tuples, which JAX tells apart."""
     return tuple(x) if isinstance(x, (tuple, list)) else x
 
 

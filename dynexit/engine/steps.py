@@ -8,7 +8,7 @@ from jax import lax
 from jax.tree_util import Partial
 
 from dynexit.core.checks import describe, positive_integer
-from dynexit.core.stacking import length, take
+from dynexit.core.stacking import length, refuse_other_leaves, take
 from dynexit.core.types import PyTree, Step
 from dynexit.engine.deferred import deferred_parts, deferred_readout
 
@@ -67,20 +67,22 @@ class _Remat:
 class _RunSwitched:
     """The i-th of several branches; each closes over its own weights, so none is copied."""
 
-    block: Block
-    head: Block
+    blocks: tuple[Block, ...]
+    heads: tuple[Block, ...]
 
     def __call__(self, params, _, i, state):
-        def branch(p):
+        def branch(k):
+            block, head = self.blocks[k % len(self.blocks)], self.heads[k % len(self.heads)]
+
             def run(state):
-                new = self.block(p, state)
-                return new, self.head(p, new)
+                new = block(params[k], state)
+                return new, head(params[k], new)
 
             return run
 
         if len(params) == 1:  # tied to itself: in a stream `i` is then one of each row
-            return branch(params[0])(state)
-        branches = [branch(p) for p in params]
+            return branch(0)(state)
+        branches = [branch(k) for k in range(len(params))]
         try:
             return lax.switch(i, branches, state)
         except TypeError:
@@ -158,24 +160,45 @@ def stacked_step(block: Block, head: Block, params: PyTree, blocks: int = 1) -> 
     return Step(Partial(take, grouped), Partial(_RunSeveral(block, head)), blocks, n)
 
 
-def switched_step(block: Block, head: Block, params: Sequence[PyTree]) -> Step:
+def switched_step(
+    block: Block | Sequence[Block], head: Block | Sequence[Block], params: Sequence[PyTree]
+) -> Step:
     """A step over a list of N weight trees: `lax.switch` picks the block, no weight is copied, the
     program grows with N.
 
     Args:
-      block, head: as in `stacked_step`.
+      block, head: as in `stacked_step`; or sequences of N.
       params: N trees; their shapes may differ as long as the state's do not.
 
     Returns:
       A `Step` for depths of up to N.
 
     Raises:
-      ValueError: `params` is empty; when the step runs, blocks whose results differ in shape.
+      TypeError: a leaf of `params` is not an array.
+      ValueError: `params` is empty, or `block` or `head` is a sequence of another length; when the
+        step runs, blocks whose results differ in shape.
+
+    Example:
+      >>> import jax.numpy as jnp, dynexit as dx
+      >>> blocks = [lambda p, h: h + p, lambda p, h: h * p]
+      >>> step = dx.switched_step(blocks, lambda p, h: h, [jnp.float32(3.0), jnp.float32(2.0)])
+      >>> dx.run_all(step, jnp.ones(1))[:, 0].tolist()
+      [4.0, 8.0]
     """
     params = list(params)
     if not params:
         raise ValueError("`params` must hold at least one block, got none")
-    return Step(_nothing, Partial(_RunSwitched(block, head), params), depth=len(params))
+    refuse_other_leaves(params, "params")
+    functions = []
+    for name, given in (("block", block), ("head", head)):
+        several = tuple(given) if isinstance(given, (tuple, list)) else (given,)
+        if len(several) not in (1, len(params)):
+            raise ValueError(
+                f"`{name}` must be one function or {len(params)}, one for each entry of `params`, "
+                f"got {len(several)}"
+            )
+        functions.append(several)
+    return Step(_nothing, Partial(_RunSwitched(*functions), params), depth=len(params))
 
 
 def tied_step(block: Block, head: Block, params: PyTree, blocks: int = 1) -> Step:
@@ -188,7 +211,7 @@ def tied_step(block: Block, head: Block, params: PyTree, blocks: int = 1) -> Ste
       blocks: iterations per step; the exit is read after each `blocks`-th.
 
     Raises:
-      TypeError, ValueError: `blocks` is no integer or below 1.
+      TypeError, ValueError: `blocks` is no integer or below 1, or a leaf is not an array.
 
     Example:
       >>> import jax.numpy as jnp, dynexit as dx
@@ -196,6 +219,7 @@ def tied_step(block: Block, head: Block, params: PyTree, blocks: int = 1) -> Ste
       >>> dx.run_all(step, jnp.ones(1), depth=6)[:, 0].tolist()
       [8.0, 64.0]
     """
+    refuse_other_leaves(params, "params")
     once = Run(block, head)
     again = once if positive_integer(blocks, "blocks") == 1 else _RunAgain(once, blocks)
     return Step(Partial(_whole, params), Partial(again), blocks)

@@ -9,9 +9,6 @@ from typing import TYPE_CHECKING
 from dynexit._lazy import attach
 
 if TYPE_CHECKING:
-    from dynexit.models.adapters import Adapted as Adapted
-    from dynexit.models.adapters import from_linen as from_linen
-    from dynexit.models.adapters import from_nnx as from_nnx
     from dynexit.models.distilled.settings import BlockRecurrent as BlockRecurrent
     from dynexit.models.features import features as features
     from dynexit.models.implicit.settings import Equilibrium as Equilibrium

@@ -17,6 +17,7 @@ NOT_DECAYED = (
     r"(?i)(^|[/_])(bias|b)\d*$",
     r"(?i)(^|[/_])(scale|gamma|beta)$",
     r"(?i)norm",
+    r"(^|/)_frozen/",  # of `dx.build`: variables that are no weights
     r"(?i)(embed|embedding|embeddings|pos|position|positions|cls)[^/]*$",
 )
 """Regular expressions; a parameter is not decayed if one is found in its path, such as

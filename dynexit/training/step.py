@@ -20,6 +20,7 @@ from dynexit.training.state import TrainState, cast, state_shapes
 TrainStep = Callable[[TrainState, dict], tuple[TrainState, dict[str, Array]]]
 # folded into a step's key for the method's loss; augmentations fold in small numbers
 LOSS = 2**31 - 1
+DROPOUT = LOSS - 1  # likewise, for `Model.training`
 OWN_METRICS = ("loss", "grad_norm", "learning_rate", "finite")  # and names that begin with EVAL
 
 
@@ -33,15 +34,24 @@ def make_loss(
     cast back, so the objective and the gradient's sum over the batch are float32. A method with a
     loss of its own receives the cast ones.
     """
-    model, method = experiment.model, experiment.method
-    if settings.remat:
-        model = model._replace(steps=lambda params: _rematerialised(experiment.model.steps(params)))
+    method = experiment.method
+    if method.carried is not None and experiment.model.training is not None:
+        raise ValueError(
+            "`experiment.model` has dropout, which a method that keeps rows from update to update "
+            "cannot train; set its rate to 0"
+        )
     compute = jnp.dtype(settings.precision)
 
     def loss(
         params: PyTree, carry: PyTree, inputs: PyTree, labels: Array, key: Array, progress: Array
     ) -> tuple[Array, tuple[dict[str, Array], PyTree]]:
         params, inputs = cast(params, compute), cast(inputs, compute)
+        model = experiment.model
+        if model.training is not None:
+            model = model.training(jax.random.fold_in(key, DROPOUT))
+        if settings.remat:
+            steps = model.steps
+            model = model._replace(steps=lambda params: _rematerialised(steps(params)))
         if method.carried is not None:
             losses, metrics, carry = method.carried.loss(
                 model, params, carry, inputs, labels, key, progress

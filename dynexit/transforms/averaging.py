@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from dynexit.core.checks import entries, shapes
-from dynexit.core.types import Array, Model, PyTree, Step
+from dynexit.core.types import Array, Model, PyTree, Step, wrapped_training
 
 UPDATES = ("accumulated", "basic")
 HALTING, MASK = "halt_logit", "mask"
@@ -142,7 +142,8 @@ def averaged(model: Model, epsilon: float = 0.01, update: str = "accumulated") -
     def steps(params: PyTree) -> Step:
         return averaged_step(model.steps(params), epsilon, update)
 
-    return Model(model.init, embed, steps, model.depth, model.names)
+    training = wrapped_training(model, lambda m: averaged(m, epsilon, update))
+    return Model(model.init, embed, steps, model.depth, model.names, training=training)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from dynexit.core.checks import one_depth, shapes
-from dynexit.core.types import Array, Model, PyTree, Step
+from dynexit.core.types import Array, Model, PyTree, Step, wrapped_training
 from dynexit.criteria import scores
 from dynexit.criteria.reading import beside, read_logits
 
@@ -86,7 +86,8 @@ def best_so_far(model: Model) -> Model:
         step = model.steps(params)
         return dataclasses.replace(step, apply=Partial(_keep, step.apply))
 
-    return Model(model.init, embed, steps, model.depth, model.names)
+    training = wrapped_training(model, best_so_far)
+    return Model(model.init, embed, steps, model.depth, model.names, training=training)
 
 
 def _keep(apply, weights, i, state):

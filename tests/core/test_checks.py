@@ -34,6 +34,42 @@ def test_coupled_rows_are_refused(apply, where):
         dx.check_row_independence(dx.Step(lambda i: (), apply), state)
 
 
+@pytest.mark.parametrize("kind", [jnp.float32, jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("out", [None, jnp.float32])
+def test_rounding_is_not_taken_for_coupling(kind, out):
+    """Attention within each row, whose sums are rounded otherwise in another batch."""
+
+    def block(p, h):
+        scores = jax.nn.softmax(jnp.einsum("btd,bsd->bts", h @ p, h) / 16, -1)
+        return h + jnp.einsum("bts,bsd->btd", scores, h @ p)
+
+    weights = (jax.random.normal(jax.random.key(0), (2, 256, 256)) / 16).astype(kind)
+    state = jax.random.normal(jax.random.key(1), (16, 16, 256)).astype(kind)
+    head = lambda p, h: (h.mean(1) @ p[:, :10]).astype(out or kind)
+    dx.check_row_independence(dx.stacked_step(block, head, weights), state)
+    coupled = lambda p, h: head(p, h) + h.astype(out or kind).mean((0, 1))[None, :10]
+    with pytest.raises(ValueError, match="`step` couples rows"):
+        dx.check_row_independence(dx.stacked_step(block, coupled, weights), state)
+
+
+@pytest.mark.parametrize("leaf", [jnp.tanh, "relu", object()])
+def test_leaves_that_are_no_arrays_are_named(leaf):
+    tree = {"w": jnp.ones((2, 3)), "activation": leaf}
+    block = lambda p, h: h
+    for make in (
+        lambda: dx.stack([tree, tree]),
+        lambda: dx.stacked_step(block, block, tree),
+        lambda: dx.switched_step(block, block, [tree, tree]),
+        lambda: dx.tied_step(block, block, tree),
+    ):
+        with pytest.raises(TypeError, match=r"`\w+(\[\d\])?`.*\['activation'\]"):
+            make()
+    step = dx.Step(lambda i: (), lambda w, i, h: (h, h), depth=2)
+    for run in (dx.run_all, dx.run_full):
+        with pytest.raises(TypeError, match=r"`state`\['activation'\]"):
+            run(step, tree)
+
+
 def test_one_row_cannot_be_tested():
     with pytest.raises(ValueError, match="at least 2 rows"):
         dx.check_row_independence(dx.Step(lambda i: (), lambda w, i, h: (h, h)), jnp.zeros((1, 3)))

@@ -28,11 +28,12 @@ from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from dynexit.core.checks import Stage, batch_size, stages_of
+from dynexit.core.checks import Stage, batch_size, depth_of, stages_of
 from dynexit.core.types import Array, Criterion, Halted, PyTree, Step
 from dynexit.criteria.memory import first_memory
 from dynexit.engine.executors.compacted import Course, Live, order_by_group, run_loop, set_out
 from dynexit.engine.executors.tiling import Tiling, default_tiling
+from dynexit.engine.recompiles import watched_jit
 from dynexit.engine.rows import Job, begin, exit_depth, last_exit
 from dynexit.engine.run import checked_tile, run_until, walk
 
@@ -40,9 +41,9 @@ from dynexit.engine.run import checked_tile, run_until, walk
 def run_sharded(
     step: Step,
     state: PyTree,
-    depth: int,
-    criterion: Criterion,
-    mesh: Mesh,
+    depth: int | None = None,
+    criterion: Criterion | None = None,
+    mesh: Mesh | None = None,
     axis: str = "data",
     rebalance: Sequence[int] = (),
     tile: int | Tiling | None = None,
@@ -101,6 +102,7 @@ def run_sharded(
     mesh = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
     state = jax.device_put(state, NamedSharding(mesh, P(axis)))
     step, criterion = jax.device_put((step, criterion), NamedSharding(mesh, P()))
+    depth = depth_of(step, depth)
     return _run(step, state, depth, criterion, mesh, axis, segments, tile, keep_state)
 
 
@@ -116,8 +118,8 @@ def _segments(stage: Stage, rebalance: Sequence[int]) -> tuple[int, ...]:
     return (0, *(d // blocks for d in depths), stage.steps)
 
 
-@functools.partial(
-    jax.jit, static_argnames=("depth", "mesh", "axis", "segments", "tile", "keep_state")
+@watched_jit(
+    "run_sharded", static_argnames=("depth", "mesh", "axis", "segments", "tile", "keep_state")
 )
 def _run(step, state, depth, criterion, mesh, axis, segments, tile, keep_state) -> Halted:
     stages = stages_of(step, depth)

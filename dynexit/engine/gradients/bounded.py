@@ -1,18 +1,18 @@
 """A bounded loop with exits through which reverse-mode gradients flow."""
 
-import functools
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
-from dynexit.core.checks import Stage, batch_size, stages_of
+from dynexit.core.checks import Depth, Stage, batch_size, depth_of, stages_of
 from dynexit.core.types import Criterion, Halted, PyTree, Step
 from dynexit.criteria.memory import first_memory
 from dynexit.engine import loops
 from dynexit.engine.executors.tiling import Tiling
 from dynexit.engine.gradients.retraced import run_retraced
+from dynexit.engine.recompiles import watched_jit
 from dynexit.engine.rows import (
     Job,
     Rows,
@@ -32,8 +32,8 @@ EXECUTORS = ("masked", "compacted")
 def run_bounded(
     step: Step | Sequence[Step],
     state: PyTree,
-    depth: int | Sequence[int],
-    criterion: Criterion,
+    depth: Depth = None,
+    criterion: Criterion | None = None,
     executor: Literal["masked", "compacted"] = "masked",
     tile: int | Tiling | Sequence[Tiling] | None = None,
 ) -> Halted:
@@ -74,11 +74,11 @@ def run_bounded(
         )
     tile = checked_tile(tile, len(stages_of(step, depth)))
     if executor == "compacted":
-        return run_retraced(freeze(step), state, freeze(depth), criterion, tile)
-    return _run_masked(freeze(step), state, freeze(depth), criterion)
+        return run_retraced(freeze(step), state, depth_of(step, depth), criterion, tile)
+    return _run_masked(freeze(step), state, depth_of(step, depth), criterion)
 
 
-@functools.partial(jax.jit, static_argnames=("depth",))
+@watched_jit("run_bounded", static_argnames=("depth",))
 def _run_masked(step, state, depth, criterion) -> Halted:
     stages = stages_of(step, depth)
     spaces, output = walk(stages, state)

@@ -26,11 +26,12 @@ from dynexit.core.stacking import take
 from dynexit.core.types import Array, Criterion, Halted, PyTree, Step
 from dynexit.engine import loops
 from dynexit.engine.executors.tiling import Tiling, default_tiling
+from dynexit.engine.recompiles import watched_jit
 from dynexit.engine.rows import where_rows
 from dynexit.engine.run import run_until, stacked_weights, walk
 
 
-@functools.partial(jax.jit, static_argnames=("depth", "tile"))
+@watched_jit("run_bounded", static_argnames=("depth", "tile"))
 def run_retraced(
     step: Step | tuple, state: PyTree, depth: int | tuple, criterion: Criterion, tile: Any
 ) -> Halted:

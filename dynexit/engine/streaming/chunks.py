@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dynexit.core.checks import batch_size, describe, shapes
+from dynexit.core.checks import batch_size, depth_of, describe, shapes
 from dynexit.core.types import Criterion, Halted, PyTree, Step
 from dynexit.engine.streaming.stream import checked_slots, stream
 
@@ -16,8 +16,8 @@ from dynexit.engine.streaming.stream import checked_slots, stream
 def stream_chunks(
     step: Step,
     chunks: Iterable[PyTree],
-    depth: int,
-    criterion: Criterion,
+    depth: int | None = None,
+    criterion: Criterion | None = None,
     slots: int | None = None,
     keep_state: bool = True,
 ) -> Iterator[Halted]:
@@ -57,14 +57,14 @@ def stream_chunks(
         raise TypeError(
             f"`chunks` must be an iterable of chunks, each with leaves [m, ...], got {type(chunks).__name__}"
         )
-    return _results(step, chunks, depth, criterion, slots, keep_state)
+    return _results(step, chunks, depth_of(step, depth), criterion, slots, keep_state)
 
 
 def _results(
     step: Step,
     chunks: Iterable[PyTree],
     depth: int,
-    criterion: Criterion,
+    criterion: Criterion | None,
     slots: int | None,
     keep_state: bool,
 ) -> Iterator[Halted]:

@@ -6,17 +6,23 @@ are refilled from the queue (`slots.py`). Where every block has weights of its o
 for the same block are gathered (`cohorts.py`).
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dynexit.core.checks import batch_size, check_step, positive_integer, shapes, stages_of
+from dynexit.core.checks import (
+    batch_size,
+    check_step,
+    depth_of,
+    positive_integer,
+    shapes,
+    stages_of,
+)
 from dynexit.core.types import Array, Criterion, Halted, PyTree, Step
 from dynexit.criteria.memory import first_memory
 from dynexit.engine.deferred import completed, partition
 from dynexit.engine.executors.tiling import default_tiling
+from dynexit.engine.recompiles import watched_jit
 from dynexit.engine.streaming.cohorts import run_cohorts
 from dynexit.engine.streaming.slots import run_slots
 
@@ -24,8 +30,8 @@ from dynexit.engine.streaming.slots import run_slots
 def run_stream(
     step: Step,
     queue: PyTree,
-    depth: int,
-    criterion: Criterion,
+    depth: int | None = None,
+    criterion: Criterion | None = None,
     slots: int | None = None,
     keep_state: bool = True,
 ) -> Halted:
@@ -39,7 +45,7 @@ def run_stream(
     Args:
       step: one step, which keeps the state's shape.
       queue: leaves `[M, ...]`.
-      depth: blocks at most.
+      depth: blocks at most; None for `Step.depth`.
       criterion: when a row leaves.
       slots: rows that run together, S; None for the largest tile that `run_until` would take. More
         than M are cut to M.
@@ -61,12 +67,13 @@ def run_stream(
       Array([4, 1, 2], dtype=int32)
     """
     slots = checked_slots(step, depth, criterion, slots)
-    return stream(
-        step, queue, np.int32(batch_size(queue, "queue")), depth, criterion, slots, keep_state
-    )
+    rows, depth = np.int32(batch_size(queue, "queue")), depth_of(step, depth)
+    return stream(step, queue, rows, depth, criterion, slots, keep_state)
 
 
-def checked_slots(step: Step, depth: int, criterion: Criterion, slots: int | None) -> int | None:
+def checked_slots(
+    step: Step, depth: int | None, criterion: Criterion | None, slots: int | None
+) -> int | None:
     """The rows that run together, or None; the other arguments are checked on the way.
 
     Raises:
@@ -83,7 +90,7 @@ def checked_slots(step: Step, depth: int, criterion: Criterion, slots: int | Non
     return None if slots is None else positive_integer(slots, "slots")
 
 
-@functools.partial(jax.jit, static_argnames=("depth", "slots", "keep_state"))
+@watched_jit("run_stream", static_argnames=("depth", "slots", "keep_state"))
 def stream(
     step: Step,
     queue: PyTree,

@@ -23,7 +23,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from dynexit.core.checks import Stage, batch_size, stages_of
+from dynexit.core.checks import Depth, Stage, batch_size, depth_of, stages_of
 from dynexit.core.types import Criterion, PyTree, Step
 from dynexit.engine.deferred import partition, read_throughout
 from dynexit.engine.executors.tiling import Tiling, choose_sizes
@@ -65,7 +65,7 @@ class Tuned(NamedTuple):
 def tune(
     step: Step | Sequence[Step],
     state: PyTree,
-    depth: int | Sequence[int],
+    depth: Depth = None,
     exits: Any = None,
     sizes: Sequence[int] | None = None,
     repeats: int = 3,
@@ -105,7 +105,8 @@ def tune(
       >>> [sorted(costs) for costs in tuned.costs]
       [[1, 6]]
     """
-    stages_of(step, depth)  # refuses what `parted` could not take apart
+    stages_of(step, depth)  # refuses what `partition` could not take apart
+    depth = depth_of(step, depth)
     if not isinstance(criterion, Criterion | None):
         raise TypeError(
             f"`criterion` must be a dx.Criterion or None, got {type(criterion).__name__}"

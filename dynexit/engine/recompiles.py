@@ -1,0 +1,120 @@
+"""`jax.jit` that warns where the same code is compiled again and again.
+
+JAX compares functions by identity. A lambda that is written inside a loop is another function in
+every iteration, so a program that takes it as part of a `Step` or a `Criterion` is traced and
+compiled in every iteration.
+"""
+
+import dataclasses
+import functools
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.core
+import jax.numpy as jnp
+import numpy as np
+
+COMPILATIONS = 3  # of the same code for the same shapes, before the warning
+DEEPEST = 12  # nested functions and containers that are looked into
+_compiled: dict[Any, list] = {}
+
+
+def watched_jit(name: str, **options: Any) -> Callable[[Callable], Any]:
+    """`jax.jit(..., **options)` that warns once where an eager call compiles the same code for the
+    third time with functions that differ in identity alone.
+
+    Args:
+      name: of the public function, for the warning.
+      options: of `jax.jit`.
+
+    Returns:
+      A decorator; the decorated function has the `lower` of the compiled one.
+    """
+
+    def wrap(f: Callable) -> Any:
+        traces = 0
+
+        @functools.wraps(f)
+        def counted(*args: Any) -> Any:
+            nonlocal traces
+            traces += 1
+            return f(*args)
+
+        compiled = jax.jit(counted, **options)
+
+        @functools.wraps(f)
+        def call(*args: Any) -> Any:
+            before = traces
+            result = compiled(*args)
+            if traces > before and not any(
+                isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(args)
+            ):
+                _count(name, args)
+            return result
+
+        setattr(call, "lower", compiled.lower)  # noqa: B010
+        return call
+
+    return wrap
+
+
+def _count(name: str, args: tuple) -> None:
+    key = (name, code_of(args))
+    kinds = _compiled.setdefault(key, [])
+    kind = jax.tree.structure(args)  # holds the functions, which JAX compares by identity
+    if len(kinds) == COMPILATIONS or kind in kinds:
+        return
+    kinds.append(kind)
+    if len(kinds) == COMPILATIONS:
+        warnings.warn(
+            f"`{name}` has compiled the same code {COMPILATIONS} times for the same shapes, since "
+            "the functions of `step` or `criterion` are new objects at each call. Define them "
+            "once, outside of the loop, and pass what changes as arrays: to `stacked_step` and its "
+            "kin, or by `jax.tree_util.Partial(f, weights)`. Or call it in a function under "
+            "`jax.jit`",
+            stacklevel=4,
+        )
+
+
+def code_of(x: Any, depth: int = 0) -> Any:
+    """A hashable description of a tree in which functions count by their code and arrays by shape
+    and type.
+
+    Numbers that a function closes over count by their type: a threshold written into a lambda is
+    what compiles again.
+
+    Example:
+      >>> rule = lambda t: lambda x: x > t
+      >>> code_of(rule(0.5)) == code_of(rule(0.7)), code_of(rule(0.5)) == code_of(rule(1))
+      (True, False)
+    """
+    if depth > DEEPEST:
+        return type(x)
+    inner = functools.partial(code_of, depth=depth + 1)
+    if isinstance(x, functools.partial):  # `Partial` too
+        return type(x), inner(x.func), *map(inner, x.args), *map(inner, x.keywords.items())
+    if hasattr(x, "__code__"):
+        return x.__code__, *(_captured(cell, inner) for cell in x.__closure__ or ())
+    if isinstance(x, (jax.Array, np.ndarray)):
+        return jnp.shape(x), jnp.result_type(x)
+    if isinstance(x, dict):
+        return tuple((k, inner(v)) for k, v in x.items())
+    if isinstance(x, (tuple, list)):
+        return type(x), *map(inner, x)
+    if dataclasses.is_dataclass(x) and not isinstance(x, type):
+        return type(x), *(inner(getattr(x, field.name)) for field in dataclasses.fields(x))
+    try:
+        hash(x)
+    except TypeError:
+        return type(x)
+    return x
+
+
+def _captured(cell: Any, inner: Callable) -> Any:
+    try:
+        x = cell.cell_contents
+    except ValueError:  # not assigned yet
+        return None
+    return type(x) if isinstance(x, (bool, int, float, complex, np.generic)) else inner(x)
