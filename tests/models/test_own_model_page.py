@@ -1,4 +1,4 @@
-"""docs/own_model.md is true: its examples run, and its experiments are short and train."""
+"""docs/tutorials/own_model.md is true: its examples run, and its experiments are short and train."""
 
 import json
 import re
@@ -14,7 +14,7 @@ from dynexit.cli.main import main
 from dynexit.runs.experiment_file import load
 from dynexit.training.loop import fit
 
-PAGE = (Path(__file__).parents[2] / "docs" / "own_model.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "tutorials" / "own_model.md").read_text()
 FENCES = re.findall(r"^```python\n(.*?)^```$", PAGE, flags=re.DOTALL | re.MULTILINE)
 EXPERIMENTS = dict(
     re.findall(r"^### (\w+)\n\n```python\n(.*?)^```$", PAGE, flags=re.DOTALL | re.MULTILINE)
