@@ -15,7 +15,7 @@ def write_rows(path: Path, examples: dict, answers: np.ndarray, exits: np.ndarra
     Args:
       path: of the table, which is replaced.
       examples: of the test split; every leaf `[M]` other than the inputs becomes a column, ids
-        among them. Answers and labels by place are left out.
+        among them. Answers and labels per position are omitted.
       answers: int `[M]` or `[M, ...]`, what the dynamic program answered.
       exits: int `[M]`, the exit that each row took, from 0.
     """

@@ -147,6 +147,17 @@ def test_options_of_experiments_exist(page):
         assert set(re.findall(r"--[\w.-]+", options)) <= known | {"--run", "--smoke"}, file
 
 
+@pytest.mark.parametrize("page", [p for p in PAGES if re.search(r"--[a-z]+\.", PAGES[p])])
+def test_options_in_the_text_are_settings_of_an_experiment(page):
+    from dynexit.cli.options import leaves
+    from dynexit.runs.experiment_file import load
+
+    files = sorted((ROOT / "experiments").glob("*.py"))
+    known = {name.replace("_", "-") for file in files for name, _ in leaves(load(file).settings)}
+    used = re.findall(r"--([a-z]+\.[a-z-]+)", PAGES[page])
+    assert set(used) <= known
+
+
 def test_packages_are_those_of_the_architecture_page():
     source = (ROOT / "tests" / "test_floors.py").read_text()
     order = next(
