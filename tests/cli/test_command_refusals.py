@@ -43,7 +43,11 @@ def file(tmp_path):
             2,
             "unexpected argument 'extra'; options are written --name value",
         ),
-        (["calibrate", "nowhere"], 2, "exactly one of --accept-loss, --budget and --risk is wanted"),
+        (
+            ["calibrate", "nowhere"],
+            2,
+            "exactly one of --accept-loss, --budget and --risk is wanted",
+        ),
         (
             ["calibrate", "nowhere", "--budget", "0.5", "--max-negative-flips", "0.1"],
             2,

@@ -99,7 +99,9 @@ def test_a_teacher_that_is_not_there_is_named_with_the_command_that_trains_it(tm
         main(["train", str(file), "--model.teacher", teacher, "--run", str(tmp_path / "run")]) == 2
     )
     said = capsys.readouterr().err
-    assert f"model.teacher is {teacher}, which does not exist" in said and f"--run {teacher}`" in said
+    assert (
+        f"model.teacher is {teacher}, which does not exist" in said and f"--run {teacher}`" in said
+    )
     assert not (tmp_path / "run").exists()
 
 
