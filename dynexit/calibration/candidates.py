@@ -38,9 +38,9 @@ def levels(
       ValueError: another shape, or a value out of range.
 
     Example:
-      >>> candidates = levels([0.5, 0.9], full=1.0)
+      >>> candidates = levels([0.5, 0.75], full=1.0)
       >>> candidates.points(None, {}, None)["threshold"].tolist(), candidates.full(4, {})
-      ([0.5, 0.9], {'threshold': array(1., dtype=float32)})
+      ([0.5, 0.75], {'threshold': array(1., dtype=float32)})
     """
     found = np.asarray(values, np.float32)
     if found.ndim != 1 or not found.size or not ((found >= low) & (found <= high)).all():

@@ -40,6 +40,7 @@ def cost_of(f: Callable[..., Any], *args: PyTree) -> Cost:
       A `Cost`.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> x = jax.ShapeDtypeStruct((8, 16), jnp.float32)
       >>> w = jax.ShapeDtypeStruct((16, 4), jnp.float32)
       >>> cost_of(jnp.dot, x, w).flops  # 2 x 8 x 16 x 4

@@ -47,7 +47,7 @@ def entropy(logits: Array, temperature: Array | float = 1.0) -> Array:
     """
     log_p = jax.nn.log_softmax(_scaled(logits, temperature))
     p = jnp.exp(log_p)
-    return -jnp.sum(p * jnp.where(p == 0, 0.0, log_p), axis=-1)
+    return jnp.sum(p * jnp.where(p == 0, 0.0, -log_p), axis=-1)
 
 
 def normalised_entropy(logits: Array, temperature: Array | float = 1.0) -> Array:

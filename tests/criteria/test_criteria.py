@@ -393,7 +393,7 @@ MASK = jnp.array([[True, True, False]]).repeat(B, 0)
         (lambda: criteria.entropy_below(0.8), "logits"),
         (lambda: criteria.margin_above(0.3), "logits"),
         (lambda: criteria.energy_below(-2.0), "logits"),
-        (lambda: criteria.patience(1), "logits"),
+        (lambda: criteria.patience(1), "alike"),
         (lambda: criteria.divergence_below(0.8), "logits"),
         (lambda: criteria.saturation_above(0.3), "hidden"),
         (lambda: criteria.change_below(1.2), "hidden"),
@@ -401,8 +401,8 @@ MASK = jnp.array([[True, True, False]]).repeat(B, 0)
     ],
 )
 def test_padded_places_are_not_considered(make, key):
-    values = PLACED + 2 * PLACED[5:] if key == "logits" else PLACED
-    values = values if key != "residual" else jnp.abs(PLACED[::-1, ..., 0])
+    values = {"residual": jnp.abs(PLACED[::-1, ..., 0]), "alike": PLACED + 2 * PLACED[5:]}
+    values, key = values.get(key, PLACED), "logits" if key == "alike" else key
     padded = values.at[:, :, 2].set(jnp.nan)
     masks = jnp.broadcast_to(MASK, (6, B, 3))
     alone = dx.replay(make(), {key: values[:, :, :2]})
