@@ -247,6 +247,8 @@ def last_exit(stages: tuple[Stage, ...]) -> int:
 
 
 def exit_depth(stages: tuple[Stage, ...], exit: Array) -> Array:
-    """Blocks executed by a row that left at `exit`."""
+    """Blocks executed by a row that exited at `exit`."""
+    if len(stages) == 1:
+        return (exit + 1) * stages[0].step.blocks
     table = [s.blocks_before + (k + 1) * s.step.blocks for s in stages for k in range(s.steps)]
     return jnp.asarray(table, jnp.int32)[exit]
