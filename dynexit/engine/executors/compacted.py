@@ -99,6 +99,23 @@ class Course(NamedTuple):
     side: PyTree
 
 
+class Plan(NamedTuple):
+    """How many rows are treated at a time.
+
+    Attributes:
+      tiling: tile sizes, within the batch.
+      batch: B, the rows that may be live.
+      few: exited rows that are moved at a time.
+      decided: rows that the criterion is asked about at a time; all places, or fewer where their
+        outputs are large.
+    """
+
+    tiling: Tiling
+    batch: Any
+    few: int
+    decided: Any
+
+
 def run_compacted(
     stages: tuple[Stage, ...],
     job: Job,
@@ -115,23 +132,22 @@ def run_compacted(
       keep_state: whether the second result is wanted; else it is empty.
     """
     batch = rows.alive.shape[0]
-    tilings = tuple(tiling.within(batch) for tiling in tilings)
-    few = at_a_time(tilings)
-    course = set_out(rows, few, max(places_beyond(batch, rows.output, t) for t in tilings))
+    plans, places = plan_for(batch, rows.output, tilings)
+    few = plans[0].few
+    course = set_out(rows, few, places)
     states = []
-    for k, (stage, space, tiling) in enumerate(zip(stages, spaces, tilings, strict=True)):
+    for k, (stage, space, plan) in enumerate(zip(stages, spaces, plans, strict=True)):
         before = course.count
-        room = empty_rows(space, few - 1 + batch) if keep_state else None
-        course = course._replace(exited=course.exited._replace(state=room))
-        run = _once if stage.steps == 1 else run_loop
-        course = run(stage, job, course, space, tiling, few)
+        course = with_room(course, empty_rows(space, few - 1 + batch) if keep_state else None)
+        run = run_once if stage.steps == 1 else run_loop
+        course = run(stage, job, course, space, plan)
         if keep_state:
             limits = before if k else None, course if k < len(stages) - 1 else None
-            states.append(functools.partial(_state_after, room_of(course, few), *limits))
-    by_position = course.row, course.nan_exits, course.exit
-    place, nan_exits, exit = in_row_order(*(a[:batch] for a in by_position))
+            states.append(functools.partial(_state_after, by_position(course, few), *limits))
+    account = course.row, course.nan_exits, course.exit
+    place, nan_exits, exit = in_row_order(*(a[:batch] for a in account))
     back = lambda tree: jax.tree.map(lambda a: a[place], tree)
-    exited = room_of(course, few)
+    exited = by_position(course, few)
     final = Rows(
         row=rows.row,
         state=None,
@@ -146,105 +162,118 @@ def run_compacted(
     return final, tuple(state_after(place) for state_after in states)
 
 
-def room_of(course: Course, few: int) -> Exited:
-    """The buffers of exited rows, by position."""
-    return jax.tree.map(lambda a: a[few - 1 :], course.exited)
+def plan_for(batch: Any, output: PyTree, tilings: Sequence[Tiling]) -> tuple[tuple[Plan, ...], Any]:
+    """A plan for every stage, and how many places the buffers of live rows need.
 
-
-def decision_rows(output: PyTree, places: Any, tiling: Tiling) -> int:
-    """How many rows the criterion is asked about at a time: all places, or, where their outputs are
-    large, a largest tile or fewer.
+    Args:
+      batch: rows B.
+      output: an exit's output, leaves `[B, ...]`.
+      tilings: of each stage.
     """
+    tilings = [tiling.within(batch) for tiling in tilings]
+    few = max(1, max(tiling.sizes[0] for tiling in tilings) // SHARE)
+    places = batch + max(tiling.padding(batch) for tiling in tilings)
     row = sum(math.prod(a.shape[1:]) * a.dtype.itemsize for a in jax.tree.leaves(output))
     most = DECISION_BYTES // max(1, row)
     if isinstance(places, int) and places <= most:
-        return places
-    return max(1, min(tiling.sizes[0], most))
+        return tuple(Plan(tiling, batch, few, places) for tiling in tilings), places
+    decided = max(1, min(*(tiling.sizes[0] for tiling in tilings), most))
+    if isinstance(places, int):
+        places = max(places, -(-batch // decided) * decided)
+    return tuple(Plan(tiling, batch, few, decided) for tiling in tilings), places
 
 
-def places_beyond(batch: Any, output: PyTree, tiling: Tiling) -> int:
-    """How many places beyond the batch a run needs."""
-    beyond = tiling.padding(batch)
-    if not isinstance(batch, int):
-        return beyond
-    rows = decision_rows(output, batch + beyond, tiling)
-    return beyond if rows == batch + beyond else max(beyond, -batch % rows)
+def by_position(course: Course, few: int) -> Exited:
+    """The buffers of exited rows from position 0 on."""
+    return jax.tree.map(lambda a: a[few - 1 :], course.exited)
 
 
-def at_a_time(tilings: Sequence[Tiling]) -> int:
-    """How many exited rows are moved at a time."""
-    return max(1, max(tiling.sizes[0] for tiling in tilings) // SHARE)
+def with_room(course: Course, state: PyTree) -> Course:
+    """The course with a buffer for the states of rows that exit."""
+    return course._replace(exited=course.exited._replace(state=state))
 
 
-def set_out(rows: Rows, few: int, beyond: int) -> Course:
+def set_out(rows: Rows, few: int, places: Any) -> Course:
     """All rows live, without buffers for exited states.
 
     Args:
       rows: from `begin`.
       few: exited rows that are moved at a time.
-      beyond: places beyond the batch that tiles may reach.
+      places: of the buffers of live rows.
     """
     batch = rows.alive.shape[0]
-    state, memory, row, nan_exits = extended((rows.state, rows.memory, rows.row, rows.nan_exits), beyond)
-    source = jnp.arange(1 - few, batch + beyond, dtype=jnp.int32)
-    live = Live(state, memory, empty_rows(rows.output, batch + beyond), source)
+    account = rows.state, rows.memory, rows.row, rows.nan_exits
+    state, memory, row, nan_exits = extended(account, places - batch)
+    source = jnp.arange(1 - few, places, dtype=jnp.int32)
+    live = Live(state, memory, empty_rows(rows.output, places), source)
     exited = Exited(None, *empty_rows((rows.output, rows.memory), few - 1 + batch))
     exit = jnp.zeros_like(row)
     return Course(live, exited, row, nan_exits, exit, jnp.int32(batch), rows.executed, rows.side)
 
 
-def run_loop(
-    stage: Stage, job: Job, course: Course, space: PyTree, tiling: Tiling, few: int
-) -> Course:
+def run_loop(stage: Stage, job: Job, course: Course, space: PyTree, plan: Plan) -> Course:
     """All steps of a stage that keeps the state's shape."""
 
     def body(carry):
         i, course = carry
-        return i + 1, _advance(stage, i, job, course, None, tiling, few)
+        return i + 1, advance_live(stage, i, job, course, plan)
 
     go_on = lambda carry: (carry[0] < stage.steps) & (carry[1].count > 0)
     return loops.while_loop(go_on, body, (jnp.int32(0), course))[1]
 
 
-def _once(
-    stage: Stage, job: Job, course: Course, space: PyTree, tiling: Tiling, few: int
-) -> Course:
+def run_once(stage: Stage, job: Job, course: Course, space: PyTree, plan: Plan) -> Course:
     """A stage of one step, which may change the state's shape: it writes to another buffer."""
     new = empty_rows(space, course.row.shape[0])
-    return _advance(stage, jnp.int32(0), job, course, new, tiling, few)
+    return advance_live(stage, jnp.int32(0), job, course, plan, new)
 
 
-def _advance(
-    stage: Stage, i: Array, job: Job, course: Course, new: PyTree, tiling: Tiling, few: int
+def advance_live(
+    stage: Stage, i: Array | None, job: Job, course: Course, plan: Plan, new: PyTree = None
 ) -> Course:
-    """One step on all live rows, in place, or with the new states in the buffer `new`."""
-    live, count = course.live, course.count
-    weights = stage.step.select(i)  # once per block, not once per tile
+    """One step on all live rows.
+
+    Args:
+      stage: whose step runs.
+      i: int32 `[]`, which of its steps; None where rows are at steps of their own, each at the one
+        after the exit that it came to last.
+      job: what all steps have in common.
+      course: where the run stands.
+      plan: how many rows are treated at a time.
+      new: the buffer for the new states where they change their shape; None to write in place.
+    """
+    live, count, few = course.live, course.count, plan.few
+    together = i is not None
+    exit = stage.first + i if together else course.exit + 1
+    weights = stage.step.select(i if together else jnp.int32(0))  # once, not once per tile
 
     def run(carry, size: int):
         begin, state, output, side = carry
+        at = i if together else take_tile(exit, begin, size)
         place = take_tile(live.source, begin + few - 1, size)
         before = read_rows(state if new is None else live.state, place)
         row = take_tile(course.row, begin, size)
         present = begin + jnp.arange(size, dtype=jnp.int32) < count
-        after, read, side = job.apply(stage, weights, i, before, row, present, side)
+        after, read, side = job.apply(stage, weights, at, before, row, present, side)
         return begin + size, *write_tile((state, output), (after, read), begin), side
 
     carry = jnp.int32(0), live.state if new is None else new, live.output, course.side
-    carry = in_tiles(run, carry, tiling.sizes, tiling.ends(count, job.rows))
-    ran, state, output, side = carry
-    exit = stage.first + i
-    memory, exits, nan = _decide(job, exit, live, output, count, few, tiling)
-    order = survivors_first(exits, count, course.row, course.nan_exits + nan)
-    source, survivors, row, nan_exits = order
+    ends = plan.tiling.ends(count, plan.batch)
+    ran, state, output, side = in_tiles(run, carry, plan.tiling.sizes, ends)
+    memory, exits, nan = _decide(job, exit, live, output, count, plan)
+    position = jnp.arange(course.row.shape[0], dtype=jnp.int32)
+    alive = position < count
+    exit = jnp.where(alive, exit, course.exit)
+    nan_exits = course.nan_exits + jnp.where(alive, nan, 0)
+    along = course.row, nan_exits, *(() if together else (exit,))
+    source, survivors, row, nan_exits, *own = survivors_first(exits, count, *along)
     live = Live(state, memory, output, jnp.pad(source, (few - 1, 0)))
-    position = jnp.arange(row.shape[0], dtype=jnp.int32)
     return Course(
         live=live,
         exited=_move(live, course.exited, survivors, count, few),
         row=row,
         nan_exits=nan_exits,
-        exit=jnp.where(position < count, exit, course.exit),
+        exit=exit if together else own[0],
         count=survivors,
         executed=course.executed + ran,
         side=side,
@@ -252,18 +281,18 @@ def _advance(
 
 
 def _decide(
-    job: Job, exit: Array, live: Live, output: PyTree, count: Array, few: int, tiling: Tiling
+    job: Job, exit: Array, live: Live, output: PyTree, count: Array, plan: Plan
 ) -> tuple[PyTree, Array, Array]:
     """The criterion's memory, and by position int32 `[P]` 1 where a row exits, and 1 where its
     output holds a NaN; of no meaning from position `count` on.
     """
-    places = jax.tree.leaves(output)[0].shape[0]
-    rows = decision_rows(output, places, tiling)
+    places, rows = jax.tree.leaves(output)[0].shape[0], plan.decided
 
     def ask(begin, memory):
-        before = read_rows(memory, take_tile(live.source, begin + few - 1, rows))
+        before = read_rows(memory, take_tile(live.source, begin + plan.few - 1, rows))
         read = output if rows == places else take_tile(output, begin, rows)
-        exits, after, nan = read_exit(job.criterion, exit, exit == job.last, read, before)
+        at = exit if rows == places or exit.ndim == 0 else take_tile(exit, begin, rows)
+        exits, after, nan = read_exit(job.criterion, at, at == job.last, read, before)
         return after, exits.astype(jnp.int32), nan.astype(jnp.int32)
 
     def ask_some(carry):
@@ -308,7 +337,9 @@ def _move(live: Live, exited: Exited, survivors: Array, count: Array, few: int) 
     return Exited(*loops.while_loop(go_on, move, (count, tuple(exited)))[1])
 
 
-def _state_after(exited: Exited, before: Array | None, after: Course | None, place: Array) -> PyTree:
+def _state_after(
+    exited: Exited, before: Array | None, after: Course | None, place: Array
+) -> PyTree:
     """The state of every row after a stage, in the order of the batch; zeros for rows that never
     came to it.
 

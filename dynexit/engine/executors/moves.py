@@ -67,6 +67,12 @@ def survivors_first(exits: Array, count: Array, *along: Array) -> tuple[Array, .
     return keys & (2**BITS - 1), (group == 0).sum(dtype=jnp.int32), *along
 
 
+def order_by_group(group: Array) -> Array:
+    """The positions of rows `[P]` by their group, a small int32, and within a group as they stood."""
+    position = jnp.arange(group.shape[0], dtype=jnp.int32)
+    return lax.sort((group << BITS) | position, is_stable=False) & (2**BITS - 1)
+
+
 def in_row_order(row: Array, *along: Array) -> tuple[Array, ...]:
     """From int32 `[B]`, which row stands at a position: the position of each row, and `along` in
     the order of the rows.

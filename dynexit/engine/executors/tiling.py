@@ -32,7 +32,9 @@ TILE_BYTES = (
 )  # of state in the largest tile: beyond, rows leave the cache and do not get cheaper
 TILE_ROWS = 256  # at most, in the largest tile
 HARDLY = 1 / 4  # of the overhead: a tile of so few rows costs hardly more than one of a single row
+SAVING = 0.98  # of the expected cost, at most, for one more size to be worth its copy
 APART = 1.25  # a size is worth one more copy of the block where the next costs so much more
+MANY = 8  # largest tiles in a batch, from which on two sizes are compiled
 REPEATS = 4  # largest tiles; beyond, plans repeat where the batch size is symbolic
 
 
@@ -129,21 +131,28 @@ def default_tiling(state: Any, batch: int, tile: int | None = None) -> Tiling:
             else 8
         )
     overhead = ROW_OVERHEAD / row
-    sizes = _default_sizes(min(tile, batch) if isinstance(batch, int) else tile, overhead)
+    static = isinstance(batch, int)
+    most = 2 if static and batch >= MANY * tile else 3
+    sizes = _default_sizes(min(tile, batch) if static else tile, overhead, most)
     return Tiling(sizes, tuple(s + overhead for s in sizes))
 
 
-def _default_sizes(largest: int, overhead: float) -> tuple[int, ...]:
-    """Three sizes at most, in about geometric progression: each is one more copy of the block.
+def _default_sizes(largest: int, overhead: float, most: int) -> tuple[int, ...]:
+    """`most` sizes at most (2 or 3), in about geometric progression: each is one more copy of the
+    block in the program.
 
-    The smallest is the one below which a tile hardly gets cheaper.
+    The smallest is the one below which a tile hardly gets cheaper. With two sizes it is left out
+    where it is much smaller than the largest: the rows that are left at the end cost little of a
+    batch of many tiles.
     """
     smallest = max(1, min(largest, 2 ** math.floor(math.log2(max(1.0, overhead * HARDLY)))))
     dearer = (largest + overhead) / (smallest + overhead)
     if dearer < APART:
         return (largest,)
+    if dearer < APART**5:
+        return largest, smallest
     between = smallest * 2 ** round(math.log2(largest / smallest) / 2)
-    return (largest, between, smallest) if dearer > APART**5 else (largest, smallest)
+    return (largest, between, smallest)[:most]
 
 
 def _exact(tiles: tuple[tuple[int, float], ...], batch: int) -> tuple[np.ndarray, np.ndarray]:
@@ -172,7 +181,7 @@ def _plans(tiling: Tiling, batch: int) -> tuple[np.ndarray, np.ndarray]:
     return counts, seconds
 
 
-def choose_sizes(costs: dict[int, float], batch: int, live: np.ndarray, most: int = 5) -> Tiling:
+def choose_sizes(costs: dict[int, float], batch: int, live: np.ndarray, most: int = 3) -> Tiling:
     """The sizes worth compiling: one after the other, the one that makes the plans for the expected
     row counts cheapest.
 
@@ -191,7 +200,7 @@ def choose_sizes(costs: dict[int, float], batch: int, live: np.ndarray, most: in
     while len(chosen) < min(most, len(costs)):
         trials = {size: expected(chosen | {size}) for size in costs if size not in chosen}
         size = min(trials, key=lambda s: trials[s])
-        if trials[size] > 0.995 * best:
+        if trials[size] > SAVING * best:
             break
         chosen, best = chosen | {size}, trials[size]
     return tiling(chosen)
