@@ -14,6 +14,7 @@ from dynexit.core.checks import batch_size, shapes
 from dynexit.core.stacking import length
 from dynexit.core.types import Array, Criterion, Halted, PyTree
 from dynexit.criteria.memory import check_exits, checked, first_memory
+from dynexit.engine.counts import summed
 from dynexit.engine.rows import decide_exit, read_exit, where_rows
 
 TOGETHER = 8  # operating points whose decisions are held at the same time
@@ -142,4 +143,4 @@ def _replay(criterion: Criterion, outputs: PyTree) -> Halted:
     (output, exit, _, memory, nans), _ = lax.scan(
         body, start, (jnp.arange(exits, dtype=jnp.int32), outputs)
     )
-    return Halted(output, exit, exit + 1, (), memory, nans, (exit + 1).sum(dtype=jnp.int32))
+    return Halted(output, exit, exit + 1, (), memory, nans, summed(exit + 1, batch * exits))

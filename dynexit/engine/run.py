@@ -23,6 +23,7 @@ from dynexit.core.checks import (
 from dynexit.core.stacking import refuse_other_leaves
 from dynexit.core.types import Criterion, Halted, PyTree, Step
 from dynexit.criteria.memory import first_memory
+from dynexit.engine.counts import total
 from dynexit.engine.deferred import completed, partition
 from dynexit.engine.executors.compacted import run_compacted
 from dynexit.engine.executors.masked import run_masked
@@ -186,14 +187,16 @@ def _run_until(step, state, depth, criterion, executor, tile, keep_state, side) 
     spaces, output = walk(stages, state, side)
     batch = batch_size(state)
     job = Job(criterion, last_exit(stages), batch)
-    rows = begin(state, output, first_memory(criterion, batch, output, job.last + 1), batch, side)
+    memory = first_memory(criterion, batch, output, job.last + 1)
+    rows = begin(state, output, memory, batch, job.last + 1, side)
     if executor == "masked" or (executor == "auto" and batch == 1):
         rows, states = run_masked(stages, job, rows, spaces)
     elif executor == "per_row":
         rows, states = run_per_row(stages, job, rows, spaces)
     else:
         if not isinstance(tile, tuple):
-            tile = tuple(default_tiling(space, batch, tile) for space in (state, *spaces[:-1]))
+            entering = zip(stages, (state, *spaces[:-1]), strict=True)
+            tile = tuple(default_tiling(space, batch, tile, s.step) for s, space in entering)
         rows, states = run_compacted(
             stages, job, rows, spaces, tile, keep_state or read is not None
         )
@@ -202,7 +205,7 @@ def _run_until(step, state, depth, criterion, executor, tile, keep_state, side) 
     final = left_with if keep_state else None
     depths = exit_depth(stages, rows.exit)
     return Halted(
-        output, rows.exit, depths, final, rows.memory, nan_exits, rows.executed, rows.side
+        output, rows.exit, depths, final, rows.memory, nan_exits, total(rows.executed), rows.side
     )
 
 

@@ -35,6 +35,7 @@ import jax.numpy as jnp
 from dynexit.core.checks import Stage
 from dynexit.core.types import Array, PyTree
 from dynexit.engine import loops
+from dynexit.engine.counts import counted
 from dynexit.engine.executors.moves import (
     empty_rows,
     extended,
@@ -85,7 +86,7 @@ class Course(NamedTuple):
       nan_exits: int32 `[P]`, by position: exits at which the row had a NaN.
       exit: int32 `[P]`, by position: the last exit that the row came to.
       count: int32 `[]`, how many rows are live.
-      executed: int32 `[]`, rows x steps so far.
+      executed: rows x steps so far, a counter.
       side: what is addressed by row.
     """
 
@@ -275,7 +276,7 @@ def advance_live(
         nan_exits=nan_exits,
         exit=exit if together else own[0],
         count=survivors,
-        executed=course.executed + ran,
+        executed=counted(course.executed, ran),
         side=side,
     )
 

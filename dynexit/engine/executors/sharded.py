@@ -30,6 +30,7 @@ from jax.sharding import PartitionSpec as P
 from dynexit.core.checks import Stage, batch_size, depth_of, stages_of
 from dynexit.core.types import Array, Criterion, Halted, PyTree, Step
 from dynexit.criteria.memory import first_memory
+from dynexit.engine.counts import total
 from dynexit.engine.executors.compacted import (
     Course,
     by_position,
@@ -74,7 +75,7 @@ def run_sharded(
       tile: as in `run_until`, for the rows of one device.
 
     Returns:
-      `Halted` in the order of the batch, spread over the axis; `rows_executed` is int32 `[D]`, by
+      `Halted` in the order of the batch, spread over the axis; `rows_executed` is `[D]`, by
       device.
 
     Raises:
@@ -152,13 +153,13 @@ def _run(step, state, depth, criterion, mesh, axis, segments, tile, keep_state) 
 
         return spread(alone)(step, criterion, memory, state, row)
 
-    tiling = tile[0] if isinstance(tile, tuple) else default_tiling(state, local, tile)
+    tiling = tile[0] if isinstance(tile, tuple) else default_tiling(state, local, tile, step)
     _, read = walk(stages, jax.tree.map(lambda a: a[:local], state))
     (plan,), places = plan_for(local, read, [tiling])
 
     def together(step, criterion, memory, state, row):
         job = Job(known(criterion, memory), last_exit(stages), batch)
-        rows = begin(state, read, memory, local)._replace(row=row)
+        rows = begin(state, read, memory, local, last_exit(stages) + 1)._replace(row=row)
         course, parts = set_out(rows, plan.few, places), []
         for start, stop in itertools.pairwise(segments):
             if start:
@@ -168,7 +169,7 @@ def _run(step, state, depth, criterion, mesh, axis, segments, tile, keep_state) 
             part = Stage(_later(step, start), stop - start, start, start * step.blocks)
             course = run_loop(part, job, course, None, plan)
             parts.append(_exited(course, before, local, plan.few, batch))
-        return jax.tree.map(lambda *a: jnp.concatenate(a), *parts), course.executed[None]
+        return jax.tree.map(lambda *a: jnp.concatenate(a), *parts), total(course.executed)[None]
 
     exited, executed = spread(together)(step, criterion, memory, state, row)
     row, nan_exits, exit, buffers = exited

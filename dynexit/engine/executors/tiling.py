@@ -20,13 +20,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dynexit.core.types import Array
+from dynexit.core.types import Array, Step
 
 ROW_OVERHEAD = (
     2**15
     # bytes of state: starting a tile costs about as much as computing rows of this much state (two CPU
     # cores)
 )
+# a row is taken to cost as much for so many weights as for one byte of state: products with weights
+# that are used once a row, against those of a transformer of 64 tokens, which uses them for each
+WEIGHTS_PER_BYTE = 512
 TILE_BYTES = (
     2**20
 )  # of state in the largest tile: beyond, rows leave the cache and do not get cheaper
@@ -112,7 +115,9 @@ class Tiling:
         return _plans(self.within(batch), batch)[1]
 
 
-def default_tiling(state: Any, batch: int, tile: int | None = None) -> Tiling:
+def default_tiling(
+    state: Any, batch: int, tile: int | None = None, step: Step | None = None
+) -> Tiling:
     """A tiling for rows like those of `state` where nothing has been measured: c(s) = s + a
     constant.
 
@@ -122,6 +127,7 @@ def default_tiling(state: Any, batch: int, tile: int | None = None) -> Tiling:
       state: arrays or shapes `[B, ...]`.
       batch: rows B; where it is symbolic no size is left out for being larger.
       tile: the largest size; None for one whose state fits a core's cache.
+      step: whose blocks run; the more weights they have the more a row costs, whatever its state.
     """
     row = max(1, sum(math.prod(a.shape[1:]) * a.dtype.itemsize for a in jax.tree.leaves(state)))
     if tile is None:
@@ -130,11 +136,19 @@ def default_tiling(state: Any, batch: int, tile: int | None = None) -> Tiling:
             if row < TILE_BYTES
             else 8
         )
-    overhead = ROW_OVERHEAD / row
+    overhead = ROW_OVERHEAD / max(row, _weights(step) / WEIGHTS_PER_BYTE)
     static = isinstance(batch, int)
     most = 2 if static and batch >= MANY * tile else 3
     sizes = _default_sizes(min(tile, batch) if static else tile, overhead, most)
     return Tiling(sizes, tuple(s + overhead for s in sizes))
+
+
+def _weights(step: Step | None) -> int:
+    """How many numbers the weights of one block are."""
+    if step is None:
+        return 0
+    weights = jax.eval_shape(step.select, jax.ShapeDtypeStruct((), jnp.int32))
+    return sum(math.prod(a.shape) for a in jax.tree.leaves(weights))
 
 
 def _default_sizes(largest: int, overhead: float, most: int) -> tuple[int, ...]:

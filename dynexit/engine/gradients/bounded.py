@@ -10,6 +10,7 @@ from dynexit.core.checks import Depth, Stage, batch_size, depth_of, stages_of
 from dynexit.core.types import Criterion, Halted, PyTree, Step
 from dynexit.criteria.memory import first_memory
 from dynexit.engine import loops
+from dynexit.engine.counts import total
 from dynexit.engine.executors.tiling import Tiling
 from dynexit.engine.gradients.retraced import run_retraced
 from dynexit.engine.recompiles import watched_jit
@@ -84,11 +85,12 @@ def _run_masked(step, state, depth, criterion) -> Halted:
     spaces, output = walk(stages, state)
     batch = batch_size(state)
     job = Job(criterion, last_exit(stages), batch)
-    rows = begin(state, output, first_memory(criterion, batch, output, job.last + 1), batch)
+    memory = first_memory(criterion, batch, output, job.last + 1)
+    rows = begin(state, output, memory, batch, job.last + 1)
     states = []
     for stage, space in zip(stages, spaces, strict=True):
         if stage.steps == 1:
-            rows = advance_alone(stage, job, rows, space)
+            rows = advance_alone(stage, job, rows, space, differentiated=True)
         else:
             rows = _tree(stage, job, forget_departed(rows) if stage.first else rows)
         states.append(rows.state)
@@ -101,7 +103,7 @@ def _run_masked(step, state, depth, criterion) -> Halted:
         final,
         memory,
         rows.nan_exits,
-        rows.executed,
+        total(rows.executed),
     )
 
 
@@ -111,7 +113,7 @@ def _tree(stage: Stage, job: Job, rows: Rows) -> Rows:
     """
 
     def one(rows: Rows, i: Any):
-        run = lambda rows: advance(stage, i, job, rows)
+        run = lambda rows: advance(stage, i, job, rows, differentiated=True)
         return loops.maybe(rows.alive.any() & (i < stage.steps), run, lambda rows: rows, rows), None
 
     several, covered = one, 1

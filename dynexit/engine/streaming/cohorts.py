@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from dynexit.core.checks import Stage
 from dynexit.core.types import Array, Criterion, Halted, PyTree
 from dynexit.engine import loops
+from dynexit.engine.counts import counted, no_rows, total
 from dynexit.engine.executors.compacted import in_tiles
 from dynexit.engine.executors.moves import (
     empty_rows,
@@ -49,7 +50,7 @@ class Flow(NamedTuple):
       counts: int32 `[N + 1]`, rows in every cohort; the first is what is left of the queue, the
         last stays 0.
       done: int32 `[]`, rows in `exited`.
-      executed: int32 `[]`, rows x steps so far.
+      executed: rows x steps so far, a counter.
     """
 
     waiting: Waiting
@@ -95,7 +96,7 @@ def run_cohorts(
         output=empty_rows(output, tile + beyond),
         counts=jnp.zeros(stage.steps + 1, jnp.int32).at[0].set(rows),
         done=jnp.int32(0),
-        executed=jnp.int32(0),
+        executed=no_rows((count + 2 * tile) * stage.steps),
     )
 
     def turn(flow: Flow) -> Flow:
@@ -114,7 +115,9 @@ def run_cohorts(
         carry = jnp.int32(0), extended(tiles.state, beyond), flow.output
         ran, state, output = in_tiles(run, carry, tiling.sizes, tiling.ends(taken, tile))
         flow = flow._replace(
-            output=output, counts=flow.counts.at[i].add(-taken), executed=flow.executed + ran
+            output=output,
+            counts=flow.counts.at[i].add(-taken),
+            executed=counted(flow.executed, ran),
         )
         state, read = jax.tree.map(lambda a: a[:tile], (state, output))
         exits, memory, nan = read_exit(criterion, i, i == stage.steps - 1, read, tiles.memory)
@@ -123,7 +126,7 @@ def run_cohorts(
         return _join(flow, after, read, exits.astype(jnp.int32), i, taken)
 
     flow = loops.while_loop(lambda flow: (flow.counts > 0).any(), turn, flow)
-    return in_queue_order(flow.exited, count, rows, stage, flow.executed)
+    return in_queue_order(flow.exited, count, rows, stage, total(flow.executed))
 
 
 def _take(source: Waiting, flow: Flow, i: Array, rows: Array, taken: Array, tile: int) -> Waiting:

@@ -21,6 +21,7 @@ import numpy as np
 from dynexit.core.checks import Stage
 from dynexit.core.types import Array, Criterion, Halted, PyTree
 from dynexit.engine import loops
+from dynexit.engine.counts import counted, no_rows, total
 from dynexit.engine.executors.compacted import (
     advance_live,
     by_position,
@@ -49,8 +50,8 @@ class Pool(NamedTuple):
       slots: the rows in slots; leaves `[S, ...]`. A slot without a row has the number M for one.
       age: int32 `[S]`, iterations that each has behind it.
       exited: rows that have exited, with room for S beyond the queue.
-      alive, drawn, done, executed: int32 `[]`; rows in slots, rows taken from the queue, rows in
-        `exited`, rows x steps so far.
+      alive, drawn, done: int32 `[]`; rows in slots, rows taken from the queue, rows in `exited`.
+      executed: rows x steps so far, a counter.
     """
 
     slots: Waiting
@@ -89,14 +90,14 @@ def run_slots(
         alive=taken,
         drawn=taken,
         done=jnp.int32(0),
-        executed=jnp.int32(0),
+        executed=no_rows((count + 2 * slots) * stage.steps),
     )
     turn = lambda pool: _turn(stage, weights, criterion, source, rows, pool)
     pool = loops.while_loop(lambda pool: pool.alive > fewer, turn, pool)
     if tiling is not None:
         job = Job(criterion, stage.steps - 1, count)
         pool = _last_turns(stage, job, output, tiling, pool)
-    return in_queue_order(pool.exited, count, rows, stage, pool.executed)
+    return in_queue_order(pool.exited, count, rows, stage, total(pool.executed))
 
 
 def _parted(tiling: Tiling) -> tuple[Tiling | None, int]:
@@ -151,7 +152,7 @@ def _turn(
         alive=pool.alive - leaving + drawn - pool.drawn,
         drawn=drawn,
         done=pool.done + leaving,
-        executed=pool.executed + slots,
+        executed=counted(pool.executed, slots),
     )
 
 
@@ -159,7 +160,7 @@ def _last_turns(stage: Stage, job: Job, output: PyTree, tiling: Tiling, pool: Po
     """The rows that are left when the queue is empty, compacted, each at its own iteration."""
     slots, few_rows = pool.age.shape[0], pool.slots
     (plan,), places = plan_for(slots, output, [tiling])
-    rows = begin(few_rows.state, output, few_rows.memory, slots)
+    rows = begin(few_rows.state, output, few_rows.memory, slots, stage.steps)
     course = set_out(rows, plan.few, places)
     order = order_by_group((few_rows.row == job.rows).astype(jnp.int32))
     account = few_rows.row, few_rows.nan_exits, pool.age - 1

@@ -105,7 +105,7 @@ def stream(
     """
     (stage,) = stages_of(step, depth)
     count = batch_size(queue, "queue")
-    tiling = default_tiling(queue, count, slots)
+    tiling = default_tiling(queue, count, slots, step)
     slots = tiling.sizes[0]
     _, output = check_step(stage._replace(steps=max(2, stage.steps)), shapes(queue))
     tied = is_tied(step, queue)

@@ -284,7 +284,7 @@ def _in_tiles(
     _, output = walk((stage,), state)
     batch, never = batch_size(state), Criterion(_nothing, _stay)
     (plan,), places = plan_for(batch, output, [Tiling(sizes, (1.0,) * len(sizes))])
-    course = set_out(begin(state, output, (), batch), plan.few, places)
+    course = set_out(begin(state, output, (), batch, stage.steps), plan.few, places)
     job = Job(never, stage.steps - 1, batch)
     course = course._replace(count=ends[-1])
     plan = plan._replace(tiling=_Given(sizes, ends))
