@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from dynexit.core.checks import batch_size, shapes
+from dynexit.core.meshes import on_auto_axes
 from dynexit.core.stacking import length
 from dynexit.core.types import Array, Criterion, Halted, PyTree
 from dynexit.criteria.memory import check_exits, checked, first_memory
@@ -44,7 +45,8 @@ def replay(criterion: Criterion, outputs: PyTree) -> Halted:
     """
     if not isinstance(criterion, Criterion):
         raise TypeError(f"`criterion` must be a dx.Criterion, got {type(criterion).__name__}")
-    return _replay(criterion, outputs)
+    run = lambda outputs, criterion: _replay(criterion, outputs)
+    return on_auto_axes(run, outputs, criterion, axis=1)
 
 
 def replay_scores(

@@ -118,7 +118,7 @@ def test_places_that_are_done_where_a_step_has_no_derivative(mixed):
 
     def looped(p):
         first, second = places[0]
-        for i in range(4):
+        for _ in range(4):
             far = jnp.linalg.norm(second)
             drawn = 0.1 * p * (first + second) if mixed else 0.0
             second = second * (far - p) / far + drawn

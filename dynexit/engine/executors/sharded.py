@@ -26,6 +26,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jax.tree_util import Partial
 
 from dynexit.core.checks import Stage, batch_size, depth_of, stages_of
 from dynexit.core.types import Array, Criterion, Halted, PyTree, Step
@@ -107,11 +108,16 @@ def run_sharded(
         )
     segments = _segments(stage, rebalance)
     tile = checked_tile(tile, 1)
-    mesh = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
-    state = jax.device_put(state, NamedSharding(mesh, P(axis)))
-    step, criterion = jax.device_put((step, criterion), NamedSharding(mesh, P()))
+    auto = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
+    state = jax.device_put(state, NamedSharding(auto, P(axis)))
+    step, criterion = jax.device_put((step, criterion), NamedSharding(auto, P()))
     depth = depth_of(step, depth)
-    return _run(step, state, depth, criterion, mesh, axis, segments, tile, keep_state)
+    run = functools.partial(_run, depth=depth, mesh=auto, axis=axis, segments=segments, tile=tile)
+    if not jax.sharding.get_abstract_mesh().explicit_axes:
+        return run(step, state, criterion=criterion, keep_state=keep_state)
+    with jax.sharding.use_abstract_mesh(auto.abstract_mesh):  # in place of that of `jax.set_mesh`
+        halted = run(step, state, criterion=criterion, keep_state=keep_state)
+    return jax.device_put(halted, NamedSharding(mesh, P(axis)))
 
 
 def _segments(stage: Stage, rebalance: Sequence[int]) -> tuple[int, ...]:
@@ -139,8 +145,8 @@ def _run(step, state, depth, criterion, mesh, axis, segments, tile, keep_state) 
     )
     known = lambda criterion, memory: dataclasses.replace(
         criterion,
-        init_score=lambda batch, output: memory.score,
-        init_decide=lambda batch: memory.decide,
+        init_score=Partial(_given, memory.score),
+        init_decide=Partial(_given, memory.decide),
     )
     row = jnp.arange(batch, dtype=jnp.int32)
     if len(segments) == 2:
@@ -180,6 +186,10 @@ def _run(step, state, depth, criterion, mesh, axis, segments, tile, keep_state) 
     nan_exits, exit, (state, output, memory) = back((nan_exits, exit, buffers))
     depth = exit_depth(stages, exit)
     return Halted(output, exit, depth, state, memory, nan_exits, executed)
+
+
+def _given(memory: PyTree, batch: int, output: PyTree = None) -> PyTree:
+    return memory
 
 
 def _exited(course: Course, before: Array, local: int, few: int, batch: int) -> tuple:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from dynexit.core.checks import Depth, Stage, batch_size, depth_of, stages_of
+from dynexit.core.meshes import on_auto_axes
 from dynexit.core.types import Criterion, Halted, PyTree, Step
 from dynexit.criteria.memory import first_memory
 from dynexit.engine import loops
@@ -74,9 +75,14 @@ def run_bounded(
             f"`executor` must be one of {', '.join(map(repr, EXECUTORS))}, got {executor!r}"
         )
     tile = checked_tile(tile, len(stages_of(step, depth)))
-    if executor == "compacted":
-        return run_retraced(freeze(step), state, depth_of(step, depth), criterion, tile)
-    return _run_masked(freeze(step), state, depth_of(step, depth), criterion)
+    depth = depth_of(step, depth)
+
+    def run(state, step, criterion):
+        if executor == "compacted":
+            return run_retraced(step, state, depth, criterion, tile)
+        return _run_masked(step, state, depth, criterion)
+
+    return on_auto_axes(run, state, freeze(step), criterion)
 
 
 @watched_jit("run_bounded", static_argnames=("depth",))

@@ -13,6 +13,7 @@ The gradient that comes in for a row's output enters at the step after which the
 flows through decisions.
 """
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -20,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import dtypes
+from jax.tree_util import Partial
 
 from dynexit.core.checks import Stage, batch_size, shapes, stages_of
 from dynexit.core.stacking import take
@@ -64,13 +66,30 @@ def _run(form: tuple, weights: list, applies: list, state: PyTree, criterion: Cr
 
 
 def _steps(tied: tuple, blocks: tuple, weights: list, applies: list) -> tuple[Step, ...]:
-    def select(w, constant):
-        return lambda i: w if constant else take(w, i)
-
     return tuple(
-        Step(select(w, t), apply, b)
+        Step(Partial(_constant if t else take, w), apply, b)
         for w, t, apply, b in zip(weights, tied, applies, blocks, strict=True)
     )
+
+
+def _constant(weights: PyTree, i: Any) -> PyTree:
+    return weights
+
+
+@dataclasses.dataclass(frozen=True)
+class _Recording:
+    """`apply` that writes the state with which every row enters to the record of its stage.
+
+    What it needs comes as arguments: a function that closed over traced values would outlive their
+    trace in the cache of `run_until`.
+    """
+
+    stage: int
+
+    def __call__(self, apply, w, i, state, rows, side):
+        k = self.stage
+        record = jax.tree.map(lambda r, a: r.at[i, rows].set(a, mode="drop"), side[k], state)
+        return *apply(w, i, state), (*side[:k], record, *side[k + 1 :])
 
 
 def _forward(form, weights, applies, state, criterion):
@@ -86,22 +105,11 @@ def _forward(form, weights, applies, state, criterion):
     )
     records = tuple(room(stage, space) for stage, space in zip(stages, entering, strict=True))
 
-    def recording(k: int) -> Step:
-        def apply(w, i, state, rows, side):
-            record = jax.tree.map(lambda r, a: r.at[i, rows].set(a, mode="drop"), side[k], state)
-            return *steps[k].apply(w, i, state), (*side[:k], record, *side[k + 1 :])
-
-        return Step(steps[k].select, apply, blocks[k])
-
-    halted = run_until(
-        tuple(map(recording, range(len(steps)))),
-        state,
-        depth,
-        criterion,
-        "compacted",
-        tile,
-        side=records,
+    recording = tuple(
+        dataclasses.replace(step, apply=Partial(_Recording(k), step.apply))
+        for k, step in enumerate(steps)
     )
+    halted = run_until(recording, state, depth, criterion, "compacted", tile, side=records)
     return halted._replace(side=None), (
         weights,
         applies,

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dynexit.core.checks import Depth, Stage, batch_size, depth_of, stages_of
+from dynexit.core.meshes import on_auto_axes
 from dynexit.core.types import Array, Criterion, PyTree, Step
 from dynexit.engine.deferred import partition, read_throughout
 from dynexit.engine.executors.compacted import plan_for, run_loop, run_once, set_out
@@ -249,8 +250,13 @@ def _measure(
     depth = stage.steps * stage.step.blocks
     for size in sizes:
         tiles = max(1, min(MEASURED_ROWS, batch) // size)
-        ends = np.array([tiles * size if other <= size else 0 for other in falling], np.int32)
-        run = functools.partial(_in_tiles, stage.step, state, ends, depth, falling)
+        ends = [tiles * size if other <= size else 0 for other in falling]
+        ends = jax.device_put(np.array(ends, np.int32))
+
+        def run(ends=ends):
+            tiles = lambda state, step: _in_tiles(step, state, ends, depth, falling)
+            return on_auto_axes(tiles, state, stage.step)
+
         calls[size] = run, tiles * stage.steps
         jax.block_until_ready(run())
     seconds: dict[int, list[float]] = {size: [] for size in sizes}
