@@ -23,6 +23,7 @@ MODES = {
 WEIGHTS = 0.1 * jax.random.normal(jax.random.key(0), (4, 3, 3)) + jnp.eye(3)[None]
 ROWS = jax.random.normal(jax.random.key(1), (8, 3))
 ONE, ZEROS = jnp.ones(()), jnp.zeros((8, 3))
+FIRST, COLUMN, TIMES = WEIGHTS[0], jnp.zeros((8, 1)), ROWS[:, :, None]
 STEP = dx.stacked_step(lambda p, h: jnp.tanh(h @ p), lambda p, h: h, WEIGHTS)
 TIED = dx.tied_step(lambda p, h: jnp.tanh(h @ p), lambda p, h: h, WEIGHTS[0])
 LEAVE, PATIENT = dx.criteria.max_probability_above(0.45), dx.criteria.patience(1)
@@ -87,7 +88,7 @@ RUNS = {
             lambda p, m=m: fixed_point(
                 lambda p, x, z: continuous(p, z, x), p, ROWS, ZEROS, mixing=m
             ).state.sum(),
-            WEIGHTS[0],
+            FIRST,
         )
         for m in (None, anderson(2))
     ],
@@ -98,10 +99,10 @@ RUNS = {
             40,
             dx.criteria.residual_below(1e-3),
         )
-    )(WEIGHTS[0]),
+    )(FIRST),
     "newton": lambda: by_gradient(
         lambda p: newton_scan(
-            lambda p, h, x: jnp.tanh(p * h + x), p, ROWS[:, :, None], ZEROS[:, :1]
+            lambda p, h, x: jnp.tanh(p * h + x), p, TIMES, COLUMN
         ).states.sum(),
         ONE,
     ),
