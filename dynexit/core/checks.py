@@ -1,12 +1,14 @@
 """Checks of arguments and of the callables that a user hands in; all before anything is compiled."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dynexit.core.meshes import on_auto_axes
 from dynexit.core.stacking import length, refuse_other_leaves
 from dynexit.core.types import Array, Model, PyTree, Step
 
@@ -14,6 +16,18 @@ from dynexit.core.types import Array, Model, PyTree, Step
 def shapes(tree: PyTree) -> PyTree:
     """`jax.ShapeDtypeStruct` for every leaf."""
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a)), tree)
+
+
+def same_for_all(f: Callable[..., PyTree], arguments: PyTree, i: PyTree) -> bool:
+    """Whether `f(arguments, i)` depends on `i`, leaves `[n, ...]` of which it gets one entry; traced
+    and not run. `f` closes over no arrays.
+    """
+    several = jax.vmap(f, in_axes=(None, 0), out_axes=None)
+    try:
+        jax.eval_shape(several, shapes(arguments), shapes(i))
+    except ValueError:  # a result that depends on i cannot leave vmap without an axis for it
+        return False
+    return True
 
 
 def describe(leaf: Any) -> str:
@@ -286,17 +300,11 @@ def check_row_independence(
         raise ValueError(
             "`state` must have at least 2 rows to test that they are independent, got 1"
         )
-    apply = jax.jit(lambda s: step.apply(step.select(jnp.int32(i)), jnp.int32(i), s))
-    whole = apply(state)
+    order = jax.device_put(np.random.default_rng(0).permutation(rows).astype(np.int32))
+    whole, permuted, split = on_auto_axes(functools.partial(_three_ways, i=i), state, step, order)
     if tolerance is None:
         weights = jax.eval_shape(step.select, jnp.int32(i))
         tolerance = max(1e-4, 8 * _coarsest((weights, state, whole)))
-    order = jnp.asarray(np.random.default_rng(0).permutation(rows))
-    take = lambda tree, index: jax.tree.map(lambda a: a[index], tree)
-    permuted = take(apply(take(state, order)), jnp.argsort(order))
-    cut = rows // 2
-    parts = [apply(take(state, part)) for part in (jnp.arange(cut), jnp.arange(cut, rows))]
-    split = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
     for how, other in (("permuting the batch", permuted), ("splitting the batch", split)):
         for (path, a), b in zip(
             jax.tree_util.tree_flatten_with_path(whole)[0], jax.tree.leaves(other), strict=True
@@ -316,6 +324,17 @@ def _coarsest(tree: PyTree) -> float:
     return max(
         (float(jnp.finfo(k).eps) for k in kinds if jnp.issubdtype(k, jnp.inexact)), default=0
     )
+
+
+@functools.partial(jax.jit, static_argnames="i")
+def _three_ways(state: PyTree, step: Step, order: Array, i: int) -> tuple[PyTree, PyTree, PyTree]:
+    """What a step gives for a batch whole, permuted and split, in the order of the batch."""
+    apply = lambda s: step.apply(step.select(jnp.int32(i)), jnp.int32(i), s)
+    take = lambda tree, index: jax.tree.map(lambda a: a[index], tree)
+    permuted = take(apply(take(state, order)), jnp.argsort(order))
+    cut = order.shape[0] // 2
+    parts = [apply(take(state, slice(*ends))) for ends in ((None, cut), (cut, None))]
+    return apply(state), permuted, jax.tree.map(lambda *a: jnp.concatenate(a), *parts)
 
 
 def _first_difference(a: Array, b: Array, tolerance: float) -> int | None:

@@ -140,7 +140,9 @@ class Halted(NamedTuple):
       nan_exits: int32 `[B]`, number of exits at which the row's output had a NaN; a row does not
         exit there. A NaN in an entry with deferred readout (`dx.engine.deferred_readout`) counts
         once and does not prevent the exit.
-      rows_executed: int32 `[]`, rows x steps executed, padding rows included.
+      rows_executed: rows x steps executed, padding rows included: int32 `[]`, or int64 where the
+        shapes of the run allow for 2^31 or more, also if JAX's 64-bit types are not enabled (take
+        `int(...)` or numpy then). It is exact.
       side: the `side` of `run_until` after the last step; None if there is none.
     """
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.tree_util import Partial
 
-from dynexit.core.checks import Stage, batch_size, check_step, shapes
+from dynexit.core.checks import Stage, batch_size, check_step, same_for_all, shapes
 from dynexit.core.types import Array, Criterion, PyTree, Step
 from dynexit.criteria.memory import first_memory
 from dynexit.engine.executors.tiling import default_tiling
@@ -106,19 +106,10 @@ def goes_without(
     shapes); traced, not run.
     """
     memory = first_memory(criterion, rows, {**output, **late}, exits).score
-    score = lambda output, late: criterion.score(jnp.int32(i), {**output, **late}, memory)
-    several = jax.vmap(score, in_axes=(None, 0), out_axes=None)
-    try:
-        jax.eval_shape(
-            several,
-            output,
-            jax.tree.map(lambda a: jax.ShapeDtypeStruct((2, *a.shape), a.dtype), late),
-        )
-    # a result that depends on them cannot leave vmap without an axis for it; faults are told by the
-    # run
-    except ValueError:
-        return False
-    return True
+    score = lambda given, late: given[0].score(given[1], {**given[2], **late}, given[3])
+    several = jax.tree.map(lambda a: jax.ShapeDtypeStruct((2, *a.shape), a.dtype), late)
+    # faults of the criterion are told by the run
+    return same_for_all(score, (criterion, jnp.int32(i), output, memory), several)
 
 
 def lacking(criterion: Criterion, late: dict) -> Criterion:

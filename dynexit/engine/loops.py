@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.extend import core
+from jax.interpreters import ad, batching, mlir
 
 from dynexit.core.types import Array, PyTree
 
@@ -62,6 +63,31 @@ def maybe(
         spread = lambda branch: lambda operand: jax.tree.map(_vary, branch(operand), over)
         run, otherwise = spread(run), spread(otherwise)
     return lax.cond(decision, run, otherwise, operand)
+
+
+def forward_only(tree: PyTree, name: str) -> PyTree:
+    """The tree; a gradient in reverse mode is refused with the name of what was called."""
+    marked = lambda a: _forward_only.bind(a, name=name) if _is_float(a) else a
+    return jax.tree.map(marked, tree)
+
+
+def _is_float(a: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(a), jnp.inexact)
+
+
+def _refuse_reverse(gradient: Any, value: Any, *, name: str) -> None:
+    raise TypeError(
+        f"`dx.{name}` has no gradient in reverse mode, for nothing is kept of the steps of its loop:"
+        " use `dx.run_bounded`, which runs the same rows to the same exits, or `dx.run_all`"
+    )
+
+
+_forward_only = core.Primitive("forward_only")
+_forward_only.def_impl(lambda a, name: a)
+_forward_only.def_abstract_eval(lambda a, name: a)
+ad.deflinear2(_forward_only, _refuse_reverse)
+batching.defvectorized(_forward_only)
+mlir.register_lowering(_forward_only, lambda context, a, name: [a])
 
 
 def summed_like(gradient: Array, value: Array) -> Array:

@@ -11,9 +11,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from dynexit.core.checks import batch_size, shapes
+from dynexit.core.meshes import on_auto_axes
 from dynexit.core.stacking import length
 from dynexit.core.types import Array, Criterion, Halted, PyTree
 from dynexit.criteria.memory import check_exits, checked, first_memory
+from dynexit.engine.counts import summed
 from dynexit.engine.rows import decide_exit, read_exit, where_rows
 
 TOGETHER = 8  # operating points whose decisions are held at the same time
@@ -43,7 +45,8 @@ def replay(criterion: Criterion, outputs: PyTree) -> Halted:
     """
     if not isinstance(criterion, Criterion):
         raise TypeError(f"`criterion` must be a dx.Criterion, got {type(criterion).__name__}")
-    return _replay(criterion, outputs)
+    run = lambda outputs, criterion: _replay(criterion, outputs)
+    return on_auto_axes(run, outputs, criterion, axis=1)
 
 
 def replay_scores(
@@ -142,4 +145,4 @@ def _replay(criterion: Criterion, outputs: PyTree) -> Halted:
     (output, exit, _, memory, nans), _ = lax.scan(
         body, start, (jnp.arange(exits, dtype=jnp.int32), outputs)
     )
-    return Halted(output, exit, exit + 1, (), memory, nans, (exit + 1).sum(dtype=jnp.int32))
+    return Halted(output, exit, exit + 1, (), memory, nans, summed(exit + 1, batch * exits))

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from dynexit.core.checks import Stage
 from dynexit.core.types import Array, Criterion, Memory, PyTree
 from dynexit.engine import loops
+from dynexit.engine.counts import counted, no_rows
 
 
 class Job(NamedTuple):
@@ -57,7 +58,7 @@ class Rows(NamedTuple):
       memory: the criterion's `Memory`, leaves `[B, ...]`.
       alive: bool `[B]`, whether the row goes on.
       nan_exits: int32 `[B]`, exits at which the output held a NaN.
-      executed: int32 `[]`, rows x steps that ran, padding included.
+      executed: rows x steps that ran, padding included; a counter of `counts.py`.
       side: what is addressed by row and not by place; None where there is none.
     """
 
@@ -72,8 +73,10 @@ class Rows(NamedTuple):
     side: PyTree
 
 
-def begin(state: PyTree, output: PyTree, memory: Memory, batch: int, side: PyTree = None) -> Rows:
-    """Rows before the first step; `output` holds shapes."""
+def begin(
+    state: PyTree, output: PyTree, memory: Memory, batch: Any, exits: int, side: PyTree = None
+) -> Rows:
+    """Rows before the first of so many exits; `output` holds shapes."""
     return Rows(
         row=jnp.arange(batch, dtype=jnp.int32),
         state=state,
@@ -82,7 +85,7 @@ def begin(state: PyTree, output: PyTree, memory: Memory, batch: int, side: PyTre
         memory=memory,
         alive=jnp.ones(batch, bool),
         nan_exits=jnp.zeros(batch, jnp.int32),
-        executed=jnp.int32(0),
+        executed=no_rows(2 * batch * exits),  # tiles may run as many rows in vain
         side=side,
     )
 
@@ -167,21 +170,33 @@ def _check_kept(name: str, old: PyTree, new: PyTree) -> None:
         )
 
 
-def advance(stage: Stage, i: Any, job: Job, rows: Rows, empty: PyTree = None) -> Rows:
-    """One step on the whole batch; rows that have left keep what they had.
+def advance(
+    stage: Stage,
+    i: Any,
+    job: Job,
+    rows: Rows,
+    empty: PyTree = None,
+    differentiated: bool = False,
+) -> Rows:
+    """One step on the whole batch; rows that have exited keep what they had.
 
     Args:
       stage: whose step runs.
       i: int32 `[]`, which of its steps.
       job: what all steps have in common.
       rows: the account so far.
-      empty: the state of rows that have left, where the step changes the state's shape.
+      empty: the state of rows that have exited, where the step changes the state's shape.
+      differentiated: whether gradients are taken; the step then runs on a live row's state in the
+        place of an exited one, and the criterion on constants.
     """
     exit = stage.first + i
+    before = live_in_all(rows.alive, rows.state) if differentiated else rows.state
     state, output, side = job.apply(
-        stage, stage.step.select(i), i, rows.state, rows.row, rows.alive, rows.side
+        stage, stage.step.select(i), i, before, rows.row, rows.alive, rows.side
     )
-    leaves, memory, nan = read_exit(job.criterion, exit, exit == job.last, output, rows.memory)
+    asked = output, rows.memory
+    asked = jax.lax.stop_gradient(asked) if differentiated else asked
+    leaves, memory, nan = read_exit(job.criterion, exit, exit == job.last, *asked)
     return Rows(
         row=rows.row,
         state=where_rows(rows.alive, state, rows.state if empty is None else empty),
@@ -190,18 +205,32 @@ def advance(stage: Stage, i: Any, job: Job, rows: Rows, empty: PyTree = None) ->
         memory=where_rows(rows.alive, memory, rows.memory),
         alive=rows.alive & ~leaves,
         nan_exits=rows.nan_exits + (nan & rows.alive).astype(jnp.int32),
-        executed=rows.executed + rows.alive.shape[0],
+        executed=counted(rows.executed, rows.alive.shape[0]),
         side=side,
     )
 
 
-def advance_alone(stage: Stage, job: Job, rows: Rows, space: PyTree) -> Rows:
+def advance_alone(
+    stage: Stage, job: Job, rows: Rows, space: PyTree, differentiated: bool = False
+) -> Rows:
     """`advance` for a stage of one step, which may change the state's shape to `space`; nothing
-    runs once every row has left.
+    runs once every row has exited.
     """
     empty = zeros(space)
-    run = lambda rows: advance(stage, jnp.int32(0), job, rows, empty)
+    run = lambda rows: advance(stage, jnp.int32(0), job, rows, empty, differentiated)
     return loops.maybe(rows.alive.any(), run, lambda rows: rows._replace(state=empty), rows)
+
+
+def live_in_all(alive: Array, tree: PyTree) -> PyTree:
+    """The rows `[b, ...]`, those that are not alive replaced by one that is, as a constant.
+
+    What a step gives for them is not used, but its derivative there is multiplied by zero, and
+    that is a NaN where it is infinite: a row may have exited because it stands where the step has
+    no derivative.
+    """
+    some = jnp.argmax(alive)
+    filler = jax.tree.map(lambda a: jnp.broadcast_to(a[some], a.shape), tree)
+    return where_rows(alive, tree, jax.lax.stop_gradient(filler))
 
 
 def forget_departed(rows: Rows) -> Rows:
@@ -247,6 +276,8 @@ def last_exit(stages: tuple[Stage, ...]) -> int:
 
 
 def exit_depth(stages: tuple[Stage, ...], exit: Array) -> Array:
-    """Blocks executed by a row that left at `exit`."""
+    """Blocks executed by a row that exited at `exit`."""
+    if len(stages) == 1:
+        return (exit + 1) * stages[0].step.blocks
     table = [s.blocks_before + (k + 1) * s.step.blocks for s in stages for k in range(s.steps)]
     return jnp.asarray(table, jnp.int32)[exit]

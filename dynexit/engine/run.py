@@ -17,12 +17,16 @@ from dynexit.core.checks import (
     check_step,
     depth_of,
     positive_integer,
+    same_for_all,
     shapes,
     stages_of,
 )
+from dynexit.core.meshes import on_auto_axes
 from dynexit.core.stacking import refuse_other_leaves
 from dynexit.core.types import Criterion, Halted, PyTree, Step
 from dynexit.criteria.memory import first_memory
+from dynexit.engine import loops
+from dynexit.engine.counts import total
 from dynexit.engine.deferred import completed, partition
 from dynexit.engine.executors.compacted import run_compacted
 from dynexit.engine.executors.masked import run_masked
@@ -62,7 +66,9 @@ def run_all(step: Step | Sequence[Step], state: PyTree, depth: Depth = None) -> 
     """
     stages_of(step, depth)
     batch_size(state)
-    return _run_all(freeze(step), state, depth_of(step, depth))
+    depth = depth_of(step, depth)
+    run = lambda state, step: _run_all(step, state, depth)
+    return on_auto_axes(run, state, freeze(step), leading=1)
 
 
 @watched_jit("run_all", static_argnames=("depth",), inline=True)
@@ -92,7 +98,9 @@ def run_full(
     """
     stages_of(step, depth)
     batch_size(state)
-    return _run_full(freeze(step), state, depth_of(step, depth))
+    depth = depth_of(step, depth)
+    run = lambda state, step: _run_full(step, state, depth)
+    return on_auto_axes(run, state, freeze(step))
 
 
 @watched_jit("run_full", static_argnames=("depth",), inline=True)
@@ -167,16 +175,12 @@ def run_until(
     stages = stages_of(step, depth)
     batch_size(state)
     refuse_other_leaves(criterion, "criterion")
-    return _run_until(
-        freeze(step),
-        state,
-        depth_of(step, depth),
-        criterion,
-        executor,
-        checked_tile(tile, len(stages)),
-        keep_state,
-        side,
-    )
+    depth, tile = depth_of(step, depth), checked_tile(tile, len(stages))
+
+    def run(state, step, criterion, side):
+        return _run_until(step, state, depth, criterion, executor, tile, keep_state, side)
+
+    return on_auto_axes(run, state, freeze(step), criterion, side)
 
 
 @watched_jit("run_until", static_argnames=("depth", "executor", "tile", "keep_state"))
@@ -186,14 +190,16 @@ def _run_until(step, state, depth, criterion, executor, tile, keep_state, side) 
     spaces, output = walk(stages, state, side)
     batch = batch_size(state)
     job = Job(criterion, last_exit(stages), batch)
-    rows = begin(state, output, first_memory(criterion, batch, output, job.last + 1), batch, side)
+    memory = first_memory(criterion, batch, output, job.last + 1)
+    rows = begin(state, output, memory, batch, job.last + 1, side)
     if executor == "masked" or (executor == "auto" and batch == 1):
         rows, states = run_masked(stages, job, rows, spaces)
     elif executor == "per_row":
         rows, states = run_per_row(stages, job, rows, spaces)
     else:
         if not isinstance(tile, tuple):
-            tile = tuple(default_tiling(space, batch, tile) for space in (state, *spaces[:-1]))
+            entering = zip(stages, (state, *spaces[:-1]), strict=True)
+            tile = tuple(default_tiling(space, batch, tile, s.step) for s, space in entering)
         rows, states = run_compacted(
             stages, job, rows, spaces, tile, keep_state or read is not None
         )
@@ -201,9 +207,10 @@ def _run_until(step, state, depth, criterion, executor, tile, keep_state, side) 
     output, nan_exits = completed(read, rows.output, rows.nan_exits, left_with)
     final = left_with if keep_state else None
     depths = exit_depth(stages, rows.exit)
-    return Halted(
-        output, rows.exit, depths, final, rows.memory, nan_exits, rows.executed, rows.side
+    halted = Halted(
+        output, rows.exit, depths, final, rows.memory, nan_exits, total(rows.executed), rows.side
     )
+    return loops.forward_only(halted, "run_until")
 
 
 def checked_tile(tile: Any, stages: int) -> Any:
@@ -270,8 +277,6 @@ def stacked_weights(step: Step, steps: int) -> PyTree | None:
     a whole gradient per step.
     """
     indices = jnp.arange(steps, dtype=jnp.int32)
-    try:
-        jax.eval_shape(jax.vmap(step.select, out_axes=None), indices)
-    except ValueError:
-        return jax.vmap(step.select)(indices)
-    return None
+    if same_for_all(lambda select, i: select(i), step.select, indices):
+        return None
+    return jax.vmap(step.select)(indices)

@@ -19,6 +19,7 @@ from dynexit.engine.deferred import deferred_readout
 from dynexit.engine.steps import tied_step
 from dynexit.solvers.anderson import Mixing, damped
 
+FAR = jnp.finfo(jnp.float32).max  # the residual before the first evaluation
 Map = Callable[[PyTree, PyTree, Array], Array]
 
 
@@ -200,9 +201,9 @@ def fixed_point_step(
 
 def begin_fixed_point(x: PyTree, z: Array, mixing: Mixing | None = None) -> dict[str, PyTree]:
     """The state of `fixed_point_step` before the first iteration: "input", "z", "residual" `[B]` in
-    z's type, and "memory".
+    z's type, its largest number (`jax_debug_infs` stops at an infinity), and "memory".
     """
-    residual = jnp.full(z.shape[0], jnp.inf, z.dtype)
+    residual = jnp.full(z.shape[0], jnp.finfo(z.dtype).max, z.dtype)
     return {"input": x, "z": z, "residual": residual, "memory": _chosen(mixing).begin(z)}
 
 
@@ -216,8 +217,9 @@ def relative_residual(z: Array, value: Array) -> Array:
         lax.stop_gradient(a).astype(jnp.float32).reshape(a.shape[0], -1) for a in (z, value)
     )
     moved, size = jnp.linalg.norm(value - z, axis=-1), jnp.linalg.norm(value, axis=-1)
-    ratio = jnp.where(jnp.isinf(size), jnp.inf, moved / size)
-    return jnp.where((moved == 0) & (size == 0), 0.0, ratio)
+    still = (moved == 0) & (size == 0)
+    ratio = jnp.where(jnp.isinf(size), jnp.inf, moved / jnp.where(still, 1.0, size))
+    return jnp.where(still, 0.0, ratio)
 
 
 def check_mixing(state: PyTree, mixing: Mixing | None) -> None:
@@ -289,7 +291,7 @@ def _solve(
         return i + 1, alive & ~here.converged, memory, found
 
     begun = FixedPoint(
-        z, jnp.zeros(rows, jnp.int32), jnp.full(rows, jnp.inf), jnp.zeros(rows, bool)
+        z, jnp.zeros(rows, jnp.int32), jnp.full(rows, FAR), jnp.zeros(rows, bool)
     )
     carry = (jnp.int32(0), jnp.ones(rows, bool), mixing.begin(z), begun)
     return loops.while_loop(lambda c: (c[0] < most) & c[1].any(), body, carry)[3]

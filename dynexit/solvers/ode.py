@@ -12,7 +12,9 @@ import numpy as np
 
 from dynexit.core.checks import batch_size, described, entries
 from dynexit.core.types import Array, PyTree, Step
+from dynexit.engine import loops
 from dynexit.engine.deferred import deferred_readout
+from dynexit.engine.rows import live_in_all, where_rows
 from dynexit.engine.steps import tied_step
 
 Field = Callable[[PyTree, Array, Array, PyTree], Array]
@@ -186,9 +188,13 @@ class _Advance:
                 "controller": remembered,
             }
             new |= {"jump": chosen(jump, old["jump"]), "scheme": chosen(kept, old["scheme"])}
-            return jax.tree.map(lambda a, b: jnp.where(t >= end, b, a), new, old)
+            return new
 
-        return jax.vmap(one)(state)
+        def several(old: PyTree) -> PyTree:
+            return where_rows(going, jax.vmap(one)(live_in_all(going, old)), old)
+
+        going = state["t"] < end  # rows that have arrived stay, and take part in no gradient
+        return loops.maybe(going.any(), several, lambda state: state, state)
 
 
 @dataclasses.dataclass(frozen=True)

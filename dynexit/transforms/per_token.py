@@ -13,6 +13,7 @@ from jax.tree_util import Partial
 from dynexit.core.checks import described
 from dynexit.core.types import Array, Criterion, PyTree, Step
 from dynexit.criteria.memory import first_memory
+from dynexit.engine.gradients.zeros import zero_stays_zero
 
 
 class TokenState(NamedTuple):
@@ -106,7 +107,7 @@ class _ByPlace:
         rows, places = state.alive.shape
         together = lambda tree: jax.tree.map(lambda a: a.reshape(rows * places, *a.shape[2:]), tree)
         apart = lambda tree: jax.tree.map(lambda a: a.reshape(rows, places, *a.shape[1:]), tree)
-        inner, output = step.apply(weights, i, state.inner)
+        inner, output = zero_stays_zero(_apply)(step, weights, i, state.inner)
         at = jnp.repeat(i, places) if jnp.ndim(i) else i
         halt, memory = criterion.update(at, together(output), together(state.memory))
         keep = lambda new, old: jax.tree.map(
@@ -121,6 +122,10 @@ class _ByPlace:
         )
         left = ~new.alive.any(axis=1)
         return new, {"output": new.output, "gate": left.astype(jnp.float32), "steps": new.steps}
+
+
+def _apply(step: Step, weights: PyTree, i: Array, inner: PyTree) -> tuple[PyTree, PyTree]:
+    return step.apply(weights, i, inner)
 
 
 def _beside(alive: Array, a: Array) -> Array:

@@ -11,6 +11,7 @@ from dynexit.core.checks import positive_integer
 from dynexit.core.types import Array, PyTree, Step
 from dynexit.engine import loops
 from dynexit.engine.deferred import deferred_parts, deferred_readout
+from dynexit.engine.rows import live_in_all, where_rows
 from dynexit.engine.steps import Run
 
 
@@ -112,10 +113,9 @@ class _RunKept:
                 kept, lambda s: scaled(scale, self.run.block(weights, s), s), lambda s: s, state
             )
         else:
-            new = scaled(scale, self.run.block(weights, state), state)
-            state = jax.tree.map(
-                lambda a, b: jnp.where(kept.reshape(-1, *[1] * (a.ndim - 1)), a, b), new, state
-            )
+            run = lambda s: scaled(scale, self.run.block(weights, s), s)
+            some = lambda s: where_rows(kept, run(live_in_all(kept, s)), s)
+            state = loops.maybe(kept.any(), some, lambda s: s, state)
         return state, self.run.head(weights, state)
 
 

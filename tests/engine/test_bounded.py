@@ -225,3 +225,76 @@ def test_refuses_something_that_is_no_criterion():
         dx.run_bounded(
             problem.step, problem.state, 6, dx.criteria.max_probability_above(0.9), "per_row"
         )
+
+
+def towards_zero(p, h):
+    """A step of length p towards 0, where it has no derivative: 0 / 0."""
+    far = jnp.linalg.norm(h, axis=-1, keepdims=True)
+    return h * jnp.maximum(far - p, 0.0) / far
+
+
+@pytest.mark.parametrize("executor", ["masked", "compacted"])
+def test_a_row_that_exits_where_a_step_has_no_derivative(executor):
+    rows = jnp.array([[0.3, 0.4], [6.0, 8.0]])  # 0.5 and 10 away; the first is at 0 after one step
+    there = dx.Criterion(lambda batch: (), lambda i, h, m: (jnp.abs(h).sum(-1) == 0.0, m))
+    head = lambda p, h: h
+    for read in (lambda halted: halted.output, lambda halted: halted.state):
+
+        def total(p, rows, read=read):
+            step = dx.tied_step(towards_zero, head, p)
+            return read(dx.run_bounded(step, rows, 8, there, executor=executor)).sum()
+
+        slope, moved = jax.grad(total, (0, 1))(jnp.float32(1.0), rows)
+        np.testing.assert_allclose(slope, -8 * (0.6 + 0.8), rtol=1e-5)
+        alone = jax.grad(lambda h: towards_zero(8.0, h).sum())(rows[1])
+        np.testing.assert_allclose(moved, [[0.0, 0.0], alone], rtol=1e-4)
+
+
+@pytest.mark.parametrize("executor", ["masked", "compacted"])
+def test_rows_that_do_not_enter_a_stage_take_no_part_in_its_gradient(executor):
+    unit = lambda p, h: (h @ p) / jnp.linalg.norm(h @ p, axis=-1, keepdims=True)
+    widen = lambda p, h: jnp.concatenate([unit(p, h), h], axis=1)
+    keys = jax.random.split(jax.random.key(0), 2)
+    rows = 1 + jax.random.normal(keys[0], (5, 4))
+    w = jnp.stack([jnp.eye(4)] * 6) + 0.1 * jax.random.normal(keys[1], (6, 4, 4))
+    depths = np.array([1, 2, 3, 6, 1])
+
+    def total(w):
+        read = lambda p, h: h[:, :4]
+        stages = (
+            dx.stacked_step(unit, read, w[:3]),
+            dx.stacked_step(unit, read, w[3:5]),
+            dx.stacked_step(widen, read, w[5:]),
+        )
+        leave = oracle.leave_at(depths)
+        out = dx.run_bounded(stages, rows, (3, 2, 1), leave, executor=executor).output
+        return (out[:, 0] ** 3).sum()
+
+    def looped(w):
+        found = 0.0
+        for row, depth in zip(rows, depths, strict=True):
+            for p in w[:depth]:
+                row = unit(p, row[None])[0]
+            found += row[0] ** 3
+        return found
+
+    got, want = jax.grad(total)(w), jax.grad(looped)(w)
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+def test_a_criterion_without_a_derivative_changes_no_gradient():
+    """Its memory takes a square root of zero at every exit."""
+    root = dx.Criterion(
+        lambda batch: jnp.zeros(batch),
+        lambda i, h, m: (
+            jnp.sqrt(jnp.abs(h[:, 0] - h[:, 0])) + m > 1.0,
+            m + jnp.sqrt(0.0 * h[:, 0]),
+        ),
+    )
+    for executor in ("masked", "compacted"):
+
+        def total(p, executor=executor):
+            step = dx.tied_step(lambda p, h: h * p, lambda p, h: h, p)
+            return dx.run_bounded(step, jnp.ones((2, 1)), 4, root, executor=executor).output.sum()
+
+        np.testing.assert_allclose(jax.grad(total)(jnp.float32(2.0)), 2 * 4 * 2.0**3)

@@ -51,9 +51,10 @@ def test_the_rows_that_a_short_chunk_lacks_are_not_run():
         step, [np.zeros(8, np.float32), np.zeros(4, np.float32)], 6, never, slots=4
     )
     assert int(full.rows_executed) == 8 * 6 and int(short.rows_executed) == 4 * 6
+    wide = 2**14  # rows for which tiles of one are compiled, too
     double = dx.tied_step(lambda p, h: h * p, lambda p, h: h, jnp.float32(2.0))
     full, short = dx.stream_chunks(
-        double, [np.ones(8, np.float32), np.ones(1, np.float32)], 6, never, slots=4
+        double, [np.ones((8, wide), np.float32), np.ones((1, wide), np.float32)], 6, never, slots=4
     )
     assert (
         int(full.rows_executed) == 4 * 12

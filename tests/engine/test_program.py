@@ -83,7 +83,7 @@ def test_the_loops_of_tiles_copy_no_state(make, keep):
     """
     tiling = (dx.Tiling((8, 1), (8.5, 1.5)),)
     text = program(make, "compacted", tiling, keep).compile().as_text()
-    room = 123 + tiling[0].waste(123)
+    room = 123 + tiling[0].sizes[0] // 4 - 1  # a few exited rows are moved at a time
     assert re.search(
         r"f32\[123,4,6\]\S* (fusion|dynamic-update-slice)\(", "\n".join(in_loops(text))
     )

@@ -147,14 +147,41 @@ def test_the_loop_turns_as_often_as_a_refilled_pool_needs():
     problem = oracle.tied(rows=len(depths), blocks=9)
     halted = dx.run_stream(problem.step, problem.state, 9, oracle.leave_at(depths), slots=3)
     np.testing.assert_array_equal(halted.exit_depth, depths)
-    tiling = default_tiling(problem.state, len(depths), 3)
-    assert tiling.sizes == (3, 1)
-    queue, slots, executed = list(depths), [], 0
-    while queue or slots:  # the oracle: iterations that the rows in slots have still to run
-        slots, queue = slots + queue[: 3 - len(slots)], queue[3 - len(slots) :]
-        executed += int(tiling.counts(3)[len(slots)] @ np.array(tiling.sizes))
-        slots = [left - 1 for left in slots if left > 1]
-    assert int(halted.rows_executed) == executed < 10 * max(depths)
+    assert int(halted.rows_executed) == turned(depths, 3, default_tiling(problem.state, 10, 3))
+    assert int(halted.rows_executed) < 10 * max(depths)
+
+
+def turned(depths, slots, tiling):
+    """The rows that run: the oracle of turns of all slots, and of the smaller tiles at the end."""
+    queue, live, executed = list(depths), [], 0
+    rest = dx.Tiling(tiling.sizes[1:], tiling.costs[1:]) if len(tiling.sizes) > 1 else None
+    while queue or live:  # iterations that the rows in slots have still to run
+        live, queue = live + queue[: slots - len(live)], queue[slots - len(live) :]
+        n, whole = len(live), rest is None or queue or len(live) == slots
+        fewer = not whole and rest.seconds(slots)[n] < tiling.costs[0]
+        executed += int(rest.rows(slots)[n]) if fewer else slots
+        live = [left - 1 for left in live if left > 1]
+    return executed
+
+
+@pytest.mark.parametrize("keep_state", [True, False])
+def test_the_last_rows_of_a_tied_stream_run_in_smaller_tiles(keep_state):
+    def block(p, h):
+        return h + p
+
+    depths = np.random.default_rng(1).integers(1, 10, 43)
+    depths[[3, 40]] = 29
+    queue = jnp.arange(43.0)[:, None] + jnp.zeros((43, 8192))
+    tiling = default_tiling(queue, 43, 16)
+    assert len(tiling.sizes) == 3
+    step = dx.tied_step(block, lambda p, h: h[:, :2], jnp.float32(1.0))
+    leave = oracle.leave_at(depths)
+    halted = dx.run_stream(step, queue, 30, leave, slots=16, keep_state=keep_state)
+    np.testing.assert_array_equal(halted.exit_depth, depths)
+    np.testing.assert_array_equal(halted.output[:, 1], np.arange(43) + depths)
+    if keep_state:
+        np.testing.assert_array_equal(halted.state, np.asarray(queue) + depths[:, None])
+    assert int(halted.rows_executed) == turned(depths, 16, tiling) < 16 * 40
 
 
 def executor(depths, steps, tiling):
@@ -196,8 +223,8 @@ def test_tiles_are_full_whatever_the_depths(slots):
         jnp.zeros((200, 8192)),
         np.random.default_rng(0),
     )  # rows wide enough for small tiles to be worth compiling
-    tiling = default_tiling(queue, slots, slots)
-    assert tiling.sizes[-1] == 1
+    tiling = default_tiling(queue, 200, slots)
+    assert len(tiling.sizes) == 2
     for depths in (
         np.minimum(rng.geometric(0.25, 200), 12),
         rng.integers(1, 13, 200),

@@ -11,15 +11,13 @@ import dynexit as dx
 from dynexit.engine.executors.tiling import choose_sizes, default_tiling
 
 
-def cheapest(tiling, n, batch):
-    """The least cost over all multisets of sizes that hold n rows and no more than the batch."""
+def cheapest(tiling, n):
+    """The least cost over all multisets of sizes that hold n rows."""
     tiles = list(zip(tiling.sizes, tiling.costs, strict=True))
     counts = itertools.product(*(range(-(-n // s) + 1) for s, _ in tiles))
     sums = ((sum(k * s for k, (s, _) in zip(ks, tiles, strict=True)), ks) for ks in counts)
     return min(
-        sum(k * c for k, (_, c) in zip(ks, tiles, strict=True))
-        for rows, ks in sums
-        if n <= rows <= batch
+        sum(k * c for k, (_, c) in zip(ks, tiles, strict=True)) for rows, ks in sums if n <= rows
     )
 
 
@@ -34,33 +32,35 @@ def test_plans_are_the_cheapest_cover(sizes, costs, batch):
     assert counts.shape == (batch + 1, len(tiling.sizes)) and not counts[0].any()
     for n in range(1, batch + 1):
         rows = counts[n] @ np.array(tiling.sizes)
-        assert n <= rows <= batch
-        np.testing.assert_allclose(counts[n] @ np.array(tiling.costs), cheapest(tiling, n, batch))
-        np.testing.assert_allclose(seconds[n], cheapest(tiling, n, batch))
+        assert n <= rows == tiling.rows(batch)[n] <= batch + tiling.padding(batch)
+        np.testing.assert_allclose(counts[n] @ np.array(tiling.costs), cheapest(tiling, n))
+        np.testing.assert_allclose(seconds[n], cheapest(tiling, n))
         used = [s for s, k in zip(tiling.sizes, counts[n], strict=True) if k]
         assert rows - n < min(used), "only the last tile may be ragged"
-        assert rows - n <= tiling.waste(batch)
+        ends = np.asarray(tiling.ends(jnp.int32(n), batch))
+        np.testing.assert_array_equal(ends, np.cumsum(counts[n] * np.array(tiling.sizes)))
 
 
-@pytest.mark.parametrize("sizes", [(8,), (4,), (16, 4), (32,)])
-def test_a_batch_that_the_sizes_do_not_make_up_gets_single_rows(sizes):
+@pytest.mark.parametrize("sizes, rows", [((8,), 16), ((4,), 16), ((16, 4), 16), ((32,), 13)])
+def test_a_batch_that_the_sizes_do_not_make_up_gets_padding_rows(sizes, rows):
     tiling = dx.Tiling(sizes, tuple(float(s) for s in sizes)).within(13)
-    assert tiling.sizes[-1] == 1 and max(tiling.sizes) <= 13
-    assert tiling.counts(13)[13] @ np.array(tiling.sizes) == 13
+    assert max(tiling.sizes) <= 13 and len(tiling.sizes) == 1
+    assert tiling.rows(13)[13] == rows and tiling.padding(13) == rows - 13
 
 
 def test_the_default_follows_the_size_of_a_row():
     sizes = lambda width, batch, tile=None: (
         default_tiling(jax.ShapeDtypeStruct((batch, width), jnp.float32), batch, tile).sizes
     )
-    assert sizes(100, 512)[0] == 256
-    assert sizes(100_000, 512)[0] == 8
-    assert sizes(10_000_000, 512)[0] == 8
-    assert sizes(100, 3) == (3, 1), "two rows cost nearly as much as three"
-    assert sizes(100, 512, tile=16) == (16, 4, 1)
-    assert sizes(12_288, 512) == (16, 4, 2, 1)
-    assert sizes(12_288, 512, tile=8) == (8, 4, 2, 1)
+    assert sizes(100, 512) == (256, 64, 16), "a tile of 16 rows costs hardly more than one row"
+    assert sizes(64, 128) == (128, 32)
+    assert sizes(100, 3) == (3,)
     assert sizes(100, 1) == (1,)
+    assert sizes(100, 512, tile=16) == (16,)
+    assert sizes(12_288, 32) == (16, 4, 1)
+    assert sizes(12_288, 128) == (16, 4), "a batch of many tiles spends little on the last rows"
+    assert sizes(12_288, 40, tile=8) == (8, 4, 1)
+    assert sizes(10_000_000, 8) == (8, 4, 1)
 
 
 def test_sizes_are_worth_compiling_only_where_they_save():
@@ -103,4 +103,4 @@ def test_plans_for_a_symbolic_batch_are_the_cheapest_cover_too(sizes, costs):
         assert rows - n < min(s for s, k in zip(sizes, counts[n], strict=True) if k), (
             "only the last tile may be ragged"
         )
-        np.testing.assert_allclose(counts[n] @ np.array(costs), cheapest(tiling, n, n + sizes[0]))
+        np.testing.assert_allclose(counts[n] @ np.array(costs), cheapest(tiling, n))

@@ -10,6 +10,7 @@ import oracle
 import pytest
 
 import dynexit as dx
+from dynexit.engine.counts import counted, no_rows, summed, total
 
 
 @pytest.mark.parametrize(
@@ -161,3 +162,38 @@ def test_inside_jit_vmap_over_thresholds_and_no_host_transfer():
         .as_text()
     )
     assert "callback" not in text and "outfeed" not in text and "stablehlo.while" in text
+
+
+def test_counters_are_exact_beyond_the_range_of_an_int32():
+    """Two words from just below 2^31 and 2^32, against Python's integers."""
+    assert no_rows(2**31 - 1).dtype == jnp.int32 and no_rows(2**31).dtype == jnp.uint32
+    add = jax.jit(lambda count, rows: (counted(count, rows), total(counted(count, rows))))
+    count, exact = no_rows(2**40), 0
+    for rows in (2**31 - 1, 5, 2**31 - 1, 2**31 - 1, 17, 0, 2**30):
+        count, found = add(count, jnp.int32(rows))
+        exact += rows
+        assert int(found) == exact and found.dtype == jnp.int64
+    assert int(summed(jnp.full(3, 2**30, jnp.int32), 3 * 2**30)) == 3 * 2**30
+    assert summed(jnp.full(3, 2, jnp.int32), 6).dtype == jnp.int32
+
+
+@pytest.mark.parametrize("executor", ["masked", "compacted", "stream", "bounded"])
+def test_rows_executed_beyond_the_range_of_an_int32(executor):
+    """2^20 rows of which each may take 2^12 steps; they take 1."""
+    step = dx.tied_step(lambda p, h: h + p, lambda p, h: {"gate": h}, jnp.float32(1.0))
+    rows, depth, leave = jnp.zeros(2**20), 2**12, dx.criteria.gate_above(0.5)
+    if executor == "stream":
+        halted = dx.run_stream(step, rows, depth, leave, slots=2**18)
+    elif executor == "bounded":
+        halted = dx.run_bounded(step, rows, depth, leave)
+    else:
+        halted = dx.run_until(step, rows, depth, leave, executor, tile=2**18)
+    assert halted.rows_executed.dtype == jnp.int64 and int(halted.rows_executed) == 2**20
+
+
+@pytest.mark.slow
+def test_a_run_of_more_than_2_to_the_31_rows():
+    step = dx.tied_step(lambda p, h: h * p, lambda p, h: {"gate": h}, jnp.float32(1.0))
+    rows, leave = jnp.zeros(2**16), dx.criteria.gate_above(0.5)
+    halted = dx.run_until(step, rows, 40_000, leave, "masked", keep_state=False)
+    assert int(halted.rows_executed) == 2**16 * 40_000

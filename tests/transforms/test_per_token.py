@@ -96,3 +96,34 @@ def test_thresholds_for_fewer_exits_than_the_run_has_are_refused():
     with pytest.raises(ValueError, match="`depth` is 12, and `step` is made for 5 blocks at most"):
         dx.run_until(step, state, N, dx.criteria.gate_above(0.5))
     assert dx.run_until(step, state, 5, dx.criteria.gate_above(0.5)).exit_depth.max() <= 5
+
+
+@pytest.mark.parametrize("mixed", [False, True], ids=["apart", "places that read each other"])
+def test_places_that_are_done_where_a_step_has_no_derivative(mixed):
+    """The first place is at 0 after one step, where the step is 0 / 0."""
+
+    def walk(p, s):
+        h = s["h"]
+        far = jnp.linalg.norm(h, axis=-1, keepdims=True)
+        drawn = 0.1 * p * h.sum(axis=1, keepdims=True) if mixed else 0.0
+        return {"h": h * jnp.maximum(far - p, 0.0) / far + jnp.where(far > 1.0, drawn, 0.0)}
+
+    places = jnp.array([[[0.3, 0.4], [6.0, 8.0]]])
+    there = dx.Criterion(lambda n: (), lambda i, h, m: (jnp.abs(h).sum(-1) == 0.0, m))
+
+    def ran(p):
+        step = dx.tied_step(walk, lambda p, s: s["h"], p)
+        step, state = per_token(step, {"h": places}, there)
+        return dx.run_all(step, state, 4)["output"][-1].sum()
+
+    def looped(p):
+        first, second = places[0]
+        for _ in range(4):
+            far = jnp.linalg.norm(second)
+            drawn = 0.1 * p * (first + second) if mixed else 0.0
+            second = second * (far - p) / far + drawn
+            first = jnp.zeros(2)
+        return second.sum()
+
+    got = jax.value_and_grad(ran)(jnp.float32(1.0))
+    np.testing.assert_allclose(got, jax.value_and_grad(looped)(jnp.float32(1.0)), rtol=1e-5)

@@ -1,72 +1,120 @@
-"""The compacted schedule: a block runs on tiles of rows that are still alive, so its time follows
-their number.
+"""The compacted executor: a block runs on tiles of live rows, so its time follows their number.
 
-Live rows stand in places 0, 1, ... of one set of buffers. A block takes them tile by tile; after
-each tile those of its rows that go on are written back without a gap behind the survivors of the
-tiles before, and those that leave are appended to a second set of buffers, in the order in which
-they left:
+Rows stand in positions 0..B-1, the live ones first. `source` says at which place of the buffers a
+live row is found. A block takes the live rows tile by tile: a tile gathers its rows, runs the block
+and the head, and writes what they gave at the positions of the rows, which are at or before the
+places that were read already:
 
-    live   a b c d | e f g h | i j . .        tiles of 4; b, c and h leave, the last tile holds two
-           rows of no one a d e f   g i j                    after the block gone   b c h
+    row      a b c d e f | g h      six live rows; g and h exited before
+    source   0 2 3 | 5 6 8          tiles of three; places 1, 4 and 7 hold rows that exited
+    before   a . b c . d e . f
+    after    A B C D E F . . .      written in place, tile after tile
 
-So nothing but the tile at hand is ever moved, and no row is ever looked for. How many tiles of
-which size cover n rows is planned while tracing (`tiling.py`). At the end the departed rows, by
-then all, are put back into the order of the batch.
+Only that is compiled once per tile size. The rest is done once per block: the criterion, and one
+sort of integers that puts the survivors before the rows that exit. The positions at which these
+stood are the next block's `source`, and the rows that exit are moved to a second set of buffers, a
+few at a time, where they keep the position that they have now:
 
-Where the batch size is symbolic (`dx.export`) no size can be left out for being larger than the
-batch, and no plan can be kept
-within it: the live rows then have room for the end of a tile beyond the batch as well, and plans
-are looked up in another way.
+    row      a c d f | b e g h      B and E exit
+    source   0 2 3 5
+    exited   . . . . B E G H
+
+So a survivor is moved by the tile that reads it next, and by nothing else. How many tiles of which
+size cover n rows is planned while tracing (`tiling.py`). At the end all rows have exited, and one
+gather puts them back into the order of the batch.
 """
 
 import functools
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from dynexit.core.checks import Stage
 from dynexit.core.types import Array, PyTree
 from dynexit.engine import loops
+from dynexit.engine.counts import counted
+from dynexit.engine.executors.moves import (
+    empty_rows,
+    extended,
+    in_row_order,
+    read_rows,
+    survivors_first,
+    take_tile,
+    write_tile,
+)
 from dynexit.engine.executors.tiling import Tiling
-from dynexit.engine.rows import Job, Rows, read_exit, where_rows, zeros
+from dynexit.engine.rows import Job, Rows, read_exit, where_rows
+
+DECISION_BYTES = 2**18  # of output that the criterion is asked about at a time
+SHARE = 4  # exited rows are moved by this part of the largest tile at a time
 
 
 class Live(NamedTuple):
-    """Rows that go on, in places 0..count-1 of leaves `[B, ...]`; what stands beyond is left over
-    (more where B is symbolic).
+    """The buffers of the live rows, by place.
+
+    Attributes:
+      state, memory: leaves `[P, ...]`; P is B, or more where a tile may reach beyond the batch.
+      output: likewise, what the last block wrote.
+      source: int32 `[few - 1 + P]`, by position, which begin at few - 1: the place of a live row.
     """
 
     state: PyTree
     memory: PyTree
-    row: Array
-    nan_exits: Array
+    output: PyTree
+    source: Array
 
 
-class Gone(NamedTuple):
-    """Rows that have left, in the order in which they did; the leaves have room for the end of a
-    tile beyond B.
+class Exited(NamedTuple):
+    """The buffers of the rows that have exited: leaves `[few - 1 + B, ...]`, position 0 at few - 1;
+    state is None where it is not kept.
     """
 
     state: PyTree
     output: PyTree
     memory: PyTree
-    row: Array
-    nan_exits: Array
-    exit: Array
 
 
 class Course(NamedTuple):
-    """Where a run stands: the rows, how many of them live and how many have left, rows x steps so
-    far (int32 `[]`), and what is addressed by row."""
+    """Where a run stands.
+
+    Attributes:
+      live, exited: the buffers.
+      row: int32 `[P]`, which row stands at a position: live rows rising, then those that exited.
+      nan_exits: int32 `[P]`, by position: exits at which the row had a NaN.
+      exit: int32 `[P]`, by position: the last exit that the row came to.
+      count: int32 `[]`, how many rows are live.
+      executed: rows x steps so far, a counter.
+      side: what is addressed by row.
+    """
 
     live: Live
-    gone: Gone
-    alive: Array
-    left: Array
+    exited: Exited
+    row: Array
+    nan_exits: Array
+    exit: Array
+    count: Array
     executed: Array
     side: PyTree
+
+
+class Plan(NamedTuple):
+    """How many rows are treated at a time.
+
+    Attributes:
+      tiling: tile sizes, within the batch.
+      batch: B, the rows that may be live.
+      few: exited rows that are moved at a time.
+      decided: rows that the criterion is asked about at a time; all places, or fewer where their
+        outputs are large.
+    """
+
+    tiling: Tiling
+    batch: Any
+    few: int
+    decided: Any
 
 
 def run_compacted(
@@ -85,232 +133,232 @@ def run_compacted(
       keep_state: whether the second result is wanted; else it is empty.
     """
     batch = rows.alive.shape[0]
-    static = isinstance(batch, int)
-    tilings = tuple(tiling.within(batch) for tiling in tilings) if static else tilings
-    beyond = max(tiling.waste(batch) if static else tiling.sizes[0] - 1 for tiling in tilings)
-    course = set_out(rows, batch + beyond)
-    if not static:
-        longer = lambda a: jnp.pad(a, [(0, beyond)] + [(0, 0)] * (a.ndim - 1))
-        course = course._replace(live=jax.tree.map(longer, course.live))
-    roomy = lambda tree: jax.tree.map(
-        lambda a: jnp.zeros((batch + beyond, *a.shape[1:]), a.dtype), tree
-    )
+    plans, places = plan_for(batch, rows.output, tilings)
+    few = plans[0].few
+    course = set_out(rows, few, places)
     states = []
-    for stage, space, tiling in zip(stages, spaces, tilings, strict=True):
-        before = course.left
-        course = course._replace(
-            gone=course.gone._replace(state=roomy(space) if keep_state else None)
-        )
-        run = _once if stage.steps == 1 else run_loop
-        course = run(stage, job, course, space, tiling)
+    for k, (stage, space, plan) in enumerate(zip(stages, spaces, plans, strict=True)):
+        before = course.count
+        course = with_room(course, empty_rows(space, few - 1 + batch) if keep_state else None)
+        run = run_once if stage.steps == 1 else run_loop
+        course = run(stage, job, course, space, plan)
         if keep_state:
-            after = course.gone.state, before, course.live, course.alive, course.left
-            states.append(functools.partial(_state_after, *after))
-    gone = course.gone
-    place = _inverse(gone.row[:batch])
+            limits = before if k else None, course if k < len(stages) - 1 else None
+            states.append(functools.partial(_state_after, by_position(course, few), *limits))
+    account = course.row, course.nan_exits, course.exit
+    place, nan_exits, exit = in_row_order(*(a[:batch] for a in account))
     back = lambda tree: jax.tree.map(lambda a: a[place], tree)
-    account = Rows(
+    exited = by_position(course, few)
+    final = Rows(
         row=rows.row,
         state=None,
-        output=back(gone.output),
-        exit=gone.exit[place],
-        memory=back(gone.memory),
+        output=back(exited.output),
+        exit=exit,
+        memory=back(exited.memory),
         alive=jnp.zeros(batch, bool),
-        nan_exits=gone.nan_exits[place],
+        nan_exits=nan_exits,
         executed=course.executed,
         side=course.side,
     )
-    return account, tuple(state_after(place) for state_after in states)
+    return final, tuple(state_after(place) for state_after in states)
 
 
-def set_out(rows: Rows, room: int) -> Course:
-    """All rows live, and room for so many to leave; without buffers for their states."""
-    roomy = lambda tree: jax.tree.map(lambda a: jnp.zeros((room, *a.shape[1:]), a.dtype), tree)
-    count, batch = jnp.zeros(room, jnp.int32), rows.alive.shape[0]
-    live = Live(rows.state, rows.memory, rows.row, rows.nan_exits)
-    gone = Gone(None, roomy(rows.output), roomy(rows.memory), count, count, count)
-    return Course(live, gone, jnp.int32(batch), jnp.int32(0), rows.executed, rows.side)
+def plan_for(batch: Any, output: PyTree, tilings: Sequence[Tiling]) -> tuple[tuple[Plan, ...], Any]:
+    """A plan for every stage, and how many places the buffers of live rows need.
+
+    Args:
+      batch: rows B.
+      output: an exit's output, leaves `[B, ...]`.
+      tilings: of each stage.
+    """
+    tilings = [tiling.within(batch) for tiling in tilings]
+    few = max(1, max(tiling.sizes[0] for tiling in tilings) // SHARE)
+    places = batch + max(tiling.padding(batch) for tiling in tilings)
+    row = sum(math.prod(a.shape[1:]) * a.dtype.itemsize for a in jax.tree.leaves(output))
+    most = DECISION_BYTES // max(1, row)
+    if isinstance(places, int) and places <= most:
+        return tuple(Plan(tiling, batch, few, places) for tiling in tilings), places
+    decided = max(1, min(*(tiling.sizes[0] for tiling in tilings), most))
+    if isinstance(places, int):
+        places = max(places, -(-batch // decided) * decided)
+    return tuple(Plan(tiling, batch, few, decided) for tiling in tilings), places
 
 
-def run_loop(stage: Stage, job: Job, course: Course, space: PyTree, tiling: Tiling) -> Course:
+def by_position(course: Course, few: int) -> Exited:
+    """The buffers of exited rows from position 0 on."""
+    return jax.tree.map(lambda a: a[few - 1 :], course.exited)
+
+
+def with_room(course: Course, state: PyTree) -> Course:
+    """The course with a buffer for the states of rows that exit."""
+    return course._replace(exited=course.exited._replace(state=state))
+
+
+def set_out(rows: Rows, few: int, places: Any) -> Course:
+    """All rows live, without buffers for exited states.
+
+    Args:
+      rows: from `begin`.
+      few: exited rows that are moved at a time.
+      places: of the buffers of live rows.
+    """
+    batch = rows.alive.shape[0]
+    account = rows.state, rows.memory, rows.row, rows.nan_exits
+    state, memory, row, nan_exits = extended(account, places - batch)
+    source = jnp.arange(1 - few, places, dtype=jnp.int32)
+    live = Live(state, memory, empty_rows(rows.output, places), source)
+    exited = Exited(None, *empty_rows((rows.output, rows.memory), few - 1 + batch))
+    exit = jnp.zeros_like(row)
+    return Course(live, exited, row, nan_exits, exit, jnp.int32(batch), rows.executed, rows.side)
+
+
+def run_loop(stage: Stage, job: Job, course: Course, space: PyTree, plan: Plan) -> Course:
     """All steps of a stage that keeps the state's shape."""
 
     def body(carry):
         i, course = carry
-        return i + 1, _advance(stage, i, job, course, course.live.state, tiling)
+        return i + 1, advance_live(stage, i, job, course, plan)
 
-    go_on = lambda carry: (carry[0] < stage.steps) & (carry[1].alive > 0)
+    go_on = lambda carry: (carry[0] < stage.steps) & (carry[1].count > 0)
     return loops.while_loop(go_on, body, (jnp.int32(0), course))[1]
 
 
-def _once(stage: Stage, job: Job, course: Course, space: PyTree, tiling: Tiling) -> Course:
-    """A stage of one step, which may change the state's shape: it reads one buffer and writes
-    another.
-    """
-    source = course.live.state
-    rows = course.live.row.shape[0]
-    empty = zeros(
-        jax.tree.map(lambda s: jax.ShapeDtypeStruct((rows, *s.shape[1:]), s.dtype), space)
-    )
-    course = course._replace(live=course.live._replace(state=empty))
-    return _advance(stage, jnp.int32(0), job, course, source, tiling)
+def run_once(stage: Stage, job: Job, course: Course, space: PyTree, plan: Plan) -> Course:
+    """A stage of one step, which may change the state's shape: it writes to another buffer."""
+    new = empty_rows(space, course.row.shape[0])
+    return advance_live(stage, jnp.int32(0), job, course, plan, new)
 
 
-def _advance(
-    stage: Stage, i: Array, job: Job, course: Course, source: PyTree, tiling: Tiling
+def advance_live(
+    stage: Stage, i: Array | None, job: Job, course: Course, plan: Plan, new: PyTree = None
 ) -> Course:
-    """One step on all live rows, whose states are in `source`."""
-    batch = course.live.row.shape[0]
-    weights = stage.step.select(i)  # once per block, not once per tile
-    static = isinstance(batch, int)
-    counts = (
-        jnp.asarray(tiling.counts(batch))[course.alive]
-        if static
-        else tiling.counts_for(course.alive)
-    )
-    exit = stage.first + i
-    within_loop = source is course.live.state
+    """One step on all live rows.
+
+    Args:
+      stage: whose step runs.
+      i: int32 `[]`, which of its steps; None where rows are at steps of their own, each at the one
+        after the exit that it came to last.
+      job: what all steps have in common.
+      course: where the run stands.
+      plan: how many rows are treated at a time.
+      new: the buffer for the new states where they change their shape; None to write in place.
+    """
+    live, count, few = course.live, course.count, plan.few
+    together = i is not None
+    exit = stage.first + i if together else course.exit + 1
+    weights = stage.step.select(i if together else jnp.int32(0))  # once, not once per tile
 
     def run(carry, size: int):
-        begin, course = (
-            carry  # course.alive counts the survivors so far: those of the tiles before `begin`
-        )
-        live = course.live
-        place = begin + jnp.arange(size, dtype=jnp.int32)
-        read = functools.partial(read_rows, place=place)
-        occupied, row = place < total, read(live.row)
-        state, output, side = job.apply(
-            stage,
-            weights,
-            i,
-            read(live.state if within_loop else source),
-            row,
-            occupied,
-            course.side,
-        )
-        leaves, memory, nan = read_exit(
-            job.criterion, exit, exit == job.last, output, read(live.memory)
-        )
-        parting = part(leaves, occupied)
-        after = Live(state, memory, row, read(live.nan_exits) + nan.astype(jnp.int32))
-        departed = Gone(
-            None if course.gone.state is None else state,
-            output,
-            memory,
-            after.row,
-            after.nan_exits,
-            jnp.full(size, exit, jnp.int32),
-        )
-        return begin + size, Course(
-            write_rows(live, after, parting.stay, course.alive),
-            write_rows(course.gone, departed, parting.leave, course.left),
-            course.alive + parting.staying,
-            course.left + parting.leaving,
-            course.executed + size,
-            side,
-        )
+        begin, state, output, side = carry
+        at = i if together else take_tile(exit, begin, size)
+        place = take_tile(live.source, begin + few - 1, size)
+        before = read_rows(state if new is None else live.state, place)
+        row = take_tile(course.row, begin, size)
+        present = begin + jnp.arange(size, dtype=jnp.int32) < count
+        after, read, side = job.apply(stage, weights, at, before, row, present, side)
+        return begin + size, *write_tile((state, output), (after, read), begin), side
 
-    total = course.alive
-    carry = jnp.int32(0), course._replace(alive=jnp.int32(0))
-    for k, size in enumerate(tiling.sizes):
-        carry = loops.repeat(counts[k], functools.partial(run, size=size), carry)
-    return carry[1]
+    carry = jnp.int32(0), live.state if new is None else new, live.output, course.side
+    ends = plan.tiling.ends(count, plan.batch)
+    ran, state, output, side = in_tiles(run, carry, plan.tiling.sizes, ends)
+    memory, exits, nan = _decide(job, exit, live, output, count, plan)
+    position = jnp.arange(course.row.shape[0], dtype=jnp.int32)
+    alive = position < count
+    exit = jnp.where(alive, exit, course.exit)
+    nan_exits = course.nan_exits + jnp.where(alive, nan, 0)
+    along = course.row, nan_exits, *(() if together else (exit,))
+    source, survivors, row, nan_exits, *own = survivors_first(exits, count, *along)
+    live = Live(state, memory, output, jnp.pad(source, (few - 1, 0)))
+    return Course(
+        live=live,
+        exited=_move(live, course.exited, survivors, count, few),
+        row=row,
+        nan_exits=nan_exits,
+        exit=exit if together else own[0],
+        count=survivors,
+        executed=counted(course.executed, ran),
+        side=side,
+    )
 
 
-def read_rows(tree: Any, place: Array) -> Any:
-    """The rows of a tile, at places that follow one another.
-
-    One row is read twice, and kept once: XLA makes a slice of a gather of one row, fuses it into
-      all that uses it, the writing of
-    the tile among it, and then copies the whole buffer to be able to read it after that.
+def _decide(
+    job: Job, exit: Array, live: Live, output: PyTree, count: Array, plan: Plan
+) -> tuple[PyTree, Array, Array]:
+    """The criterion's memory, and by position int32 `[P]` 1 where a row exits, and 1 where its
+    output holds a NaN; of no meaning from position `count` on.
     """
-    if place.shape[0] == 1:
-        return jax.tree.map(
-            lambda a: a.at[jnp.tile(place, 2)].get(
-                mode="promise_in_bounds", indices_are_sorted=True
-            )[:1],
-            tree,
-        )
-    return jax.tree.map(
-        lambda a: a.at[place].get(
-            mode="promise_in_bounds", unique_indices=True, indices_are_sorted=True
-        ),
-        tree,
-    )
+    places, rows = jax.tree.leaves(output)[0].shape[0], plan.decided
+
+    def ask(begin, memory):
+        before = read_rows(memory, take_tile(live.source, begin + plan.few - 1, rows))
+        read = output if rows == places else take_tile(output, begin, rows)
+        at = exit if rows == places or exit.ndim == 0 else take_tile(exit, begin, rows)
+        exits, after, nan = read_exit(job.criterion, at, at == job.last, read, before)
+        return after, exits.astype(jnp.int32), nan.astype(jnp.int32)
+
+    def ask_some(carry):
+        begin, *buffers = carry
+        return begin + rows, *write_tile(tuple(buffers), ask(begin, buffers[0]), begin)
+
+    if rows == places:
+        return ask(0, live.memory)
+    zeros = jnp.zeros(places, jnp.int32)
+    go_on = lambda carry: carry[0] < count
+    return loops.while_loop(go_on, ask_some, (jnp.int32(0), live.memory, zeros, zeros))[1:]
 
 
-class Parting(NamedTuple):
-    """How the rows of a tile part.
+def in_tiles(run: Callable, carry: tuple, sizes: Sequence[int], ends: Array) -> tuple:
+    """`run(carry, size)`, tile after tile; each size is one more copy of `run` in the program.
 
-    Attributes:
-      stay: int32 `[t]`, the tile's rows in the order in which they are written among those that go
-        on, these first.
-      leave: int32 `[t]`, likewise among the departed.
-      staying, leaving: int32 `[]`, how many do; what stands behind them is left over.
+    Args:
+      run: returns the carry, whose first entry, int32 `[]`, has grown by `size`.
+      carry: its first entry is 0.
+      sizes: rows per tile, falling.
+      ends: int32 `[sizes]`, traced: where the tiles of each size end.
     """
-
-    stay: Array
-    leave: Array
-    staying: Array
-    leaving: Array
-
-
-def part(leaves: Array, occupied: Array) -> Parting:
-    """From bool `[t]`: which rows leave, and which are rows at all."""
-    order = order_by_group(jnp.where(occupied, leaves.astype(jnp.int32), 2))
-    staying, leaving = (
-        (occupied & ~leaves).sum(dtype=jnp.int32),
-        (occupied & leaves).sum(dtype=jnp.int32),
-    )
-    return Parting(order, jnp.roll(order, -staying), staying, leaving)
+    for k, size in enumerate(sizes):
+        go_on = lambda carry, end=ends[k]: carry[0] < end
+        carry = loops.while_loop(go_on, functools.partial(run, size=size), carry)
+    return carry
 
 
-def order_by_group(group: Array) -> Array:
-    """The order of a tile's rows `[t]` by their group, 0..2, and within a group as they stood."""
-    size = group.shape[0]
-    return lax.sort(group * size + jnp.arange(size, dtype=jnp.int32)) % size
+def _move(live: Live, exited: Exited, survivors: Array, count: Array, few: int) -> Exited:
+    """The rows at positions survivors..count-1 moved to the buffers of those that exited.
 
+    From the last to the first, for what a few too many overwrite must not be in use.
+    """
+    tree = None if exited.state is None else live.state, live.output, live.memory
 
-def write_rows(buffers: Any, tile: Any, order: Array, start: Array) -> Any:
-    """The rows of a tile in the given order, written from place `start` on."""
-    take = lambda a: a.at[order].get(mode="promise_in_bounds", unique_indices=True)
-    return jax.tree.map(
-        lambda a, b: lax.dynamic_update_slice_in_dim(a, take(b), start, 0), buffers, tile
-    )
+    def move(carry):
+        end, buffers = carry
+        rows = read_rows(tree, take_tile(live.source, end - 1, few))
+        return end - few, write_tile(buffers, rows, end - 1)
+
+    go_on = lambda carry: carry[0] > survivors
+    return Exited(*loops.while_loop(go_on, move, (count, tuple(exited)))[1])
 
 
 def _state_after(
-    gone: PyTree, before: Array, live: Live, alive: Array, left: Array, place: Array
+    exited: Exited, before: Array | None, after: Course | None, place: Array
 ) -> PyTree:
     """The state of every row after a stage, in the order of the batch; zeros for rows that never
     came to it.
 
-    Rows at places before..left-1 of `gone` left in the stage; the `alive` rows of `live` went on to
-    the next.
+    Args:
+      exited: the buffers, by position.
+      before: rows that were live before the stage; None for all of them.
+      after: where the run stood after it; None where all rows had exited.
+      place: int32 `[B]`, the position of each row in the end.
     """
-    batch = place.shape[0]
-    stands = jnp.arange(batch, dtype=jnp.int32)
-    live_place = (
-        jnp.zeros(batch, jnp.int32)
-        .at[jnp.where(stands < alive, live.row[:batch], batch)]
-        .set(stands, mode="drop")
-    )
-    here = (place >= before) & (place < left)
-    departed = jax.tree.map(
-        lambda a: jnp.where(_wide(here, a), a[place], jnp.zeros_like(a[:1])), gone
-    )
-    went_on = jax.tree.map(lambda a: a[live_place], live.state)
-    return where_rows(place >= left, went_on, departed)
-
-
-def _wide(mask: Array, like: Array) -> Array:
-    return mask.reshape(mask.shape + (1,) * (like.ndim - 1))
-
-
-def _inverse(row: Array) -> Array:
-    """Where each row stands, from which row stands where."""
-    return (
-        jnp.zeros_like(row)
-        .at[row]
-        .set(jnp.arange(row.shape[0], dtype=jnp.int32), unique_indices=True)
-    )
+    state = jax.tree.map(lambda a: a[place], exited.state)
+    if before is not None:
+        state = where_rows(place < before, state, jax.tree.map(jnp.zeros_like, state))
+    if after is None:
+        return state
+    batch, places = place.shape[0], after.row.shape[0]
+    source = after.live.source[-places:]
+    here = jnp.arange(places, dtype=jnp.int32) < after.count
+    stands = jnp.zeros(batch, jnp.int32)
+    stands = stands.at[jnp.where(here, after.row, batch)].set(source, mode="drop")
+    went_on = jax.tree.map(lambda a: a[stands], after.live.state)
+    return where_rows(place < after.count, went_on, state)

@@ -20,18 +20,27 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jax.tree_util import Partial
 
 from dynexit.core.checks import Stage, batch_size, depth_of, stages_of
 from dynexit.core.types import Array, Criterion, Halted, PyTree, Step
 from dynexit.criteria.memory import first_memory
-from dynexit.engine.executors.compacted import Course, Live, order_by_group, run_loop, set_out
+from dynexit.engine.counts import total
+from dynexit.engine.executors.compacted import (
+    Course,
+    by_position,
+    plan_for,
+    run_loop,
+    set_out,
+    with_room,
+)
+from dynexit.engine.executors.moves import empty_rows, order_by_group
 from dynexit.engine.executors.tiling import Tiling, default_tiling
 from dynexit.engine.recompiles import watched_jit
 from dynexit.engine.rows import Job, begin, exit_depth, last_exit
@@ -67,7 +76,7 @@ def run_sharded(
       tile: as in `run_until`, for the rows of one device.
 
     Returns:
-      `Halted` in the order of the batch, spread over the axis; `rows_executed` is int32 `[D]`, by
+      `Halted` in the order of the batch, spread over the axis; `rows_executed` is `[D]`, by
       device.
 
     Raises:
@@ -99,11 +108,16 @@ def run_sharded(
         )
     segments = _segments(stage, rebalance)
     tile = checked_tile(tile, 1)
-    mesh = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
-    state = jax.device_put(state, NamedSharding(mesh, P(axis)))
-    step, criterion = jax.device_put((step, criterion), NamedSharding(mesh, P()))
+    auto = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
+    state = jax.device_put(state, NamedSharding(auto, P(axis)))
+    step, criterion = jax.device_put((step, criterion), NamedSharding(auto, P()))
     depth = depth_of(step, depth)
-    return _run(step, state, depth, criterion, mesh, axis, segments, tile, keep_state)
+    run = functools.partial(_run, depth=depth, mesh=auto, axis=axis, segments=segments, tile=tile)
+    if not jax.sharding.get_abstract_mesh().explicit_axes:
+        return run(step, state, criterion=criterion, keep_state=keep_state)
+    with jax.sharding.use_abstract_mesh(auto.abstract_mesh):  # in place of that of `jax.set_mesh`
+        halted = run(step, state, criterion=criterion, keep_state=keep_state)
+    return jax.device_put(halted, NamedSharding(mesh, P(axis)))
 
 
 def _segments(stage: Stage, rebalance: Sequence[int]) -> tuple[int, ...]:
@@ -131,8 +145,8 @@ def _run(step, state, depth, criterion, mesh, axis, segments, tile, keep_state) 
     )
     known = lambda criterion, memory: dataclasses.replace(
         criterion,
-        init_score=lambda batch, output: memory.score,
-        init_decide=lambda batch: memory.decide,
+        init_score=Partial(_given, memory.score),
+        init_decide=Partial(_given, memory.decide),
     )
     row = jnp.arange(batch, dtype=jnp.int32)
     if len(segments) == 2:
@@ -145,47 +159,45 @@ def _run(step, state, depth, criterion, mesh, axis, segments, tile, keep_state) 
 
         return spread(alone)(step, criterion, memory, state, row)
 
-    tiling = (tile[0] if isinstance(tile, tuple) else default_tiling(state, local, tile)).within(
-        local
-    )
+    tiling = tile[0] if isinstance(tile, tuple) else default_tiling(state, local, tile, step)
     _, read = walk(stages, jax.tree.map(lambda a: a[:local], state))
+    (plan,), places = plan_for(local, read, [tiling])
 
     def together(step, criterion, memory, state, row):
         job = Job(known(criterion, memory), last_exit(stages), batch)
-        course = set_out(
-            begin(state, read, memory, local)._replace(row=row),
-            local * (len(segments) - 1) + tiling.waste(local),
-        )
-        if keep_state:
-            room = lambda a: jnp.zeros((course.gone.row.shape[0], *a.shape[1:]), a.dtype)
-            course = course._replace(gone=course.gone._replace(state=jax.tree.map(room, state)))
+        rows = begin(state, read, memory, local, last_exit(stages) + 1)._replace(row=row)
+        course, parts = set_out(rows, plan.few, places), []
         for start, stop in itertools.pairwise(segments):
             if start:
-                course = _deal(course, axis)
+                course = _deal(course, axis, local, plan.few)
+            room = empty_rows(state, plan.few - 1 + local) if keep_state else None
+            before, course = course.count, with_room(course, room)
             part = Stage(_later(step, start), stop - start, start, start * step.blocks)
-            course = run_loop(part, job, course, None, tiling)
-        left = jnp.arange(course.gone.row.shape[0]) < course.left
-        gone = course.gone._replace(row=jnp.where(left, course.gone.row, batch))
-        return gone, course.executed[None]
+            course = run_loop(part, job, course, None, plan)
+            parts.append(_exited(course, before, local, plan.few, batch))
+        return jax.tree.map(lambda *a: jnp.concatenate(a), *parts), total(course.executed)[None]
 
-    gone, executed = spread(together)(step, criterion, memory, state, row)
-    at = (
-        jnp.zeros(batch, jnp.int32)
-        .at[gone.row]
-        .set(jnp.arange(gone.row.shape[0], dtype=jnp.int32), mode="drop")
-    )
+    exited, executed = spread(together)(step, criterion, memory, state, row)
+    row, nan_exits, exit, buffers = exited
+    at = jnp.zeros(batch, jnp.int32)
+    at = at.at[row].set(jnp.arange(row.shape[0], dtype=jnp.int32), mode="drop")
     home = NamedSharding(mesh, P(axis))
     back = lambda tree: jax.tree.map(lambda a: lax.with_sharding_constraint(a[at], home), tree)
-    gone = back(gone)
-    return Halted(
-        gone.output,
-        gone.exit,
-        exit_depth(stages, gone.exit),
-        gone.state,
-        gone.memory,
-        gone.nan_exits,
-        executed,
-    )
+    nan_exits, exit, (state, output, memory) = back((nan_exits, exit, buffers))
+    depth = exit_depth(stages, exit)
+    return Halted(output, exit, depth, state, memory, nan_exits, executed)
+
+
+def _given(memory: PyTree, batch: int, output: PyTree = None) -> PyTree:
+    return memory
+
+
+def _exited(course: Course, before: Array, local: int, few: int, batch: int) -> tuple:
+    """The rows that exited since `before` rows were live; places of others hold no row, B."""
+    position = jnp.arange(local, dtype=jnp.int32)
+    row, nan_exits, exit = (a[:local] for a in (course.row, course.nan_exits, course.exit))
+    row = jnp.where((position >= course.count) & (position < before), row, batch)
+    return row, nan_exits, exit, by_position(course, few)
 
 
 def _later(step: Step, first: int) -> Step:
@@ -197,24 +209,30 @@ def _later(step: Step, first: int) -> Step:
     )
 
 
-def _deal(course: Course, axis: str) -> Course:
+def _deal(course: Course, axis: str, local: int, few: int) -> Course:
     """Survivors dealt out evenly over the devices."""
-    devices, me, local = lax.axis_size(axis), lax.axis_index(axis), course.live.row.shape[0]
+    devices, me = lax.axis_size(axis), lax.axis_index(axis)
     each = -(-local // devices)  # rows from one device to another, at most
-    counts = lax.all_gather(course.alive, axis)
+    counts = lax.all_gather(course.count, axis)
     before = jnp.cumsum(counts) - counts
     hands = jnp.arange(each, dtype=jnp.int32) * devices
-    first = lambda to, start: (
-        (to - start) % devices
-    )  # the first row that goes to `to`, where `start` rows stand before
+    # the first row that goes to `to`, where `start` rows stand before
+    first = lambda to, start: (to - start) % devices
     send = first(jnp.arange(devices, dtype=jnp.int32), before[me])[:, None] + hands[None]
+    send = jnp.minimum(send, local - 1)
     come = first(me, before)[:, None] + hands[None] < counts[:, None]
     order = order_by_group(jnp.where(come.reshape(-1), 0, 1))[:local]
 
-    def exchange(a: Array) -> Array:
-        dealt = a.at[jnp.minimum(send, local - 1)].get(mode="promise_in_bounds")
+    def exchange(a: Array, position: Array) -> Array:
+        dealt = a.at[position].get(mode="promise_in_bounds")
         got = lax.all_to_all(dealt, axis, 0, 0)
-        return got.reshape(devices * each, *a.shape[1:])[order]
+        return a.at[:local].set(got.reshape(devices * each, *a.shape[1:])[order])
 
-    live: Any = jax.tree.map(exchange, course.live)
-    return course._replace(live=Live(*live), alive=come.sum(dtype=jnp.int32))
+    live = course.live
+    place = live.source[send + few - 1]
+    state, memory = jax.tree.map(lambda a: exchange(a, place), (live.state, live.memory))
+    row, nan_exits = (exchange(a, send) for a in (course.row, course.nan_exits))
+    source = jnp.arange(1 - few, course.row.shape[0], dtype=jnp.int32)
+    live = live._replace(state=state, memory=memory, source=source)
+    count = come.sum(dtype=jnp.int32)
+    return course._replace(live=live, row=row, nan_exits=nan_exits, count=count)

@@ -5,7 +5,7 @@ A block is compiled for a few tile sizes. A tile of s rows costs c(s) seconds, w
 proportional to s: below some size the weights are read all the same, and threads have nothing to
 share. For n live rows the plan is the multiset of sizes
 
-    argmin sum of c(s)   subject to   n <= sum of s <= B
+    argmin sum of c(s)   subject to   n <= sum of s
 
 found once for every n while tracing (an unbounded knapsack), and looked up by the number of live
 rows while running. Only the last tile of a plan may hold rows that are not live.
@@ -20,19 +20,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dynexit.core.types import Array
+from dynexit.core.types import Array, Step
 
 ROW_OVERHEAD = (
     2**15
     # bytes of state: starting a tile costs about as much as computing rows of this much state (two CPU
     # cores)
 )
+# a row is taken to cost as much for so many weights as for one byte of state: products with weights
+# that are used once a row, against those of a transformer of 64 tokens, which uses them for each
+WEIGHTS_PER_BYTE = 512
 TILE_BYTES = (
     2**20
 )  # of state in the largest tile: beyond, rows leave the cache and do not get cheaper
 TILE_ROWS = 256  # at most, in the largest tile
-# tiles of 2 and 4 rows are compiled where they cost at most so much of one of twice the rows
-WORTHWHILE = 0.8
+HARDLY = 1 / 4  # of the overhead: a tile of so few rows costs hardly more than one of a single row
+SAVING = 0.98  # of the expected cost, at most, for one more size to be worth its copy
+APART = 1.25  # a size is worth one more copy of the block where the next costs so much more
+MANY = 8  # largest tiles in a batch, from which on two sizes are compiled
 REPEATS = 4  # largest tiles; beyond, plans repeat where the batch size is symbolic
 
 
@@ -60,24 +65,35 @@ class Tiling:
         if not all(math.isfinite(c) and c > 0 for c in self.costs):
             raise ValueError(f"`costs` must be positive and finite, got {self.costs}")
 
-    def within(self, batch: int) -> "Tiling":
-        """The tiling without the sizes beyond `batch`, and with `batch` reached exactly (by single
-        rows if need be).
+    def within(self, batch: Any) -> "Tiling":
+        """The tiling without the sizes beyond `batch`, or with that size alone if none is left; as
+        it is where the batch size is symbolic.
         """
+        if not isinstance(batch, int):
+            return self
         kept = [(s, c) for s, c in zip(self.sizes, self.costs, strict=True) if s <= batch]
-        if not kept or not math.isfinite(_exact(tuple(kept), batch)[0][batch]):
-            kept.append((1, self.costs[-1]))
-        return Tiling(*zip(*kept, strict=True))
+        return Tiling(*zip(*(kept or [(batch, self.costs[-1])]), strict=True))
 
     def counts(self, batch: int) -> np.ndarray:
         """How many tiles of each size for n live rows, n = 0..batch: int32 `[batch + 1, sizes]`."""
         return _plans(self.within(batch), batch)[0]
 
-    def waste(self, batch: int) -> int:
-        """The most rows that any plan for up to `batch` live rows computes in vain."""
-        return int(
-            (self.counts(batch) @ np.array(self.within(batch).sizes) - np.arange(batch + 1)).max()
-        )
+    def rows(self, batch: int) -> np.ndarray:
+        """The rows that a block runs, padding included, for n live ones: int64 `[batch + 1]`."""
+        return self.counts(batch) @ np.array(self.within(batch).sizes)
+
+    def padding(self, batch: Any) -> int:
+        """How far the last tile of a plan may reach beyond the batch, in rows."""
+        return int(self.rows(batch).max()) - batch if isinstance(batch, int) else self.sizes[0] - 1
+
+    def ends(self, live: Array, batch: Any) -> Array:
+        """Where the tiles of each size end for `live` rows (int32 `[]`, traced): int32 `[sizes]`.
+
+        The tiling must be `within` the batch.
+        """
+        if isinstance(batch, int):
+            return jnp.asarray((self.counts(batch) * self.sizes).cumsum(1), jnp.int32)[live]
+        return jnp.cumsum(self.counts_for(live) * jnp.asarray(self.sizes, jnp.int32))
 
     def counts_for(self, live: Array) -> Array:
         """As a row of `counts` where the batch size is symbolic: int32 `[sizes]` for `live` rows,
@@ -88,7 +104,7 @@ class Tiling:
         """
         cheapest = min(range(len(self.sizes)), key=lambda k: self.costs[k] / self.sizes[k])
         size, known = self.sizes[cheapest], REPEATS * self.sizes[0]
-        table = jnp.asarray(_plans(self, known + self.sizes[0])[0][: known + 1])
+        table = jnp.asarray(_plans(self, known)[0])
         more = (jnp.maximum(live - known, 0) + size - 1) // size
         return table[live - more * size].at[cheapest].add(more)
 
@@ -99,7 +115,9 @@ class Tiling:
         return _plans(self.within(batch), batch)[1]
 
 
-def default_tiling(state: Any, batch: int, tile: int | None = None) -> Tiling:
+def default_tiling(
+    state: Any, batch: int, tile: int | None = None, step: Step | None = None
+) -> Tiling:
     """A tiling for rows like those of `state` where nothing has been measured: c(s) = s + a
     constant.
 
@@ -109,6 +127,7 @@ def default_tiling(state: Any, batch: int, tile: int | None = None) -> Tiling:
       state: arrays or shapes `[B, ...]`.
       batch: rows B; where it is symbolic no size is left out for being larger.
       tile: the largest size; None for one whose state fits a core's cache.
+      step: whose blocks run; the more weights they have the more a row costs, whatever its state.
     """
     row = max(1, sum(math.prod(a.shape[1:]) * a.dtype.itemsize for a in jax.tree.leaves(state)))
     if tile is None:
@@ -117,15 +136,37 @@ def default_tiling(state: Any, batch: int, tile: int | None = None) -> Tiling:
             if row < TILE_BYTES
             else 8
         )
-    cost = lambda size: size + ROW_OVERHEAD / row
-    sizes = [min(tile, batch) if isinstance(batch, int) else tile]
-    while sizes[-1] > 8:
-        sizes.append(sizes[-1] // 4)
-    while (half := sizes[-1] // 2) > 1 and cost(half) <= WORTHWHILE * cost(sizes[-1]):
-        sizes.append(half)
-    if sizes[-1] > 1:
-        sizes.append(1)
-    return Tiling(tuple(sizes), tuple(cost(s) for s in sizes))
+    overhead = ROW_OVERHEAD / max(row, _weights(step) / WEIGHTS_PER_BYTE)
+    static = isinstance(batch, int)
+    most = 2 if static and batch >= MANY * tile else 3
+    sizes = _default_sizes(min(tile, batch) if static else tile, overhead, most)
+    return Tiling(sizes, tuple(s + overhead for s in sizes))
+
+
+def _weights(step: Step | None) -> int:
+    """How many numbers the weights of one block are."""
+    if step is None:
+        return 0
+    weights = jax.eval_shape(step.select, jax.ShapeDtypeStruct((), jnp.int32))
+    return sum(math.prod(a.shape) for a in jax.tree.leaves(weights))
+
+
+def _default_sizes(largest: int, overhead: float, most: int) -> tuple[int, ...]:
+    """`most` sizes at most (2 or 3), in about geometric progression: each is one more copy of the
+    block in the program.
+
+    The smallest is the one below which a tile hardly gets cheaper. With two sizes it is left out
+    where it is much smaller than the largest: the rows that are left at the end cost little of a
+    batch of many tiles.
+    """
+    smallest = max(1, min(largest, 2 ** math.floor(math.log2(max(1.0, overhead * HARDLY)))))
+    dearer = (largest + overhead) / (smallest + overhead)
+    if dearer < APART:
+        return (largest,)
+    if dearer < APART**5:
+        return largest, smallest
+    between = smallest * 2 ** round(math.log2(largest / smallest) / 2)
+    return (largest, between, smallest)[:most]
 
 
 def _exact(tiles: tuple[tuple[int, float], ...], batch: int) -> tuple[np.ndarray, np.ndarray]:
@@ -142,7 +183,8 @@ def _exact(tiles: tuple[tuple[int, float], ...], batch: int) -> tuple[np.ndarray
 
 @functools.lru_cache(maxsize=256)
 def _plans(tiling: Tiling, batch: int) -> tuple[np.ndarray, np.ndarray]:
-    cost, last = _exact(tuple(zip(tiling.sizes, tiling.costs, strict=True)), batch)
+    tiles = tuple(zip(tiling.sizes, tiling.costs, strict=True))
+    cost, last = _exact(tiles, batch + tiling.sizes[0] - 1)
     counts, seconds = np.zeros((batch + 1, len(tiling.sizes)), np.int32), np.zeros(batch + 1)
     for n in range(1, batch + 1):
         m = n + int(np.argmin(cost[n:]))
@@ -153,7 +195,7 @@ def _plans(tiling: Tiling, batch: int) -> tuple[np.ndarray, np.ndarray]:
     return counts, seconds
 
 
-def choose_sizes(costs: dict[int, float], batch: int, live: np.ndarray, most: int = 5) -> Tiling:
+def choose_sizes(costs: dict[int, float], batch: int, live: np.ndarray, most: int = 3) -> Tiling:
     """The sizes worth compiling: one after the other, the one that makes the plans for the expected
     row counts cheapest.
 
@@ -172,7 +214,7 @@ def choose_sizes(costs: dict[int, float], batch: int, live: np.ndarray, most: in
     while len(chosen) < min(most, len(costs)):
         trials = {size: expected(chosen | {size}) for size in costs if size not in chosen}
         size = min(trials, key=lambda s: trials[s])
-        if trials[size] > 0.995 * best:
+        if trials[size] > SAVING * best:
             break
         chosen, best = chosen | {size}, trials[size]
     return tiling(chosen)

@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from dynexit.core.checks import Depth, Stage, batch_size, depth_of, stages_of
+from dynexit.core.meshes import on_auto_axes
 from dynexit.core.types import Criterion, Halted, PyTree, Step
 from dynexit.criteria.memory import first_memory
 from dynexit.engine import loops
+from dynexit.engine.counts import total
 from dynexit.engine.executors.tiling import Tiling
 from dynexit.engine.gradients.retraced import run_retraced
 from dynexit.engine.recompiles import watched_jit
@@ -73,9 +75,14 @@ def run_bounded(
             f"`executor` must be one of {', '.join(map(repr, EXECUTORS))}, got {executor!r}"
         )
     tile = checked_tile(tile, len(stages_of(step, depth)))
-    if executor == "compacted":
-        return run_retraced(freeze(step), state, depth_of(step, depth), criterion, tile)
-    return _run_masked(freeze(step), state, depth_of(step, depth), criterion)
+    depth = depth_of(step, depth)
+
+    def run(state, step, criterion):
+        if executor == "compacted":
+            return run_retraced(step, state, depth, criterion, tile)
+        return _run_masked(step, state, depth, criterion)
+
+    return on_auto_axes(run, state, freeze(step), criterion)
 
 
 @watched_jit("run_bounded", static_argnames=("depth",))
@@ -84,11 +91,12 @@ def _run_masked(step, state, depth, criterion) -> Halted:
     spaces, output = walk(stages, state)
     batch = batch_size(state)
     job = Job(criterion, last_exit(stages), batch)
-    rows = begin(state, output, first_memory(criterion, batch, output, job.last + 1), batch)
+    memory = first_memory(criterion, batch, output, job.last + 1)
+    rows = begin(state, output, memory, batch, job.last + 1)
     states = []
     for stage, space in zip(stages, spaces, strict=True):
         if stage.steps == 1:
-            rows = advance_alone(stage, job, rows, space)
+            rows = advance_alone(stage, job, rows, space, differentiated=True)
         else:
             rows = _tree(stage, job, forget_departed(rows) if stage.first else rows)
         states.append(rows.state)
@@ -101,7 +109,7 @@ def _run_masked(step, state, depth, criterion) -> Halted:
         final,
         memory,
         rows.nan_exits,
-        rows.executed,
+        total(rows.executed),
     )
 
 
@@ -111,7 +119,7 @@ def _tree(stage: Stage, job: Job, rows: Rows) -> Rows:
     """
 
     def one(rows: Rows, i: Any):
-        run = lambda rows: advance(stage, i, job, rows)
+        run = lambda rows: advance(stage, i, job, rows, differentiated=True)
         return loops.maybe(rows.alive.any() & (i < stage.steps), run, lambda rows: rows, rows), None
 
     several, covered = one, 1

@@ -13,18 +13,22 @@ The gradient that comes in for a row's output enters at the step after which the
 flows through decisions.
 """
 
+import dataclasses
 import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import dtypes, lax
+from jax import dtypes
+from jax.tree_util import Partial
 
 from dynexit.core.checks import Stage, batch_size, shapes, stages_of
 from dynexit.core.stacking import take
 from dynexit.core.types import Array, Criterion, Halted, PyTree, Step
 from dynexit.engine import loops
+from dynexit.engine.executors.compacted import in_tiles
+from dynexit.engine.executors.moves import extended, take_tile, write_tile
 from dynexit.engine.executors.tiling import Tiling, default_tiling
 from dynexit.engine.recompiles import watched_jit
 from dynexit.engine.rows import where_rows
@@ -62,13 +66,30 @@ def _run(form: tuple, weights: list, applies: list, state: PyTree, criterion: Cr
 
 
 def _steps(tied: tuple, blocks: tuple, weights: list, applies: list) -> tuple[Step, ...]:
-    def select(w, constant):
-        return lambda i: w if constant else take(w, i)
-
     return tuple(
-        Step(select(w, t), apply, b)
+        Step(Partial(_constant if t else take, w), apply, b)
         for w, t, apply, b in zip(weights, tied, applies, blocks, strict=True)
     )
+
+
+def _constant(weights: PyTree, i: Any) -> PyTree:
+    return weights
+
+
+@dataclasses.dataclass(frozen=True)
+class _Recording:
+    """`apply` that writes the state with which every row enters to the record of its stage.
+
+    What it needs comes as arguments: a function that closed over traced values would outlive their
+    trace in the cache of `run_until`.
+    """
+
+    stage: int
+
+    def __call__(self, apply, w, i, state, rows, side):
+        k = self.stage
+        record = jax.tree.map(lambda r, a: r.at[i, rows].set(a, mode="drop"), side[k], state)
+        return *apply(w, i, state), (*side[:k], record, *side[k + 1 :])
 
 
 def _forward(form, weights, applies, state, criterion):
@@ -84,22 +105,11 @@ def _forward(form, weights, applies, state, criterion):
     )
     records = tuple(room(stage, space) for stage, space in zip(stages, entering, strict=True))
 
-    def recording(k: int) -> Step:
-        def apply(w, i, state, rows, side):
-            record = jax.tree.map(lambda r, a: r.at[i, rows].set(a, mode="drop"), side[k], state)
-            return *steps[k].apply(w, i, state), (*side[:k], record, *side[k + 1 :])
-
-        return Step(steps[k].select, apply, blocks[k])
-
-    halted = run_until(
-        tuple(map(recording, range(len(steps)))),
-        state,
-        depth,
-        criterion,
-        "compacted",
-        tile,
-        side=records,
+    recording = tuple(
+        dataclasses.replace(step, apply=Partial(_Recording(k), step.apply))
+        for k, step in enumerate(steps)
     )
+    halted = run_until(recording, state, depth, criterion, "compacted", tile, side=records)
     return halted._replace(side=None), (
         weights,
         applies,
@@ -121,7 +131,8 @@ def _backward(form, kept, given: Halted):
     after, of_weights, of_applies = None, [], []
     for k, stage in reversed(list(enumerate(stages))):
         space = jax.tree.map(lambda a: a[0], records[k])
-        chosen = tile[k] if isinstance(tile, tuple) else default_tiling(space, batch, tile)
+        chosen = tile[k] if isinstance(tile, tuple) else None
+        chosen = chosen or default_tiling(space, batch, tile, stage.step)
         own = sorted_rows(given.state[k])
         after = own if after is None else jax.tree.map(jnp.add, own, after)
         after, w, apply = _retrace(
@@ -153,13 +164,13 @@ def _retrace(
 
     All are lists of the floating-point leaves; rows are sorted by exit, which falls.
     """
-    batch, last = (
-        order.shape[0],
-        stage.steps - 1,
-    )  # a stage of one step may change the state's shape
-    counts, sizes = jnp.asarray(tiling.counts(batch)), tiling.within(batch).sizes
+    batch, last = order.shape[0], stage.steps - 1  # one step may change the state's shape
+    tiling = tiling.within(batch)
+    after, leaving = extended((after, leaving), tiling.padding(batch))
     zeros = lambda tree: [jnp.zeros_like(a) for a in _floats(tree)]
-    before = after if last else zeros(jax.tree.map(lambda a: a[0], record))
+    before = after
+    if last == 0:
+        before = extended(zeros(jax.tree.map(lambda a: a[0], record)), tiling.padding(batch))
 
     def retrace_step(carry):
         i, after, of_weights, of_apply = carry
@@ -170,12 +181,10 @@ def _retrace(
         def retrace_tile(carry, size: int):
             begin, before, of_w, of_apply = carry
             place = begin + jnp.arange(size, dtype=jnp.int32)
-            row = order[
-                jnp.minimum(place, live - 1)
-            ]  # places of no one retrace a row that there is, for nothing
+            row = order[jnp.minimum(place, live - 1)]  # padding rows retrace a row that there is
             here = place < live
-            left = here & (exit.at[place].get(mode="clip") == stage.first + i)
-            part = lambda tree: [lax.dynamic_slice_in_dim(a, begin, size, 0) for a in tree]
+            exits = here & (exit.at[place].get(mode="clip") == stage.first + i)
+            part = lambda tree: take_tile(tree, begin, size)
             masked = lambda mask, tree: where_rows(mask, tree, [jnp.zeros_like(a) for a in tree])
             state = jax.tree.map(lambda a: a[row], entered)
 
@@ -188,18 +197,15 @@ def _retrace(
 
             _, pull = jax.vjp(run, [_floats(stage.step.apply), _floats(w), _floats(state)])
             ((d_apply, d_w, d_state),) = pull(
-                (masked(here, part(after)), masked(left, part(leaving)))
+                (masked(here, part(after)), masked(exits, part(leaving)))
             )
-            held = part(before)
-            write = lambda a, new: lax.dynamic_update_slice_in_dim(a, new, begin, 0)
-            before = jax.tree.map(write, before, where_rows(here, d_state, held))
+            before = write_tile(before, where_rows(here, d_state, part(before)), begin)
             add = functools.partial(jax.tree.map, jnp.add)
             return begin + size, before, add(of_w, d_w), add(of_apply, d_apply)
 
         carry = jnp.int32(0), after if last else before, zeros(w), of_apply
-        for k, size in enumerate(sizes):
-            carry = loops.repeat(counts[live, k], functools.partial(retrace_tile, size=size), carry)
-        _, new, of_w, of_apply = carry
+        ends = tiling.ends(live, batch)
+        _, new, of_w, of_apply = in_tiles(retrace_tile, carry, tiling.sizes, ends)
         gather = (lambda a, b: a + b) if tied else (lambda a, b: a.at[i].set(b))
         return i - 1, new, jax.tree.map(gather, of_weights, of_w), of_apply
 
@@ -210,11 +216,9 @@ def _retrace(
         if last == 0
         else loops.while_loop(lambda carry: carry[0] >= 0, retrace_step, carry)
     )
-    return (
-        where_rows(exit >= stage.first, new, [jnp.zeros_like(a) for a in new]),
-        of_weights,
-        of_apply,
-    )
+    new = [a[:batch] for a in new]
+    new = where_rows(exit >= stage.first, new, [jnp.zeros_like(a) for a in new])
+    return new, of_weights, of_apply
 
 
 def _is_float(a: Any) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 
 from dynexit.core.checks import batch_size, depth_of, describe, shapes
 from dynexit.core.types import Criterion, Halted, PyTree, Step
-from dynexit.engine.streaming.stream import checked_slots, stream
+from dynexit.engine.streaming.stream import checked_slots, streamed
 
 
 def stream_chunks(
@@ -74,7 +74,7 @@ def _results(
         first = shapes(chunk) if first is None else first
         _check_like(first, chunk, f"chunks[{k}]")
         queue = jax.device_put(_padded(chunk, batch_size(first)))
-        ahead = stream(step, queue, np.int32(rows), depth, criterion, slots, keep_state), rows
+        ahead = streamed(step, queue, jax.device_put(np.int32(rows)), depth, criterion, slots, keep_state), rows
         if running is not None:
             yield _fetched(*running)
         running = ahead

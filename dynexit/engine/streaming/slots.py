@@ -1,60 +1,65 @@
 """Streaming through one block again and again: rows at different depths run side by side, and one
-that leaves makes room.
+that exits makes room.
 
-While the queue lasts all slots are taken. A turn runs one iteration of all of them; a row that
-leaves hands its slot to the next of the queue, and the others stay where they are:
+A turn runs one iteration of all slots. A row that exits hands its slot to the next of the queue,
+and the others stay where they are:
 
-    slots   a b c d   iteration 7 2 9 4     b and d leave
+    slots   a b c d   iteration 7 2 9 4     b and d exit
     slots   a e c f   iteration 8 0 10 0    two of the queue come
 
-Once the queue is empty the rows that are left close ranks, and run tile by tile as in
-`compacted.py`: survivors are written back without a gap, the departed are appended to other
-buffers, and for the fewer and fewer that are left there are smaller tiles.
+Once the queue is empty slots are left without a row. When so few rows are left that tiles of fewer
+rows cost less than a turn of all slots, they run as in `compacted.py`. So the block is compiled
+once for every size, as there.
 """
 
-import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dynexit.core.checks import Stage
 from dynexit.core.types import Array, Criterion, Halted, PyTree
 from dynexit.engine import loops
+from dynexit.engine.counts import counted, no_rows, total
 from dynexit.engine.executors.compacted import (
-    Gone,
-    Live,
+    advance_live,
+    by_position,
+    plan_for,
+    set_out,
+    with_room,
+)
+from dynexit.engine.executors.moves import (
+    empty_rows,
     order_by_group,
-    part,
     read_rows,
-    write_rows,
+    take_tile,
+    write_tile,
 )
 from dynexit.engine.executors.tiling import Tiling
-from dynexit.engine.rows import read_exit
-from dynexit.engine.streaming.cohorts import in_queue_order
+from dynexit.engine.rows import Job, begin, read_exit
+from dynexit.engine.streaming.queues import Exited, Waiting, in_queue_order, none_exited
 
-# a quarter of the slots is handed over at a time, so that few rows that leave cost little and many
-# few rounds
-SHARE = 4
+SHARE = 4  # a quarter of the slots is handed over at a time
 
 
 class Pool(NamedTuple):
     """Where a stream stands.
 
     Attributes:
-      live: rows in slots; leaves `[S, ...]`. A slot without a row has the number M for one.
+      slots: the rows in slots; leaves `[S, ...]`. A slot without a row has the number M for one.
       age: int32 `[S]`, iterations that each has behind it.
-      gone: rows that have left, in the order in which they did.
-      alive, drawn, left, executed: int32 `[]`; rows in slots, rows taken from the queue, rows in
-        `gone`, rows x steps so far.
+      exited: rows that have exited, with room for S beyond the queue.
+      alive, drawn, done: int32 `[]`; rows in slots, rows taken from the queue, rows in `exited`.
+      executed: rows x steps so far, a counter.
     """
 
-    live: Live
+    slots: Waiting
     age: Array
-    gone: Gone
+    exited: Exited
     alive: Array
     drawn: Array
-    left: Array
+    done: Array
     executed: Array
 
 
@@ -73,117 +78,115 @@ def run_slots(
     is asked with `i` `[b]`.
     """
     count = jax.tree.leaves(queue)[0].shape[0]
-    tiling = tiling.within(slots)
-    plans = jnp.asarray(tiling.counts(slots))
+    tiling, fewer = _parted(tiling.within(slots))
     weights = stage.step.select(jnp.int32(0))
-    source = Live(queue, memory, jnp.arange(count, dtype=jnp.int32), jnp.zeros(count, jnp.int32))
-    roomy = lambda tree: jax.tree.map(
-        lambda a: jnp.zeros((count + slots, *a.shape[1:]), a.dtype), tree
+    source = Waiting(queue, memory, jnp.arange(count, dtype=jnp.int32), jnp.zeros(count, jnp.int32))
+    first, taken = jnp.arange(slots, dtype=jnp.int32), jnp.minimum(slots, rows)
+    begun = jax.tree.map(lambda a: a[:slots], source)
+    pool = Pool(
+        slots=begun._replace(row=jnp.where(first < rows, first, count)),
+        age=jnp.zeros(slots, jnp.int32),
+        exited=none_exited(queue, output, memory, count + slots, keep_state),
+        alive=taken,
+        drawn=taken,
+        done=jnp.int32(0),
+        executed=no_rows((count + 2 * slots) * stage.steps),
     )
-    filled, first = jnp.zeros(count + slots, jnp.int32), jnp.arange(slots, dtype=jnp.int32)
-    gone = Gone(
-        roomy(queue) if keep_state else None, roomy(output), roomy(memory), filled, filled, filled
-    )
-    live = jax.tree.map(lambda a: a[:slots], source)._replace(
-        row=jnp.where(first < rows, first, count)
-    )
-    taken = jnp.minimum(slots, rows)
-    pool = Pool(live, jnp.zeros(slots, jnp.int32), gone, taken, taken, jnp.int32(0), jnp.int32(0))
+    turn = lambda pool: _turn(stage, weights, criterion, source, rows, pool)
+    pool = loops.while_loop(lambda pool: pool.alive > fewer, turn, pool)
+    if tiling is not None:
+        job = Job(criterion, stage.steps - 1, count)
+        pool = _last_turns(stage, job, output, tiling, pool)
+    return in_queue_order(pool.exited, count, rows, stage, total(pool.executed))
 
-    pool = loops.while_loop(
-        lambda p: p.alive == slots,
-        functools.partial(_turn, stage, weights, criterion, source, rows),
-        pool,
-    )
-    order = order_by_group((pool.live.row == count).astype(jnp.int32))
-    live, age = jax.tree.map(lambda a: a[order], (pool.live, pool.age))
 
-    def last_turns(pool: Pool) -> Pool:
-        carry = jnp.int32(0), pool._replace(alive=jnp.int32(0))
-        for k, size in enumerate(tiling.sizes):
-            run = functools.partial(_run, stage, weights, criterion, pool.alive, size)
-            carry = loops.repeat(plans[pool.alive, k], run, carry)
-        return carry[1]
-
-    pool = loops.while_loop(lambda p: p.alive > 0, last_turns, pool._replace(live=live, age=age))
-    return in_queue_order(pool.gone, count, rows, stage, pool.executed)
+def _parted(tiling: Tiling) -> tuple[Tiling | None, int]:
+    """The tiling without its largest size, and for how many rows at most it costs less than one
+    tile of that; None and 0 where no rows are so few.
+    """
+    slots, cost = tiling.sizes[0], tiling.costs[0]
+    if len(tiling.sizes) == 1:
+        return None, 0
+    rest = Tiling(tiling.sizes[1:], tiling.costs[1:])
+    fewer = int(np.flatnonzero(rest.seconds(slots) < cost).max())
+    return (rest, fewer) if fewer else (None, 0)
 
 
 def _turn(
-    stage: Stage, weights: PyTree, criterion: Criterion, source: Live, rows: Array, pool: Pool
+    stage: Stage, weights: PyTree, criterion: Criterion, source: Waiting, rows: Array, pool: Pool
 ) -> Pool:
-    """One iteration of all slots, in each of which there is a row, and the next of the queue in the
-    place of those that leave.
-    """
-    after, output, leaves = _iterate(stage, weights, criterion, pool.live, pool.age)
-    leaving, slots, count = leaves.sum(dtype=jnp.int32), leaves.shape[0], source.row.shape[0]
-    few = max(1, slots // SHARE)
-    leavers = jnp.pad(
-        order_by_group((~leaves).astype(jnp.int32)), (0, few - 1)
-    )  # first, the others behind them
+    """One iteration of all slots, and the next of the queue in the place of rows that exit."""
+    state, output = stage.step.apply(weights, pool.age, pool.slots.state)
+    last = pool.age == stage.steps - 1
+    exits, memory, nan = read_exit(criterion, pool.age, last, output, pool.slots.memory)
+    slots, count = exits.shape[0], source.row.shape[0]
+    exits &= pool.slots.row < count
+    nan_exits = pool.slots.nan_exits + nan.astype(jnp.int32)
+    after = Waiting(state, memory, pool.slots.row, nan_exits)
+    leaving, few = exits.sum(dtype=jnp.int32), max(1, slots // SHARE)
+    order = jnp.pad(order_by_group((~exits).astype(jnp.int32)), (0, few - 1))  # exits come first
+    kept = None if pool.exited.state is None else state
+    results = Exited(kept, output, memory, after.row, nan_exits, pool.age)
 
-    def hand_over(carry: tuple[Array, Live, Gone]) -> tuple[Array, Live, Gone]:
-        done, live, gone = carry
-        next = done + jnp.arange(few, dtype=jnp.int32)
-        slot, drawn = leavers[next], pool.drawn + next
-        gone = write_rows(gone, _departed(gone, live, output, pool.age), slot, pool.left + done)
+    def hand_over(carry: tuple[Array, Waiting, Exited]) -> tuple[Array, Waiting, Exited]:
+        done, live, exited = carry
+        slot = take_tile(order, done, few)
+        exited = write_tile(exited, read_rows(results, slot), pool.done + done)
+        step = done + jnp.arange(few, dtype=jnp.int32)
+        drawn = pool.drawn + step
         come = jax.tree.map(
             lambda a: a.at[jnp.minimum(drawn, count - 1)].get(mode="promise_in_bounds"), source
         )
         come = come._replace(row=jnp.where(drawn < rows, come.row, count))
-        to = jnp.where(next < leaving, slot, slots)
-        return done + few, jax.tree.map(lambda a, b: a.at[to].set(b, mode="drop"), live, come), gone
+        to = jnp.where(step < leaving, slot, slots)
+        live = jax.tree.map(lambda a, b: a.at[to].set(b, mode="drop"), live, come)
+        return done + few, live, exited
 
-    carry = jnp.int32(0), after, pool.gone
-    _, live, gone = loops.repeat((leaving + few - 1) // few, hand_over, carry)
+    carry = jnp.int32(0), after, pool.exited
+    _, live, exited = loops.while_loop(lambda carry: carry[0] < leaving, hand_over, carry)
     drawn = jnp.minimum(pool.drawn + leaving, rows)
-    alive, age = pool.alive - leaving + drawn - pool.drawn, jnp.where(leaves, 0, pool.age + 1)
-    return Pool(live, age, gone, alive, drawn, pool.left + leaving, pool.executed + leaves.shape[0])
-
-
-def _run(
-    stage: Stage,
-    weights: PyTree,
-    criterion: Criterion,
-    total: Array,
-    size: int,
-    carry: tuple[Array, Pool],
-) -> tuple[Array, Pool]:
-    """One iteration of the next `size` slots; `pool.alive` counts the survivors so far."""
-    begin, pool = carry
-    place = begin + jnp.arange(size, dtype=jnp.int32)
-    before, age = read_rows((pool.live, pool.age), place)
-    after, output, leaves = _iterate(stage, weights, criterion, before, age)
-    parting = part(leaves, place < total)
-    live, ages = write_rows((pool.live, pool.age), (after, age + 1), parting.stay, pool.alive)
-    return begin + size, pool._replace(
-        live=live,
-        age=ages,
-        gone=write_rows(
-            pool.gone, _departed(pool.gone, after, output, age), parting.leave, pool.left
-        ),
-        alive=pool.alive + parting.staying,
-        left=pool.left + parting.leaving,
-        executed=pool.executed + size,
+    return Pool(
+        slots=live,
+        age=jnp.where(exits, 0, pool.age + 1),
+        exited=exited,
+        alive=pool.alive - leaving + drawn - pool.drawn,
+        drawn=drawn,
+        done=pool.done + leaving,
+        executed=counted(pool.executed, slots),
     )
 
 
-def _iterate(
-    stage: Stage, weights: PyTree, criterion: Criterion, live: Live, age: Array
-) -> tuple[Live, PyTree, Array]:
-    """The rows after one iteration, its output, and which of them leave."""
-    state, output = stage.step.apply(weights, age, live.state)
-    leaves, memory, nan = read_exit(criterion, age, age == stage.steps - 1, output, live.memory)
-    return Live(state, memory, live.row, live.nan_exits + nan.astype(jnp.int32)), output, leaves
-
-
-def _departed(gone: Gone, live: Live, output: PyTree, age: Array) -> Gone:
-    """Rows as they leave; with their states where these are kept."""
-    return Gone(
-        None if gone.state is None else live.state,
-        output,
-        live.memory,
-        live.row,
-        live.nan_exits,
-        age,
+def _last_turns(stage: Stage, job: Job, output: PyTree, tiling: Tiling, pool: Pool) -> Pool:
+    """The rows that are left when the queue is empty, compacted, each at its own iteration."""
+    slots, few_rows = pool.age.shape[0], pool.slots
+    (plan,), places = plan_for(slots, output, [tiling])
+    rows = begin(few_rows.state, output, few_rows.memory, slots, stage.steps)
+    course = set_out(rows, plan.few, places)
+    order = order_by_group((few_rows.row == job.rows).astype(jnp.int32))
+    account = few_rows.row, few_rows.nan_exits, pool.age - 1
+    row, nan_exits, exit = jax.tree.map(
+        lambda a, like: like.at[:slots].set(a[order]),
+        account,
+        (course.row, course.nan_exits, course.exit),
     )
+    source = course.live.source.at[plan.few - 1 : plan.few - 1 + slots].set(order)
+    kept = None if pool.exited.state is None else few_rows.state
+    course = with_room(course, empty_rows(kept, plan.few - 1 + slots))._replace(
+        live=course.live._replace(source=source),
+        row=row,
+        nan_exits=nan_exits,
+        exit=exit,
+        count=pool.alive,
+        executed=pool.executed,
+    )
+    course = loops.while_loop(
+        lambda course: course.count > 0,
+        lambda course: advance_live(stage, None, job, course, plan),
+        course,
+    )
+    cut = lambda a: a[:slots]
+    results = Exited(
+        *by_position(course, plan.few), cut(course.row), cut(course.nan_exits), cut(course.exit)
+    )
+    exited = write_tile(pool.exited, results, pool.done)
+    return pool._replace(exited=exited, executed=course.executed)

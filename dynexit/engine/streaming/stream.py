@@ -6,6 +6,8 @@ are refilled from the queue (`slots.py`). Where every block has weights of its o
 for the same block are gathered (`cohorts.py`).
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,11 +17,14 @@ from dynexit.core.checks import (
     check_step,
     depth_of,
     positive_integer,
+    same_for_all,
     shapes,
     stages_of,
 )
+from dynexit.core.meshes import on_auto_axes
 from dynexit.core.types import Array, Criterion, Halted, PyTree, Step
 from dynexit.criteria.memory import first_memory
+from dynexit.engine import loops
 from dynexit.engine.deferred import completed, partition
 from dynexit.engine.executors.tiling import default_tiling
 from dynexit.engine.recompiles import watched_jit
@@ -67,8 +72,25 @@ def run_stream(
       Array([4, 1, 2], dtype=int32)
     """
     slots = checked_slots(step, depth, criterion, slots)
-    rows, depth = np.int32(batch_size(queue, "queue")), depth_of(step, depth)
-    return stream(step, queue, rows, depth, criterion, slots, keep_state)
+    rows = jax.device_put(np.int32(batch_size(queue, "queue")))
+    return streamed(step, queue, rows, depth_of(step, depth), criterion, slots, keep_state)
+
+
+def streamed(
+    step: Step,
+    queue: PyTree,
+    rows: Any,
+    depth: int,
+    criterion: Criterion,
+    slots: int | None,
+    keep_state: bool,
+) -> Halted:
+    """`stream`, on a mesh of any kind."""
+
+    def run(queue, rows, step, criterion):
+        return stream(step, queue, rows, depth, criterion, slots, keep_state)
+
+    return on_auto_axes(run, queue, rows, step, criterion)
 
 
 def checked_slots(
@@ -105,7 +127,7 @@ def stream(
     """
     (stage,) = stages_of(step, depth)
     count = batch_size(queue, "queue")
-    tiling = default_tiling(queue, count, slots)
+    tiling = default_tiling(queue, count, slots, step)
     slots = tiling.sizes[0]
     _, output = check_step(stage._replace(steps=max(2, stage.steps)), shapes(queue))
     tied = is_tied(step, queue)
@@ -121,20 +143,14 @@ def stream(
         stage, queue, rows, criterion, memory, output, slots, tiling, keep_state or read is not None
     )
     output, nan_exits = completed(read, halted.output, halted.nan_exits, halted.state, slots)
-    return halted._replace(
-        output=output, nan_exits=nan_exits, state=halted.state if keep_state else None
-    )
+    state = halted.state if keep_state else None
+    halted = halted._replace(output=output, nan_exits=nan_exits, state=state)
+    return loops.forward_only(halted, "run_stream")
 
 
 def is_tied(step: Step, state: PyTree) -> bool:
     """Whether neither the weights of a step nor what it computes with them depend on `i`; traced,
     not run.
     """
-    several = jax.vmap(
-        lambda i, state: step.apply(step.select(i), i, state), in_axes=(0, None), out_axes=None
-    )
-    try:
-        jax.eval_shape(several, jnp.arange(2, dtype=jnp.int32), shapes(state))
-    except ValueError:  # a result that depends on i cannot leave vmap without an axis for it
-        return False
-    return True
+    apply = lambda given, i: given[0].apply(given[0].select(i), i, given[1])
+    return same_for_all(apply, (step, state), jnp.arange(2, dtype=jnp.int32))

@@ -24,9 +24,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from dynexit.core.checks import Depth, Stage, batch_size, depth_of, stages_of
-from dynexit.core.types import Criterion, PyTree, Step
+from dynexit.core.meshes import on_auto_axes
+from dynexit.core.types import Array, Criterion, PyTree, Step
 from dynexit.engine.deferred import partition, read_throughout
+from dynexit.engine.executors.compacted import plan_for, run_loop, run_once, set_out
 from dynexit.engine.executors.tiling import Tiling, choose_sizes
+from dynexit.engine.rows import Job, begin
 from dynexit.engine.run import run_until, walk
 from dynexit.engine.tuning import tune_cache
 
@@ -242,24 +245,20 @@ def _measure(
     """Seconds of one tile of each size, the engine's own work on it included; never falling with
     the size.
     """
-    never = Criterion(_nothing, _stay)
-    depth = stage.steps * stage.step.blocks
     calls: dict[int, tuple[Callable[[], Any], int]] = {}
+    falling = tuple(sorted(sizes, reverse=True))
+    depth = stage.steps * stage.step.blocks
     for size in sizes:
         tiles = max(1, min(MEASURED_ROWS, batch) // size)
-        rows = jax.tree.map(lambda a, n=tiles * size: a[:n], state)
-        run = functools.partial(
-            run_until,
-            stage.step,
-            rows,
-            depth,
-            never,
-            executor="compacted",
-            tile=Tiling((size,), (1.0,)),
-            keep_state=False,
-        )
-        jax.block_until_ready(run())
+        ends = [tiles * size if other <= size else 0 for other in falling]
+        ends = jax.device_put(np.array(ends, np.int32))
+
+        def run(ends=ends):
+            tiles = lambda state, step: _in_tiles(step, state, ends, depth, falling)
+            return on_auto_axes(tiles, state, stage.step)
+
         calls[size] = run, tiles * stage.steps
+        jax.block_until_ready(run())
     seconds: dict[int, list[float]] = {size: [] for size in sizes}
     for _ in range(repeats):
         for size, (run, tiles) in calls.items():
@@ -268,6 +267,36 @@ def _measure(
             seconds[size].append((time.perf_counter() - start) / tiles)
     medians = np.maximum.accumulate([min(seconds[size]) for size in sizes])
     return {size: float(s) for size, s in zip(sizes, medians, strict=True)}
+
+
+class _Given(NamedTuple):
+    """In the place of a `Tiling`: tiles that are told when the program runs."""
+
+    sizes: tuple[int, ...]
+    told: Array
+
+    def ends(self, live: Array, batch: int) -> Array:
+        return self.told
+
+
+@functools.partial(jax.jit, static_argnames=("depth", "sizes"))
+def _in_tiles(
+    step: Step, state: PyTree, ends: Array, depth: int, sizes: tuple[int, ...]
+) -> tuple[PyTree, Array]:
+    """All steps on the first `ends[-1]` rows, none of which exits before the last, in tiles of the
+    given sizes that end at `ends` (int32, traced): one program for all that is measured.
+    """
+    (stage,) = stages_of(step, depth)
+    _, output = walk((stage,), state)
+    batch, never = batch_size(state), Criterion(_nothing, _stay)
+    (plan,), places = plan_for(batch, output, [Tiling(sizes, (1.0,) * len(sizes))])
+    course = set_out(begin(state, output, (), batch, stage.steps), plan.few, places)
+    job = Job(never, stage.steps - 1, batch)
+    course = course._replace(count=ends[-1])
+    plan = plan._replace(tiling=_Given(sizes, ends))
+    run = run_once if stage.steps == 1 else run_loop
+    course = run(stage, job, course, walk((stage,), state)[0][0], plan)
+    return course.exited.output, course.executed
 
 
 def _expected(stages, costs, tilings, live: np.ndarray, batch: int) -> dict[str, float]:

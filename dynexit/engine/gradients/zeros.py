@@ -1,0 +1,94 @@
+"""A gradient of zero stays zero, whatever it is multiplied by.
+
+`where(alive, step(old), old)` sends a gradient of zero into the step for what is not alive, and
+JAX multiplies it by the derivative there, which gives a NaN where that is infinite. Rows that are
+independent of each other are kept out of it by feeding the step another row in their place
+(`rows.live_in_all`). Places of a row are not independent: those that go on read the others. Here
+the step runs on what there is, and on the way back 0 x inf and 0 / 0 are 0.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import dtypes
+from jax.extend import core
+
+from dynexit.core.types import Array, PyTree
+
+INLINED = ("jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call")
+
+
+def zero_stays_zero(f: Callable[..., PyTree]) -> Callable[..., PyTree]:
+    """`f`, a function of trees of arrays that closes over none, with such a reverse pass."""
+
+    @jax.custom_vjp
+    def run(*args):
+        return f(*args)
+
+    def forward(*args):
+        leaves, tree = jax.tree.flatten(args)
+        moving = [k for k, a in enumerate(leaves) if _is_float(a)]
+
+        def of_floats(floats: list) -> tuple[list, list]:
+            given = list(leaves)
+            for k, a in zip(moving, floats, strict=True):
+                given[k] = a
+            out = jax.tree.leaves(f(*jax.tree.unflatten(tree, given)))
+            return [a for a in out if _is_float(a)], [a for a in out if not _is_float(a)]
+
+        structure = jax.tree.structure(jax.eval_shape(f, *args))
+        floats, pull, others = jax.vjp(of_floats, [leaves[k] for k in moving], has_aux=True)
+        whole = [iter(others), iter(floats)]
+        kinds = [_is_float(a) for a in jax.tree.leaves(jax.eval_shape(f, *args))]
+        out = jax.tree.unflatten(structure, [next(whole[kind]) for kind in kinds])
+        return out, (pull, args)
+
+    def backward(kept, given):
+        pull, args = kept
+        floats = [a for a in jax.tree.leaves(given) if a.dtype != dtypes.float0]
+        closed = jax.make_jaxpr(pull)(floats)
+        moved = iter(_evaluate(closed.jaxpr, closed.consts, floats))
+        none = lambda a: np.zeros(jnp.shape(a), dtypes.float0)
+        return jax.tree.map(lambda a: next(moved) if _is_float(a) else none(a), args)
+
+    run.defvjp(forward, backward)
+    return run
+
+
+def _evaluate(jaxpr: core.Jaxpr, consts: list, args: list) -> list:
+    """The program, with products and quotients of zero that are zero."""
+    values: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
+    values |= zip(jaxpr.invars, args, strict=True)
+    read = lambda x: x.val if isinstance(x, core.Literal) else values[x]
+    for equation in jaxpr.eqns:
+        given, name = [read(x) for x in equation.invars], equation.primitive.name
+        inner = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
+        if name in INLINED and isinstance(inner, core.ClosedJaxpr):
+            found = _evaluate(inner.jaxpr, inner.consts, given)
+        elif name == "mul":
+            found = [_product(*given)]
+        elif name == "div":
+            found = [jnp.where(given[0] == 0, jnp.zeros_like(given[0]), given[0] / given[1])]
+        else:
+            params = equation.primitive.get_bind_params(equation.params)
+            functions, params = (
+                params if isinstance(params, tuple) else ((), params)
+            )  # jax < 0.10.2
+            found = equation.primitive.bind(*functions, *given, **params)
+            found = found if equation.primitive.multiple_results else [found]
+        values |= zip(equation.outvars, found, strict=True)
+    return [read(x) for x in jaxpr.outvars]
+
+
+def _product(a: Array, b: Array) -> Array:
+    product = a * b
+    if not _is_float(product):
+        return product
+    return jnp.where((a == 0) | (b == 0), jnp.zeros_like(product), product)
+
+
+def _is_float(a: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(a), jnp.inexact)
