@@ -290,9 +290,7 @@ def _solve(
         )
         return i + 1, alive & ~here.converged, memory, found
 
-    begun = FixedPoint(
-        z, jnp.zeros(rows, jnp.int32), jnp.full(rows, FAR), jnp.zeros(rows, bool)
-    )
+    begun = FixedPoint(z, jnp.zeros(rows, jnp.int32), jnp.full(rows, FAR), jnp.zeros(rows, bool))
     carry = (jnp.int32(0), jnp.ones(rows, bool), mixing.begin(z), begun)
     return loops.while_loop(lambda c: (c[0] < most) & c[1].any(), body, carry)[3]
 

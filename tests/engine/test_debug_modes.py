@@ -47,9 +47,7 @@ def equation(p, rows):
 
 
 def tokens(rows):
-    step = dx.tied_step(
-        lambda p, s: {"h": jnp.tanh(s["h"] @ p)}, lambda p, s: s["h"], WEIGHTS[0]
-    )
+    step = dx.tied_step(lambda p, s: {"h": jnp.tanh(s["h"] @ p)}, lambda p, s: s["h"], WEIGHTS[0])
     return per_token(step, {"h": rows[:, None]}, LEAVE)
 
 
@@ -101,14 +99,10 @@ RUNS = {
         )
     )(FIRST),
     "newton": lambda: by_gradient(
-        lambda p: newton_scan(
-            lambda p, h, x: jnp.tanh(p * h + x), p, TIMES, COLUMN
-        ).states.sum(),
+        lambda p: newton_scan(lambda p, h, x: jnp.tanh(p * h + x), p, TIMES, COLUMN).states.sum(),
         ONE,
     ),
-    "from zero": lambda: jax.jit(
-        lambda p: fixed_point(lambda p, x, z: p * z, p, ROWS, ZEROS)
-    )(ONE),
+    "from zero": lambda: jax.jit(lambda p: fixed_point(lambda p, x, z: p * z, p, ROWS, ZEROS))(ONE),
 }
 
 

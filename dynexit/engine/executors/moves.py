@@ -63,8 +63,9 @@ def survivors_first(exits: Array, count: Array, *along: Array) -> tuple[Array, .
     """
     position = jnp.arange(exits.shape[0], dtype=jnp.int32)
     group = jnp.where(position < count, exits, 2)
-    keys, *along = lax.sort(((group << BITS) | position, *along), is_stable=False, num_keys=1)
-    return keys & (2**BITS - 1), (group == 0).sum(dtype=jnp.int32), *along
+    keyed = ((group << BITS) | position, *along)
+    keys, *ordered = lax.sort(keyed, is_stable=False, num_keys=1)
+    return keys & (2**BITS - 1), (group == 0).sum(dtype=jnp.int32), *ordered
 
 
 def order_by_group(group: Array) -> Array:

@@ -131,8 +131,10 @@ def _backward(form, kept, given: Halted):
     after, of_weights, of_applies = None, [], []
     for k, stage in reversed(list(enumerate(stages))):
         space = jax.tree.map(lambda a: a[0], records[k])
-        chosen = tile[k] if isinstance(tile, tuple) else None
-        chosen = chosen or default_tiling(space, batch, tile, stage.step)
+        if isinstance(tile, tuple):
+            chosen = tile[k]
+        else:
+            chosen = default_tiling(space, batch, tile, stage.step)
         own = sorted_rows(given.state[k])
         after = own if after is None else jax.tree.map(jnp.add, own, after)
         after, w, apply = _retrace(

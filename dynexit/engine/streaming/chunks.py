@@ -74,7 +74,12 @@ def _results(
         first = shapes(chunk) if first is None else first
         _check_like(first, chunk, f"chunks[{k}]")
         queue = jax.device_put(_padded(chunk, batch_size(first)))
-        ahead = streamed(step, queue, jax.device_put(np.int32(rows)), depth, criterion, slots, keep_state), rows
+        ahead = (
+            streamed(
+                step, queue, jax.device_put(np.int32(rows)), depth, criterion, slots, keep_state
+            ),
+            rows,
+        )
         if running is not None:
             yield _fetched(*running)
         running = ahead

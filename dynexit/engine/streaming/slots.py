@@ -78,7 +78,7 @@ def run_slots(
     is asked with `i` `[b]`.
     """
     count = jax.tree.leaves(queue)[0].shape[0]
-    tiling, fewer = _parted(tiling.within(slots))
+    smaller, fewer = _parted(tiling.within(slots))
     weights = stage.step.select(jnp.int32(0))
     source = Waiting(queue, memory, jnp.arange(count, dtype=jnp.int32), jnp.zeros(count, jnp.int32))
     first, taken = jnp.arange(slots, dtype=jnp.int32), jnp.minimum(slots, rows)
@@ -94,9 +94,9 @@ def run_slots(
     )
     turn = lambda pool: _turn(stage, weights, criterion, source, rows, pool)
     pool = loops.while_loop(lambda pool: pool.alive > fewer, turn, pool)
-    if tiling is not None:
+    if smaller is not None:
         job = Job(criterion, stage.steps - 1, count)
-        pool = _last_turns(stage, job, output, tiling, pool)
+        pool = _last_turns(stage, job, output, smaller, pool)
     return in_queue_order(pool.exited, count, rows, stage, total(pool.executed))
 
 

@@ -81,7 +81,7 @@ def streamed(
     queue: PyTree,
     rows: Any,
     depth: int,
-    criterion: Criterion,
+    criterion: Criterion | None,
     slots: int | None,
     keep_state: bool,
 ) -> Halted:

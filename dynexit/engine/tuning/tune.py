@@ -25,7 +25,7 @@ import numpy as np
 
 from dynexit.core.checks import Depth, Stage, batch_size, depth_of, stages_of
 from dynexit.core.meshes import on_auto_axes
-from dynexit.core.types import Array, Criterion, PyTree, Step
+from dynexit.core.types import Array, Criterion, Memory, PyTree, Step
 from dynexit.engine.deferred import partition, read_throughout
 from dynexit.engine.executors.compacted import plan_for, run_loop, run_once, set_out
 from dynexit.engine.executors.tiling import Tiling, choose_sizes
@@ -245,7 +245,7 @@ def _measure(
     """Seconds of one tile of each size, the engine's own work on it included; never falling with
     the size.
     """
-    calls: dict[int, tuple[Callable[[], Any], int]] = {}
+    calls: dict[int, tuple[Callable[..., Any], int]] = {}
     falling = tuple(sorted(sizes, reverse=True))
     depth = stage.steps * stage.step.blocks
     for size in sizes:
@@ -290,7 +290,7 @@ def _in_tiles(
     _, output = walk((stage,), state)
     batch, never = batch_size(state), Criterion(_nothing, _stay)
     (plan,), places = plan_for(batch, output, [Tiling(sizes, (1.0,) * len(sizes))])
-    course = set_out(begin(state, output, (), batch, stage.steps), plan.few, places)
+    course = set_out(begin(state, output, Memory((), ()), batch, stage.steps), plan.few, places)
     job = Job(never, stage.steps - 1, batch)
     course = course._replace(count=ends[-1])
     plan = plan._replace(tiling=_Given(sizes, ends))
