@@ -1,4 +1,6 @@
-"""What calibration and evaluation would refuse after training, found before it. Nothing is compiled."""
+"""Methods that calibration and evaluation would refuse after training, found before it. Nothing is
+compiled; `dynexit.data.late_faults` looks through the data.
+"""
 
 from typing import Any
 
@@ -7,25 +9,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from dynexit.core.checks import stages_of
-from dynexit.core.labels import rows_counted
-from dynexit.core.types import Candidates, Experiment, PyTree, Source
+from dynexit.core.labels import check_scored, rows_counted
+from dynexit.core.types import Candidates, Experiment, PyTree
 from dynexit.engine.observe import run_observed
-from dynexit.evaluation.batches import batches, prepared, taken_rows
+from dynexit.evaluation.batches import prepared, taken_rows
 from dynexit.evaluation.recording import kept_of
-
-CHECKED = 4096  # rows that are looked through at a time
 
 
 def check_experiment(experiment: Experiment) -> None:
-    """Traces the passes of calibration on a few rows, and looks through the two splits.
+    """Traces the passes of calibration on a few rows.
 
     Args:
       experiment: about to be trained.
 
     Raises:
       TypeError: `method` lacks what calibration needs, or its score does not take the labels.
-      ValueError: a NaN among the inputs, a split without a label, or a criterion, a prediction or a
-        score that does not fit the outputs.
+      ValueError: a split without a label, or a criterion, a prediction or a score that does not fit
+        the outputs.
     """
     method = experiment.method
     if not isinstance(method.candidates, Candidates):
@@ -40,24 +40,12 @@ def check_experiment(experiment: Experiment) -> None:
     params = jax.eval_shape(experiment.model.init, jax.random.key(0))
     for source in (experiment.calibration, experiment.test):
         examples = source.examples()
-        _check_rows(examples, source)
+        labels = np.asarray(examples["labels"])
+        if not rows_counted(labels).any():
+            raise ValueError(f"`experiment.{source.split}` holds no row with a label")
+        check_scored(labels[:2], method.score, f"experiment.{source.split}")
         few = taken_rows({k: examples[k] for k in ("inputs", "labels")}, slice(2))
         _trace(experiment, params, few["inputs"], few["labels"])
-
-
-def _check_rows(examples: dict, source: Source) -> None:
-    if not rows_counted(np.asarray(examples["labels"])).any():
-        raise ValueError(f"`{source.split}` holds no row with a label")
-    for batch in batches({"inputs": examples["inputs"], "labels": examples["labels"]}, CHECKED):
-        for path, leaf in jax.tree_util.tree_flatten_with_path(batch.inputs)[0]:
-            if leaf.dtype.kind != "f":
-                continue
-            broken = np.isnan(leaf).reshape(len(leaf), -1).any(axis=1)
-            if broken.any():
-                raise ValueError(
-                    f"`{source.split}` inputs{jax.tree_util.keystr(path)} hold a NaN, first in row "
-                    f"{batch.rows[int(np.argmax(broken))]}"
-                )
 
 
 def _trace(experiment: Experiment, params: PyTree, inputs: PyTree, labels: np.ndarray) -> None:
