@@ -236,7 +236,8 @@ def towards_zero(p, h):
 @pytest.mark.parametrize("executor", ["masked", "compacted"])
 def test_a_row_that_exits_where_a_step_has_no_derivative(executor):
     rows = jnp.array([[0.3, 0.4], [6.0, 8.0]])  # 0.5 and 10 away; the first is at 0 after one step
-    there = dx.Criterion(lambda batch: (), lambda i, h, m: (jnp.abs(h).sum(-1) == 0.0, m))
+    distance = lambda i, h, m: (jnp.abs(h).sum(-1), m)
+    there = dx.Criterion(distance, lambda i, score, m: (score == 0.0, m))
     head = lambda p, h: h
     for read in (lambda halted: halted.output, lambda halted: halted.state):
 
@@ -285,11 +286,9 @@ def test_rows_that_do_not_enter_a_stage_take_no_part_in_its_gradient(executor):
 def test_a_criterion_without_a_derivative_changes_no_gradient():
     """Its memory takes a square root of zero at every exit."""
     root = dx.Criterion(
-        lambda batch: jnp.zeros(batch),
-        lambda i, h, m: (
-            jnp.sqrt(jnp.abs(h[:, 0] - h[:, 0])) + m > 1.0,
-            m + jnp.sqrt(0.0 * h[:, 0]),
-        ),
+        lambda i, h, m: (jnp.sqrt(0.0 * h[:, 0]), m + jnp.sqrt(0.0 * h[:, 0])),
+        lambda i, score, m: (score > 1.0, m),
+        init_score=lambda batch, output: jnp.zeros(batch),
     )
     for executor in ("masked", "compacted"):
 

@@ -109,7 +109,8 @@ def test_places_that_are_done_where_a_step_has_no_derivative(mixed):
         return {"h": h * jnp.maximum(far - p, 0.0) / far + jnp.where(far > 1.0, drawn, 0.0)}
 
     places = jnp.array([[[0.3, 0.4], [6.0, 8.0]]])
-    there = dx.Criterion(lambda n: (), lambda i, h, m: (jnp.abs(h).sum(-1) == 0.0, m))
+    distance = lambda i, h, m: (jnp.abs(h).sum(-1), m)
+    there = dx.Criterion(distance, lambda i, score, m: (score == 0.0, m))
 
     def ran(p):
         step = dx.tied_step(walk, lambda p, s: s["h"], p)

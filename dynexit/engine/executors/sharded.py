@@ -112,11 +112,11 @@ def run_sharded(
     state = jax.device_put(state, NamedSharding(auto, P(axis)))
     step, criterion = jax.device_put((step, criterion), NamedSharding(auto, P()))
     depth = depth_of(step, depth)
-    run = functools.partial(_run, depth=depth, mesh=auto, axis=axis, segments=segments, tile=tile)
+    run = lambda: _run(step, state, depth, criterion, auto, axis, segments, tile, keep_state)
     if not jax.sharding.get_abstract_mesh().explicit_axes:
-        return run(step, state, criterion=criterion, keep_state=keep_state)
+        return run()
     with jax.sharding.use_abstract_mesh(auto.abstract_mesh):  # in place of that of `jax.set_mesh`
-        halted = run(step, state, criterion=criterion, keep_state=keep_state)
+        halted = run()
     return jax.device_put(halted, NamedSharding(mesh, P(axis)))
 
 
