@@ -25,6 +25,7 @@ BLOCKS = {page: BLOCK.findall(text) for page, text in PAGES.items() if BLOCK.sea
 # Pages whose blocks do not run here, and why; the names that they use are checked all the same.
 NOT_RUN = {
     "docs/benchmarks.md": "reads trained run folders, or takes minutes",
+    "docs/tutorials/own_model.md": "tests/models/test_own_model_page.py runs its experiments",
     "docs/engine.md": "runs below, with eight devices",
 }
 
