@@ -28,11 +28,11 @@ def to_rst(lines: Sequence[str]) -> list[str]:
       that continue a paragraph have its indentation. Doctests are left as they are.
     """
     found: list[str] = []
-    doctest, section, base = False, None, None
+    doctest, bullet, section, base = False, False, None, None
     for line in _whole_code(lines):
         text, indent = line.lstrip(), len(line) - len(line.lstrip())
         if not text:
-            doctest = False
+            doctest, bullet = False, False
             if section is None:
                 base = None
             found.append("")
@@ -44,7 +44,12 @@ def to_rst(lines: Sequence[str]) -> list[str]:
         doctest = doctest or text.startswith(">>>")
         if not doctest and section is not CODE_SECTION and not (indent == 0 and section):
             base = indent if base is None else base
-            line = " " * (base + 2 * (section is ITEMS and indent > base)) + text
+            item = text.startswith("- ")
+            if found and found[-1] and item != bullet and indent == base:
+                found.append("")  # a list is a paragraph of its own
+            bullet = item or (bullet and indent > base)
+            hanging = indent > base and not item and (bullet or section is ITEMS)
+            line = " " * (base + 2 * hanging) + text
         found.append(line if doctest or line in HEADERS.values() else _escaped(line))
     return found
 

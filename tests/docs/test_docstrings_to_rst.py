@@ -53,3 +53,8 @@ Args:
 
 def test_paragraphs_and_items_have_one_indentation():
     assert to_rst(DOCSTRING.splitlines()) == EXPECTED.splitlines()
+
+
+def test_lists_are_paragraphs_of_their_own():
+    lines = ["First:", "- one", "  more", "- two", "last"]
+    assert to_rst(lines) == ["First:", "", "- one", "  more", "- two", "", "last"]
