@@ -37,21 +37,22 @@ def watched_jit(name: str, **options: Any) -> Callable[[Callable], Any]:
         traces = 0
 
         @functools.wraps(f)
-        def counted(*args: Any) -> Any:
+        def counted(*args: Any, **named: Any) -> Any:
             nonlocal traces
             traces += 1
-            return f(*args)
+            return f(*args, **named)
 
         compiled = jax.jit(counted, **options)
 
         @functools.wraps(f)
-        def call(*args: Any) -> Any:
+        def call(*args: Any, **named: Any) -> Any:
             before = traces
-            result = compiled(*args)
+            result = compiled(*args, **named)
+            given = (*args, *named.values())
             if traces > before and not any(
-                isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(args)
+                isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(given)
             ):
-                _count(name, args)
+                _count(name, given)
             return result
 
         setattr(call, "lower", compiled.lower)  # noqa: B010
