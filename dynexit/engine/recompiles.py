@@ -7,8 +7,10 @@ compiled in every iteration.
 
 import dataclasses
 import functools
+import inspect
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,6 +20,7 @@ import numpy as np
 
 COMPILATIONS = 3  # of the same code for the same shapes, before the warning
 DEEPEST = 12  # nested functions and containers that are looked into
+PACKAGE = Path(__file__).parents[1]
 _compiled: dict[Any, list] = {}
 
 
@@ -61,6 +64,14 @@ def watched_jit(name: str, **options: Any) -> Callable[[Callable], Any]:
     return wrap
 
 
+def _level_of_caller() -> int:
+    """The `stacklevel` of the nearest caller outside this package, for a warning of `_count`."""
+    level, frame = 1, inspect.currentframe()
+    while frame is not None and Path(frame.f_code.co_filename).is_relative_to(PACKAGE):
+        level, frame = level + 1, frame.f_back
+    return level - 1
+
+
 def _count(name: str, args: tuple) -> None:
     key = (name, code_of(args))
     kinds = _compiled.setdefault(key, [])
@@ -75,7 +86,7 @@ def _count(name: str, args: tuple) -> None:
             "once, outside of the loop, and pass what changes as arrays: to `stacked_step` and its "
             "kin, or by `jax.tree_util.Partial(f, weights)`. Or call it in a function under "
             "`jax.jit`",
-            stacklevel=4,
+            stacklevel=_level_of_caller(),
         )
 
 
