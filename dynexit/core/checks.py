@@ -303,7 +303,7 @@ def check_row_independence(
     order = jax.device_put(np.random.default_rng(0).permutation(rows).astype(np.int32))
     whole, permuted, split = on_auto_axes(functools.partial(_three_ways, i=i), state, step, order)
     if tolerance is None:
-        weights = jax.eval_shape(step.select, jnp.int32(i))
+        weights = jax.eval_shape(step.select, jax.ShapeDtypeStruct((), jnp.int32))
         tolerance = max(1e-4, 8 * _coarsest((weights, state, whole)))
     for how, other in (("permuting the batch", permuted), ("splitting the batch", split)):
         for (path, a), b in zip(
