@@ -11,32 +11,25 @@ os.environ["XLA_FLAGS"] = (
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("MPLBACKEND", "agg")
-# Tests check values and work, not seconds: programs are compiled in a third of the time without
-# XLA's costly passes and its newer code for fusions, and once in a session where a worker or a
-# command of the tests' own wants one again.
-os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    quicker = os.environ["XLA_FLAGS"] + " --xla_cpu_use_fusion_emitters=false"
-    known = [
-        sys.executable,
-        "-c",
-        "import jax; jax.devices()",
-    ]  # XLA ends a process with a flag that it does not know
-    if (
-        subprocess.run(
-            known, env=os.environ | {"XLA_FLAGS": quicker}, capture_output=True
-        ).returncode
-        == 0
-    ):
-        os.environ["XLA_FLAGS"] = quicker
-    programs = tempfile.TemporaryDirectory(
-        prefix="dynexit-programs-"
-    )  # removed when the process that made it ends
-    os.environ |= {
-        "JAX_COMPILATION_CACHE_DIR": programs.name,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+# Tests check values and work, not seconds. Without XLA's expensive passes and its newer fusion code,
+# programs compile in a third of the time, and the workers of a session share compiled programs.
+# Tests that read the compiled program want what users get: `DYNEXIT_TEST_XLA=default`.
+if os.environ.get("DYNEXIT_TEST_XLA") != "default":
+    os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        faster = os.environ["XLA_FLAGS"] + " --xla_cpu_use_fusion_emitters=false"
+        # XLA ends a process that has a flag which it does not know
+        known = [sys.executable, "-c", "import jax; jax.devices()"]
+        tried = subprocess.run(known, env=os.environ | {"XLA_FLAGS": faster}, capture_output=True)
+        if tried.returncode == 0:
+            os.environ["XLA_FLAGS"] = faster
+        # removed when the process that made it ends
+        programs = tempfile.TemporaryDirectory(prefix="dynexit-programs-")
+        os.environ |= {
+            "JAX_COMPILATION_CACHE_DIR": programs.name,
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        }
 
 import jax
 import pytest

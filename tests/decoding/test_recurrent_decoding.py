@@ -188,6 +188,7 @@ def test_the_stop_token_ends_a_row_and_not_the_others():
         assert found.steps[row].tolist() == free.steps[row, :end].tolist() + [0] * (8 - end)
 
 
+@pytest.mark.compiled
 def test_no_iteration_copies_the_cache():
     """With one block per part no write depends on a read; XLA would copy what it overwrites."""
     model, rows, room = (

@@ -141,6 +141,7 @@ def test_places_of_no_one_poison_no_gradient(hostile):
     assert np.isfinite(poisoned[jnp.array([0, 2])]).all()
 
 
+@pytest.mark.compiled
 def test_memory_grows_with_the_logarithm_of_the_depth():
     """Four times the depth adds about four states to what a gradient holds; held whole, they would
     be 64, 256 and 1024.

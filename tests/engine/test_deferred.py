@@ -375,6 +375,7 @@ def test_leaves_and_programs_are_the_same_from_call_to_call():
         assert sorted(a.shape for a in jax.tree.leaves(first)) == [(D, D), (D, C)], name
 
 
+@pytest.mark.compiled
 def test_rematerialised_heads_keep_no_inner_values():
     wide = jax.random.normal(KEYS[0], (D, 4000))
 

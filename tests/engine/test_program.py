@@ -43,6 +43,7 @@ def in_loops(text):
     return [line for name in sorted(reached) for line in found[name]]
 
 
+@pytest.mark.compiled
 def test_the_parser_finds_what_a_loop_does():
     def inner(x):
         return jax.lax.fori_loop(0, x.astype(jnp.int32)[0], lambda _, x: jnp.sort(x), x)
@@ -68,6 +69,7 @@ def program(make, executor, tile=None, keep=True, rows=123):
     )
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize(
     "make, keep",
     [
@@ -93,6 +95,7 @@ def test_the_loops_of_tiles_copy_no_state(make, keep):
     assert copies == []
 
 
+@pytest.mark.compiled
 def test_tiles_of_several_rows_copy_no_state():
     tiling = (dx.Tiling((8, 2), (8.5, 2.5)),)
     text = program(oracle.homogeneous, "compacted", tiling, rows=124).compile().as_text()
@@ -147,6 +150,7 @@ PROGRAMS = {
 }
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_programs_do_not_grow_with_the_depth_and_never_call_the_host(name):
     # The masked schedule with a gradient is a tree of checkpoints, and one more level with every

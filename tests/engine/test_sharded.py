@@ -41,6 +41,7 @@ def assert_equal(got, want):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), got, want)
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("check_vma", [True, False])
 @pytest.mark.parametrize("executor", EXECUTORS)
 def test_run_until_inside_shard_map_needs_no_communication(network, executor, check_vma):

@@ -97,6 +97,7 @@ def test_a_cache_is_read_and_written_by_row(executor, tile):
             np.testing.assert_allclose(side[name], expected[name], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.compiled
 def test_the_cache_is_never_copied_in_the_loop():
     params = weights(jax.random.key(0))
     side = {n: jnp.zeros((N, 64, L, D)) for n in "kv"}

@@ -249,6 +249,7 @@ def test_tiles_are_full_whatever_the_depths(slots):
         assert depths.sum() / int(halted.rows_executed) > 0.9
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("make", [oracle.tied, oracle.homogeneous], ids=["tied", "untied"])
 def test_no_buffer_is_copied_while_the_stream_runs(make):
     problem = make(rows=123, blocks=5)
