@@ -216,3 +216,18 @@ def test_replay_refuses_nothing_to_replay():
         ValueError, match=r"thresholds of shape \[5\], but the run has 3 exits and wants \[2\]"
     ):
         dx.replay(dx.criteria.max_probability_above(jnp.full(5, 0.5)), jnp.zeros((3, 2, 4)))
+
+
+@pytest.mark.parametrize("name", ["run_until", "run_stream"])
+def test_a_reverse_gradient_is_refused_by_name_and_a_forward_one_is_taken(name):
+    rule = dx.criteria.at_depth(jnp.array([1, 3]))
+
+    def total(p):
+        step = dx.tied_step(lambda p, h: h * p, lambda p, h: h, p)
+        return getattr(dx, name)(step, jnp.ones(2), 4, rule).output.sum()
+
+    for reverse in (jax.grad(total), jax.jit(jax.grad(total)), jax.grad(jax.jit(total))):
+        with pytest.raises(TypeError, match=rf"`dx.{name}` has no gradient .* `dx.run_bounded`"):
+            reverse(jnp.float32(2.0))
+    value, slope = jax.jvp(total, (jnp.float32(2.0),), (jnp.float32(1.0),))
+    assert (float(value), float(slope)) == (2.0 + 8.0, 1.0 + 12.0)
