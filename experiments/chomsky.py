@@ -57,7 +57,7 @@ class Settings(dx.Settings):
             classes = tuple(map(str, range(data.inputs.vocabulary)))
         splits = data.train, data.calibration, data.test
         built = model.build(data.inputs, len(classes)), share(method.build())
-        return dx.Experiment(*built, *splits, classes=classes)
+        return dx.Experiment(*built, *splits, data.augment, data.prepare, classes)
 
     def parts(self) -> tuple:
         """The constructors of the network and of its method."""

@@ -77,7 +77,7 @@ def measure(made: Problem, repeats: int = 5) -> dict[str, Compiled]:
     """
     seconds: dict[str, list] = {executor: [] for executor in EXECUTORS}
     lines = {}
-    cached = jax.config.jax_enable_compilation_cache
+    cached = getattr(jax.config, "jax_enable_compilation_cache")  # noqa: B009
     jax.config.update("jax_enable_compilation_cache", False)
     try:
         for _ in range(repeats):
@@ -91,8 +91,8 @@ def measure(made: Problem, repeats: int = 5) -> dict[str, Compiled]:
                 lines[executor] = len(program.as_text().splitlines())
     finally:
         jax.config.update("jax_enable_compilation_cache", cached)
-    medians = {e: map(statistics.median, zip(*s, strict=True)) for e, s in seconds.items()}
-    return {executor: Compiled(*medians[executor], lines[executor]) for executor in EXECUTORS}
+    median = lambda executor, k: statistics.median(pair[k] for pair in seconds[executor])
+    return {e: Compiled(median(e, 0), median(e, 1), lines[e]) for e in EXECUTORS}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

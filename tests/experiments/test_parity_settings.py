@@ -1,6 +1,4 @@
-"""The two parity experiments beside each other: ranges of non-zeros for extrapolation, and the
-plain network.
-"""
+"""The parity experiments: ranges of non-zeros for extrapolation, and the plain network."""
 
 import dataclasses
 from pathlib import Path
@@ -32,7 +30,7 @@ def with_data(file, **data):
 )
 def test_the_splits_have_the_non_zeros_of_their_ranges(file, data, ranges):
     settings = with_data(file, **data, examples=300)
-    assert settings.data.ranges() == ranges and validate(settings) == []
+    assert settings.data.nonzeros() == ranges and validate(settings) == []
     experiment = file.build(settings)
     for source, (low, high) in zip((experiment.calibration, experiment.test), ranges, strict=True):
         assert set(source.examples()["steps"].tolist()) == set(range(low, high + 1))
@@ -52,11 +50,9 @@ def test_ranges_that_do_not_rise_are_faults(file, data):
 
 
 def test_the_plain_network_is_the_same_cell_at_full_depth():
-    file = FILES[0]
-    plain = dataclasses.replace(
-        file.settings, method=dataclasses.replace(file.settings.method, fixed_depth=True)
-    )
-    experiment = file.build(plain)
+    plain = load(EXPERIMENTS / "parity_fixed_depth.py")
+    assert plain.settings.model == FILES[0].settings.model
+    experiment = plain.build(plain.settings)
     full = experiment.method.candidates.full(10, {})
     assert int(full["depth"]) == 10 and experiment.model.depth == 10
 

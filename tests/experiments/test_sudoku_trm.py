@@ -36,7 +36,7 @@ def test_golden_the_halting_logit_tells_right_answers_from_wrong_ones(tmp_path):
     """Sheet, point 3: an area above 0.9 on 4x4 Sudoku, over all answers of the segments of
     training.
     """
-    experiment, segments = FILE.build(FILE.settings), FILE.settings.method.segments
+    experiment, segments = FILE.build(FILE.settings), FILE.settings.method.most
     training = dataclasses.replace(FILE.settings.training, steps=1200, checkpoint_every=1200)
     params = fit(experiment, training, tmp_path, seed=0, progress=False).params
     batch, model = experiment.test.examples(), experiment.model
