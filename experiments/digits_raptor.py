@@ -25,7 +25,7 @@ class Student:
     """The recurrent blocks that are distilled."""
 
     teacher: str = "runs/teacher"
-    """run folder of a trained digits_vit.py; empty for a small untrained network, to try the code"""
+    """run folder of a trained digits_vit.py; empty for a small untrained network"""
     phases: int = 2
     """recurrent blocks"""
 

@@ -1,4 +1,4 @@
-"""Copy this file to write a new method: here a residual MLP on digits whose rows exit at low entropy.
+"""Copy this file to write a new method: a residual MLP on digits whose rows exit at low entropy.
 
     dynexit train experiments/template.py
 
