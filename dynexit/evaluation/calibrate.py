@@ -99,8 +99,8 @@ def _broken(records: Records) -> tuple[str, ...]:
     nan = records.nan.mean(axis=1)
     if (nan == 1).any():
         raise ValueError(
-            f"`params` give a NaN for every row at exit {int(np.argmax(nan == 1))}; the network has "
-            "diverged or its inputs hold NaNs, and no threshold can be chosen"
+            f"`params` give a NaN for every row at exit {int(np.argmax(nan == 1))}; the network "
+            "has diverged or its inputs hold NaNs, and no threshold can be chosen"
         )
     return tuple(
         f"exit {e}: {int(broken.sum())} of {len(broken)} rows hold a NaN and do not exit there"

@@ -31,7 +31,7 @@ class RowCosts(NamedTuple):
 
     @property
     def until(self) -> np.ndarray:
-        """float64 `[E]`: of a row that exits at each exit, with the embedding and all heads before."""
+        """float64 `[E]`: of a row that exits at each exit, with all heads before it."""
         return self.embed + np.cumsum(self.blocks + self.heads) + self.late
 
     @property
@@ -41,7 +41,7 @@ class RowCosts(NamedTuple):
 
     @property
     def full(self) -> float:
-        """Of a row at full depth without early exits: embedding, all blocks, the last head alone."""
+        """Of a row at full depth without early exits: embedding, blocks, the last head."""
         return float(self.alone[-1])
 
 

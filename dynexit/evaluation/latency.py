@@ -159,7 +159,7 @@ def _in_tiles(run: Callable[[PyTree], Array], inputs: PyTree, tile: int | None) 
 
 
 def in_batches(inputs: PyTree, batch_size: int) -> list[PyTree]:
-    """A split `[M, ...]` on the device as batches `[B, ...]`; the last is padded with first rows."""
+    """A split `[M, ...]` on the device as batches `[B, ...]`, padded with the first rows."""
     rows = len(jax.tree.leaves(inputs)[0])
     index = np.arange(-(-rows // batch_size) * batch_size) % rows
     return [
