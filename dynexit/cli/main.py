@@ -43,7 +43,8 @@ def _main(argv: list[str]) -> int:
     except OSError as error:
         if error.errno == errno.ENOSPC:
             return _refuse(
-                f"the disk is full: {error}. Free some space and run the same command again; it resumes the run.",
+                f"the disk is full: {error}. Free some space and run the same command again; it "
+                "resumes the run.",
                 FAILED,
             )
         raise

@@ -150,7 +150,8 @@ def check_labels(labels: Any, classes: int, source: str) -> None:
         if found != IGNORED and (found < 0 or (classes and found >= classes)):
             allowed = f"lie in 0..{classes - 1} ({classes} classes)" if classes else "be at least 0"
             raise ValueError(
-                f"labels of `{source}` must {allowed}, or be {IGNORED} at places that do not count; "
+                f"labels of `{source}` must {allowed}, or be {IGNORED} at places that do not "
+                "count; "
                 f"got {found}"
                 + ("; `ignore_label` marks another label as ignored" if found < 0 else "")
             )
@@ -177,7 +178,8 @@ def check_scored(labels: Any, score: Any, source: str) -> None:
     """
     if score in (exact, share) and labels.dtype.kind not in "iu":
         raise TypeError(
-            f"labels of `{source}` must be integers for `score` {score.__name__}, got {labels.dtype};"
+            f"labels of `{source}` must be integers for `score` {score.__name__}, got "
+            f"{labels.dtype};"
             " a method for real labels has a `score` of its own"
         )
     if labels.dtype.kind == "f" and (labels != labels).any():

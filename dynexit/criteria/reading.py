@@ -55,7 +55,8 @@ def threshold_and_temperature(
     if temperature.ndim:
         if exits not in (None, temperature.shape[0]):
             raise ValueError(
-                f"`temperature` has shape {temperature.shape}, for {temperature.shape[0]} exits, and `threshold` has shape "
+                f"`temperature` has shape {temperature.shape}, for {temperature.shape[0]} exits, "
+                "and `threshold` has shape "
                 f"{threshold.shape}, for {exits}: the last exit takes everyone"
             )
         exits = temperature.shape[0]
@@ -107,7 +108,8 @@ def read_key(output: PyTree, key: str, read: Read) -> Array:
     else:
         has = f"is a {type(output).__name__}"
     raise ValueError(
-        f"`criterion` reads output[{key!r}], and the output {has}; `read` may say where else to look"
+        f"`criterion` reads output[{key!r}], and the output {has}; `read` may say where else to "
+        "look"
     )
 
 
@@ -124,7 +126,8 @@ def read_logits(output: PyTree, read: Read) -> Array:
         )
     if logits.shape[-1] < 2:
         raise ValueError(
-            f"`logits` must have at least 2 classes on the last axis, got shape {logits.shape}; for "
+            f"`logits` must have at least 2 classes on the last axis, got shape {logits.shape}; "
+            "for "
             "a head of one logit z let `read` give the two logits (0, z)"
         )
     return logits

@@ -61,7 +61,8 @@ def prepare(
     if name == "digits":
         if raw is not None:
             raise ValueError(
-                f"`raw` must not be given for digits, which come with scikit-learn, got {os.fspath(raw)!r}."
+                "`raw` must not be given for digits, which come with scikit-learn, got "
+                f"{os.fspath(raw)!r}."
             )
         return store.prepare(digits.RECIPE, digits.read_raw(), folder, progress)
     with _raw_folder(raw, progress) as found:

@@ -215,7 +215,8 @@ def host_slice(batch: dict, index: int, count: int) -> dict:
     sizes = {len(leaf) for leaf in _leaves(batch)}
     if len(sizes) != 1 or next(iter(sizes)) % count:
         raise ValueError(
-            f"`batch` must have leaves of one length that is a multiple of {count} hosts, got {sorted(sizes)}"
+            f"`batch` must have leaves of one length that is a multiple of {count} hosts, got "
+            f"{sorted(sizes)}"
         )
     part = next(iter(sizes)) // count
     return _each(lambda leaf: leaf[index * part : (index + 1) * part], batch)

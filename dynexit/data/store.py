@@ -143,7 +143,8 @@ def prepare(
     except OSError as error:
         raise OSError(
             error.errno or errno.EIO,
-            f"cannot prepare {recipe.name} in {place}: {error.strerror or error}. Nothing was kept; "
+            f"cannot prepare {recipe.name} in {place}: {error.strerror or error}. Nothing was "
+            "kept; "
             f"free some space or set DYNEXIT_DATA to another folder.",
         ) from error
     return place

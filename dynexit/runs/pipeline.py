@@ -132,7 +132,8 @@ def remeasure(
     if chosen["training_step"] != step:
         log(
             f"WARNING: the operating point was chosen for the weights of step "
-            f"{chosen['training_step']}, and these are of step {step}; `dynexit calibrate` chooses anew"
+            f"{chosen['training_step']}, and these are of step {step}; `dynexit calibrate` chooses "
+            "anew"
         )
     return measured(run, experiment, on_one_device(params), step, calibrated, chosen, settings)
 

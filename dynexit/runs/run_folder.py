@@ -309,7 +309,8 @@ def _local(folder: str | Path) -> None:
     if is_url(folder):
         scheme, _, rest = str(folder).partition(":")
         raise SettingsError(
-            f"a run folder must be in this machine's file system, got {scheme}://{rest.lstrip('/')}; "
+            "a run folder must be in this machine's file system, got "
+            f"{scheme}://{rest.lstrip('/')}; "
             "train into a local folder and copy it, or mount the bucket"
         )
 

@@ -128,7 +128,8 @@ def chomsky(
     """
     if not isinstance(task, Task):
         raise TypeError(
-            f"`task` must be one of `dynexit.data.tasks.chomsky.TASKS`, such as TASKS['reverse_string'], got {task!r}"
+            "`task` must be one of `dynexit.data.tasks.chomsky.TASKS`, such as "
+            f"TASKS['reverse_string'], got {task!r}"
         )
     ordered("lengths", lengths, 1, None)
     ordered("test_lengths", test_lengths, 1, None)

@@ -116,7 +116,8 @@ def graphs(
     """
     if not isinstance(algorithm, Algorithm):
         raise TypeError(
-            f"`algorithm` must be one of `dynexit.data.tasks.graph_algorithms`, such as `breadth_first`, got {algorithm!r}"
+            "`algorithm` must be one of `dynexit.data.tasks.graph_algorithms`, such as "
+            f"`breadth_first`, got {algorithm!r}"
         )
     test_nodes = nodes if test_nodes is None else test_nodes
     family = erdos_renyi() if family is None else family

@@ -48,7 +48,8 @@ def python_source(length: int, examples: int = 500, folder: Path | None = None) 
     for split, characters in text.items():
         if len(characters) <= length + examples:
             raise ValueError(
-                f"`folder` {folder} has {len(characters)} characters for {split}, too few for windows of {length}."
+                f"`folder` {folder} has {len(characters)} characters for {split}, too few for "
+                f"windows of {length}."
             )
     fixed = {split: _evenly(split, text[split], length, examples) for split in SPLITS}
 

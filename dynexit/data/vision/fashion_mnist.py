@@ -39,7 +39,8 @@ RECIPE = store.Recipe(
     homepage="https://github.com/zalandoresearch/fashion-mnist",
     cure=(
         "Run `dynexit data prepare fashion_mnist`: it takes the files of Debian's package "
-        "(`apt install dataset-fashion-mnist`), or those in a folder of yours (`--raw FOLDER`), or else downloads them."
+        "(`apt install dataset-fashion-mnist`), or those in a folder of yours (`--raw FOLDER`), or "
+        "else downloads them."
     ),
 )
 
@@ -170,13 +171,15 @@ def parse_idx(content: bytes) -> np.ndarray:
     """
     if content[:3] != b"\x00\x00\x08" or len(content) < 4:
         raise ValueError(
-            f"`content` must be an idx file of unsigned bytes, got the first bytes {content[:4].hex(' ')}."
+            "`content` must be an idx file of unsigned bytes, got the first bytes "
+            f"{content[:4].hex(' ')}."
         )
     start = 4 + 4 * content[3]
     shape = tuple(np.frombuffer(content[4:start], ">i4").tolist())
     if len(content) - start != int(np.prod(shape)):
         raise ValueError(
-            f"`content` must hold {shape} = {int(np.prod(shape))} values, got {len(content) - start}."
+            f"`content` must hold {shape} = {int(np.prod(shape))} values, got "
+            f"{len(content) - start}."
         )
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
@@ -195,7 +198,8 @@ def _content(folder: Path, name: str) -> bytes:
     path = _raw_file(folder, name)
     if path is None:
         raise store.DataNotPrepared(
-            f"{folder} has neither {name}.gz nor {name}; the four idx files of Fashion-MNIST are wanted."
+            f"{folder} has neither {name}.gz nor {name}; the four idx files of Fashion-MNIST are "
+            "wanted."
         )
     cure = "Get the file again, for instance by `apt install --reinstall dataset-fashion-mnist`."
     try:
@@ -205,6 +209,7 @@ def _content(folder: Path, name: str) -> bytes:
     found = hashlib.sha256(content).hexdigest()
     if found != RAW[name]:
         raise store.DataDamaged(
-            f"{path} is damaged: the SHA-256 of its content is {found}, {RAW[name]} was published. {cure}"
+            f"{path} is damaged: the SHA-256 of its content is {found}, {RAW[name]} was published. "
+            f"{cure}"
         )
     return content
