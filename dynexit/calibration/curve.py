@@ -83,7 +83,7 @@ class Curve(NamedTuple):
 
     @property
     def flips(self) -> np.ndarray:
-        """float64 `[K]`, negative flips: the fraction of rows whose score is below that of full depth.
+        """float64 `[K]`, negative flips: the fraction of rows that score below full depth.
 
         Gains of other rows are not counted (Yan et al. 2021, arXiv 2011.09161).
         """

@@ -227,7 +227,7 @@ def _advanced(state: dict, sums: dict) -> dict:
 
 
 def _centred(logits: Array, labels: Array, valid: Array) -> tuple[Array, Array]:
-    """float32 logits whose largest is 0, and that of the label; zeros where a place is not valid."""
+    """float32 logits whose largest is 0, and that of the label; zeros at places not valid."""
     z = jnp.where(valid[..., None], logits.astype(jnp.float32), 0.0)
     z = z - z.max(axis=-1, keepdims=True)
     return z, _of_label(z, labels)

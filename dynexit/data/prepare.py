@@ -1,6 +1,4 @@
-"""`dynexit data prepare NAME`: the only place that may use the network, and it says so before it
-does.
-"""
+"""`dynexit data prepare NAME`: the only code that may use the network; it reports so before."""
 
 import contextlib
 import os
@@ -107,12 +105,16 @@ def _download(place: Path, progress: bool) -> None:
             ) from error
 
 
-_OFFLINE = "Without a network: `apt install dataset-fashion-mnist`, or give the folder of the four files with `--raw FOLDER`."
+_OFFLINE = (
+    "Without a network: `apt install dataset-fashion-mnist`, or give the folder of the four files "
+    "with `--raw FOLDER`."
+)
 
 
 def _require_answer() -> None:
-    """Raises in seconds where there is no network; in a thread, because looking up a name knows no
-    time limit.
+    """Raises within seconds where there is no network.
+
+    It runs in a thread, because a name look-up has no time limit.
     """
     problems: list[str] = ["no answer"]
 

@@ -1,4 +1,4 @@
-"""Python's own standard library as text: a real corpus on every machine, for small language models."""
+"""Python's standard library as text, for small language models."""
 
 import functools
 import sysconfig
@@ -31,7 +31,7 @@ def python_source(length: int, examples: int = 500, folder: Path | None = None) 
 
     Returns:
       Three sources; inputs int32 `[b, L]` in 0..127, labels int32 `[b, L]`, the characters that
-      follow. `train.batch(seed, step, size)` draws windows afresh; `train.examples()` are as many
+      follow. `train.batch(seed, step, size)` draws new windows; `train.examples()` are as many
       as those of the other splits.
 
     Raises:

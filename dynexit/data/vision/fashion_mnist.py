@@ -1,6 +1,4 @@
-"""Fashion-MNIST: 70,000 real 28x28 pictures of clothes, from the four idx files as they were
-published.
-"""
+"""Fashion-MNIST: 70,000 real 28x28 pictures of clothes, from the four published idx files."""
 
 import functools
 import gzip
@@ -35,7 +33,8 @@ RECIPE = store.Recipe(
     name="fashion_mnist",
     shape=(28, 28, 1),
     classes=FASHION_MNIST_CLASSES,
-    description="Fashion-MNIST (Xiao, Rasul, Vollgraf 2017, arXiv 1708.07747): 70,000 grey pictures of 10 kinds.",
+    description="Fashion-MNIST (Xiao, Rasul, Vollgraf 2017, arXiv 1708.07747): 70,000 grey "
+    "pictures of 10 kinds.",
     homepage="https://github.com/zalandoresearch/fashion-mnist",
     cure=(
         "Run `dynexit data prepare fashion_mnist`: it takes the files of Debian's package "
@@ -55,8 +54,9 @@ RAW = {
 
 
 def fashion_mnist(folder: str | os.PathLike | None = None) -> Splits:
-    """Fashion-MNIST as `train` (55,000), `calibration` (5,000 held out of the training set) and
-    `test` (10,000).
+    """Fashion-MNIST as `train` (55,000), `calibration` (5,000) and `test` (10,000).
+
+    The calibration split is held out of the training set.
 
     Args:
       folder: where the prepared data lives, see `dynexit.data.store.data_folder`.
@@ -102,8 +102,9 @@ def _first(source: Source, count: int | None) -> Source:
 
 
 def hold_out(train, test, calibration: int) -> Splits:
-    """Three sources out of the two published splits: `calibration` rows leave the training set by a
-    fixed shuffle.
+    """Three sources from two published splits; calibration rows are taken from the training set.
+
+    A fixed shuffle selects them.
 
     Args:
       train, test: (images `[n, ...]`, labels `[n]`).
@@ -122,8 +123,9 @@ def hold_out(train, test, calibration: int) -> Splits:
 
 
 def fashion_mnist_builder(folder: str | os.PathLike | None = None) -> "tfds.core.DatasetBuilder":
-    """The tensorflow-datasets builder of the prepared data, split as published: "train" (60,000),
-    "test" (10,000).
+    """The tensorflow-datasets builder of the data: "train" (60,000), "test" (10,000).
+
+    The splits are those published.
     """
     return store.builder(RECIPE, folder)
 
@@ -153,8 +155,9 @@ def read_raw(folder: str | os.PathLike) -> store.Arrays:
 
 
 def parse_idx(content: bytes) -> np.ndarray:
-    """Decodes an idx file of unsigned bytes: two zeros, the type 8, the rank, big-endian int32
-    sizes, then the values.
+    """Decodes an idx file of unsigned bytes.
+
+    The file holds two zeros, the type 8, the rank, big-endian int32 sizes, then the values.
 
     Args:
       content: the decompressed file.

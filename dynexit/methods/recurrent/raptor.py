@@ -61,9 +61,8 @@ def raptor(
         0..1, `labels` negative, `thresholds` negative.
 
     Source: Raptor, whose two stages are two runs: each block alone on its phase, then all jointly.
-      Deviations: one run, in which all blocks of the first stage are trained at once; no weights
-        for
-      token groups; the exit is not in the paper, which saves no compute.
+      Deviations: one run, in which all blocks of the first stage are trained at once; no
+      weights for token groups; the exit is not in the paper, which saves no compute.
     """
     counts = tuple(counts)
     if not isinstance(teacher.depth, int) or sum(counts) != teacher.depth:
