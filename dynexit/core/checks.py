@@ -1,4 +1,4 @@
-"""Checks of arguments and of the callables that a user hands in; all before anything is compiled."""
+"""Checks of arguments and of user callables, before anything is compiled."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -19,8 +19,9 @@ def shapes(tree: PyTree) -> PyTree:
 
 
 def same_for_all(f: Callable[..., PyTree], arguments: PyTree, i: PyTree) -> bool:
-    """Whether `f(arguments, i)` depends on `i`, leaves `[n, ...]` of which it gets one entry; traced
-    and not run. `f` closes over no arrays.
+    """Whether `f(arguments, i)` is the same for all `i`; traced and not run.
+
+    Arguments have leaves `[n, ...]`, of which `f` gets one entry. `f` closes over no arrays.
     """
     several = jax.vmap(f, in_axes=(None, 0), out_axes=None)
     try:
@@ -225,15 +226,14 @@ def check_step(
             if jnp.shape(a) != b.shape or jnp.result_type(a) != b.dtype:
                 raise ValueError(
                     f"`{name}.apply` changed state{jax.tree_util.keystr(path)} from {describe(a)} "
-                    f"to {describe(b)}; steps that "
-                    "follow one another must keep it (blocks that change shapes are stages: hand "
-                    "in a sequence of steps)"
+                    f"to {describe(b)}; steps that follow one another must keep it (blocks that "
+                    "change shapes are stages: pass a sequence of steps)"
                 )
     return new, output
 
 
 def _traced(stage: Stage, state: PyTree, rows: int, name: str, side: PyTree) -> Any:
-    """What the step returns; where there is a side, without it and after a check that it was kept."""
+    """What the step returns without a side; a side is checked to be unchanged."""
     if side is None:
         return jax.eval_shape(
             lambda s: stage.step.apply(stage.step.select(jnp.int32(0)), jnp.int32(0), s), state
@@ -282,8 +282,7 @@ def check_outputs_agree(outputs: Sequence[PyTree]) -> None:
 def check_row_independence(
     step: Step, state: PyTree, i: int = 0, tolerance: float | None = None
 ) -> None:
-    """Runs a step on a batch whole, permuted and split, and refuses it where a row's result depends
-    on other rows.
+    """Runs a step on a batch whole, permuted and split; refuses it where rows depend on others.
 
     Rows that are independent may be packed, permuted and run alone, which is what the engine does.
     Batch statistics, batch-wide maxima and attention across rows break it.
@@ -323,8 +322,7 @@ def check_row_independence(
                 where = ("state", "output")[path[0].idx] + jax.tree_util.keystr(path[1:])
                 raise ValueError(
                     f"`step` couples rows: {how} changed row {row} of {where}; a row's result must "
-                    "not depend on other rows "
-                    "(batch statistics? a reduction over the batch axis?)"
+                    "not depend on other rows (batch statistics? a reduction over the batch axis?)"
                 )
 
 

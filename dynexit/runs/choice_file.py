@@ -1,4 +1,4 @@
-"""`calibration.json`: the operating point of a run, and all that evaluation needs of its calibration."""
+"""`calibration.json`: the operating point of a run, and what evaluation needs of calibration."""
 
 import dataclasses
 import json

@@ -45,6 +45,20 @@ SCHEDULE = re.compile(r"\bschedules?\b", re.IGNORECASE)
 RATE = re.compile(r"learning|rate|warm|cosine|training\.schedule|peak|optax|weights", re.IGNORECASE)
 
 CLEAN = (
+    "bench",
+    "calibration",
+    "cli",
+    "core",
+    "criteria",
+    "data",
+    "decoding",
+    "evaluation",
+    "layers",
+    "methods",
+    "objectives",
+    "runs",
+    "training",
+)
 # packages of dynexit, "engine"; or their folders, "engine/executors"
 PAGES = [
     path
