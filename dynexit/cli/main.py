@@ -9,7 +9,7 @@ from dynexit.training.streams import safe_output
 
 USAGE = """usage: dynexit COMMAND ...
 
-  dynexit train FILE [--run FOLDER] [--smoke] [--model.depth 6 ...]   train, calibrate, evaluate, report
+  dynexit train FILE [--run FOLDER] [--smoke] [--model.depth 6 ...]   train, calibrate, report
   dynexit evaluate RUN [--checkpoint best] [--batch-size 128]         measure the test split again
   dynexit calibrate RUN --accept-loss 0.005 | --budget 0.5            choose another point, measure
   dynexit plot RUN [RUN ...] [--out FILE]                             curves of several runs

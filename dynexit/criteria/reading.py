@@ -147,7 +147,10 @@ def lowest(values: Array, output: PyTree) -> Array:
 
 
 def highest(values: Array, output: PyTree) -> Array:
-    """The largest value over a row's places, `[b, ...]` to `[b]`; for rules of a threshold below."""
+    """The largest value over a row's places, `[b, ...]` to `[b]`.
+
+    It is for rules that exit below a threshold.
+    """
     return _over_places(jnp.max, values, mask_of(output, values), -jnp.finfo(jnp.float32).max)
 
 

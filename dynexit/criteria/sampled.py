@@ -10,9 +10,9 @@ from dynexit.criteria.reading import Read
 
 
 def halting_sampled(key: Array, read: Read = None) -> Criterion:
-    """Exits at a step drawn from the halting distribution, P(n) = lambda_n prod_{i<n} (1 - lambda_i).
+    """Exits at a step drawn from the halting distribution.
 
-    The last exit takes the rest of the probability.
+    P(n) = lambda_n prod_{i<n} (1 - lambda_i); the last exit takes the rest of the probability.
 
     One u ~ U[0, 1) per row is drawn from the key and the row's index in the batch or queue; the row
     exits at the first n with F_n > u. That is a Bernoulli(lambda_n) at every step, drawn at once. A

@@ -24,7 +24,7 @@ def log(line: str) -> None:
 
 
 def table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], width: int = 110) -> None:
-    """Prints a table at least `width` wide: the first column to the left, the others to the right."""
+    """Prints a table at least `width` wide: the first column left, the others right."""
     from rich.console import Console
     from rich.table import Table
 

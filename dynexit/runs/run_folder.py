@@ -310,7 +310,8 @@ def _local(folder: str | Path) -> None:
         scheme, _, rest = str(folder).partition(":")
         raise SettingsError(
             "a run folder must be in this machine's file system, got "
-            f"{scheme}://{rest.lstrip('/')}; train into a local folder and copy it, or mount the bucket"
+            f"{scheme}://{rest.lstrip('/')}; "
+            "train into a local folder and copy it, or mount the bucket"
         )
 
 
