@@ -94,12 +94,12 @@ def consecutive(times: Array | int, criterion: Criterion) -> Criterion:
     """A row exits once the criterion has held at several consecutive exits.
 
     Args:
-      times: exits in a row, 1 for no restriction; an integer, traced.
+      times: consecutive exits, 1 for no restriction; an integer, traced.
       criterion: any.
 
     Returns:
-      `Criterion` with the scores of the given one; its decision remembers how many exits in a row
-      the given one would have exited at, int32 `[b]`.
+      `Criterion` with the scores of the given one; its decision remembers the number of consecutive
+      exits at which the given one held, int32 `[b]`.
 
     Raises:
       TypeError: `times` is not an integer, `criterion` not a `Criterion`.
@@ -214,7 +214,7 @@ def decaying(
 
 
 def count(value: Any, name: str) -> Array:
-    """An argument that counts exits, as an int32 array; tracers are not looked into.
+    """An argument that counts exits, as an int32 array; tracers are not checked.
 
     Raises:
       TypeError: not integers.

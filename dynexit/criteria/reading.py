@@ -19,7 +19,7 @@ def threshold_leaf(
 
     Raises:
       ValueError: a finite threshold outside low..high, which no score or every score passes;
-        infinities are allowed, and tracers are not looked into.
+        infinities are allowed, and tracers are not checked.
     """
     found = leaf(value, name, "[E-1]")
     if not isinstance(value, Tracer):
@@ -64,7 +64,7 @@ def threshold_and_temperature(
 
 
 def leaf(value: Any, name: str, wanted: str) -> Array:
-    """A float32 array of at most one axis; tracers are not looked into.
+    """A float32 array of at most one axis; tracers are not checked.
 
     Raises:
       ValueError: a NaN, or more axes.

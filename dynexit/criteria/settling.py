@@ -137,7 +137,7 @@ def change_below(threshold: Any, read: Read = None) -> Criterion:
       >>> dx.replay(dx.criteria.change_below(0.2), {"hidden": hidden}).exit
       Array([2], dtype=int32)
 
-    Source: the usual stop of a fixed-point iteration; as an exit rule Geiping et al. 2025
+    Source: the usual criterion of a fixed-point iteration; as an exit rule Geiping et al. 2025
       (recurrent depth), on the latent state.
     """
     threshold = threshold_leaf(threshold, low=0.0)

@@ -35,8 +35,7 @@ def prepare(
 
     The raw files of Fashion-MNIST are taken from `raw`, where it is given; else from where Debian's
     package `dataset-fashion-mnist` puts them; else they are downloaded (30 MB), after a line on
-    stderr that says so. Prepared data that is already there is checked, and left alone if it is
-    intact.
+    stderr that says so. Existing prepared data is checked, and kept if it is intact.
 
     Args:
       name: "digits" or "fashion_mnist".

@@ -115,8 +115,7 @@ def prepare(
 
     A damaged earlier copy is replaced.
 
-    A process killed on the way leaves an `incomplete.*` folder that is never read and that the next
-    call removes.
+    A killed process leaves an `incomplete.*` folder, which is never read; the next call removes it.
 
     Args:
       recipe: the data set.
@@ -325,7 +324,7 @@ def _require_space(place: Path, arrays: Arrays) -> None:
 
 @contextlib.contextmanager
 def _locked(place: Path):
-    """One process at a time; the lock goes with the process, however it ends."""
+    """One process at a time; the lock ends with the process."""
     with open(place / ".lock", "w") as file:
         lock(file, wait=True)
         yield

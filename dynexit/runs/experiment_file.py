@@ -19,7 +19,7 @@ class ExperimentFile(NamedTuple):
     """An experiment file that was loaded.
 
     Attributes:
-      path: where it lies.
+      path: its path.
       name: the file's name without `.py`.
       sha256: of the file and of the files of its folder that it imports, see `digest`.
       summary: its docstring.

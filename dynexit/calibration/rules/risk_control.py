@@ -72,7 +72,7 @@ def risk_control(alpha: float, delta: float = 0.1, loss: Loss = "gap") -> Rule:
 
     return Rule(
         pick,
-        f"last accepted in a row of tests that the risk ({LOSSES[loss]}) is at most {alpha:g}",
+        f"last accepted in a sequence of tests that the risk ({LOSSES[loss]}) is at most {alpha:g}",
         f"with probability {1 - delta:g} over the calibration rows, {LOSSES[loss]}, is at most "
         f"{alpha:g} on new rows drawn alike",
         order=lambda curve: pareto_order(curve, loss),
@@ -82,7 +82,7 @@ def risk_control(alpha: float, delta: float = 0.1, loss: Loss = "gap") -> Rule:
 def pareto_order(curve: Any, loss: Loss = "gap") -> np.ndarray:
     """The points that no other point beats in both risk and cost, in the order of `risk_control`.
 
-    The order is from full depth and the dearest to the cheapest.
+    The order is from full depth and the most expensive to the cheapest.
 
     Args:
       curve: of rows that are not those of the test.

@@ -149,7 +149,7 @@ def _carried(run: np.ndarray, total: np.ndarray) -> np.ndarray:
 
 
 def longest_chain(digits: np.ndarray) -> np.ndarray:
-    """The longest carry chain of two numbers: the places in a row that one carry leaves.
+    """The longest carry chain of two numbers: consecutive places with the same carry.
 
     A place whose digits make 10 or more starts a chain whatever comes in (with the carry it cannot
     carry twice), a place that makes 9 passes on a carry that comes in, any other ends it.

@@ -9,9 +9,7 @@ from dynexit.core.data import Splits
 from dynexit.data.tasks.procedural import at_least, generated, ordered
 
 FEWEST = {2: 4, 3: 26}
-"""Digits that must be given at least, by the side of a box. Of 9x9 it is ours: with fewer, too many
-draws end in vain.
-"""
+"""The fewest clues, by the side of a box; with fewer clues of 9x9 too many draws are rejected."""
 
 
 def sudoku(

@@ -17,11 +17,11 @@ _LEFT_OUT = ("test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packa
 
 
 def python_source(length: int, examples: int = 500, folder: Path | None = None) -> Splits:
-    """Windows of Python source, every character to be followed by the next.
+    """Windows of Python source; the label of each character is the next one.
 
-    Files are dealt to the splits by their order (test: every twentieth file, and so on), so that no
-    file is in two. They differ between versions of Python; the numbers of an experiment name
-    theirs.
+    Files are assigned to the splits by their order (test: every twentieth file, and so on), so that
+    no file is in two. They differ between versions of Python; the numbers of an experiment name
+    the version.
 
     Args:
       length: L, characters of a window.

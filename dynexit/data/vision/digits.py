@@ -46,7 +46,7 @@ def digits(seed_of_split: int = 0, folder: str | os.PathLike | None = None) -> S
     scikit-learn directly, and are the same.
 
     Args:
-      seed_of_split: which examples fall into which split; to compare runs, leave it alone.
+      seed_of_split: which examples fall into which split; keep it to compare runs.
       folder: where the prepared data lives, see `dynexit.data.store.data_folder`.
 
     Returns:

@@ -130,7 +130,7 @@ def accuracy_against_compute(content: dict, path: Path) -> Path:
         s=45,
         color=INK,
         zorder=4,
-        label="full depth (quickest program)",
+        label="full depth (fastest program)",
     )
     right.set_xlabel(f"measured time per row (us), batch {content['batch_size']}")
     right.set_xlim(left=0)

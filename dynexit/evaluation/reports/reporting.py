@@ -192,7 +192,7 @@ def markdown(content: dict) -> str:
         f"dynamic {r['seconds_dynamic']:.4f} s "
         f"({s['dynamic'][0]:.4f}-{s['dynamic'][1]:.4f}), masked {r['seconds_masked']:.4f} s "
         f"({s['masked'][0]:.4f}-{s['masked'][1]:.4f}).",
-        f"- Full depth is the quickest of {', '.join(r['full_programs'])}, and reads the last exit "
+        f"- Full depth is the fastest of {', '.join(r['full_programs'])}, and reads the last exit "
         f"alone. Ideal time is its time x {r['flops_ratio_blocks']:.3f}, the fraction of block "
         f"FLOPs needed: {r['seconds_ideal']:.4f} s. The compacted executor was "
         f"{r['occupancy']:.1%} occupied. The ceiling is the efficiency of all rows exiting "

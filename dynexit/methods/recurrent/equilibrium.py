@@ -17,10 +17,8 @@ from dynexit.objectives.multi_exit import multi_exit_cross_entropy
 from dynexit.solvers.anderson import Mixing
 from dynexit.solvers.fixed_point import check_mixing, implicit, phantom
 
-THRESHOLDS = (
-    0.0,
-    *(float(10.0**e) for e in np.arange(-4.0, 0.1, 0.125)),
-)  # 0 is never passed: full depth
+# 0 is never passed: full depth
+THRESHOLDS = (0.0, *(float(10.0**e) for e in np.arange(-4.0, 0.1, 0.125)))
 
 
 def equilibrium(

@@ -11,11 +11,8 @@ from dynexit.methods.answers import accuracy, logits_of, predict, row_means
 from dynexit.objectives.multi_exit import multi_exit_cross_entropy
 
 ARRIVED = 0.999
-THRESHOLDS = (
-    *(j / 10 for j in range(10)),
-    ARRIVED,
-    1.0,
-)  # 1.0 is never passed: all steps, most of them after arrival
+# 1.0 is never passed: all steps, most of them after the end of the integration
+THRESHOLDS = (*(j / 10 for j in range(10)), ARRIVED, 1.0)
 
 
 def neural_ode(

@@ -16,10 +16,8 @@ from dynexit.methods.answers import accuracy, logits_of, predict, row_means
 from dynexit.models.features import features
 from dynexit.objectives.multi_exit import multi_exit_cross_entropy
 
-THRESHOLDS = (
-    0.0,
-    *(float(10.0**e) for e in np.arange(-2.5, 0.6, 0.125)),
-)  # 0 is never passed: full depth
+# 0 is never passed: full depth
+THRESHOLDS = (0.0, *(float(10.0**e) for e in np.arange(-2.5, 0.6, 0.125)))
 
 
 def raptor(
