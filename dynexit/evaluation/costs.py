@@ -31,7 +31,7 @@ class RowCosts(NamedTuple):
 
     @property
     def until(self) -> np.ndarray:
-        """float64 `[E]`: of a row that exits at each exit, with all heads before it."""
+        """float64 `[E]`: of a row that exits at each exit; all heads up to it are read."""
         return self.embed + np.cumsum(self.blocks + self.heads) + self.late
 
     @property
