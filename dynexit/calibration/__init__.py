@@ -1,6 +1,4 @@
-"""Temperatures and operating points from a calibration split, never from the split that will be
-reported.
-"""
+"""Temperatures and operating points from the calibration split, not from the reported split."""
 
 from typing import TYPE_CHECKING
 

@@ -1,11 +1,13 @@
-"""Candidate operating points: a list of thresholds, thresholds solved for wanted fractions of a
-calibration split's rows, or one threshold for all exits. All of it runs on the host.
+"""Candidate operating points, computed on the host.
 
-A row exits where `score > threshold`. A threshold that must let a score s itself exit therefore
-lies just below s, and the rows that exit are those of the literature's `score >= s`. It lies 1e-6
-below, relatively, and not one float: the same score computed by another program differs in its last
-bits, and where many probabilities round to 1 that would hold back a crowd. Thresholds are `[E-1]`:
-the last exit takes every row.
+They are a list of thresholds, thresholds solved for wanted fractions of a calibration split's
+rows, or one threshold for all exits.
+
+A row exits where `score > threshold`. A threshold at which a row of score s itself exits
+therefore lies just below s, and the rows that exit are those of the literature's `score >= s`. It
+lies 1e-6 below, relatively, and not one float: the same score computed by another program differs
+in its last bits, and where many probabilities round to 1, many rows would not exit. Thresholds are
+`[E-1]`: every pending row exits at the last exit.
 """
 
 from typing import Any
@@ -27,7 +29,7 @@ def levels(
 
     Args:
       values: `[K]`, each in low..high.
-      full: the number at which no row exits early; calibration puts it among the candidates.
+      full: the number at which no row exits early; calibration adds it to the candidates.
       name: of the operating point's entry.
       low, high: the range.
 
@@ -53,7 +55,7 @@ def levels(
 
 
 def with_full_depth(points: PyTree, full: PyTree) -> PyTree:
-    """The points, leaves `[K, ...]`, and `full` after them where it is none of them; on the host.
+    """The points, leaves `[K, ...]`, with `full` appended where it is not among them; on the host.
 
     Raises:
       ValueError: no points, leaves that differ in K or from `full`, or a NaN.
@@ -66,7 +68,8 @@ def with_full_depth(points: PyTree, full: PyTree) -> PyTree:
     sizes = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(points)}
     if len(sizes) != 1 or sizes <= {(), (0,)}:
         raise ValueError(
-            f"`points` must have leaves [K, ...] with one K of at least 1, got leading axes {sorted(sizes)}"
+            "`points` must have leaves [K, ...] with one K of at least 1, got leading axes "
+            f"{sorted(sizes)}"
         )
     if jax.tree.structure(points) != jax.tree.structure(full) or [
         a.shape[1:] for a in jax.tree.leaves(points)
@@ -125,8 +128,8 @@ def quotas(fractions: Any, rows: int) -> np.ndarray:
       rows: M.
 
     Returns:
-      int64 `[..., E-1]`. A product within 1e-9 of the next integer counts as it: 100 x 0.29 is 29,
-      and not 28.
+      int64 `[..., E-1]`. A product within 1e-9 of the next integer is rounded up: 100 x 0.29 is 29,
+      not 28.
 
     Raises:
       ValueError: fractions that are negative or do not sum to 1.
@@ -138,7 +141,8 @@ def quotas(fractions: Any, rows: int) -> np.ndarray:
     fractions = np.asarray(fractions, np.float64)
     if fractions.ndim == 0 or fractions.shape[-1] == 0:
         raise ValueError(
-            f"`fractions` must have shape [..., E] with at least one exit, got shape {fractions.shape}"
+            "`fractions` must have shape [..., E] with at least one exit, got shape "
+            f"{fractions.shape}"
         )
     if not (fractions >= 0).all() or not np.allclose(
         fractions.sum(axis=-1), 1.0, rtol=0, atol=1e-6
@@ -150,15 +154,15 @@ def quotas(fractions: Any, rows: int) -> np.ndarray:
 
 
 def msdnet_thresholds(confidence: Any, fractions: Any) -> np.ndarray:
-    """Thresholds with which wanted fractions of the rows exit at each exit.
+    """Thresholds at which wanted fractions of the rows exit at each exit.
 
-    Exit by exit, with m = floor(M p_e) among the rows that remain: T_e lies just below the m-th
-    highest confidence, and the rows at or above that exit. A quota of 0 gives +inf, one above the
-    number of rows left gives -inf. Ties exit together, so the achieved fractions may exceed the
+    Exit by exit, with m = floor(M p_e) among the pending rows: T_e lies just below the m-th highest
+    confidence, and the rows at or above that exit. A quota of 0 gives +inf, one above the number of
+    pending rows gives -inf. Rows with ties exit together, so the achieved fractions may exceed the
     wanted ones: report the achieved.
 
     Args:
-      confidence: `[E, M]`, higher is surer; a NaN never exits.
+      confidence: `[E, M]`, higher is more certain; a row does not exit at a NaN.
       fractions: `[E]`, or `[K, E]` for K points at once.
 
     Returns:
@@ -189,11 +193,12 @@ def msdnet_thresholds(confidence: Any, fractions: Any) -> np.ndarray:
 
 
 def shared_thresholds(confidence: Any, count: int) -> np.ndarray:
-    """One threshold for all exits, just below evenly spaced quantiles of the confidences of all
-    early exits together.
+    """One threshold for all exits, just below evenly spaced quantiles of the confidences.
+
+    The confidences of all early exits are pooled.
 
     Args:
-      confidence: `[E, M]`, higher is surer.
+      confidence: `[E, M]`, higher is more certain.
       count: K, at least 1.
 
     Returns:
@@ -219,11 +224,10 @@ def shared_thresholds(confidence: Any, count: int) -> np.ndarray:
 
 
 def threshold_candidates(confidence: Any, ratios: Any = RATIOS, shared: int = 40) -> np.ndarray:
-    """Operating points worth comparing: MSDNet's geometric family, thresholds shared by all exits,
-    and full depth.
+    """MSDNet's geometric family of thresholds, thresholds shared by all exits, and full depth.
 
     Args:
-      confidence: `[E, M]`, higher is surer.
+      confidence: `[E, M]`, higher is more certain.
       ratios: of the geometric family, `[R]`.
       shared: number of shared thresholds, at least 1; the last of them is +inf, full depth.
 
@@ -243,8 +247,9 @@ def threshold_candidates(confidence: Any, ratios: Any = RATIOS, shared: int = 40
 
 
 def just_below(score: Any) -> np.ndarray:
-    """A little less than a score, by more than another program's rounding of the same score;
-    infinities stay. float32.
+    """A threshold a little below a score, float32; infinities are unchanged.
+
+    The margin exceeds the difference in rounding of the same score in another program.
 
     Example:
       >>> just_below([1.0, np.inf]).tolist()
@@ -259,18 +264,19 @@ def just_below(score: Any) -> np.ndarray:
 
 def _solved(confidence: np.ndarray, quotas: np.ndarray) -> np.ndarray:
     """Thresholds `[E-1]` from confidences `[E-1, M]` and the quotas `[E-1]` of one point."""
-    left, thresholds = np.arange(confidence.shape[1]), np.full(len(confidence), np.inf, np.float32)
+    pending = np.arange(confidence.shape[1])
+    thresholds = np.full(len(confidence), np.inf, np.float32)
     for e, (scores, quota) in enumerate(zip(confidence, quotas, strict=True)):
         if quota == 0:
             continue
-        remaining = scores[left]
+        remaining = scores[pending]
         known = remaining[~np.isnan(remaining)]
         if quota > len(known):
             thresholds[e] = -np.inf
         else:
             at = len(known) - int(quota)
             thresholds[e] = just_below(np.partition(known, at)[at])
-        left = left[~(remaining > thresholds[e])]
+        pending = pending[~(remaining > thresholds[e])]
     return thresholds
 
 

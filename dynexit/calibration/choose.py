@@ -1,4 +1,4 @@
-"""One operating point out of many, from the calibration split alone."""
+"""Chooses one operating point from a curve of the calibration split."""
 
 from typing import NamedTuple
 
@@ -11,15 +11,15 @@ from dynexit.core.types import PyTree
 
 
 class Choice(NamedTuple):
-    """An operating point, what it did on the calibration split, and why it was taken.
+    """An operating point, its results on the calibration split, and the rule that chose it.
 
     Attributes:
       operating_point: leaves `[...]`.
-      index: its place among the points of the curve.
+      index: its index among the points of the curve.
       accuracy: on the calibration split; the accuracy to report is that of the test split.
       accuracy_full: of full depth, on the same rows.
       standard_error: of accuracy - accuracy_full, from paired rows. It holds for a point fixed
-        beforehand: the best of many looks better than it is, by about this much.
+        beforehand: the best of many points appears better than it is, by about this much.
       cost: mean FLOPs per row.
       cost_fraction: of full depth's.
       mean_depth: mean exits evaluated per row, in 1..E.
@@ -104,28 +104,29 @@ def refuse_same_split(choice: Choice, split: str, fingerprint: str) -> None:
 
     Args:
       choice: of `choose`.
-      split, fingerprint: of what is about to be reported.
+      split, fingerprint: of the data to report on.
 
     Raises:
       ValueError: the same split by name, or the same data by fingerprint.
     """
     if choice.split == split:
         raise ValueError(
-            f"`split` is {split!r}, on which this operating point was chosen; its numbers there are "
-            "too good. Report it on the test split"
+            f"`split` is {split!r}, on which this operating point was chosen; its numbers there "
+            "are too good. Report it on the test split"
         )
     if choice.fingerprint == fingerprint:
         raise ValueError(
-            f"`fingerprint` of the {split!r} split is that of the very data on which this operating "
-            f"point was chosen ({fingerprint[:12]}); its numbers there are too good. The splits must "
-            "be disjoint"
+            f"`fingerprint` of the {split!r} split is that of the data on which this operating "
+            f"point was chosen ({fingerprint[:12]}); its numbers there are too good. The splits "
+            "must be disjoint"
         )
 
 
 def _refuse_split(split: str) -> None:
     why = {
-        "test": "the split that will be reported may not choose thresholds: the report would be too good",
-        "train": "the network has fitted these rows, so its confidences on them are too high and new rows would exit later",
+        "test": "the reported split may not choose thresholds: the report would be too good",
+        "train": "the network has fitted these rows, so its confidences on them are too high and "
+        "new rows would exit later",
     }.get(split, "thresholds are chosen on the calibration split alone")
     if split != "calibration":
         raise ValueError(

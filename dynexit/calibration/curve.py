@@ -1,5 +1,6 @@
-"""What many operating points do to every row of a split, from its records: the network is not run
-again.
+"""Results of many operating points on every row of a split, from its records.
+
+The network is not run again.
 """
 
 from collections.abc import Callable
@@ -14,8 +15,10 @@ from dynexit.engine.replay import replay_scores
 
 
 class Curve(NamedTuple):
-    """K operating points on the M rows of a split that count, on the host: what a rule chooses
-    from. Points of other networks are more rows of the same table, each with a cost of its own.
+    """K operating points on the M labelled rows of a split, on the host.
+
+    A rule chooses from it. Points of other networks are more rows of the same table, each with its
+    own cost.
 
     Attributes:
       points: leaves `[K, ...]`.
@@ -44,7 +47,7 @@ class Curve(NamedTuple):
 
     @property
     def rows(self) -> int:
-        """M."""
+        """M, the number of rows."""
         return self.right.shape[1]
 
     @property
@@ -72,16 +75,17 @@ class Curve(NamedTuple):
         """float64 `[K]`, of accuracy - accuracy_full, from the paired differences of the rows.
 
         Where scores are 0 or 1 it is sqrt(b + c - (b - c)^2 / M) / M, with b rows right only at
-        full depth and c only at the point; 0 where no row changed, which says that M was too small
-        to see a change and not that there is none.
+        full depth and c only at the point. It is 0 where no row changed; then M is too small to
+        show a change.
         """
         change = self.right - self.right_full
         return change.std(axis=1, dtype=np.float64) / np.sqrt(self.rows)
 
     @property
     def flips(self) -> np.ndarray:
-        """float64 `[K]`, negative flips: the fraction of rows whose score is below that of full
-        depth, before what other rows gain is set against it (Yan et al. 2021, arXiv 2011.09161).
+        """float64 `[K]`, negative flips: the fraction of rows that score below full depth.
+
+        Gains of other rows are not counted (Yan et al. 2021, arXiv 2011.09161).
         """
         return (self.right < self.right_full).mean(axis=1)
 
@@ -105,15 +109,15 @@ def curve(
     costs: Any,
     cost_full: float | None = None,
 ) -> Curve:
-    """Every operating point on stored scores: `decide` alone runs.
+    """Evaluates every operating point on stored scores; only `decide` runs.
 
     Args:
       records: of any split; points may be drawn on the test split, not chosen there.
       points: leaves `[K, ...]`.
       criterion: `criterion(point) -> Criterion`; static, so pass the same function each time.
       costs: cumulative FLOPs per row at every exit, `[E]`.
-      cost_full: FLOPs of full depth; None for the last of `costs`. The plain network costs a little
-        less than one that reads all its exits.
+      cost_full: FLOPs of full depth; None for the last of `costs`. The network without early exits
+        costs a little less than one that reads all its exits.
 
     Returns:
       `Curve`, over the rows that count.
@@ -128,12 +132,14 @@ def curve(
     sizes = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(points)}
     if len(sizes) != 1 or sizes <= {(), (0,)}:
         raise ValueError(
-            f"`points` must have leaves [K, ...] with one K of at least 1, got leading axes {sorted(sizes)}"
+            "`points` must have leaves [K, ...] with one K of at least 1, got leading axes "
+            f"{sorted(sizes)}"
         )
     costs = np.asarray(costs, np.float64)
     if costs.ndim != 1 or not (np.diff(costs, prepend=0.0) > 0).all():
         raise ValueError(
-            f"`costs` must be cumulative FLOPs of shape [E], above 0 and rising, got {costs.tolist()}"
+            "`costs` must be cumulative FLOPs of shape [E], above 0 and rising, got "
+            f"{costs.tolist()}"
         )
     if records.right.shape != (len(costs), len(records.labels)):
         raise ValueError(
@@ -168,11 +174,12 @@ def curve(
 
 
 def _check_scores(criterion: Callable[[PyTree], Criterion], points: PyTree) -> None:
-    """Refuses points whose criteria differ in what the score is made with (temperatures)."""
+    """Refuses points whose criteria differ in the parameters of the score (temperatures)."""
     made = jax.vmap(lambda point: criterion(point).score)(points)
     for leaf in map(np.asarray, jax.tree.leaves(made)):
         if (leaf != leaf[:1]).any():
             raise ValueError(
-                "`points` must have criteria of one score, but what their scores are made with "
-                f"differs, such as {leaf[0].tolist()} and {leaf[-1].tolist()}: only decisions are compared on stored scores"
+                "`points` must have criteria of one score, but the parameters of their scores "
+                f"differ, such as {leaf[0].tolist()} and {leaf[-1].tolist()}: only decisions are "
+                "compared on stored scores"
             )

@@ -1,5 +1,6 @@
-"""What calibration and evaluation keep of a split: a few numbers for each exit and row, and never
-an output.
+"""Records of a split for calibration and evaluation: a few numbers for each exit and row.
+
+Outputs are not kept.
 """
 
 from collections.abc import Callable
@@ -62,8 +63,9 @@ def observed(
     score: Callable[[Any, Any], Any],
     labels: Array,
 ) -> Callable[[Any, PyTree, PyTree], tuple[dict, PyTree]]:
-    """What is kept of one exit of a batch, `observe(exit, output, memory) -> (kept, memory)` for
-    `dx.engine.run_observed`; keys as the fields of `Records`.
+    """`observe(exit, output, memory) -> (kept, memory)` for `dx.engine.run_observed`.
+
+    The keys of what is kept of one exit of a batch are fields of `Records`.
     """
 
     def observe(exit: Any, output: PyTree, memory: PyTree) -> tuple[dict, PyTree]:
@@ -110,11 +112,12 @@ def records_of(
       `Records`.
 
     Raises:
-      TypeError, ValueError: labels or outputs of which the score can be made of neither.
+      TypeError, ValueError: labels or outputs that the score does not take.
 
     Example:
       >>> import dynexit as dx
-      >>> logits = jnp.array([[[2.0, 0.0], [0.1, 0.0]], [[9.0, 0.0], [0.0, 9.0]]])  # [E=2, M=2, C=2]
+      >>> # [E=2, M=2, C=2]
+      >>> logits = jnp.array([[[2.0, 0.0], [0.1, 0.0]], [[9.0, 0.0], [0.0, 9.0]]])
       >>> rule = dx.criteria.max_probability_above(0.5)
       >>> records_of(logits, np.array([0, 1]), rule, lambda z: z.argmax(-1)).right.tolist()
       [[1.0, 0.0], [1.0, 1.0]]

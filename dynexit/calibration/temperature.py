@@ -1,6 +1,4 @@
-"""One temperature per exit, so that confidences mean the same at all of them; fitted in passes over
-the split that keep no logits.
-"""
+"""Temperature scaling with one temperature per exit, fitted in passes that keep no logits."""
 
 import functools
 from typing import Any
@@ -21,8 +19,8 @@ PASSES = 40
 def temperature_fit(read: Read = None, lowest: float = 0.1, highest: float = 10.0) -> Fit:
     """Fits the temperature of each exit that minimises its negative log-likelihood.
 
-    With b = 1 / T the NLL, mean_m lse(b z_m) - b z_m[y_m], is convex in b. Its slope, mean_m E_p[z]
-    - z_y, is brought to 0 by Newton's method within a bracket. Each pass sums slope and curvature,
+    With b = 1 / T the NLL, mean_m lse(b z_m) - b z_m[y_m], is convex in b. Newton's method within a
+    bracket finds the zero of its slope, mean_m E_p[z] - z_y. Each pass sums slope and curvature,
     Var_p[z], of every exit. An exit that is right about every row has no finite 1 / T and gets
     `lowest`.
 
@@ -37,12 +35,13 @@ def temperature_fit(read: Read = None, lowest: float = 0.1, highest: float = 10.
     Raises:
       ValueError: a bracket without 1.
 
-    Source: Guo et al. 2017, On Calibration of Modern Neural Networks, section 4.2; one temperature
-      an exit is our extension.
+    Source: Guo et al. 2017, On Calibration of Modern Neural Networks, section 4.2. Deviation: one
+      temperature per exit.
     """
     if not 0 < lowest <= 1 <= highest:
         raise ValueError(
-            f"`lowest` and `highest` must hold 0 < lowest <= 1 <= highest, got {lowest} and {highest}"
+            "`lowest` and `highest` must hold 0 < lowest <= 1 <= highest, got "
+            f"{lowest} and {highest}"
         )
 
     def begin(exits: int) -> dict:
@@ -67,7 +66,8 @@ def temperature_fit(read: Read = None, lowest: float = 0.1, highest: float = 10.
     def finish(state: dict) -> tuple[dict, tuple[str, ...]]:
         temperature = np.clip(1 / state["beta"], lowest, highest).astype(np.float32)
         remarks = tuple(
-            f"temperature of exit {e}: {count:g} labelled places left out, whose logits are not finite"
+            f"temperature of exit {e}: {count:g} labelled places left out, whose logits are not "
+            "finite"
             for e, count in enumerate(state["unusable"])
             if count
         )
@@ -82,8 +82,8 @@ def fit_temperature(
     """The temperatures of `temperature_fit`, from logits that are in memory.
 
     Args:
-      logits: `[E, M, C]`, or `[E, M, ..., C]` for labels by place, of a calibration split. Places
-        that are not `usable` are left out.
+      logits: `[E, M, C]`, or `[E, M, ..., C]` for one label per place, of a calibration split.
+        Places that are not `usable` are left out.
       labels: integers `[M]` or `[M, ...]`; -1 (`dynexit.core.labels.IGNORED`) is left out too.
       lowest, highest: bracket of T, with 1 in it.
 
@@ -103,7 +103,8 @@ def fit_temperature(
     """
     if jnp.ndim(logits) < 3 or 0 in jnp.shape(logits):
         raise ValueError(
-            f"`logits` must have shape [E, M, C] or [E, M, ..., C], none of them 0, got {jnp.shape(logits)}"
+            "`logits` must have shape [E, M, C] or [E, M, ..., C], none of them 0, got "
+            f"{jnp.shape(logits)}"
         )
     given = np.asarray(as_labels(labels))
     if given.shape != jnp.shape(logits)[1:-1]:
@@ -148,8 +149,9 @@ def slopes(logits: Array, labels: Array, beta: Array) -> dict[str, Array]:
 
 
 def usable(logits: Array, labels: Array) -> Array:
-    """Which labelled places a likelihood can be taken of, bool `[...]`: no logit is NaN or +inf and
-    that of the label is finite. A class may be excluded by -inf.
+    """Labelled places that have a likelihood, bool `[...]`.
+
+    No logit is NaN or +inf there, and that of the label is finite. A class may be excluded by -inf.
 
     Args:
       logits: `[..., C]`.
@@ -165,8 +167,9 @@ def usable(logits: Array, labels: Array) -> Array:
 
 
 def mean_nll(logits: Array, labels: Array, temperature: Array) -> Array:
-    """Mean negative log-likelihood of one exit, -mean_m ln softmax(z_m / T)[y_m], over the places
-    that are `usable`.
+    """Mean negative log-likelihood of one exit, over the places that are `usable`.
+
+    -mean_m ln softmax(z_m / T)[y_m].
 
     Args:
       logits: `[M, C]` or `[M, ..., C]`.
@@ -174,7 +177,7 @@ def mean_nll(logits: Array, labels: Array, temperature: Array) -> Array:
       temperature: T, `[]`.
 
     Returns:
-      float32 `[]`, nats; 0 where no place is left.
+      float32 `[]`, nats; 0 where no place counts.
 
     Example:
       >>> # ln 2
@@ -195,9 +198,11 @@ def _stored(logits: Array, labels: Array, beta: Array) -> dict[str, Array]:
 
 
 def _advanced(state: dict, sums: dict) -> dict:
-    """The next b of every exit: after b = 1 the bound on the minimum's side, which is the answer
-    where the slope still points beyond it, and from then on Newton's step or, where that leaves the
-    bracket, its middle.
+    """The next b of every exit.
+
+    After b = 1 it is the bound on the minimum's side, which is the answer where the slope still
+    points beyond it. From then on it is Newton's step or, where that leaves the bracket, its
+    middle.
     """
     new = {name: value.copy() for name, value in state.items()}
     new["passes"] += 1
@@ -210,7 +215,7 @@ def _advanced(state: dict, sums: dict) -> dict:
             continue
         new[side][e] = beta
         newton = beta - slope / curvature if curvature > 0 else np.inf
-        if state["passes"][e] == 0:  # the bound is tried first: Newton creeps towards one
+        if state["passes"][e] == 0:  # the bound is tried first: Newton converges slowly to one
             new["beta"][e], new["planned"][e] = new[other][e], newton
             continue
         if state["passes"][e] == 1 and side == "high":  # at a bound far from the minimum
@@ -222,13 +227,13 @@ def _advanced(state: dict, sums: dict) -> dict:
 
 
 def _centred(logits: Array, labels: Array, valid: Array) -> tuple[Array, Array]:
-    """float32 logits whose largest is 0, zeros where a place is not valid, and that of the label."""
+    """float32 logits whose largest is 0, and that of the label; zeros at places not valid."""
     z = jnp.where(valid[..., None], logits.astype(jnp.float32), 0.0)
     z = z - z.max(axis=-1, keepdims=True)
     return z, _of_label(z, labels)
 
 
 def _of_label(values: Array, labels: Array) -> Array:
-    """The entry of each label, `[..., C]` to `[...]`; of the first class where none counts."""
+    """The entry of each label, `[..., C]` to `[...]`; the first class where no label counts."""
     index = jnp.maximum(labels, 0).astype(jnp.int32)[..., None]
     return jnp.take_along_axis(values, index, axis=-1)[..., 0]

@@ -37,9 +37,7 @@ FLAGS = (
 
 
 def calibrate(argv: Sequence[str]) -> int:
-    """Chooses by a new rule from the calibration split, keeps it in `calibration.json`, and reports
-    anew.
-    """
+    """Chooses by a new rule, writes `calibration.json`, and reports again."""
     words, rest = split(argv, USAGE)
     options, _ = parse(rest, "dynexit calibrate RUN", FLAGS)
     checkpoint = chosen_checkpoint(options["checkpoint"])

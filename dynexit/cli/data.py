@@ -11,7 +11,7 @@ USAGE = "dynexit data prepare NAME [--raw FOLDER]"
 
 
 def data(argv: Sequence[str]) -> int:
-    """Prepares a data set; says where it lies."""
+    """Prepares a data set and prints its folder."""
     words, rest = split(argv, USAGE, least=2, most=2)
     raw = Flag("raw", str | None, None, "folder that holds the raw files already")
     options, _ = parse(rest, "dynexit data prepare NAME", (raw,))

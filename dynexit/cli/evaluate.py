@@ -31,7 +31,7 @@ BATCH_SIZE = Flag(
 
 
 def evaluate(argv: Sequence[str]) -> int:
-    """Rebuilds the model from the experiment file and reports anew; no operating point is chosen."""
+    """Rebuilds the model and reports again; no operating point is chosen."""
     words, rest = split(argv, USAGE)
     options, _ = parse(rest, "dynexit evaluate RUN", (CHECKPOINT, EXPERIMENT, BATCH_SIZE))
     checkpoint, batch_size = chosen_checkpoint(options["checkpoint"]), options["batch_size"]

@@ -1,4 +1,4 @@
-"""The `dynexit` command: calls the function of a command, and prints known errors as one message."""
+"""The `dynexit` command: runs a command, and prints known errors as one message."""
 
 import errno
 import sys
@@ -9,10 +9,10 @@ from dynexit.training.streams import safe_output
 
 USAGE = """usage: dynexit COMMAND ...
 
-  dynexit train FILE [--run FOLDER] [--smoke] [--model.depth 6 ...]   train, calibrate, evaluate, report
+  dynexit train FILE [--run FOLDER] [--smoke] [--model.depth 6 ...]   train, calibrate, report
   dynexit evaluate RUN [--checkpoint best] [--batch-size 128]         measure the test split again
-  dynexit calibrate RUN --accept-loss 0.005 | --budget 0.5            choose another operating point, and measure it
-  dynexit plot RUN [RUN ...] [--out FILE]                             curves of several runs in one figure
+  dynexit calibrate RUN --accept-loss 0.005 | --budget 0.5            choose another point, measure
+  dynexit plot RUN [RUN ...] [--out FILE]                             curves of several runs
   dynexit data prepare NAME [--raw FOLDER]                            write a data set to disk
   dynexit bench [--suite executors|device] ...                        benchmark this machine
 
@@ -43,7 +43,8 @@ def _main(argv: list[str]) -> int:
     except OSError as error:
         if error.errno == errno.ENOSPC:
             return _refuse(
-                f"the disk is full: {error}. Free some space and run the same command again; it resumes the run.",
+                f"the disk is full: {error}. Free some space and run the same command again; it "
+                "resumes the run.",
                 FAILED,
             )
         raise
@@ -79,8 +80,9 @@ def _dispatch(argv: list[str]) -> int:
 
 
 def _is_known(error: Exception) -> bool:
-    """Whether the error is one of the project's own, whose message says all; looked up among loaded
-    modules only.
+    """Whether the error is one of the project's own, whose message is complete.
+
+    Only loaded modules are searched.
     """
     known = (
         ("dynexit.data.store", ("DataNotPrepared", "DataDamaged")),

@@ -1,4 +1,4 @@
-"""From a command line to settings: all invalid options are reported together, before JAX is loaded."""
+"""Settings from a command line; invalid options are reported together, before JAX is loaded."""
 
 import contextlib
 import dataclasses
@@ -26,8 +26,7 @@ class Flag(NamedTuple):
 def parse(
     argv: Sequence[str], prog: str, flags: Sequence[Flag], settings: Any = None, summary: str = ""
 ) -> tuple[dict, Any]:
-    """Reads `--name value` options into the values of `flags` and an instance of the dataclass of
-    `settings`.
+    """Reads `--name value` options into the values of `flags` and into `settings`.
 
     Args:
       argv: the words after the command's own positional ones.

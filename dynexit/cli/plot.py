@@ -60,7 +60,8 @@ def finished(folder: Path) -> dict:
     path = folder / REPORT
     if not path.exists():
         raise SettingsError(
-            f"{folder} has no {REPORT} yet: it has not finished; the same `dynexit train` command resumes it"
+            f"{folder} has no {REPORT} yet: it has not finished; the same `dynexit train` command "
+            "resumes it"
         )
     try:
         return json.loads(path.read_text())

@@ -19,10 +19,11 @@ STOPPED = 143  # what a shell calls a process that ended by SIGTERM
 
 
 def train(argv: Sequence[str]) -> int:
-    """Trains, calibrates, evaluates and reports; resumes in a run folder that was begun with the
-    same settings.
+    """Trains, calibrates, evaluates and reports.
 
-    A finished run is not trained again: its weights are calibrated and measured anew.
+    A run folder that was begun with the same settings is resumed.
+
+    A finished run is not trained again: its weights are calibrated and measured again.
     """
     words, rest = split(argv, USAGE)
     if not words:

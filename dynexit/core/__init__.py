@@ -1,3 +1,1 @@
-"""Floor 0: notation and types, settings, stacking of block parameters, checks of user callables,
-costs.
-"""
+"""Types and notation, settings, stacking of parameters, checks of user callables, costs."""

@@ -1,4 +1,4 @@
-"""Checks of arguments and of the callables that a user hands in; all before anything is compiled."""
+"""Checks of arguments and of user callables, before anything is compiled."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -19,8 +19,9 @@ def shapes(tree: PyTree) -> PyTree:
 
 
 def same_for_all(f: Callable[..., PyTree], arguments: PyTree, i: PyTree) -> bool:
-    """Whether `f(arguments, i)` depends on `i`, leaves `[n, ...]` of which it gets one entry; traced
-    and not run. `f` closes over no arrays.
+    """Whether `f(arguments, i)` is the same for all `i`; traced and not run.
+
+    Arguments have leaves `[n, ...]`, of which `f` gets one entry. `f` closes over no arrays.
     """
     several = jax.vmap(f, in_axes=(None, 0), out_axes=None)
     try:
@@ -160,7 +161,8 @@ def stages_of(step: Step | Sequence[Step], depth: Depth) -> tuple[Stage, ...]:
     depths = list(depth) if isinstance(depth, (tuple, list)) else [depth]
     if not steps or len(steps) != len(depths):
         raise ValueError(
-            f"`step` has {len(steps)} stages and `depth` has {len(depths)}; both must have the same, at least 1"
+            f"`step` has {len(steps)} stages and `depth` has {len(depths)}; both must have the "
+            "same, at least 1"
         )
     stages, first, before = [], 0, 0
     for k, (s, d) in enumerate(zip(steps, depths, strict=True)):
@@ -171,7 +173,8 @@ def stages_of(step: Step | Sequence[Step], depth: Depth) -> tuple[Stage, ...]:
         d = positive_integer(d, f"depth{place}")
         if d % s.blocks:
             raise ValueError(
-                f"`depth{place}` is {d}, not a multiple of the {s.blocks} blocks that one step executes"
+                f"`depth{place}` is {d}, not a multiple of the {s.blocks} blocks that one step "
+                "executes"
             )
         if s.depth is not None and d > s.depth:
             raise ValueError(
@@ -203,7 +206,8 @@ def check_step(
         for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
             if not leaf.shape or leaf.shape[0] != rows:
                 raise ValueError(
-                    f"`{name}.apply` was given {rows} rows and returned {what}{jax.tree_util.keystr(path)} of shape "
+                    f"`{name}.apply` was given {rows} rows and returned "
+                    f"{what}{jax.tree_util.keystr(path)} of shape "
                     f"{list(leaf.shape)}; its leading axis must be the {rows} rows"
                 )
     if not jax.tree.leaves(output):
@@ -213,21 +217,23 @@ def check_step(
     if stage.steps > 1:
         if jax.tree.structure(new) != jax.tree.structure(state):
             raise TypeError(
-                f"`{name}.apply` changed the structure of the state from {jax.tree.structure(state)} to {jax.tree.structure(new)}"
+                f"`{name}.apply` changed the structure of the state from "
+                f"{jax.tree.structure(state)} to {jax.tree.structure(new)}"
             )
         for (path, a), b in zip(
             jax.tree_util.tree_flatten_with_path(state)[0], jax.tree.leaves(new), strict=True
         ):
             if jnp.shape(a) != b.shape or jnp.result_type(a) != b.dtype:
                 raise ValueError(
-                    f"`{name}.apply` changed state{jax.tree_util.keystr(path)} from {describe(a)} to {describe(b)}; steps that "
-                    "follow one another must keep it (blocks that change shapes are stages: hand in a sequence of steps)"
+                    f"`{name}.apply` changed state{jax.tree_util.keystr(path)} from {describe(a)} "
+                    f"to {describe(b)}; steps that follow one another must keep it (blocks that "
+                    "change shapes are stages: pass a sequence of steps)"
                 )
     return new, output
 
 
 def _traced(stage: Stage, state: PyTree, rows: int, name: str, side: PyTree) -> Any:
-    """What the step returns; where there is a side, without it and after a check that it was kept."""
+    """What the step returns without a side; a side is checked to be unchanged."""
     if side is None:
         return jax.eval_shape(
             lambda s: stage.step.apply(stage.step.select(jnp.int32(0)), jnp.int32(0), s), state
@@ -246,7 +252,8 @@ def _traced(stage: Stage, state: PyTree, rows: int, name: str, side: PyTree) -> 
         describe(a) for a in jax.tree.leaves(result[2])
     ]:
         raise ValueError(
-            f"`{name}.apply` changed the side from {described(side)} to {described(result[2])}; it must keep its shapes and types"
+            f"`{name}.apply` changed the side from {described(side)} to {described(result[2])}; it "
+            "must keep its shapes and types"
         )
     return result[:2]
 
@@ -261,20 +268,21 @@ def check_outputs_agree(outputs: Sequence[PyTree]) -> None:
     for k, output in enumerate(outputs):
         if jax.tree.structure(output) != jax.tree.structure(outputs[0]):
             raise ValueError(
-                f"`step[{k}]` gives outputs of structure {jax.tree.structure(output)}, `step[0]` {jax.tree.structure(outputs[0])}"
+                f"`step[{k}]` gives outputs of structure {jax.tree.structure(output)}, `step[0]` "
+                f"{jax.tree.structure(outputs[0])}"
             )
         for (path, a), b in zip(first, jax.tree.leaves(output), strict=True):
             if a.shape != b.shape or a.dtype != b.dtype:
                 raise ValueError(
-                    f"`step[{k}]` gives output{jax.tree_util.keystr(path)} as {describe(b)}, `step[0]` as {describe(a)}"
+                    f"`step[{k}]` gives output{jax.tree_util.keystr(path)} as {describe(b)}, "
+                    f"`step[0]` as {describe(a)}"
                 )
 
 
 def check_row_independence(
     step: Step, state: PyTree, i: int = 0, tolerance: float | None = None
 ) -> None:
-    """Runs a step on a batch whole, permuted and split, and refuses it where a row's result depends
-    on other rows.
+    """Runs a step on a batch whole, permuted and split; refuses it where rows depend on others.
 
     Rows that are independent may be packed, permuted and run alone, which is what the engine does.
     Batch statistics, batch-wide maxima and attention across rows break it.
@@ -313,8 +321,8 @@ def check_row_independence(
             if row is not None:
                 where = ("state", "output")[path[0].idx] + jax.tree_util.keystr(path[1:])
                 raise ValueError(
-                    f"`step` couples rows: {how} changed row {row} of {where}; a row's result must not depend on other rows "
-                    "(batch statistics? a reduction over the batch axis?)"
+                    f"`step` couples rows: {how} changed row {row} of {where}; a row's result must "
+                    "not depend on other rows (batch statistics? a reduction over the batch axis?)"
                 )
 
 

@@ -7,8 +7,9 @@ SPLITS = ("train", "calibration", "test")
 
 
 class Source(NamedTuple):
-    """One split of a data set on the host: plain numpy batches `{"inputs": [b, ...], "labels":
-    int32 [b]}`.
+    """One split of a data set on the host, in numpy batches.
+
+    A batch is `{"inputs": [b, ...], "labels": int32 [b]}`.
 
     Inputs may be a dict of arrays and labels may be `[b, ...]`. Other leaves stay on the host, for
     example ids of the rows, or "steps" of generated tasks, int32 `[b]`: how many sequential steps

@@ -1,5 +1,6 @@
-"""Labels of a row: one class, or one for each of its places. `IGNORED` marks places that no loss
-and no score counts. Loads no JAX.
+"""Labels of a row: one class, or one for each of its places; loads no JAX.
+
+`IGNORED` marks places that no loss and no score counts.
 """
 
 from typing import Any
@@ -9,8 +10,9 @@ IGNORED = -1
 
 
 def places_counted(labels: Any) -> Any:
-    """Which places count, bool in the shape of the labels: those that are not `IGNORED`, which
-    unsigned labels cannot hold, or not NaN where labels are real.
+    """Places that count, bool in the shape of the labels: those that are not `IGNORED`.
+
+    Where labels are real, those that are not NaN count. Unsigned labels cannot hold `IGNORED`.
 
     Example:
       >>> import numpy as np
@@ -21,8 +23,9 @@ def places_counted(labels: Any) -> Any:
 
 
 def rows_counted(labels: Any) -> Any:
-    """Which rows count, bool `[b]`: those with a place that does. Every mean over rows is over
-    these.
+    """Rows that count, bool `[b]`: those with a place that counts.
+
+    Every mean over rows is over these.
 
     Example:
       >>> import numpy as np
@@ -139,10 +142,10 @@ def check_labels(labels: Any, classes: int, source: str) -> None:
 
     Example:
       >>> import numpy as np
-      >>> check_labels(np.array([0, 3]), 3, "train")
+      >>> check_labels(np.array([0, 3]), 3, "train")  # doctest: +ELLIPSIS
       Traceback (most recent call last):
         ...
-      ValueError: labels of `train` must lie in 0..2 (3 classes), or be -1 at places that do not count; got 3
+      ValueError: labels of `train` must lie in 0..2 (3 classes), or be -1 at ...
     """
     if getattr(labels, "dtype", None) is None or labels.dtype.kind not in "iu" or not labels.size:
         return
@@ -150,8 +153,8 @@ def check_labels(labels: Any, classes: int, source: str) -> None:
         if found != IGNORED and (found < 0 or (classes and found >= classes)):
             allowed = f"lie in 0..{classes - 1} ({classes} classes)" if classes else "be at least 0"
             raise ValueError(
-                f"labels of `{source}` must {allowed}, or be {IGNORED} at places that do not count; "
-                f"got {found}"
+                f"labels of `{source}` must {allowed}, or be {IGNORED} at places that do not "
+                f"count; got {found}"
                 + ("; `ignore_label` marks another label as ignored" if found < 0 else "")
             )
 
@@ -170,15 +173,15 @@ def check_scored(labels: Any, score: Any, source: str) -> None:
 
     Example:
       >>> import numpy as np
-      >>> check_scored(np.array([0.5]), exact, "experiment.train")
+      >>> check_scored(np.array([0.5]), exact, "experiment.train")  # doctest: +ELLIPSIS
       Traceback (most recent call last):
         ...
-      TypeError: labels of `experiment.train` must be integers for `score` exact, got float64; a method for real labels has a `score` of its own
+      TypeError: labels of `experiment.train` must be integers for `score` exact, ...
     """
     if score in (exact, share) and labels.dtype.kind not in "iu":
         raise TypeError(
-            f"labels of `{source}` must be integers for `score` {score.__name__}, got {labels.dtype};"
-            " a method for real labels has a `score` of its own"
+            f"labels of `{source}` must be integers for `score` {score.__name__}, got "
+            f"{labels.dtype}; a method for real labels has a `score` of its own"
         )
     if labels.dtype.kind == "f" and (labels != labels).any():
         raise ValueError(f"labels of `{source}` must not hold a NaN")

@@ -1,8 +1,8 @@
 """Runs on meshes whose axes are Explicit (the default of `jax.make_mesh`), or under `jax.set_mesh`.
 
-Along an Explicit axis JAX wants to know of every operation how its result is spread, and of a
-gather of rows nobody does. The engine's programs therefore run with these axes as Auto, where XLA
-decides, and their results leave spread as the rows came in. That is right and not quick, for XLA
+Along an Explicit axis JAX must know for every operation how its result is sharded, and for a
+gather of rows it does not. The engine's programs therefore run with these axes as Auto, where XLA
+decides, and their results are sharded as the rows were. That is correct but slow, because XLA
 exchanges rows in every tile: `dx.run_sharded`, or `jax.shard_map`, exchanges nothing.
 """
 

@@ -1,9 +1,9 @@
 """Settings: frozen dataclasses, read and validated before JAX is loaded.
 
-Models, methods and data sets are frozen dataclasses too (`dx.models.Vit(depth=4)`): their fields are settings
-and their `build` is the constructor. An experiment file subclasses `Settings` with the three of its own. Each class
-may have a method `validate() -> list[str]` that returns one sentence for every value that is out of range or
-clashes; `validate` below collects them all.
+Models, methods and data sets are frozen dataclasses too (`dx.models.Vit(depth=4)`): their fields
+are settings and their `build` is the constructor. An experiment file subclasses `Settings` with its
+own three. Each class may have a method `validate() -> list[str]` that returns one sentence for
+every value that is out of range or clashes; `validate` below collects them all.
 """
 
 import dataclasses
@@ -82,8 +82,9 @@ class Training:
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """How the operating point is chosen, from the calibration split alone: by `risk` where it is
-    given, else by `budget` where that is, else by `accept_loss`.
+    """How the operating point is chosen, from the calibration split alone.
+
+    It is chosen by `risk` if given, else by `budget` if given, else by `accept_loss`.
     """
 
     accept_loss: float | None = 0.005
@@ -152,8 +153,9 @@ class Evaluation:
 class Settings:
     """All settings of a run. An experiment adds `model`, `method` and `data`.
 
-    `build` works for every experiment whose three parts are constructors of dynexit, or classes with the same
-    methods: `data.build() -> Dataset`, `model.build(inputs, classes) -> Model`, `method.build() -> Method`.
+    `build` works for every experiment whose three parts are constructors of dynexit, or classes
+    with the same methods: `data.build() -> Dataset`, `model.build(inputs, classes) -> Model`,
+    `method.build() -> Method`.
 
     Example:
       >>> import dynexit as dx
@@ -256,8 +258,9 @@ def between(settings, low: float, high: float, *names: str) -> list[str]:
 
 
 def validate(settings: Any, path: str = "") -> list[str]:
-    """All that is wrong in a tree of settings: types, choices, numbers that are not finite, a
-    `seed` that is no uint32, and what each class's `validate` finds.
+    """All errors in a tree of settings, one sentence each.
+
+    It checks types, choices, finite numbers, that `seed` is a uint32, and each class's `validate`.
 
     Args:
       settings: an instance of a dataclass, possibly with dataclasses among its fields.

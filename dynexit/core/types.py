@@ -218,17 +218,18 @@ class Carried(NamedTuple):
 
 
 class Fit(NamedTuple):
-    """What a method fits on the calibration split before operating points are compared, such as
-    temperatures. The split is read in passes, batch by batch, and no output is kept.
+    """Statistics that a method fits on the calibration split first, such as temperatures.
+
+    The split is read in passes, batch by batch, and no output is kept.
 
     Attributes:
       begin: `begin(exits) -> state`, numpy arrays with leaves `[E, ...]`.
-      measure: `measure(state, i, output, labels) -> terms`, leaves `[b, ...]`, from exit i's output;
-        traced.
+      measure: `measure(state, i, output, labels) -> terms`, leaves `[b, ...]`, from exit i's
+        output; traced.
       advance: `advance(state, sums) -> (state, finished)` after each pass, on the host; sums are
         the terms summed over the rows that count, float64 `[E, ...]`.
-      finish: `finish(state) -> (fitted, remarks)`: a pytree of arrays, and sentences for people
-        (rows that were left out).
+      finish: `finish(state) -> (fitted, remarks)`: a pytree of arrays, and sentences for the
+        log (rows that were left out).
     """
 
     begin: Callable[[int], PyTree]
@@ -238,8 +239,9 @@ class Fit(NamedTuple):
 
 
 class Candidates(NamedTuple):
-    """Between which operating points calibration chooses; `dx.calibration.levels` makes one of a
-    list of thresholds.
+    """The operating points that calibration chooses from.
+
+    `dx.calibration.levels` makes them from a list of thresholds.
 
     Attributes:
       full: `full(exits, fitted) -> operating_point` at which no row exits early. It is always among
@@ -256,8 +258,7 @@ class Candidates(NamedTuple):
 
 
 class Method(NamedTuple):
-    """What a published system adds to a model: how it is trained, when a row exits, and between
-    which operating points to choose.
+    """The part of a published system beside the model: training, exits, and operating points.
 
     Attributes:
       objective: `objective(outputs, labels, progress) -> (loss [B], metrics)`; leaves of outputs

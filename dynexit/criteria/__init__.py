@@ -1,4 +1,4 @@
-"""Exit rules: when a row exits, as a `Criterion` of pure functions; thresholds are traced arrays."""
+"""Exit rules as `Criterion`s of pure functions; thresholds are traced arrays."""
 
 from typing import TYPE_CHECKING
 

@@ -1,6 +1,4 @@
-"""Criteria made of criteria: `any_of`, `all_of`, `not_before`, `consecutive` and thresholds that
-decay.
-"""
+"""Criteria made of criteria: `any_of`, `all_of`, `not_before`, `consecutive`, `decaying`."""
 
 import dataclasses
 from collections.abc import Callable
@@ -15,7 +13,7 @@ from dynexit.core.types import Array, Criterion, PyTree
 
 
 def any_of(*criteria: Criterion) -> Criterion:
-    """A row exits when at least one of the criteria says so.
+    """A row exits when at least one of the criteria holds.
 
     Args:
       criteria: at least one; all of them see every exit.
@@ -38,7 +36,7 @@ def any_of(*criteria: Criterion) -> Criterion:
 
 
 def all_of(*criteria: Criterion) -> Criterion:
-    """A row exits at the first exit at which all of the criteria say so.
+    """A row exits at the first exit at which all of the criteria hold.
 
     Args:
       criteria: at least one; all of them see every exit.
@@ -61,7 +59,7 @@ def all_of(*criteria: Criterion) -> Criterion:
 
 
 def not_before(depth: Array | int, criterion: Criterion) -> Criterion:
-    """A row exits when the criterion says so, and not before `depth` exits have been evaluated.
+    """A row exits when the criterion holds, and not before `depth` exits have been evaluated.
 
     The criterion sees the earlier exits too: its memory is updated there, its decision is not
     followed.
@@ -93,15 +91,15 @@ def not_before(depth: Array | int, criterion: Criterion) -> Criterion:
 
 
 def consecutive(times: Array | int, criterion: Criterion) -> Criterion:
-    """A row exits once the criterion has said so at several exits in a row.
+    """A row exits once the criterion has held at several consecutive exits.
 
     Args:
-      times: exits in a row, 1 for no restriction; an integer, traced.
+      times: consecutive exits, 1 for no restriction; an integer, traced.
       criterion: any.
 
     Returns:
-      `Criterion` with the scores of the given one; its decision remembers how many exits in a row
-      the given one would have exited at, int32 `[b]`.
+      `Criterion` with the scores of the given one; its decision remembers the number of consecutive
+      exits at which the given one held, int32 `[b]`.
 
     Raises:
       TypeError: `times` is not an integer, `criterion` not a `Criterion`.
@@ -179,8 +177,9 @@ def decaying(
     time: Array | float | None = None,
     decay: Callable[..., Array] = scaled_decay,
 ) -> Criterion:
-    """A criterion whose threshold falls with the exits, or with a time of the caller's such as the
-    position of a token.
+    """A criterion whose threshold falls with the exits, or with a given time.
+
+    Such a time is, for example, the position of a token.
 
     Args:
       make: `make(threshold) -> Criterion`, e.g. `max_probability_above`; a falling threshold makes
@@ -205,7 +204,7 @@ def decaying(
       4
 
     Source: Schuster et al. 2022, CALM, section 3.4, where time is the position t of the token among
-      N; over exits is ours.
+      N. Deviation: decay over exits.
     """
     if not isinstance(steps, Tracer) and steps < 1:
         raise ValueError(f"`steps` must be at least 1, got {steps}")
@@ -215,7 +214,7 @@ def decaying(
 
 
 def count(value: Any, name: str) -> Array:
-    """An argument that counts exits, as an int32 array; tracers are not looked into.
+    """An argument that counts exits, as an int32 array; tracers are not checked.
 
     Raises:
       TypeError: not integers.

@@ -1,4 +1,4 @@
-"""Exit rules that go by how sure the network is of its answer, and exits at given depths.
+"""Exit rules by the certainty of the network, and exits at given depths.
 
 A threshold is a scalar, or `[E-1]` with one value an exit (the last exit takes every row); a
 temperature is a scalar or `[E]`. Both are traced, so changing them never recompiles. Thresholds

@@ -1,5 +1,6 @@
-"""Decisions on a score: above or below a threshold. Module-level functions, so that what is static
-about two rules compares equal.
+"""Decisions on a score: above or below a threshold.
+
+They are module-level functions, so that the static parts of two rules compare equal.
 """
 
 from typing import Any

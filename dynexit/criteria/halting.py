@@ -1,4 +1,4 @@
-"""Exit rules of networks that say themselves when to halt: gates and halting probabilities."""
+"""Exit rules of networks with a learned exit score: gates and halting probabilities."""
 
 import dataclasses
 from typing import Any
@@ -35,8 +35,9 @@ def gate_above(threshold: Any, read: Read = None) -> Criterion:
 
 
 def cumulative_halting_above(q: Any, read: Read = None) -> Criterion:
-    """Exits when the halting distribution has passed a quantile, F_n = 1 - prod_{i<=n} (1 -
-    lambda_i) > q.
+    """Exits when the halting distribution has passed a quantile, F_n > q.
+
+    F_n = 1 - prod_{i<=n} (1 - lambda_i).
 
     Args:
       q: in 0..1, scalar or `[E-1]`; 0.5 is the median of the distribution.

@@ -19,7 +19,7 @@ def threshold_leaf(
 
     Raises:
       ValueError: a finite threshold outside low..high, which no score or every score passes;
-        infinities are allowed, and tracers are not looked into.
+        infinities are allowed, and tracers are not checked.
     """
     found = leaf(value, name, "[E-1]")
     if not isinstance(value, Tracer):
@@ -55,15 +55,16 @@ def threshold_and_temperature(
     if temperature.ndim:
         if exits not in (None, temperature.shape[0]):
             raise ValueError(
-                f"`temperature` has shape {temperature.shape}, for {temperature.shape[0]} exits, and `threshold` has shape "
-                f"{threshold.shape}, for {exits}: the last exit takes everyone"
+                f"`temperature` has shape {temperature.shape}, for {temperature.shape[0]} exits, "
+                f"and `threshold` has shape {threshold.shape}, for {exits}: the last exit needs "
+                "no threshold"
             )
         exits = temperature.shape[0]
     return threshold, temperature, exits
 
 
 def leaf(value: Any, name: str, wanted: str) -> Array:
-    """A float32 array of at most one axis; tracers are not looked into.
+    """A float32 array of at most one axis; tracers are not checked.
 
     Raises:
       ValueError: a NaN, or more axes.
@@ -80,9 +81,7 @@ def leaf(value: Any, name: str, wanted: str) -> Array:
 
 
 def at(values: Array, i: Any) -> Array:
-    """The value for exit i, `[]` or `[b]` as i is; the last exit, which takes everyone, borrows the
-    last threshold.
-    """
+    """The value for exit i, `[]` or `[b]` as i is; the last exit uses the last threshold."""
     if values.ndim == 0:
         return values
     return jnp.take(values, i, mode="clip") if values.size else jnp.float32(jnp.nan)
@@ -107,7 +106,8 @@ def read_key(output: PyTree, key: str, read: Read) -> Array:
     else:
         has = f"is a {type(output).__name__}"
     raise ValueError(
-        f"`criterion` reads output[{key!r}], and the output {has}; `read` may say where else to look"
+        f"`criterion` reads output[{key!r}], and the output {has}; `read` may say where else to "
+        "look"
     )
 
 
@@ -124,8 +124,8 @@ def read_logits(output: PyTree, read: Read) -> Array:
         )
     if logits.shape[-1] < 2:
         raise ValueError(
-            f"`logits` must have at least 2 classes on the last axis, got shape {logits.shape}; for "
-            "a head of one logit z let `read` give the two logits (0, z)"
+            f"`logits` must have at least 2 classes on the last axis, got shape {logits.shape}; "
+            "for a head of one logit z let `read` give the two logits (0, z)"
         )
     return logits
 
@@ -138,22 +138,27 @@ def beside(values: Array, like: Array) -> Array:
 
 
 def lowest(values: Array, output: PyTree) -> Array:
-    """The smallest value over a row's places, `[b, ...]` to `[b]`: a rule that exits above a
-    threshold holds at every place where it holds there. See `mask_of` for padded places.
+    """The smallest value over a row's places, `[b, ...]` to `[b]`.
+
+    A rule that exits above a threshold holds at every place where it holds at the smallest. See
+    `mask_of` for padded places.
     """
     return _over_places(jnp.min, values, mask_of(output, values), jnp.finfo(jnp.float32).max)
 
 
 def highest(values: Array, output: PyTree) -> Array:
-    """The largest value over a row's places, `[b, ...]` to `[b]`, for rules that exit below a
-    threshold.
+    """The largest value over a row's places, `[b, ...]` to `[b]`.
+
+    It is for rules that exit below a threshold.
     """
     return _over_places(jnp.max, values, mask_of(output, values), -jnp.finfo(jnp.float32).max)
 
 
 def mask_of(output: PyTree, values: Array) -> Array | None:
-    """The output's entry "mask" as bool with the axes of `values` `[b, ...]`: false at padded
-    places, which no rule considers. None where there is no such entry or a row has no places.
+    """The output's entry "mask" as bool with the axes of `values` `[b, ...]`.
+
+    It is false at padded places, which no rule considers. None where there is no such entry or a
+    row has no places.
 
     Raises:
       ValueError: a mask that is not bool, or whose shape does not begin that of `values`.

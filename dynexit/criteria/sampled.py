@@ -1,6 +1,4 @@
-"""Exits drawn at random with the probabilities that the network gives: PonderNet's own rule at
-inference.
-"""
+"""Exits drawn at random with the network's halting probabilities, as in PonderNet."""
 
 import jax
 import jax.numpy as jnp
@@ -12,13 +10,14 @@ from dynexit.criteria.reading import Read
 
 
 def halting_sampled(key: Array, read: Read = None) -> Criterion:
-    """Exits at a step drawn from the halting distribution, P(n) = lambda_n prod_{i<n} (1 -
-    lambda_i); the last takes what is left.
+    """Exits at a step drawn from the halting distribution.
 
-    One u ~ U[0, 1) a row, drawn from the key and the row's place in the batch or queue; the row
-    exits at the first n with F_n > u. That is a Bernoulli(lambda_n) at every step, drawn at once.
-    So a row's exit depends on its own outputs, the key and its place, and neither on the other rows
-    nor on the executor.
+    P(n) = lambda_n prod_{i<n} (1 - lambda_i); the last exit takes the rest of the probability.
+
+    One u ~ U[0, 1) per row is drawn from the key and the row's index in the batch or queue; the row
+    exits at the first n with F_n > u. That is a Bernoulli(lambda_n) at every step, drawn at once. A
+    row's exit depends on its own outputs, the key and its index, and neither on the other rows nor
+    on the executor.
 
     Args:
       key: of `jax.random.key`; the same key draws the same again.
@@ -40,8 +39,7 @@ def halting_sampled(key: Array, read: Read = None) -> Criterion:
       [0.2, 0.4, 0.2, 0.2]
 
     Source: Banino et al. 2021, PonderNet. `cumulative_halting_above` is the deterministic rule,
-      `halting_mixture` of
-      the objectives the answer in expectation.
+      `halting_mixture` of the objectives the answer in expectation.
     """
     if (
         not isinstance(key, jax.Array)

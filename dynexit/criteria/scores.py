@@ -88,8 +88,9 @@ def margin(logits: Array, temperature: Array | float = 1.0) -> Array:
 
 
 def energy(logits: Array, temperature: Array | float = 1.0) -> Array:
-    """Free energy, -T ln sum_c exp(z_c / T); low means familiar. Unlike the others it changes
-    with a constant added to the logits.
+    """Free energy, -T ln sum_c exp(z_c / T); low for familiar inputs.
+
+    Unlike the other scores it changes with a constant added to the logits.
 
     Args:
       logits: `[..., C]`.
@@ -116,8 +117,9 @@ def energy(logits: Array, temperature: Array | float = 1.0) -> Array:
 
 
 def kl(logits_p: Array, logits_q: Array) -> Array:
-    """Kullback-Leibler divergence in nats, KL(p || q) = sum_c p_c (ln p_c - ln q_c), with 0 ln 0 =
-    0.
+    """Kullback-Leibler divergence in nats, KL(p || q) = sum_c p_c (ln p_c - ln q_c).
+
+    0 ln 0 is 0.
 
     Args:
       logits_p, logits_q: `[..., C]`; log-probabilities are logits too.

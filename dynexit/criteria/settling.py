@@ -1,5 +1,6 @@
-"""Exit rules that compare an exit with the one before, or read how far a step moved: a row exits
-when it has settled. What is compared is kept in the score's memory, and the score is one number.
+"""Exit rules that compare an exit with the one before: a row exits when it has settled.
+
+What is compared is kept in the score's memory, and the score is one number.
 """
 
 import dataclasses
@@ -28,7 +29,7 @@ from dynexit.criteria.reading import (
 
 
 def patience(k: Any, read: Read = None) -> Criterion:
-    """Exits after k agreements in a row: the prediction has been the same at k + 1 exits.
+    """Exits after k consecutive agreements: the prediction is the same at k + 1 exits.
 
     Args:
       k: at least 1, scalar; an integer, traced. A NaN among the logits ends the row of agreements.
@@ -59,8 +60,9 @@ def patience(k: Any, read: Read = None) -> Criterion:
 
 
 def divergence_below(threshold: Any, temperature: Any = 1.0, read: Read = None) -> Criterion:
-    """Exits when the distribution has settled, KL(p_{i-1} || p_i) < threshold; never at the first
-    exit.
+    """Exits when the distribution has settled, KL(p_{i-1} || p_i) < threshold.
+
+    A row does not exit at the first exit.
 
     Args:
       threshold: nats, scalar or `[E-1]`; 1e-3 in Huginn's released code, 5e-4 in its paper.
@@ -84,8 +86,9 @@ def divergence_below(threshold: Any, temperature: Any = 1.0, read: Read = None) 
 
 
 def saturation_above(threshold: Any, read: Read = None) -> Criterion:
-    """Exits when the hidden state has stopped turning, cos(h_i, h_{i-1}) > threshold; never at the
-    first exit.
+    """Exits when the direction of the hidden state has settled, cos(h_i, h_{i-1}) > threshold.
+
+    A row does not exit at the first exit.
 
     Args:
       threshold: in -1..1, scalar or `[E-1]`.
@@ -114,8 +117,9 @@ def saturation_above(threshold: Any, read: Read = None) -> Criterion:
 
 
 def change_below(threshold: Any, read: Read = None) -> Criterion:
-    """Exits when the hidden state has stopped moving, ||h_i - h_{i-1}|| / ||h_i|| < threshold;
-    never at the first exit.
+    """Exits when the hidden state has settled, ||h_i - h_{i-1}|| / ||h_i|| < threshold.
+
+    A row does not exit at the first exit.
 
     Args:
       threshold: at least 0 (0 is never passed), scalar or `[E-1]`.
@@ -133,7 +137,7 @@ def change_below(threshold: Any, read: Read = None) -> Criterion:
       >>> dx.replay(dx.criteria.change_below(0.2), {"hidden": hidden}).exit
       Array([2], dtype=int32)
 
-    Source: the usual stop of a fixed-point iteration; as an exit rule Geiping et al. 2025
+    Source: the usual criterion of a fixed-point iteration; as an exit rule Geiping et al. 2025
       (recurrent depth), on the latent state.
     """
     threshold = threshold_leaf(threshold, low=0.0)
@@ -146,8 +150,9 @@ def change_below(threshold: Any, read: Read = None) -> Criterion:
 
 
 def residual_below(threshold: Any, read: Read = None) -> Criterion:
-    """Exits when the step's own residual is small enough, ||f(z) - z|| / ||f(z)|| < threshold;
-    possibly at the first exit.
+    """Exits when the residual of the step is small, ||f(z) - z|| / ||f(z)|| < threshold.
+
+    A row may exit at the first exit.
 
     Args:
       threshold: at least 0 (0 is never passed), scalar or `[E-1]`.
@@ -163,7 +168,7 @@ def residual_below(threshold: Any, read: Read = None) -> Criterion:
       >>> dx.replay(dx.criteria.residual_below(0.05), outputs).exit
       Array([1], dtype=int32)
 
-    Source: Bai et al. 2019, deep equilibrium models; there one stop for the whole batch.
+    Source: Bai et al. 2019, deep equilibrium models; there the whole batch ends at once.
     """
     threshold = threshold_leaf(threshold, low=0.0)
     return Criterion(_Residual(read), below(threshold), exits=exits_of(threshold))

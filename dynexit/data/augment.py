@@ -1,5 +1,4 @@
-"""Augmentation and scaling of images on the device: pure functions to compile, each example with
-its own draw.
+"""Augmentation and scaling of images on the device: pure functions, one draw per example.
 
 `functools.partial` and `chain` make an experiment's `augment(key, inputs)` and `prepare(inputs)` of
 them:
@@ -19,8 +18,7 @@ from dynexit.core.types import Array
 
 
 def random_crop(key: Array, images: Array, padding: int) -> Array:
-    """Shifts each image by up to `padding` pixels in both directions; what comes in from outside is
-    0.
+    """Shifts each image by up to `padding` pixels in both directions; the border is 0.
 
     Args:
       key: consumed.

@@ -1,6 +1,4 @@
-"""`dynexit data prepare NAME`: the only place that may use the network, and it says so before it
-does.
-"""
+"""`dynexit data prepare NAME`: the only code that may use the network; it reports so before."""
 
 import contextlib
 import os
@@ -37,8 +35,7 @@ def prepare(
 
     The raw files of Fashion-MNIST are taken from `raw`, where it is given; else from where Debian's
     package `dataset-fashion-mnist` puts them; else they are downloaded (30 MB), after a line on
-    stderr that says so. Prepared data that is already there is checked, and left alone if it is
-    intact.
+    stderr that says so. Existing prepared data is checked, and kept if it is intact.
 
     Args:
       name: "digits" or "fashion_mnist".
@@ -61,7 +58,8 @@ def prepare(
     if name == "digits":
         if raw is not None:
             raise ValueError(
-                f"`raw` must not be given for digits, which come with scikit-learn, got {os.fspath(raw)!r}."
+                "`raw` must not be given for digits, which come with scikit-learn, got "
+                f"{os.fspath(raw)!r}."
             )
         return store.prepare(digits.RECIPE, digits.read_raw(), folder, progress)
     with _raw_folder(raw, progress) as found:
@@ -106,12 +104,16 @@ def _download(place: Path, progress: bool) -> None:
             ) from error
 
 
-_OFFLINE = "Without a network: `apt install dataset-fashion-mnist`, or give the folder of the four files with `--raw FOLDER`."
+_OFFLINE = (
+    "Without a network: `apt install dataset-fashion-mnist`, or give the folder of the four files "
+    "with `--raw FOLDER`."
+)
 
 
 def _require_answer() -> None:
-    """Raises in seconds where there is no network; in a thread, because looking up a name knows no
-    time limit.
+    """Raises within seconds where there is no network.
+
+    It runs in a thread, because a name look-up has no time limit.
     """
     problems: list[str] = ["no answer"]
 

@@ -1,5 +1,6 @@
-"""Sources over arrays in memory: a batch is a pure function of (seed, step, size), so the step is
-the whole state. Loads no JAX.
+"""Sources over arrays in memory; loads no JAX.
+
+A batch is a pure function of (seed, step, size), so the step is the whole state.
 """
 
 import functools
@@ -58,8 +59,9 @@ def from_arrays(split: str, inputs: Any, labels: Any, ignore_label: int | None =
 
 
 def from_leaves(split: str, leaves: dict, ignore_label: int | None = None) -> Source:
-    """A split over any arrays of one length, as `from_arrays`: labels of any shape, and what else
-    an example carries.
+    """A split over any arrays of one length, as `from_arrays`.
+
+    Labels have any shape, and examples may have other leaves.
 
     Args:
       split: "train", "calibration" or "test".
@@ -76,7 +78,8 @@ def from_leaves(split: str, leaves: dict, ignore_label: int | None = None) -> So
         labels below 0 other than -1.
 
     Example:
-      >>> leaves = {"inputs": np.zeros((6, 4)), "labels": np.zeros((6, 4), int), "id": list("abcdef")}
+      >>> leaves = {"inputs": np.zeros((6, 4)), "labels": np.zeros((6, 4), int)}
+      >>> leaves["id"] = list("abcdef")
       >>> source = from_leaves("test", leaves)
       >>> {name: leaf.shape for name, leaf in source.batch(0, 0, 2).items()}
       {'inputs': (2, 4), 'labels': (2, 4), 'id': (2,)}
@@ -158,7 +161,8 @@ def batch_indices(count: int, seed: int, step: int, size: int) -> np.ndarray:
       ValueError: `count` or `size` below 1, `seed` or `step` below 0.
 
     Example:
-      >>> np.array_equal(np.sort(np.concatenate([batch_indices(6, 0, step, 2) for step in range(3)])), np.arange(6))
+      >>> epoch = np.concatenate([batch_indices(6, 0, step, 2) for step in range(3)])
+      >>> np.array_equal(np.sort(epoch), np.arange(6))
       True
     """
     for name, value, low in (
@@ -191,8 +195,9 @@ def permutation(count: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def host_slice(batch: dict, index: int, count: int) -> dict:
-    """The part of a global batch that host `index` of `count` feeds; the parts, one after the
-    other, are the batch.
+    """The part of a global batch that host `index` of `count` feeds.
+
+    The parts, concatenated, are the batch.
 
     Args:
       batch: leaves `[b, ...]`, the same on every host (batches are pure functions of seed and
@@ -215,7 +220,8 @@ def host_slice(batch: dict, index: int, count: int) -> dict:
     sizes = {len(leaf) for leaf in _leaves(batch)}
     if len(sizes) != 1 or next(iter(sizes)) % count:
         raise ValueError(
-            f"`batch` must have leaves of one length that is a multiple of {count} hosts, got {sorted(sizes)}"
+            f"`batch` must have leaves of one length that is a multiple of {count} hosts, got "
+            f"{sorted(sizes)}"
         )
     part = next(iter(sizes)) // count
     return _each(lambda leaf: leaf[index * part : (index + 1) * part], batch)

@@ -1,5 +1,4 @@
-"""Prepared data on disk: array_record files written by a tensorflow-datasets builder, and decoded
-arrays beside them.
+"""Prepared data on disk: array_record files of tensorflow-datasets, and decoded arrays.
 
 The records are what tensorflow-datasets and grain read (`builder(recipe).as_data_source("train")`).
 Decoding 70,000 of them takes 3 s and reading their arrays 0.3 s, so the decoded arrays are kept in
@@ -61,8 +60,9 @@ class Recipe(NamedTuple):
 
 
 def data_folder(folder: str | os.PathLike | None = None) -> Path:
-    """Where data lives: `folder`, else `$DYNEXIT_DATA`, else `$TFDS_DATA_DIR`, else
-    `~/tensorflow_datasets`.
+    """The folder of the data: `folder`, else an environment variable, else the default.
+
+    The variables are `$DYNEXIT_DATA` and `$TFDS_DATA_DIR`; the default is `~/tensorflow_datasets`.
     """
     chosen = (
         folder
@@ -111,11 +111,11 @@ def load(recipe: Recipe, folder: str | os.PathLike | None = None) -> Arrays:
 def prepare(
     recipe: Recipe, arrays: Arrays, folder: str | os.PathLike | None = None, progress: bool = True
 ) -> Path:
-    """Writes a data set as array_record files, reads them back and compares; a damaged earlier copy
-    is replaced.
+    """Writes a data set as array_record files, reads them back and compares.
 
-    A process killed on the way leaves an `incomplete.*` folder that is never read and that the next
-    call removes.
+    A damaged earlier copy is replaced.
+
+    A killed process leaves an `incomplete.*` folder, which is never read; the next call removes it.
 
     Args:
       recipe: the data set.
@@ -143,7 +143,8 @@ def prepare(
     except OSError as error:
         raise OSError(
             error.errno or errno.EIO,
-            f"cannot prepare {recipe.name} in {place}: {error.strerror or error}. Nothing was kept; "
+            f"cannot prepare {recipe.name} in {place}: {error.strerror or error}. Nothing was "
+            "kept; "
             f"free some space or set DYNEXIT_DATA to another folder.",
         ) from error
     return place
@@ -155,8 +156,9 @@ def builder(
     arrays: Arrays | None = None,
     progress: bool = False,
 ):
-    """The tensorflow-datasets builder, which needs no TensorFlow; `as_data_source("train")` reads
-    single records.
+    """The tensorflow-datasets builder, without TensorFlow.
+
+    `as_data_source("train")` reads single records.
 
     Args:
       recipe: the data set.
@@ -206,8 +208,9 @@ def builder(
 
 
 def read_records(recipe: Recipe, folder: str | os.PathLike | None = None) -> Arrays:
-    """Decodes every record, in the order of the raw files; some 25,000 examples a second. See
-    `load`.
+    """Decodes every record, in the order of the raw files; see `load`.
+
+    It decodes some 25,000 examples a second.
     """
     place = home(recipe, folder)
     cure = f"Run `dynexit data prepare {recipe.name}` to write it again."
@@ -260,9 +263,7 @@ def _write(recipe: Recipe, arrays: Arrays, folder, progress: bool) -> None:
 
 
 def _write_arrays(place: Path, arrays: Arrays) -> None:
-    """Decoded arrays, in one file that appears by a rename and whose name is the SHA-256 of its
-    content.
-    """
+    """Writes decoded arrays to one file, by a rename; its name is the SHA-256 of its content."""
     leaves = {}
     for split, (images, labels) in arrays.items():
         leaves |= {f"{split}_images": images, f"{split}_labels": np.asarray(labels, np.int32)}
@@ -308,8 +309,9 @@ def _same(a: Arrays, b: Arrays) -> bool:
 
 
 def _require_space(place: Path, arrays: Arrays) -> None:
-    """Refuses to start where both forms cannot fit; records are at worst a little larger than the
-    arrays.
+    """Refuses to start where both forms do not fit.
+
+    Records are at worst a little larger than the arrays.
     """
     need = int(2.5 * sum(images.nbytes for images, _ in arrays.values())) + 2**20
     free = shutil.disk_usage(place).free
@@ -322,7 +324,7 @@ def _require_space(place: Path, arrays: Arrays) -> None:
 
 @contextlib.contextmanager
 def _locked(place: Path):
-    """One process at a time; the lock goes with the process, however it ends."""
+    """One process at a time; the lock ends with the process."""
     with open(place / ".lock", "w") as file:
         lock(file, wait=True)
         yield

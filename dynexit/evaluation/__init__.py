@@ -1,4 +1,4 @@
-"""What a trained network answers, what that costs and how long it takes."""
+"""Evaluation of a trained network: answers, FLOPs and seconds."""
 
 from typing import TYPE_CHECKING
 

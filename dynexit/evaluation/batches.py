@@ -13,13 +13,13 @@ HASHED = 2**24  # bytes that are hashed at a time
 
 
 class Batch(NamedTuple):
-    """Some rows of a split, as many in every batch.
+    """Rows of a split, the same number in every batch.
 
     Attributes:
       inputs: leaves `[size, ...]`, numpy.
       labels: `[size]` or `[size, ...]`.
-      rows: which rows of the split they are, the first `kept` of `[size]`.
-      kept: rows that are not padding; the last batch is filled up with the first rows.
+      rows: indices of the rows in the split `[size]`, of which the first `kept` are not padding.
+      kept: rows that are not padding; the last batch is padded with the first rows of the split.
     """
 
     inputs: PyTree
@@ -29,7 +29,7 @@ class Batch(NamedTuple):
 
 
 def batches(examples: dict, size: int) -> Iterator[Batch]:
-    """The examples in their order, `size` at a time; arrays that lie in a file are read in parts.
+    """Yields the examples in order, `size` at a time; arrays in a file are read in parts.
 
     Example:
       >>> examples = {"inputs": np.arange(5.0), "labels": np.arange(5)}
@@ -56,14 +56,12 @@ def rows_of(source: Source) -> int:
 
 
 def prepared(experiment: Experiment, inputs: PyTree) -> PyTree:
-    """The inputs as the model wants them."""
+    """The inputs after `experiment.prepare`, as the model takes them."""
     return experiment.prepare(inputs) if experiment.prepare is not None else inputs
 
 
 def fingerprint(examples: dict) -> str:
-    """sha256 of inputs, labels and whatever else the examples hold: equal splits have equal
-    fingerprints.
-    """
+    """sha256 of all arrays of the examples: equal splits have equal fingerprints."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_flatten_with_path(examples)[0]:
         array = leaf if isinstance(leaf, np.ndarray) else np.asarray(leaf)

@@ -1,4 +1,4 @@
-"""The operating point of a trained network, chosen from its calibration split."""
+"""Calibration: chooses the operating point of a trained network on its calibration split."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -20,13 +20,13 @@ COUNTED = 8  # rows of the batch whose FLOPs are counted
 
 
 class Calibrated(NamedTuple):
-    """What calibration found.
+    """The result of calibration.
 
     Attributes:
       choice: the operating point.
       points: all candidates, leaves `[K, ...]`, full depth among them.
       costs: FLOPs per row.
-      remarks: sentences for people: rows that were left out, exits that held a NaN.
+      remarks: sentences for the log: rows that were left out, exits that held a NaN.
     """
 
     choice: Choice
@@ -42,15 +42,15 @@ def calibrate(
     batch_size: int,
     log: Callable[[str], None] = lambda line: None,
 ) -> Calibrated:
-    """Fits what the method fits, records every exit, and chooses among the candidates.
+    """Fits the method's statistics, records every exit, and chooses one of the candidates.
 
     Args:
-      experiment: what was trained.
+      experiment: the trained experiment.
       params: its parameters.
-      rule: of `dynexit.calibration.rules`. One with a guarantee gets its candidates, and their
-        order, from half of the calibration rows, and is tested on the other half.
+      rule: of `dynexit.calibration.rules`. For a rule with a guarantee the candidates and their
+        order come from half of the calibration rows, and the other half is tested.
       batch_size: rows per call of the network.
-      log: gets the remarks.
+      log: receives the remarks.
 
     Returns:
       `Calibrated`.
@@ -94,13 +94,13 @@ def _broken(records: Records) -> tuple[str, ...]:
     """A remark for each exit that held a NaN for some of the rows.
 
     Raises:
-      ValueError: for all of them.
+      ValueError: an exit held a NaN for all rows.
     """
     nan = records.nan.mean(axis=1)
     if (nan == 1).any():
         raise ValueError(
-            f"`params` give a NaN for every row at exit {int(np.argmax(nan == 1))}; the network has "
-            "diverged or its inputs hold NaNs, and no threshold can be chosen"
+            f"`params` give a NaN for every row at exit {int(np.argmax(nan == 1))}; the network "
+            "has diverged or its inputs hold NaNs, and no threshold can be chosen"
         )
     return tuple(
         f"exit {e}: {int(broken.sum())} of {len(broken)} rows hold a NaN and do not exit there"

@@ -1,4 +1,4 @@
-"""FLOPs that a row costs at each exit."""
+"""FLOPs of a row at each exit."""
 
 from typing import NamedTuple
 
@@ -19,8 +19,8 @@ class RowCosts(NamedTuple):
       embed: of the embedding.
       blocks: float64 `[E]`, of the blocks between the exit before and this one.
       heads: float64 `[E]`, of reading this exit.
-      depths: int64 `[E]`, blocks executed by a row that leaves here.
-      late: of what is read once, where the row leaves (`dx.engine.deferred_readout`).
+      depths: int64 `[E]`, blocks executed by a row that exits here.
+      late: of the deferred readout, once per row (`dx.engine.deferred_readout`).
     """
 
     embed: float
@@ -31,35 +31,31 @@ class RowCosts(NamedTuple):
 
     @property
     def until(self) -> np.ndarray:
-        """float64 `[E]`: of a row that leaves at each exit, embedding and every exit head on the
-        way included.
-        """
+        """float64 `[E]`: of a row that exits at each exit; all heads up to it are read."""
         return self.embed + np.cumsum(self.blocks + self.heads) + self.late
 
     @property
     def alone(self) -> np.ndarray:
-        """float64 `[E]`: of a network that all rows leave at each exit, whose head is the only one
-        that is read.
-        """
+        """float64 `[E]`: of a network cut after each exit, whose last head is the only one."""
         return self.embed + np.cumsum(self.blocks) + self.heads + self.late
 
     @property
     def full(self) -> float:
-        """Of a row at full depth without early exits: embedding, all blocks, the last head alone."""
+        """Of a row at full depth without early exits: embedding, blocks, the last head."""
         return float(self.alone[-1])
 
 
 def costs_of(
     model: Model, params: PyTree, inputs: PyTree, criterion: Criterion | None = None
 ) -> RowCosts:
-    """Counts from the lowered programs, nothing is run.
+    """Counts FLOPs from the lowered programs; nothing is run.
 
     Args:
-      model: the backbone.
+      model: the model.
       params: its parameters.
       inputs: a batch as `embed` takes it, leaves `[B, ...]`; its size is divided out.
-      criterion: when rows leave; what it does not read may be read late. None for one that reads
-        all of every exit.
+      criterion: decides which rows exit; what it does not read may belong to the deferred readout.
+        None for one that reads all of every exit.
     """
     rows = len(jax.tree.leaves(inputs)[0])
     embed = cost_of(model.embed, params, inputs).flops / rows

@@ -1,11 +1,12 @@
-"""What is drawn: rows per exit, and which points of a curve to keep."""
+"""Rows per exit, and the points of a curve to keep."""
 
 import numpy as np
 
 
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> float | None:
-    """Spearman's correlation of two lists `[M]`, ties sharing their rank; None where one of them is
-    constant.
+    """Spearman's correlation of two lists `[M]`; None where one of them is constant.
+
+    Ties share their rank.
 
     Example:
       >>> rank_correlation(np.array([1, 5, 9, 9]), np.array([2, 3, 7, 7]))
@@ -19,8 +20,7 @@ def rank_correlation(a: np.ndarray, b: np.ndarray) -> float | None:
 
 
 def spread(values: np.ndarray, count: int) -> np.ndarray:
-    """At most `count` indices whose values lie evenly between the smallest and the largest, in
-    rising order.
+    """At most `count` indices, in rising order of their values, which are evenly spread.
 
     Example:
       >>> spread(np.array([5.0, 0.0, 1.0, 10.0, 4.9]), 3).tolist()

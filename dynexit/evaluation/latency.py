@@ -1,6 +1,4 @@
-"""Seconds of several programs, side by side in one run, and the programs that stand beside each
-other here.
-"""
+"""Seconds of several programs, timed side by side in one run."""
 
 import dataclasses
 import time
@@ -21,7 +19,7 @@ TILES = (8, 16, 32)
 
 
 class Timing(NamedTuple):
-    """Seconds of one program over interleaved repeats: the median, the quickest and the slowest."""
+    """Seconds of one program over interleaved repeats: the median, the lowest and the highest."""
 
     median: float
     low: float
@@ -29,12 +27,13 @@ class Timing(NamedTuple):
 
 
 def measure(programs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, Timing]:
-    """Times programs in turns, so that a drift of the machine hits all alike; each is run once
-    before, to compile.
+    """Times programs in turns, so that a drift of the machine affects all alike.
+
+    Each program runs once before, to compile.
 
     Args:
       programs: name -> a call without arguments, whose result is waited for.
-      repeats: how often each is timed.
+      repeats: number of timings of each.
 
     Raises:
       ValueError: `repeats` is below 1.
@@ -61,19 +60,23 @@ def measure(programs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str
 def full_depth(
     model: Model, method: Method, params: PyTree, inputs: PyTree, tile: int | None = None
 ) -> Array:
-    """Classes `[B, ...]` at full depth: embedding, all blocks by `lax.scan`, the last exit head and
-    no other.
+    """Classes `[B, ...]` at full depth: embedding, all blocks by `lax.scan`, the last head alone.
 
-    With `tile` so many rows at a time: often quicker than the batch at once (caches), so it belongs
-    in the ideal.
+    With `tile` the batch is split into tiles of so many rows. Tiles are often faster than the whole
+    batch (caches), so the ideal time includes them.
     """
     run = lambda x: run_full(model.steps(params), model.embed(params, x), model.depth)[1]
     return _in_tiles(lambda x: method.predict(run(x)), inputs, tile)
 
 
 class Ran(NamedTuple):
-    """What the dynamic program gives per batch; all int32: classes `[B, ...]`, depths and NaN exits
-    `[B]`, rows executed `[]`.
+    """The result of the dynamic program for a batch, int32.
+
+    Attributes:
+      classes: `[B, ...]`.
+      exit_depth: `[B]`.
+      nan_exits: exits that held a NaN, `[B]`.
+      rows_executed: `[]`.
     """
 
     classes: Array
@@ -91,8 +94,9 @@ def dynamic_depth(
     executor: Any = "auto",
     tile: Any = None,
 ) -> Ran:
-    """Each row only as deep as the method's criterion at `point` asks; `executor` and `tile` as in
-    `run_until`.
+    """Runs each row until the method's criterion at `operating_point` lets it exit.
+
+    `executor` and `tile` are those of `run_until`.
     """
     state, criterion = model.embed(params, inputs), method.criterion(operating_point)
     halted = run_until(
@@ -106,7 +110,7 @@ def dynamic_depth(
 def streamed_depth(
     model: Model, method: Method, params: PyTree, operating_point: PyTree, inputs: PyTree
 ) -> Ran:
-    """`dynamic_depth` with all rows as one queue, through `run_stream`; the weights are tied."""
+    """`dynamic_depth` through `run_stream`, with all rows in one queue; the weights are tied."""
     state, criterion = model.embed(params, inputs), method.criterion(operating_point)
     halted = run_stream(model.steps(params), state, one_depth(model), criterion, keep_state=False)
     return Ran(
@@ -123,11 +127,12 @@ def depth_together(
     exit: Array,
     tile: int | None = None,
 ) -> Array:
-    """Classes `[B, ...]` if all rows leave at `exit`, int32 `[]`: every exit until there is read
-    and the rule asked, in vain.
+    """Classes `[B, ...]` if all rows exit at `exit`, int32 `[]`.
+
+    Every exit up to there is read and the criterion is evaluated, but its decision has no effect.
     """
     rule = method.criterion(operating_point)
-    together = dataclasses.replace(rule, decide=Partial(_decided_in_vain, rule.decide, exit))
+    together = dataclasses.replace(rule, decide=Partial(_decide_at, rule.decide, exit))
     run = lambda x: run_until(
         model.steps(params),
         model.embed(params, x),
@@ -139,11 +144,11 @@ def depth_together(
     return _in_tiles(lambda x: method.predict(run(x).output), inputs, tile)
 
 
-def _decided_in_vain(
+def _decide_at(
     decide: Callable, exit: Array, i: Array, score: PyTree, memory: PyTree
 ) -> tuple[Array, PyTree]:
     exits, memory = decide(i, score, memory)
-    return (i >= exit) | (exits & (i < 0)), memory  # never below 0, which no compiler knows
+    return (i >= exit) | (exits & (i < 0)), memory  # i is never below 0; the compiler cannot know
 
 
 def _in_tiles(run: Callable[[PyTree], Array], inputs: PyTree, tile: int | None) -> Array:
@@ -154,9 +159,7 @@ def _in_tiles(run: Callable[[PyTree], Array], inputs: PyTree, tile: int | None) 
 
 
 def in_batches(inputs: PyTree, batch_size: int) -> list[PyTree]:
-    """A split `[M, ...]` on the device as batches `[B, ...]`; the last is filled up with the first
-    rows.
-    """
+    """A split `[M, ...]` on the device as batches `[B, ...]`, padded with the first rows."""
     rows = len(jax.tree.leaves(inputs)[0])
     index = np.arange(-(-rows // batch_size) * batch_size) % rows
     return [

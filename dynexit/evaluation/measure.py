@@ -1,6 +1,4 @@
-"""A trained network at its operating point on the test split: what it answers, how deep it went,
-how long it took.
-"""
+"""Measures a trained network at its operating point on the test split."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -33,16 +31,16 @@ from dynexit.evaluation.timings import (
 
 
 class Evaluated(NamedTuple):
-    """Everything that the report and the plots say.
+    """The measurements that the report and the plots show.
 
     Attributes:
       records: every exit of every row of the test split.
       costs: FLOPs per row.
-      classes: `[M]` or `[M, ...]`, what the dynamic program answered.
+      classes: `[M]` or `[M, ...]`, the answers of the dynamic program.
       exit: int64 `[M]`, the exit of each row.
       nan_exits: exits read with a NaN, over all rows.
-      agreement: fraction of rows whose live answer and exit equal those that stored scores give.
-      timings, curve, timed: see there.
+      agreement: fraction of rows whose live answer and exit equal those from stored scores.
+      timings, curve, timed: `Timings`, `Curve`, `TimedPoints`.
       tuned: executor and tiles of the dynamic program, or None for the engine's defaults.
       score: the method's.
       steps: int `[M]`, the sequential steps that each example needs, where the data has them; else
@@ -73,13 +71,13 @@ def evaluate(
     """Measures the test split, read batch by batch.
 
     Args:
-      experiment: what was trained.
+      experiment: the trained experiment.
       params: its parameters.
-      calibrated: of `dx.evaluation.calibrate`: the operating point, whose exits tiles are tuned
-        for; all candidates, which are only drawn; FLOPs per row, counted anew where the examples of
-        the test split have another shape than those of the calibration split.
+      calibrated: of `dx.evaluation.calibrate`: the operating point, for whose exits tiles are
+        tuned; all candidates, which are only drawn; FLOPs per row, counted again where the examples
+        of the test split have another shape than those of the calibration split.
       evaluation: `core.settings.Evaluation`.
-      log: gets a line for every phase.
+      log: receives a line for every phase.
     """
     choice, points, method = calibrated.choice, calibrated.points, experiment.method
     operating_point, examples = choice.operating_point, experiment.test.examples()
@@ -113,7 +111,7 @@ def evaluate(
     calls = programs(experiment, params, size, tuned, tied)
     ran, executed = _live(calls.dynamic, operating_point, examples, size, prepare)
     taken = np.searchsorted(costs.depths, ran.exit_depth)
-    timed_exits = np.resize(taken[chosen], len(timed_batches) * size)  # filled up from the front
+    timed_exits = np.resize(taken[chosen], len(timed_batches) * size)  # padded with the first
     occupancy = float((taken + 1).sum() / executed)
     timings = time_all(
         calls, operating_point, timed_batches, evaluation, costs, timed_exits, occupancy
@@ -137,8 +135,9 @@ def _live(
     size: int,
     prepare: Callable[[PyTree], PyTree],
 ) -> tuple[Ran, float]:
-    """What the dynamic program gives for every row, and rows x steps executed for each row of the
-    split, padding rows included.
+    """Result of the dynamic program for all rows, and rows x steps executed per row of the split.
+
+    Padding rows are included in the latter.
     """
     parts, executed = [], 0.0
     for batch in batches(examples, size):

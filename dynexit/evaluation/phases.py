@@ -1,6 +1,4 @@
-"""Phases of a trained network: stretches of layers whose states are alike, found from the
-similarity of all pairs of layers.
-"""
+"""Phases of a trained network: contiguous layers with similar states."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -26,7 +24,7 @@ class Phases(NamedTuple):
 
 
 def mean_over_places(state: Any) -> np.ndarray:
-    """`[B, ..., D]` to `[B, D]`, the mean over all axes between; a vector a row stays what it is."""
+    """`[B, ..., D]` to `[B, D]`, the mean over all axes between; `[B, D]` is unchanged."""
     state = np.asarray(state, np.float64)
     return state.reshape(state.shape[0], -1, state.shape[-1]).mean(axis=1)
 
@@ -48,13 +46,13 @@ def similarity(
       ValueError: no layers, or summaries of different shapes.
 
     Example:
-      >>> similarity([np.array([[1.0, 0.0]]), np.array([[2.0, 0.0]]), np.array([[0.0, 1.0]])]).tolist()
+      >>> states = [np.array([[1.0, 0.0]]), np.array([[2.0, 0.0]]), np.array([[0.0, 1.0]])]
+      >>> similarity(states).tolist()
       [[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
 
     Source: the block-recurrent hypothesis for vision transformers (Raptor) and its released code,
-      where v is the class token beside
-    the mean of the patches. The states of massive channels dominate a cosine: leave registers out
-    of the summary.
+      where v is the class token beside the mean of the patches. States of massive channels dominate
+      a cosine: leave registers out of the summary.
     """
     vectors = [
         np.asarray(summary(s), np.float64)
@@ -62,7 +60,8 @@ def similarity(
     ]
     if not vectors or len({v.shape for v in vectors}) > 1 or vectors[0].ndim != 2:
         raise ValueError(
-            f"`states` must have one summary of shape [B, n] a layer, got shapes {[v.shape for v in vectors]}"
+            "`states` must have one summary of shape [B, n] a layer, got shapes "
+            f"{[v.shape for v in vectors]}"
         )
     stacked = np.stack(vectors)
     unit = stacked / np.maximum(
@@ -72,10 +71,10 @@ def similarity(
 
 
 def phases(similarities: Any, count: int) -> Phases:
-    """The best cut into contiguous phases: the sum over phases of (sum of S within) / (layers) is
-    as large as can be.
+    """The best cut into contiguous phases.
 
-    By dynamic programming, O(count L^2).
+    It maximises the sum over phases of (sum of S within) / (layers), by dynamic programming in
+    O(count L^2).
 
     Args:
       similarities: S `[L, L]`.
@@ -92,7 +91,7 @@ def phases(similarities: Any, count: int) -> Phases:
       >>> phases(S, 2).cuts
       (0, 2, 4)
 
-    Source: Raptor. Deviation: there recursive bisection by maximal cut (`phases_by_cut`), which
+    Source: Raptor. Deviation: the paper bisects recursively by maximal cut (`phases_by_cut`), which
       need not give contiguous phases.
     """
     S = _square(similarities)
@@ -118,11 +117,10 @@ def phases(similarities: Any, count: int) -> Phases:
 
 
 def phases_by_cut(similarities: Any, count: int) -> Phases:
-    """Phases by bisection: the cluster whose exact maximal cut of W = 1 - S weighs most is split,
-    until there are `count`.
+    """Phases by bisection: the cluster with the heaviest maximal cut of W = 1 - S is split.
 
-    Exhaustive: up to 2^(L - 1) ways to split, so for up to 20 layers. Both sides of a split keep
-      two layers at least.
+    Splits are repeated until there are `count` clusters. The search is exhaustive, up to 2^(L - 1)
+    ways to split, so L is at most 20. Both sides of a split keep at least two layers.
 
     Args:
       similarities: S `[L, L]`.
@@ -140,14 +138,14 @@ def phases_by_cut(similarities: Any, count: int) -> Phases:
       >>> phases_by_cut(S, 2).cuts
       (0, 3, 6)
 
-    Source: Raptor's released code. Deviation: it stops once the best cut weighs less than a
-      fraction of sum(W) / 2, here at
-    `count`; nothing there sees to it that phases are contiguous.
+    Source: Raptor's released code. Deviation: the code stops once the best cut weighs less than a
+      fraction of sum(W) / 2, here at `count`; the code does not check that phases are contiguous.
     """
     S = _square(similarities)
     if len(S) > 20:
         raise ValueError(
-            f"`similarities` must be of at most 20 layers, for all splits are tried, got {len(S)}; `phases` has no such limit"
+            "`similarities` must be of at most 20 layers, because all splits are tried, got "
+            f"{len(S)}; `phases` has no such limit"
         )
     if positive_integer(count, "count") > max(1, len(S) // 2):
         raise ValueError(
@@ -162,7 +160,8 @@ def phases_by_cut(similarities: Any, count: int) -> Phases:
         weight, side, k = max(splits, key=lambda split: split[0])
         if weight == -np.inf:
             raise ValueError(
-                f"`count` of {count} phases cannot be reached: none of {[len(c) for c in clusters]} layers can be split"
+                f"`count` of {count} phases cannot be reached: none of "
+                f"{[len(c) for c in clusters]} layers can be split"
             )
         members = clusters.pop(k)
         clusters += [members[side], members[~side]]
@@ -170,15 +169,17 @@ def phases_by_cut(similarities: Any, count: int) -> Phases:
     cuts = (0, *(int(members[-1]) + 1 for members in clusters))
     if any(members[-1] - members[0] + 1 != len(members) for members in clusters):
         raise ValueError(
-            f"`similarities` has a maximal cut whose phases are not contiguous: {[c.tolist() for c in clusters]}"
+            "`similarities` has a maximal cut whose phases are not contiguous: "
+            f"{[c.tolist() for c in clusters]}"
         )
     score = sum(S[np.ix_(members, members)].sum() / len(members) for members in clusters)
     return Phases(cuts, tuple(len(members) for members in clusters), float(score))
 
 
 def _heaviest_cut(W: np.ndarray) -> tuple[float, np.ndarray]:
-    """The weight of the maximal cut, -inf where fewer than 4 layers allow none, and its side, bool
-    `[n]`, without layer 0.
+    """The weight of the maximal cut and its side without layer 0, bool `[n]`.
+
+    The weight is -inf where fewer than 4 layers allow no cut.
     """
     n = len(W)
     best, side = -np.inf, np.zeros(n, bool)

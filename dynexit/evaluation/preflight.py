@@ -1,5 +1,6 @@
-"""Methods that calibration and evaluation would refuse after training, found before it. Nothing is
-compiled; `dynexit.data.late_faults` looks through the data.
+"""Checks before training of what calibration and evaluation need of a method.
+
+Nothing is compiled. `dynexit.data.late_faults` checks the data.
 """
 
 from typing import Any
@@ -20,7 +21,7 @@ def check_experiment(experiment: Experiment) -> None:
     """Traces the passes of calibration on a few rows.
 
     Args:
-      experiment: about to be trained.
+      experiment: the experiment, before training.
 
     Raises:
       TypeError: `method` lacks what calibration needs, or its score does not take the labels.

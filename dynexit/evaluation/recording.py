@@ -1,7 +1,7 @@
-"""Passes of a network over a split: what a method fits there, and the records of every exit.
+"""Passes of a network over a split: statistics that a method fits, and the records of every exit.
 
-Each exit is reduced to a few numbers a row before the next block runs, so memory is that of one
-exit's output of one batch, and of the records.
+Each exit is reduced to a few numbers per row before the next block runs, so memory holds one
+exit's output of one batch, and the records.
 """
 
 from typing import Any
@@ -58,7 +58,7 @@ def record(
 def kept_of(
     experiment: Experiment, params: PyTree, criterion: Criterion, inputs: PyTree, labels: Array
 ) -> dict:
-    """What `record` keeps of a batch, leaves `[E, B, ...]`; traced."""
+    """The part of a batch that `record` keeps, leaves `[E, B, ...]`; traced."""
     model, method, labels = experiment.model, experiment.method, jnp.asarray(labels)
     state, step = model.embed(params, prepared(experiment, inputs)), model.steps(params)
     stages = stages_of(step, model.depth)
@@ -80,10 +80,10 @@ def fitted(
 
     Args:
       experiment, params, source, batch_size: as in `record`.
-      rows: bool `[M]`, which rows to fit on; None for all.
+      rows: bool `[M]`, the rows to fit on; None for all.
 
     Returns:
-      The fitted pytree, `{}` where the method fits nothing, and sentences for people.
+      The fitted pytree, `{}` where the method fits nothing, and sentences for the log.
     """
     fit = experiment.method.candidates.fit
     if fit is None:
@@ -119,6 +119,6 @@ def fitted(
 
 
 def exits_of(experiment: Experiment, params: PyTree) -> int:
-    """E."""
+    """E, the number of exits."""
     stages = stages_of(experiment.model.steps(params), experiment.model.depth)
     return sum(stage.steps for stage in stages)

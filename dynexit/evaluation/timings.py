@@ -25,19 +25,18 @@ class Timings(NamedTuple):
     """Seconds for the timed rows of the test split, all in one interleaved run.
 
     Attributes:
-      rows: rows timed: the split, or as many of it as were asked for in whole batches, evenly
-        spread; a last batch is filled up with the first of them.
-      tile: rows of the quickest full-depth program's tiles; None for the whole batch.
+      rows: rows timed: the split, or the requested number of them in whole batches, evenly
+        spread; the last batch is padded with the first of them.
+      tile: rows of the fastest full-depth program's tiles; None for the whole batch.
       full, compacted, masked: seconds.
-      streamed: seconds of `run_stream` with all rows as one queue, where the weights are tied; else
+      streamed: seconds of `run_stream` with all rows in one queue, where the weights are tied; else
         None.
-      together: seconds if all rows left together at about the mean depth: exits are read and the
-        rule is asked as ever, and no row is moved or waited for.
+      together: seconds if all rows exit at one exit near the mean depth: exits are read and the
+        criterion is evaluated as before, and no row is moved or waited for.
       together_ratio: FLOPs of the blocks up to there, as a fraction of all blocks.
-      contenders: all full-depth programs, seconds on the first batches, of which the quickest was
-        taken.
+      contenders: seconds of all full-depth programs on the first batches; the fastest is used.
       block_ratio: FLOPs of the blocks that the timed rows needed, as a fraction of all blocks.
-      occupancy: rows x blocks that rows needed, as a fraction of those that the compacted schedule
+      occupancy: rows x blocks that rows needed, as a fraction of those that the compacted executor
         ran.
     """
 
@@ -55,7 +54,7 @@ class Timings(NamedTuple):
 
     @property
     def full_program(self) -> str:
-        """Name of the quickest full-depth program among the contenders."""
+        """Name of the fastest full-depth program among the contenders."""
         return named(self.tile)
 
     @property
@@ -75,7 +74,7 @@ class Timings(NamedTuple):
 
     @property
     def efficiency_masked(self) -> float:
-        """The same for the masked schedule."""
+        """The same for the masked executor."""
         return self.ideal / self.masked.median
 
     @property
@@ -85,9 +84,7 @@ class Timings(NamedTuple):
 
     @property
     def ceiling(self) -> float:
-        """The efficiency that exits and rule leave to any schedule: that of all rows leaving
-        together.
-        """
+        """The efficiency of all rows at one exit: the limit of any executor with these exits."""
         return self.full.median * self.together_ratio / self.together.median
 
 
@@ -95,7 +92,7 @@ class TimedPoints(NamedTuple):
     """Some points of the curve, timed in one run beside full depth.
 
     Attributes:
-      index: int64 `[P]`, which points of the curve.
+      index: int64 `[P]`, indices into the points of the curve.
       speedup: float64 `[P]`, seconds of full depth / seconds at the point.
       seconds: float64 `[P]`, per row.
       full: seconds per row of full depth.
@@ -119,11 +116,13 @@ class TimedPoints(NamedTuple):
 
 
 class Programs(NamedTuple):
-    """Compiled calls on one batch of prepared inputs; `streamed` on several at once, or None where
-    weights are not tied.
+    """Compiled calls on one batch of prepared inputs.
 
-    `full` by the rows of its tiles, None for the whole batch; `together` takes such a number and
-    the exit at which all leave.
+    Attributes:
+      full: by the rows of its tiles, None for the whole batch.
+      dynamic, masked: by an operating point.
+      streamed: on several batches at once; None where the weights are not tied.
+      together: takes the exit of all rows and the rows of a tile.
     """
 
     full: dict[int | None, Callable[[PyTree], jax.Array]]
@@ -134,7 +133,7 @@ class Programs(NamedTuple):
 
 
 def named(tile: int | None) -> str:
-    """What the full-depth program in tiles of so many rows is called: "full" or "full tiled T"."""
+    """The name of the full-depth program in tiles of so many rows: "full" or "full tiled T"."""
     return "full" if tile is None else f"full tiled {tile}"
 
 
@@ -145,8 +144,9 @@ def programs(
     tuned: Tuned | None = None,
     tied: bool = False,
 ) -> Programs:
-    """What is compared: full depth whole and in tiles; dynamic depth as tuned, masked, streamed (if
-    tied) and all rows together.
+    """The programs compared: full depth, whole and in tiles, and the dynamic programs.
+
+    The dynamic ones are tuned, masked, streamed (if tied), and all rows at one exit.
     """
     model, method = experiment.model, experiment.method
     tiles = [
@@ -186,10 +186,10 @@ def programs(
 
 
 def timed_rows(rows: int, evaluation: Evaluation, row_bytes: int = 0) -> np.ndarray:
-    """Which rows of the split are timed: all, or whole batches of them evenly spread, for a split
-    may be in order of difficulty.
+    """Indices of the rows that are timed: all, or whole batches of them.
 
-    Timed batches lie on the device, so they are at most `TIMED_BYTES`, but for one batch.
+    Rows are evenly spread, because a split may be in order of difficulty. Timed batches are on the
+    device, so they take at most `TIMED_BYTES`, or one batch.
 
     Example:
       >>> timed_rows(10, Evaluation(batch_size=2, timed_rows=3)).tolist()
@@ -211,7 +211,7 @@ def time_all(
     exits: np.ndarray,
     occupancy: float,
 ) -> Timings:
-    """Full depth and the schedules on all timed batches, whose rows leave at `exits`."""
+    """Times full depth and the executors on all timed batches, whose rows exit at `exits`."""
     few = batches[:FEW]
     contenders = latency.measure(
         {named(t): lambda t=t: [calls.full[t](x) for x in few] for t in calls.full}, repeats=3
@@ -240,7 +240,7 @@ def time_all(
 def time_points(
     calls: Programs, points, drawn: Curve, batches, evaluation, costs: RowCosts, tile: int | None
 ) -> TimedPoints:
-    """Some of the curve's points on the first batches, beside full depth in tiles of `tile` rows."""
+    """Times some points of the curve on the first batches, beside full depth in tiles."""
     index = spread(drawn.cost, 8)
     few = batches[:FEW]
     queue = jax.tree.map(lambda *a: jnp.concatenate(a), *few)

@@ -1,6 +1,4 @@
-"""What methods share: logits out of an output, the answer, how many rows are right, means over the
-rows that count.
-"""
+"""Logits, predictions and means over rows, shared by the methods."""
 
 from collections.abc import Mapping
 
@@ -22,16 +20,12 @@ def predict(output: PyTree) -> Array:
 
 
 def accuracy(output: PyTree, labels: Array) -> Array:
-    """Fraction of the rows with a label that one exit answers rightly at all places that count,
-    float32 `[]`.
-    """
+    """Fraction of the labelled rows whose places are all predicted right, float32 `[]`."""
     return mean_over_rows(exact(predict(output), labels), labels)
 
 
 def row_means(metrics: Mapping[str, Array], labels: Array) -> dict[str, Array]:
-    """Metrics as float32 `[]`: the mean over the rows with a label of those that are `[B]`, and
-    numbers as they are.
-    """
+    """Metrics as float32 `[]`: a metric `[B]` is averaged over the rows with a label."""
     return {
         name: mean_over_rows(value, labels) if jnp.ndim(value) else jnp.float32(value)
         for name, value in metrics.items()

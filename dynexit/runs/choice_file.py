@@ -1,4 +1,4 @@
-"""`calibration.json`: the operating point of a run, and all that evaluation needs of its calibration."""
+"""`calibration.json`: the operating point of a run, and what evaluation needs of calibration."""
 
 import dataclasses
 import json
@@ -73,7 +73,8 @@ def read_choice(run: Run) -> tuple["Calibrated", dict] | None:
         content = json.loads(path.read_text())
         if content.get("schema_version") != SCHEMA:
             raise SettingsError(
-                f"{path} has schema {content.get('schema_version')}, and this version reads {SCHEMA}; {again}"
+                f"{path} has schema {content.get('schema_version')}, and this version reads "
+                f"{SCHEMA}; {again}"
             )
         return _calibrated(content), content
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -129,7 +130,8 @@ def _written(tree: Any) -> Any:
         return {name: _written(value) for name, value in tree.items()}
     if isinstance(tree, (tuple, list)):
         raise TypeError(
-            f"`method`: an operating point must be an array or a dict of them, got a {type(tree).__name__}"
+            "`method`: an operating point must be an array or a dict of them, got a "
+            f"{type(tree).__name__}"
         )
     return np.asarray(tree).tolist()
 

@@ -12,14 +12,14 @@ from typing import Any, NamedTuple
 
 
 class SettingsError(ValueError):
-    """What the user wrote cannot be used; `str()` is the whole message. The command exits with 2."""
+    """Invalid user input; `str()` is the whole message. The command exits with 2."""
 
 
 class ExperimentFile(NamedTuple):
     """An experiment file that was loaded.
 
     Attributes:
-      path: where it lies.
+      path: its path.
       name: the file's name without `.py`.
       sha256: of the file and of the files of its folder that it imports, see `digest`.
       summary: its docstring.
@@ -38,7 +38,7 @@ class ExperimentFile(NamedTuple):
 
 
 def load(path: str | Path) -> ExperimentFile:
-    """Imports an experiment file, which may import other files of its folder, as `python FILE` does.
+    """Imports an experiment file, which may import other files of its folder.
 
     Raises:
       SettingsError: there is no such file, it is no Python, it imports what is not there, or it

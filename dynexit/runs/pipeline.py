@@ -1,6 +1,4 @@
-"""What follows training: the operating point from the calibration split, the test split measured,
-the report and its plots.
-"""
+"""The part of a run after training: calibration, measurement, the report and its plots."""
 
 import dataclasses
 import shlex
@@ -21,14 +19,12 @@ REPORT, TRAINING = "report.json", "training.png"
 
 
 def log(line: str) -> None:
-    """A line for people, beside the progress bar's stream."""
+    """Prints a line beside the stream of the progress bar."""
     print(line, file=sys.stderr, flush=True)
 
 
 def table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], width: int = 110) -> None:
-    """Prints a table: the first column to the left, the others to the right; at least `width`
-    characters are there for it.
-    """
+    """Prints a table at least `width` wide: the first column left, the others right."""
     from rich.console import Console
     from rich.table import Table
 
@@ -132,7 +128,8 @@ def remeasure(
     if chosen["training_step"] != step:
         log(
             f"WARNING: the operating point was chosen for the weights of step "
-            f"{chosen['training_step']}, and these are of step {step}; `dynexit calibrate` chooses anew"
+            f"{chosen['training_step']}, and these are of step {step}; `dynexit calibrate` chooses "
+            "again"
         )
     return measured(run, experiment, on_one_device(params), step, calibrated, chosen, settings)
 

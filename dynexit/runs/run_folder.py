@@ -1,5 +1,6 @@
-"""A run folder is data: what was trained, with which settings and versions. Code is never read from
-it.
+"""A run folder is data: what was trained, with its settings and versions.
+
+Code is never read from it.
 """
 
 import datetime
@@ -191,8 +192,7 @@ def _wait_for(path: Path) -> None:
 
 
 def reopen(folder: Path, experiment: Path | None, log: Callable[[str], None]) -> Run:
-    """Opens a run with the experiment file that the user names, or with the one that the run
-    recorded, if it has not changed.
+    """Opens a run with a given experiment file, or with the recorded one if it is unchanged.
 
     A run folder is data: no file inside it is imported, and the recorded file is imported only
     with the recorded hash.
@@ -272,7 +272,7 @@ def versions() -> dict[str, str]:
 
 
 def commit(folder: Path) -> str | None:
-    """The git commit of a folder, with `+changes` where the tree differs from it; None outside git."""
+    """The git commit of a folder, `+changes` where the tree differs; None outside git."""
 
     def git(*words: str) -> str:
         return subprocess.run(
@@ -309,7 +309,8 @@ def _local(folder: str | Path) -> None:
     if is_url(folder):
         scheme, _, rest = str(folder).partition(":")
         raise SettingsError(
-            f"a run folder must be in this machine's file system, got {scheme}://{rest.lstrip('/')}; "
+            "a run folder must be in this machine's file system, got "
+            f"{scheme}://{rest.lstrip('/')}; "
             "train into a local folder and copy it, or mount the bucket"
         )
 

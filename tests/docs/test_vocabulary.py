@@ -44,7 +44,21 @@ PHRASES = {
 SCHEDULE = re.compile(r"\bschedules?\b", re.IGNORECASE)
 RATE = re.compile(r"learning|rate|warm|cosine|training\.schedule|peak|optax|weights", re.IGNORECASE)
 
-CLEAN = ("bench", "cli", "criteria", "decoding", "layers", "objectives", "runs", "training")
+CLEAN = (
+    "bench",
+    "calibration",
+    "cli",
+    "core",
+    "criteria",
+    "data",
+    "decoding",
+    "evaluation",
+    "layers",
+    "methods",
+    "objectives",
+    "runs",
+    "training",
+)
 # packages of dynexit, "engine"; or their folders, "engine/executors"
 PAGES = [
     path

@@ -133,7 +133,7 @@ def test_calibration_end_to_end():
                 jnp.array([0]),
                 PROGRESS,
             ),
-            "`outputs` must have the entry 'accumulated': act wants an averaged model (dx.transforms.averaged)",
+            "`outputs` must have the entry 'accumulated': act needs an averaged model (dx.transforms.averaged)",
         ),
     ],
 )

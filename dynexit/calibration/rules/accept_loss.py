@@ -1,4 +1,4 @@
-"""The cheapest point that loses at most so much accuracy."""
+"""The cheapest point that loses at most a given accuracy."""
 
 from typing import Any
 
@@ -13,8 +13,8 @@ def accept_loss(loss: float, max_negative_flips: float | None = None) -> Rule:
     Args:
       loss: fraction of the rows, in 0..1.
       max_negative_flips: fraction of the rows, in 0..1, that may be right at full depth and wrong
-        at the point, whatever other rows gain; a stricter demand, for splits so small that gains
-        and losses cancel by luck. None for any.
+        at the point; gains of other rows are not counted. It is stricter, for splits so small
+        that gains and losses cancel by chance. None for any.
 
     Returns:
       `Rule`.
@@ -38,8 +38,8 @@ def accept_loss(loss: float, max_negative_flips: float | None = None) -> Rule:
         allowed = (accuracy >= full - loss - SLACK) & (curve.flips <= flips + SLACK)
         if not allowed.any():
             raise NoPoint(
-                f"`curve` holds no point that loses at most {loss:g} of accuracy {full:.4f}; the best "
-                f"has {accuracy.max():.4f}. Full depth must be among the points"
+                f"`curve` holds no point that loses at most {loss:g} of accuracy {full:.4f}; the "
+                f"best has {accuracy.max():.4f}. Full depth must be among the points"
             )
         order = np.lexsort((-accuracy, curve.cost))
         return int(order[allowed[order]][0])
@@ -52,6 +52,6 @@ def accept_loss(loss: float, max_negative_flips: float | None = None) -> Rule:
     return Rule(
         pick,
         f"cheapest that loses at most {loss:g} of full depth's accuracy{turned}",
-        "none on new rows: the loss holds on the calibration rows, and is exceeded on about half of "
-        "all splits where it is near the limit",
+        "none on new rows: the loss holds on the calibration rows, and is exceeded on about half "
+        "of all splits where it is near the limit",
     )

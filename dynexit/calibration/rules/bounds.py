@@ -26,8 +26,10 @@ def p_value(losses: np.ndarray, alpha: float) -> float:
 
 
 def hoeffding_bentkus(mean: float, rows: int, alpha: float) -> float:
-    """min(exp(-n h(min(mean, alpha), alpha)), e P(Bin(n, alpha) <= ceil(n mean))) with h the
-    Kullback-Leibler divergence of two Bernoulli laws.
+    """The p-value of Hoeffding and Bentkus, the smaller of their two bounds.
+
+    min(exp(-n h(min(mean, alpha), alpha)), e P(Bin(n, alpha) <= ceil(n mean))) with h the
+    Kullback-Leibler divergence of two Bernoulli distributions.
 
     Args:
       mean: of the losses, in 0..1.

@@ -1,4 +1,4 @@
-"""The most accurate point that costs at most so much."""
+"""The most accurate point of at most a given cost."""
 
 from typing import Any
 
@@ -32,8 +32,8 @@ def budget(share: float) -> Rule:
         if not allowed.any():
             least = np.ceil(1e4 * curve.cost.min() / curve.cost_full) / 1e4
             raise NoPoint(
-                f"`budget` of {share:g} of full depth's FLOPs cannot be met: the cheapest point costs "
-                f"{least:.4f}. Ask for at least that, or give the network an earlier exit"
+                f"`budget` of {share:g} of full depth's FLOPs cannot be met: the cheapest point "
+                f"costs {least:.4f}. Pass at least that, or add an earlier exit to the network"
             )
         order = np.lexsort((curve.cost, -curve.accuracy))
         return int(order[allowed[order]][0])
@@ -41,6 +41,6 @@ def budget(share: float) -> Rule:
     return Rule(
         pick,
         f"most accurate that costs at most {share:g} of full depth's FLOPs",
-        "none on new rows: the mean cost holds on the calibration rows, and new rows of the same kind "
-        "differ by their sampling error",
+        "none on new rows: the mean cost holds on the calibration rows, and new rows of the same "
+        "kind differ by their sampling error",
     )

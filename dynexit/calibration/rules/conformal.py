@@ -18,25 +18,24 @@ from dynexit.calibration.rules.rule import (
 
 
 def conformal_risk(alpha: float, loss: Loss = "gap") -> Rule:
-    """Conformal risk control: the last point, in a fixed order from full depth to the cheapest, up
-    to which (n R + 1) / (n + 1) <= alpha.
+    """Conformal risk control: the last point up to which (n R + 1) / (n + 1) <= alpha.
 
-    R is the mean over the n rows of each row's largest loss so far in the order, so that it cannot
-    fall along it.
+    Points are in a fixed order from full depth to the cheapest. R is the mean over the n rows of
+    each row's largest loss so far in the order, so that it cannot fall along the order.
 
     Args:
       alpha: the risk accepted on average, in 0..1, 0 excluded.
       loss: as in `risk_control`.
 
     Returns:
-      `Rule`; the order of the points as for `risk_control`.
+      `Rule`; the order of the points is that of `risk_control`.
 
     Raises:
       ValueError: an argument out of range.
 
     Example:
-      >>> conformal_risk(0.05, "disagreement").words
-      'last up to which the conformal risk (fraction of rows answered otherwise than at full depth) is at most 0.05'
+      >>> conformal_risk(0.05, "error").words
+      'last up to which the conformal risk (fraction of rows answered wrong) is at most 0.05'
 
     Source: Angelopoulos et al. 2022, Conformal risk control; Jazbec et al. 2024 for exits.
     """

@@ -18,18 +18,18 @@ from dynexit.calibration.rules.rule import (
 
 
 def risk_control(alpha: float, delta: float = 0.1, loss: Loss = "gap") -> Rule:
-    """Learn then test: points are tested in a fixed order, from full depth to the cheapest, until
-    one is not accepted; the last accepted is taken.
+    """Learn then test: the last accepted point of a fixed sequence of tests.
 
-    The null hypothesis of a point is that its risk, the mean of a loss in 0..1, exceeds alpha. Its
-    p-value is the exact binomial one where losses are 0 or 1, else that of Hoeffding and Bentkus;
-    it is accepted where that is at most delta. Full depth itself loses nothing by definition, and
-    needs no test, where the loss is a comparison with full depth.
+    Points are tested from full depth to the cheapest, until one is not accepted. The null
+    hypothesis of a point is that its risk, the mean of a loss in 0..1, exceeds alpha. Its p-value
+    is the exact binomial one where losses are 0 or 1, else that of Hoeffding and Bentkus. A point
+    is accepted where its p-value is at most delta. Where the loss is a comparison with full depth,
+    full depth loses nothing by definition and needs no test.
 
     Args:
       alpha: the risk accepted, in 0..1, 0 excluded.
-      delta: probability, over the draw of the calibration rows, that the risk is higher all the
-        same; between 0 and 1.
+      delta: probability, over the draw of the calibration rows, that the risk is higher than
+        alpha; between 0 and 1.
       loss: "gap", accuracy lost against full depth, gains of other rows not counted;
         "disagreement" with full depth's answers, which needs no labels; or "error".
 
@@ -42,12 +42,12 @@ def risk_control(alpha: float, delta: float = 0.1, loss: Loss = "gap") -> Rule:
       ValueError: an argument out of range.
 
     Example:
-      >>> risk_control(0.01, 0.1).guarantee
-      'with probability 0.9 over the calibration rows, accuracy lost against full depth, gains of other rows not counted, is at most 0.01 on new rows drawn alike'
+      >>> risk_control(0.01, 0.1).guarantee.split(", ")[0]
+      'with probability 0.9 over the calibration rows'
 
     Source: Angelopoulos et al. 2021, Learn then Test, fixed-sequence testing; Laufer-Goldshtein et
       al. 2023, Pareto testing, for the order; Jazbec et al. 2024, Fast yet Safe, for exits (its
-      code takes the first point that fails, and not the last that passes).
+      code takes the first point that fails, not the last that passes).
     """
     fraction(alpha, "alpha", zero=False)
     if not 0 < delta < 1:
@@ -65,14 +65,14 @@ def risk_control(alpha: float, delta: float = 0.1, loss: Loss = "gap") -> Rule:
             accepted = k
         if accepted is None:
             raise NoPoint(
-                f"`alpha` of {alpha:g} with `delta` {delta:g} is not met by the first of the points, "
-                f"whose risk is {losses[0].mean():.4f} on {curve.rows} rows"
+                f"`alpha` of {alpha:g} with `delta` {delta:g} is not met by the first of the "
+                f"points, whose risk is {losses[0].mean():.4f} on {curve.rows} rows"
             )
         return accepted
 
     return Rule(
         pick,
-        f"last accepted in a row of tests that the risk ({LOSSES[loss]}) is at most {alpha:g}",
+        f"last accepted in a sequence of tests that the risk ({LOSSES[loss]}) is at most {alpha:g}",
         f"with probability {1 - delta:g} over the calibration rows, {LOSSES[loss]}, is at most "
         f"{alpha:g} on new rows drawn alike",
         order=lambda curve: pareto_order(curve, loss),
@@ -80,8 +80,9 @@ def risk_control(alpha: float, delta: float = 0.1, loss: Loss = "gap") -> Rule:
 
 
 def pareto_order(curve: Any, loss: Loss = "gap") -> np.ndarray:
-    """The points that no other point beats in both risk and cost, from full depth and the dearest
-    to the cheapest: the order in which `risk_control` tests.
+    """The points that no other point beats in both risk and cost, in the order of `risk_control`.
+
+    The order is from full depth and the most expensive to the cheapest.
 
     Args:
       curve: of rows that are not those of the test.

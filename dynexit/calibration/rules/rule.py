@@ -1,4 +1,4 @@
-"""What a rule is, and the losses that rules with a guarantee bound."""
+"""The type of rules, and the losses that rules with a guarantee bound."""
 
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -14,12 +14,12 @@ class NoPoint(ValueError):
 
 
 class Rule(NamedTuple):
-    """How an operating point is chosen from a `Curve`.
+    """Chooses an operating point from a `Curve`.
 
     Attributes:
       pick: `pick(curve) -> index` into its points; raises `NoPoint`.
-      words: what is taken, e.g. "cheapest that loses at most 0.005 of full depth's accuracy".
-      guarantee: what that guarantees on new rows, in words.
+      words: the choice in words, e.g. "cheapest that loses at most 0.005 of full depth's accuracy".
+      guarantee: what the rule guarantees on new rows, in words.
       order: where the guarantee needs points in an order that was found on other rows than those of
         the curve, `order(curve of the other rows) -> indices [K']`. `dx.evaluation.calibrate` then
         takes candidates and order from half of the calibration rows, and the curve from the rest.
@@ -43,8 +43,10 @@ def fraction(value: float, name: str, zero: bool = True) -> float:
 
 
 def losses_of(curve: Any, loss: Loss) -> np.ndarray:
-    """float64 `[K, M]` in 0..1: the accuracy that a row loses against full depth ("gap"), whether
-    its answer is another one ("disagreement", which needs no labels), or how wrong it is ("error").
+    """The losses of the rows at every point, float64 `[K, M]` in 0..1.
+
+    "gap" is the accuracy that a row loses against full depth, "disagreement" whether its answer is
+    another one (it needs no labels), "error" how wrong it is.
 
     Raises:
       ValueError: scores outside 0..1, for which there is no bound.
@@ -53,8 +55,8 @@ def losses_of(curve: Any, loss: Loss) -> np.ndarray:
         return 1.0 - curve.agrees
     if curve.right.min() < 0 or max(curve.right.max(), curve.right_full.max()) > 1:
         raise ValueError(
-            f"`loss` {loss!r} needs scores in 0..1, and `Method.score` gives {curve.right.min():g}.."
-            f"{curve.right.max():g}"
+            f"`loss` {loss!r} needs scores in 0..1, and `Method.score` gives "
+            f"{curve.right.min():g}..{curve.right.max():g}"
         )
     if loss == "error":
         return 1.0 - curve.right.astype(np.float64)
@@ -62,7 +64,7 @@ def losses_of(curve: Any, loss: Loss) -> np.ndarray:
 
 
 def checked_loss(loss: Loss) -> Loss:
-    """The name of a loss.
+    """Validates the name of a loss and returns it.
 
     Raises:
       ValueError: another name.
@@ -80,6 +82,6 @@ LOSSES = {
 
 
 def full_depth(curve: Any) -> int | None:
-    """The first point at which every row took the last exit, or None."""
+    """The first point at which every row exits at the last exit, or None."""
     found = np.flatnonzero((curve.exit == curve.exits - 1).all(axis=1))
     return int(found[0]) if found.size else None

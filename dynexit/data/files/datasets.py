@@ -75,7 +75,7 @@ def folders_dataset(settings: FromFolders) -> Dataset:
 def _dataset(
     settings: FromCsv | FromNpz | FromFolders, parts: list[dict], classes: tuple[str, ...]
 ) -> Dataset:
-    """Three splits of one part, or one of each; inputs are scaled as their type wants it."""
+    """Three splits of one part, or one of each; inputs are scaled by their type."""
     if len(parts) == 1:
         whole = parts[0]
         rows = stratified_split(

@@ -25,7 +25,7 @@ class _Files:
     test: float = 0.2
     """fraction of the rows in the test split, with the classes in proportion"""
     split_seed: int = 0
-    """which rows fall into which split; leave it alone to compare runs"""
+    """which rows fall into which split; keep it to compare runs"""
 
     def __post_init__(self):
         for name in ("path", "calibration_path", "test_path"):

@@ -16,8 +16,8 @@ class Table(NamedTuple):
     Attributes:
       columns: names of the numeric columns.
       values: float64, row by row; `len(columns)` for each row.
-      labels: what stands in the label column, one for each row.
-      ids: what stands in the id column, one for each row; None without one.
+      labels: the label column, one entry per row.
+      ids: the id column, one entry per row; None without one.
       lines: the line of the file at which each row ends.
     """
 

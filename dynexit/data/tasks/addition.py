@@ -1,4 +1,4 @@
-"""Decimal addition, digit by digit from the lowest: the longest carry says how many steps it takes."""
+"""Decimal addition, digit by digit from the lowest; the longest carry chain sets the steps."""
 
 import functools
 
@@ -23,9 +23,8 @@ def addition(
 
     l1 ~ U{1..L/2}, l2 ~ U{1..L - l1 - 1} digits, independent and even, the highest not 0 unless it
     is the only one. Input: the first number, PLUS, the second, BLANK up to L. Steps: add all pairs
-    of digits at once, then move all carries up
-    by one place, again and again until none is left: the longest carry chain (places in a row that
-      a carry leaves) + 1.
+    of digits at once, then move all carries up by one place, until none remains: the longest carry
+    chain (the number of consecutive places with a carry out) + 1.
 
     With `carries` = (low, high) the longest chain is exactly k ~ U{low..high}: l1 and l2 are drawn
     from k up, a chain of digits that make 10 or more, then 9, 9 ... is put at a random place of
@@ -54,14 +53,14 @@ def addition(
       >>> number = lambda digits: int("".join(map(str, digits[::-1])))
       >>> row, answer = batch["inputs"][0].tolist(), batch["labels"][0].tolist()
       >>> plus, end = row.index(PLUS), (row + [BLANK]).index(BLANK)
-      >>> number(row[:plus]) + number(row[plus + 1 : end]) == number([digit for digit in answer if digit != IGNORED])
+      >>> total = number([digit for digit in answer if digit != IGNORED])
+      >>> number(row[:plus]) + number(row[plus + 1 : end]) == total
       True
 
     Source: the algorithmic tasks of Dehghani et al. 2019 (Universal Transformers), arXiv
-      1807.03819, as tensor2tensor draws
-    them: train on L = 40, test on 400. Deviations: a fixed L with blanks, no end token (the score
-      leaves out what is
-    IGNORED), training without end where they keep 100,000 examples; `carries` is ours.
+      1807.03819, as tensor2tensor draws them: train on L = 40, test on 400. Deviations: a fixed L
+      with blanks, no end token (the score leaves out what is IGNORED), training without end where
+      the paper keeps 100,000 examples; `carries` is not in the paper.
     """
     test_length = length if test_length is None else test_length
     test_carries = carries if test_carries is None else test_carries
@@ -99,8 +98,9 @@ def _draw(
 
 
 def _numbers(random: np.random.Generator, lengths: np.ndarray, places: int) -> np.ndarray:
-    """Digits int32 `[2, b, places]`, the lowest first, 0 beyond their number's length; the highest
-    is not 0 but of length 1.
+    """Digits int32 `[2, b, places]`, the lowest first, 0 beyond the length of their number.
+
+    The highest is not 0, except at length 1.
     """
     digits = random.integers(0, 10, size=(*lengths.shape, places), dtype=np.int32)
     highest = (np.arange(places) == lengths[..., None] - 1) & (lengths[..., None] > 1)
@@ -111,8 +111,9 @@ def _numbers(random: np.random.Generator, lengths: np.ndarray, places: int) -> n
 def _impose(
     random: np.random.Generator, digits: np.ndarray, lengths: np.ndarray, chain: np.ndarray
 ) -> None:
-    """Puts a carry chain of `chain` `[b]` places where both numbers have digits, in place; no digit
-    of it is 0.
+    """Imposes carry chains of `chain` `[b]` places where both numbers have digits, in place.
+
+    No digit of a chain is 0.
     """
     begin = random.integers(0, lengths.min(axis=0) - chain + 1)[:, None]
     place = np.arange(digits.shape[-1])
@@ -128,8 +129,9 @@ def _impose(
 def _cut(
     random: np.random.Generator, digits: np.ndarray, lengths: np.ndarray, chain: np.ndarray
 ) -> None:
-    """Ends every carry chain after `chain` `[b]` places, in place: the digits at the next place
-    become 1..4.
+    """Ends every carry chain after `chain` `[b]` places, in place.
+
+    The digits at the next place become 1..4.
     """
     small = random.integers(1, 5, size=digits.shape, dtype=np.int32)
     run = np.zeros(len(chain), np.int64)
@@ -142,14 +144,12 @@ def _cut(
 
 
 def _carried(run: np.ndarray, total: np.ndarray) -> np.ndarray:
-    """The length of the carry chain that leaves a place, given the one that comes and the sum of
-    the digits there.
-    """
+    """Length of the carry chain out of a place, from the chain into it and its sum of digits."""
     return np.where(total > 9, 1, np.where((total == 9) & (run > 0), run + 1, 0))
 
 
 def longest_chain(digits: np.ndarray) -> np.ndarray:
-    """The longest carry chain of two numbers: the places in a row that one carry leaves.
+    """The longest carry chain of two numbers: consecutive places with the same carry.
 
     A place whose digits make 10 or more starts a chain whatever comes in (with the carry it cannot
     carry twice), a place that makes 9 passes on a carry that comes in, any other ends it.

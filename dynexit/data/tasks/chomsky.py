@@ -1,5 +1,6 @@
-"""The Chomsky suite: fifteen tasks on strings, by what kind of memory they need; short strings to
-train on, long ones to test.
+"""The Chomsky suite: fifteen tasks on strings, grouped by the memory they need.
+
+Training strings are short, test strings long.
 """
 
 import functools
@@ -92,8 +93,9 @@ def chomsky(
     test_lengths: tuple[int, int] = (41, 500),
     examples: int = 2000,
 ) -> Splits:
-    """A task of the suite, laid out as its protocol reads it: the string, then T empty tokens at
-    which the answer is read.
+    """A task of the suite in the layout of its protocol.
+
+    The string is followed by T empty tokens, at which the answer is read.
 
     A training batch has strings of one length l ~ U{low..high}, drawn from (seed, step) like all
     else. The fixed sets have all lengths in turn, from low to high, as many of each as `examples`
@@ -122,13 +124,13 @@ def chomsky(
       ([1, 0, 1, 2, 2, 2], [-1, -1, -1, 1, 0, 1])
 
     Source: Deletang et al. 2023, arXiv 2207.02098: train on 1..40, test on 41..500, score the mean
-      over test lengths of the
-    accuracy per token. Deviations: calibration and padding are ours; what single tasks do
-    otherwise, they say.
+      over test lengths of the accuracy per token. Deviations: calibration and padding are not in
+      the paper; deviations of single tasks are in their docstrings.
     """
     if not isinstance(task, Task):
         raise TypeError(
-            f"`task` must be one of `dynexit.data.tasks.chomsky.TASKS`, such as TASKS['reverse_string'], got {task!r}"
+            "`task` must be one of `dynexit.data.tasks.chomsky.TASKS`, such as "
+            f"TASKS['reverse_string'], got {task!r}"
         )
     ordered("lengths", lengths, 1, None)
     ordered("test_lengths", test_lengths, 1, None)

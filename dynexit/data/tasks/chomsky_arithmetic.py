@@ -1,5 +1,6 @@
-"""The Chomsky suite, tasks on numbers: each is a function `(random, size, length) -> (inputs [b,
-l], targets [b, T])`, int32.
+"""The Chomsky suite, tasks on numbers.
+
+Each is a function `(random, size, length) -> (inputs [b, l], targets [b, T])`, int32.
 """
 
 import math
@@ -51,8 +52,8 @@ def modular_arithmetic(random: np.random.Generator, size: int, length: int) -> D
 def flat_values(expressions: np.ndarray) -> np.ndarray:
     """Values modulo 5 of expressions without brackets.
 
-    Each product is reduced at once: the released code multiplies first, and long runs of `*`
-      overflow its int32.
+    Each product is reduced at once. The released code multiplies first, and long runs of `*`
+    overflow its int32.
 
     Args:
       expressions: tokens of FLAT, int32 `[b, l]`, l odd: digit, operator, digit ...
@@ -61,7 +62,8 @@ def flat_values(expressions: np.ndarray) -> np.ndarray:
       int32 `[b]` in 0..4.
 
     Example:
-      >>> [int(flat_values(np.array([[FLAT[c] for c in text]]))[0]) for text in ("1+2-4", "1+2*3", "0*1+4*3-2")]
+      >>> texts = ("1+2-4", "1+2*3", "0*1+4*3-2")
+      >>> [int(flat_values(np.array([[FLAT[c] for c in text]]))[0]) for text in texts]
       [4, 2, 0]
     """
     total, term = np.zeros(len(expressions), np.int32), expressions[:, 0].astype(np.int32)
@@ -75,8 +77,9 @@ def flat_values(expressions: np.ndarray) -> np.ndarray:
 
 
 def modular_arithmetic_brackets(random: np.random.Generator, size: int, length: int) -> Drawn:
-    """An expression of digits 0..4 with brackets, minus signs and the operators +, -, *; the value
-    modulo 5. T = 1.
+    """An expression of digits 0..4 with brackets; the value modulo 5. T = 1.
+
+    It has minus signs and the operators +, -, *.
 
     G(1) = d, G(2) = -d, G(3) = (d), G(4) = (-d), G(l) = (G(a) op G(l - a - 3)) with a ~ U{1..l -
     4}.
@@ -110,8 +113,9 @@ def _expression(random: np.random.Generator, length: int, operators: str) -> tup
 
 
 def solve_equation(random: np.random.Generator, size: int, length: int) -> Drawn:
-    """An expression of l - 2 symbols without `*`, one digit of it replaced by x, then = and its
-    value; that digit. T = 1.
+    """An equation with one digit replaced by x; that digit. T = 1.
+
+    It is an expression of l - 2 symbols without `*`, then = and its value.
 
     The digit is the first at or after a random place, going round. Below three tokens all is 0.
 
@@ -134,8 +138,9 @@ def solve_equation(random: np.random.Generator, size: int, length: int) -> Drawn
 
 
 def binary_addition(random: np.random.Generator, size: int, length: int) -> Drawn:
-    """Two numbers, the lowest bit first, with 2 between; their sum, the lowest bit first, then 2,
-    then 0. T = l + 1.
+    """Two numbers, the lowest bit first, with 2 between; their sum. T = l + 1.
+
+    The sum has the lowest bit first, then 2, then 0.
 
     n ~ U{1..l - 2} bits and l - 1 - n bits; numbers U{1..2^n - 1}. Below three tokens one number
     U{0..2^l - 1}, no separator (the released code leaves out the largest).
@@ -154,8 +159,9 @@ def binary_addition(random: np.random.Generator, size: int, length: int) -> Draw
 
 
 def binary_multiplication(random: np.random.Generator, size: int, length: int) -> Drawn:
-    """As `binary_addition`, with the product. T = l. Below three tokens the product is l - 1 zeros,
-    as in the released code.
+    """As `binary_addition`, with the product. T = l.
+
+    Below three tokens the product is l - 1 zeros, as in the released code.
 
     Example:
       >>> inputs, targets = binary_multiplication(np.random.default_rng(0), 1, 6)
@@ -171,8 +177,9 @@ def binary_multiplication(random: np.random.Generator, size: int, length: int) -
 
 
 def compute_sqrt(random: np.random.Generator, size: int, length: int) -> Drawn:
-    """A number U{1..2^l - 1}, the highest bit first; the integer part of its square root, likewise.
-    T = ceil(l / 2).
+    """A number U{1..2^l - 1}; the integer part of its square root. T = ceil(l / 2).
+
+    Both have the highest bit first.
 
     Example:
       >>> inputs, targets = compute_sqrt(np.random.default_rng(0), 1, 6)

@@ -1,5 +1,6 @@
-"""The Chomsky suite, tasks on strings: each is a function `(random, size, length) -> (inputs [b,
-l], targets [b, T])`, int32.
+"""The Chomsky suite, tasks on strings.
+
+Each is a function `(random, size, length) -> (inputs [b, l], targets [b, T])`, int32.
 """
 
 import numpy as np
@@ -12,8 +13,9 @@ def _bits(random: np.random.Generator, size: int, length: int) -> np.ndarray:
 
 
 def even_pairs(random: np.random.Generator, size: int, length: int) -> Drawn:
-    """Bits; 1 where the number of neighbours 01 and 10 is odd: where the first bit is not the last.
-    T = 1.
+    """Bits; 1 where the number of neighbours 01 and 10 is odd. T = 1.
+
+    It is odd where the first bit is not the last.
 
     Example:
       >>> inputs, targets = even_pairs(np.random.default_rng(0), 1, 6)
@@ -61,8 +63,9 @@ def reverse_string(random: np.random.Generator, size: int, length: int) -> Drawn
 
 
 def stack_manipulation(random: np.random.Generator, size: int, length: int) -> Drawn:
-    """A stack of bits, the bottom first, and actions; the stack that is left, the top first, then
-    2, then 0. T = l + 1.
+    """A stack of bits, the bottom first, and actions; the resulting stack. T = l + 1.
+
+    The result has the top first, then 2, then 0.
 
     U{1..l - 1} bits, then actions drawn alike: 2 pops (an empty stack stays so), 3 pushes 0, 4
     pushes 1. One token is a bit.
@@ -104,8 +107,9 @@ def duplicate_string(random: np.random.Generator, size: int, length: int) -> Dra
 
 
 def missing_duplicate(random: np.random.Generator, size: int, length: int) -> Drawn:
-    """l // 2 bits twice, one place replaced by 2, a last 3 where l is odd; the bit that is missing.
-    T = 1; 1 where l = 1.
+    """l // 2 bits twice, one place replaced by 2; the missing bit. T = 1.
+
+    A last 3 is added where l is odd; the answer is 1 where l = 1.
 
     Example:
       >>> inputs, targets = missing_duplicate(np.random.default_rng(0), 1, 5)
@@ -123,8 +127,9 @@ def missing_duplicate(random: np.random.Generator, size: int, length: int) -> Dr
 
 
 def odds_first(random: np.random.Generator, size: int, length: int) -> Drawn:
-    """Bits; those at places 1, 3, 5 ... and then those at 0, 2, 4 ..., counted from 0, as the
-    released code does. T = l.
+    """Bits; those at places 1, 3, 5 ... and then those at 0, 2, 4 .... T = l.
+
+    Places count from 0, as in the released code.
 
     Example:
       >>> inputs, targets = odds_first(np.random.default_rng(0), 1, 6)

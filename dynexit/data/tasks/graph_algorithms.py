@@ -1,9 +1,4 @@
-"""Graph algorithms round by round, a whole batch at once: what they find, and how many rounds each
-graph took.
-
-A round reads what the round before left, so it is one step for a network in which every node hears
-its neighbours once.
-"""
+"""Graph algorithms round by round, on a whole batch: their results and numbers of rounds."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -45,8 +40,9 @@ class Algorithm(NamedTuple):
 
 
 def run_breadth_first(weights: np.ndarray, source: np.ndarray, hints: bool = False) -> Traced:
-    """Breadth-first search: each round reaches the neighbours of all nodes reached, the lowest of
-    which is the predecessor.
+    """Breadth-first search: each round reaches the neighbours of all nodes reached.
+
+    The lowest of the reached neighbours is the predecessor.
 
     Rounds = (greatest distance from the source) + 1.
 
@@ -83,8 +79,9 @@ def run_breadth_first(weights: np.ndarray, source: np.ndarray, hints: bool = Fal
 
 
 def run_bellman_ford(weights: np.ndarray, source: np.ndarray, hints: bool = False) -> Traced:
-    """Bellman-Ford: each round offers every node the paths by way of its neighbours as they were;
-    shorter ones are taken.
+    """Bellman-Ford: each round takes shorter paths by way of the neighbours.
+
+    The paths of the neighbours are those of the round before.
 
     d_j = min(d_j, min_i d_i + w_ij), all at once; of equal offers the one from the lowest node, and
     only if shorter.
@@ -122,8 +119,7 @@ def run_bellman_ford(weights: np.ndarray, source: np.ndarray, hints: bool = Fals
 
 
 def run_floyd_warshall(weights: np.ndarray, source: np.ndarray, hints: bool = False) -> Traced:
-    """Floyd-Warshall: round k lets the paths between all pairs lead by way of node k; n rounds,
-    whatever the graph.
+    """Floyd-Warshall: round k allows paths between all pairs by way of node k; n rounds.
 
     The diagonal begins at the length of a node's edge to itself, as in CLRS-30.
 
@@ -161,8 +157,9 @@ def _finite(distances: np.ndarray) -> np.ndarray:
 
 
 def _stacked(frames: list[np.ndarray], nodes: int) -> np.ndarray | None:
-    """One frame a round, the last repeated; no shortest path has more than n - 1 edges, so n frames
-    hold all rounds.
+    """One frame per round, the last repeated, n frames in all.
+
+    No shortest path has more than n - 1 edges, so n frames hold all rounds.
     """
     return (
         np.stack([frames[min(frame, len(frames) - 1)] for frame in range(nodes)], axis=1)

@@ -1,4 +1,4 @@
-"""Graph problems: shortest paths, where the number of rounds is the distance to the farthest node."""
+"""Shortest paths on graphs; the number of rounds is the distance to the farthest node."""
 
 import functools
 from collections.abc import Callable
@@ -14,8 +14,9 @@ Family = Callable[[np.random.Generator, int, int], np.ndarray]
 
 
 def erdos_renyi(probability: float = 0.5) -> Family:
-    """Random graphs: A = B * B^T (by elements) with B_ij ~ Bernoulli(p): an edge with chance p^2,
-    one to itself with p.
+    """Random graphs: A = B * B^T (by elements) with B_ij ~ Bernoulli(p).
+
+    An edge has probability p^2, one to the node itself p.
 
     Of 16 nodes and p = 0.5 the farthest is 2 to 6 edges away, of 64 only 2 or 3: larger ones need
     fewer rounds.
@@ -48,8 +49,9 @@ def paths(random: np.random.Generator, size: int, nodes: int) -> np.ndarray:
 
 
 def grids(random: np.random.Generator, size: int, nodes: int) -> np.ndarray:
-    """The nodes of a grid, as near to a square as n can be divided (a row where n is prime), in
-    random order.
+    """The nodes of a grid in random order, as near to a square as n can be divided.
+
+    It is a row where n is prime.
 
     Example:
       >>> int(grids(np.random.default_rng(0), 1, 6).sum())  # 2 x 3: seven edges, both ways
@@ -78,7 +80,7 @@ def graphs(
     """Random graphs, and what a graph algorithm finds in them.
 
     Lengths of edges: w = sqrt(u u' + 0.001) with u, u' ~ U[0, 1) at (i, j) and (j, i), or 1. The
-      source is any node.
+    source is any node.
 
     Args:
       algorithm: `graph_algorithms.breadth_first`, `bellman_ford` or `floyd_warshall`.
@@ -109,14 +111,14 @@ def graphs(
       True
 
     Source: Velickovic et al. 2022 (CLRS-30), arXiv 2205.15659: train on 16 nodes, test on 64,
-      Erdos-Renyi with p = 0.5.
-    Deviations: nodes have no position (their number is their place in the arrays); paths and grids
-      are ours, as random
-    graphs need few rounds; training draws without end where they keep 1,000 graphs.
+      Erdos-Renyi with p = 0.5. Deviations: nodes have no position (their number is their index in
+      the arrays); paths and grids are not in the paper, added because random graphs need few
+      rounds; training draws without end where the paper keeps 1,000 graphs.
     """
     if not isinstance(algorithm, Algorithm):
         raise TypeError(
-            f"`algorithm` must be one of `dynexit.data.tasks.graph_algorithms`, such as `breadth_first`, got {algorithm!r}"
+            "`algorithm` must be one of `dynexit.data.tasks.graph_algorithms`, such as "
+            f"`breadth_first`, got {algorithm!r}"
         )
     test_nodes = nodes if test_nodes is None else test_nodes
     family = erdos_renyi() if family is None else family

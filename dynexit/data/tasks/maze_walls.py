@@ -1,10 +1,4 @@
-"""Mazes as arrays, a whole batch in lock step: depth-first carving, breadth-first search, the walk
-back along parents.
-
-A maze of `side` x `side` cells lies on a grid with a border of one cell all round: `width = side +
-2`, and the cell of column x and row y is number `(y + 1) * width + x + 1`. A *parent* of a cell is
-the cell that it was reached from; the start is its own.
-"""
+"""Mazes as arrays, a whole batch at once: carving, breadth-first search, the path back."""
 
 import functools
 from typing import NamedTuple
@@ -37,8 +31,9 @@ def cell_number(index: np.ndarray, side: int) -> np.ndarray:
 
 
 def carve(random: np.random.Generator, start: np.ndarray, side: int) -> np.ndarray:
-    """Mazes by the depth-first backtracker: go to a random unvisited neighbour, and where there is
-    none go back.
+    """Mazes by the depth-first backtracker.
+
+    It moves to a random unvisited neighbour; where there is none it moves back.
 
     Every cell is entered once and left backwards at most once, so all mazes are done after 2
     (side^2 - 1) moves.
@@ -80,8 +75,9 @@ def carve(random: np.random.Generator, start: np.ndarray, side: int) -> np.ndarr
 
 @functools.cache
 def _moves(width: int) -> np.ndarray:
-    """What to add to the cell number, int64 `[16 * 12]`, by the free neighbours (bits W, E, S, N)
-    and a draw; 0 without one.
+    """Increments of the cell number, int64 `[16 * 12]`, by the free neighbours and a draw.
+
+    The neighbours are bits W, E, S, N; the increment is 0 without one.
     """
     table = np.zeros((16, _DRAWS), np.int64)
     for free in range(1, 16):
@@ -156,8 +152,7 @@ def search(doors: Doors, start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def walk(
     parent: np.ndarray, start: np.ndarray, end: np.ndarray, side: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The path from `end` back to `start` along the parents, as an array with walls between the
-    cells.
+    """The path from `end` back to `start` along the parents, as an array with walls.
 
     Args:
       parent: `[b, width * width]`.
@@ -193,8 +188,9 @@ def walk(
 
 
 def drawn(doors: Doors) -> np.ndarray:
-    """The free places, uint8 `[b, 2 side + 1, 2 side + 1]`: cells at odd rows and columns, open
-    walls between them.
+    """The free places, uint8 `[b, 2 side + 1, 2 side + 1]`.
+
+    Cells are at odd rows and columns, with open walls between them.
     """
     side = doors.east.shape[1] - 2
     free = np.zeros((len(doors.east), 2 * side + 1, 2 * side + 1), np.uint8)

@@ -11,8 +11,7 @@ from dynexit.data.tasks.procedural import generated
 
 
 def free_places(splits: Splits) -> Splits:
-    """The same mazes with the label `IGNORED` at walls, which the published loss and score leave
-    out.
+    """The same mazes with the label `IGNORED` at walls, as in the published loss and score.
 
     Example:
       >>> batch = free_places(mazes(9, scale=1)).train.batch(0, 7, 2)
@@ -37,8 +36,9 @@ def free_places(splits: Splits) -> Splits:
 
 
 def filling_rounds(inputs: np.ndarray) -> np.ndarray:
-    """Rounds in which filling dead ends solves each maze: a free place with one free neighbour, no
-    start or end, is filled.
+    """Rounds of dead-end filling that solve each maze.
+
+    A free place with one free neighbour that is no start or end is filled.
 
     All dead ends lose a place a round, so it is the longest of them that counts, with all that
     branches off it. In a tree what is left is the way. The longer the way, the less is left for
@@ -75,16 +75,14 @@ def mazes(
     loops: float = 0.0,
     examples: int = 1000,
 ) -> Splits:
-    """Images of mazes; the label of each pixel says whether it lies on the shortest path from start
-    to end.
+    """Images of mazes; the label of each pixel is whether it lies on the shortest path.
 
     "Size" s has c = (s + 1) / 2 cells a side. Start and end are two cells drawn alike; a
-    depth-first backtracker carves from
-    the start: it goes to a random unvisited neighbour and opens the wall between, and where there
-      is none it goes back. The
-    maze is an array of 2c + 1 a side, cells and open walls free. The image repeats each place
-    `scale` times either way and has `scale - 1` more pixels of wall all round: H = W = scale (2c +
-    1) + 2 (scale - 1), 24 for s = 9 and 32 for s = 13.
+    depth-first backtracker carves from the start: it moves to a random unvisited neighbour and
+    opens the wall between, and where there is none it moves back. The maze is an array of 2c + 1 a
+    side, cells and open walls free. The image repeats each place `scale` times either way and has
+    `scale - 1` more pixels of wall all round: H = W = scale (2c + 1) + 2 (scale - 1), 24 for s = 9
+    and 32 for s = 13.
 
     A tree can be solved by filling dead ends, which is local and finds no path. With `loops` each
     wall that is still closed is opened with that chance, and start and end are drawn again until
@@ -116,9 +114,9 @@ def mazes(
       np.True_
 
     Source: Schwarzschild et al. 2021, arXiv 2106.04537, and Bansal et al. 2022, arXiv 2202.05826:
-      train on s = 9, test on 13,
-    59, 201. Deviations: the channel comes last, bytes rather than floats, training draws without
-    end where they keep 50,000 mazes; `loops` is ours.
+      train on s = 9, test on 13, 59, 201. Deviations: the channel comes last, bytes rather than
+      floats, training draws without end where the papers keep 50,000 mazes; `loops` is not in the
+      papers.
     """
     test_size = size if test_size is None else test_size
     for name, value in (("size", size), ("test_size", test_size)):
@@ -162,8 +160,9 @@ def _ends(random: np.random.Generator, size: int, side: int) -> tuple[np.ndarray
 def _one_way(
     random: np.random.Generator, doors: maze_walls.Doors, side: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Ends with one shortest path between them, and the parents that lead along it; neighbours have
-    one, so there are some.
+    """Ends with one shortest path between them, and the parents along it.
+
+    Neighbours have one, so there are such ends.
     """
     count, width = doors.east.shape[:2]
     start, end = np.zeros(count, np.int64), np.zeros(count, np.int64)

@@ -1,6 +1,4 @@
-"""The parity task of PonderNet: is the number of +1 odd or even? The more non-zeros, the more steps
-it takes.
-"""
+"""The parity task of PonderNet: whether the number of +1 is odd; more non-zeros need more steps."""
 
 import functools
 
@@ -18,13 +16,12 @@ def parity(
     test_nonzeros: tuple[int, int] | None = None,
     examples: int = 5000,
 ) -> Splits:
-    """Vectors of {-1, 0, 1} with a random number of non-zeros; the label is the parity of the
-    number of +1.
+    """Vectors of {-1, 0, 1}; the label is the parity of the number of +1.
 
     K ~ U{low..high} entries at random places are +1 or -1 with equal chance, the rest 0; label =
     (number of +1) mod 2.
 
-    `train` is drawn afresh: `train.batch(seed, step, size)` depends on nothing else, so a run
+    `train` draws new examples: `train.batch(seed, step, size)` depends on nothing else, so a run
     resumes at any step. `calibration` and `test` are fixed sets of their own random streams; of
     short vectors, or of those with one or two non-zeros, there are so few that the same one may
     turn up in two splits.
@@ -49,8 +46,8 @@ def parity(
       True
 
     Source: Banino, Balaguer, Blundell 2021, arXiv 2107.05407. Their settings, from memory: length
-      64 with 1..64
-    non-zeros; for extrapolation length 96 with 1..48 in training and 49..96 in the test.
+      64 with 1..64 non-zeros; for extrapolation length 96 with 1..48 in training and 49..96 in the
+      test.
     """
     nonzeros = (1, length) if nonzeros is None else nonzeros
     test_nonzeros = nonzeros if test_nonzeros is None else test_nonzeros

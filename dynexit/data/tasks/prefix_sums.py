@@ -1,6 +1,4 @@
-"""Prefix sums of bits: at each place, is the number of ones so far odd? A chain of as many steps as
-there are bits.
-"""
+"""Prefix sums of bits: the parity at each place, a chain of as many steps as there are bits."""
 
 import functools
 
@@ -11,8 +9,7 @@ from dynexit.data.tasks.procedural import at_least, generated
 
 
 def prefix_sums(length: int, test_length: int | None = None, examples: int = 5000) -> Splits:
-    """Strings of random bits; the label of each place is the parity of the ones up to and including
-    it.
+    """Strings of random bits; the label of each place is the parity of the ones up to it.
 
     y_i = (x_1 + ... + x_i) mod 2, the bits independent and even; the input holds x - 0.5.
 
@@ -34,9 +31,9 @@ def prefix_sums(length: int, test_length: int | None = None, examples: int = 500
       True
 
     Source: Schwarzschild et al. 2021, arXiv 2106.04537, and Bansal et al. 2022, arXiv 2202.05826
-      (train on 32 bits, test on
-    512). Deviations: the channel comes last; training draws without end where they keep 10,000
-    strings, and strings of fewer than 24 bits may repeat where theirs are distinct.
+      (train on 32 bits, test on 512). Deviations: the channel comes last; training draws without
+      end where the papers keep 10,000 strings, and strings of fewer than 24 bits may repeat where
+      theirs are distinct.
     """
     test_length = length if test_length is None else test_length
     at_least(1, length=length, test_length=test_length)

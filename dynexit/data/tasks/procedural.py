@@ -1,5 +1,4 @@
-"""What generated tasks share: streams of random numbers by (seed, step), fixed sets to calibrate
-and to test on, endless training.
+"""Generated tasks: streams of random numbers by (seed, step), fixed sets, endless training.
 
 Loads no JAX.
 """
@@ -25,12 +24,11 @@ _TRAIN, _TRAIN_EXAMPLES, _CALIBRATION, _TEST = 1, 2, 3, 4
 def generated(
     draw: Draw, examples: int, test_draw: Draw | None = None, calibration_draw: Draw | None = None
 ) -> Splits:
-    """The splits of a task that a function draws: training without end, calibration and test fixed
-    once and for all.
+    """The splits of a task that a function draws: endless training, fixed calibration and test.
 
     train.batch(seed, step, size) = draw(Philox(key=(seed, step)), size): nothing before it need be
-    drawn, so a run resumes at any step. The fixed sets have streams of their own and are drawn when
-    first asked for.
+    drawn, so a run resumes at any step. The fixed sets have streams of their own and are drawn at
+    first use.
 
     Args:
       draw: `draw(random, size) -> batch`, a function of the numpy generator that it is given and of
@@ -49,9 +47,11 @@ def generated(
     Example:
       >>> def doubles(random, size):
       ...     inputs = random.integers(0, 10, size=(size, 1))
-      ...     return {"inputs": inputs, "labels": 2 * inputs[:, 0], "steps": np.ones(size, np.int32)}
+      ...     steps = np.ones(size, np.int32)
+      ...     return {"inputs": inputs, "labels": 2 * inputs[:, 0], "steps": steps}
       >>> train, calibration, test = generated(doubles, examples=20)
-      >>> np.array_equal(train.batch(0, 7, 4)["labels"], train.batch(0, 7, 4)["inputs"][:, 0] * 2), test.size
+      >>> batch = train.batch(0, 7, 4)
+      >>> np.array_equal(batch["labels"], batch["inputs"][:, 0] * 2), test.size
       (True, 20)
     """
     at_least(1, examples=examples)
@@ -119,7 +119,7 @@ def _stream(stream: int, seed: int, step: int) -> np.random.Generator:
 
 
 def _fixed(split: str, stream: int, draw: Draw, size: int) -> Source:
-    """A set that is drawn once, when it is first asked for."""
+    """A set that is drawn once, at its first use."""
 
     @functools.cache
     def source() -> Source:

@@ -87,8 +87,9 @@ class Parity:
 
 @dataclasses.dataclass(frozen=True)
 class PrefixSums:
-    """Strings of bits; the label of each place is the parity of the ones so far. See
-    `dx.data.prefix_sums`.
+    """Strings of bits; the label of each place is the parity of the ones so far.
+
+    See `dx.data.prefix_sums`.
 
     Example:
       >>> PrefixSums(length=4, examples=10).build().test.examples()["labels"].shape
@@ -126,8 +127,9 @@ class PrefixSums:
 
 @dataclasses.dataclass(frozen=True)
 class Mazes:
-    """Images of mazes; the label of each free pixel says whether it lies on the shortest path. See
-    `dx.data.mazes`.
+    """Images of mazes; the label of each free pixel is whether it lies on the shortest path.
+
+    See `dx.data.mazes`.
 
     Example:
       >>> data = Mazes(size=5, examples=4).build()
@@ -318,8 +320,9 @@ class Sudoku:
 
 @dataclasses.dataclass(frozen=True)
 class Chomsky:
-    """A task of the Chomsky suite: short strings in training, longer ones in the test split. See
-    `dx.data.chomsky`.
+    """A task of the Chomsky suite: short strings in training, longer ones in the test split.
+
+    See `dx.data.chomsky`.
 
     Example:
       >>> Chomsky(task="reverse_string", length=4, test_length=6, examples=8).build().inputs
@@ -376,8 +379,9 @@ class Chomsky:
         return found
 
     def build(self) -> Dataset:
-        """The splits; inputs int32 `[b, width]` or float32 `[b, width, vocabulary]`, labels
-        `[b, width]`, -1 at all places but those of the answer.
+        """The splits, with label -1 at all places but those of the answer.
+
+        Inputs are int32 `[b, width]` or float32 `[b, width, vocabulary]`, labels `[b, width]`.
 
         Raises:
           ValueError: a field out of range.
@@ -427,8 +431,9 @@ class Graphs:
         return found + between(self, 0.0, 1.0, "probability") + at_least(self, 1, "examples")
 
     def build(self) -> Dataset:
-        """The splits; inputs float32 `[b, n, n, 2]`, labels int32 `[b, n]`, `[b, n, n]` for all
-        pairs.
+        """The splits, inputs float32 `[b, n, n, 2]`, labels int32.
+
+        Labels are `[b, n]`, or `[b, n, n]` for all pairs.
 
         Raises:
           ValueError: a field out of range.

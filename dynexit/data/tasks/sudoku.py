@@ -1,6 +1,4 @@
-"""Sudoku of 4x4 or 9x9 places: fill in the digits. The fewer are given, the more rounds of
-elimination it takes.
-"""
+"""Sudoku of 4x4 or 9x9 places; fewer clues need more rounds of elimination."""
 
 import functools
 from collections.abc import Sequence
@@ -11,9 +9,7 @@ from dynexit.core.data import Splits
 from dynexit.data.tasks.procedural import at_least, generated, ordered
 
 FEWEST = {2: 4, 3: 26}
-"""Digits that must be given at least, by the side of a box. Of 9x9 it is ours: with fewer, too many
-draws end in vain.
-"""
+"""The fewest clues, by the side of a box; with fewer clues of 9x9 too many draws are rejected."""
 
 
 def sudoku(
@@ -24,14 +20,13 @@ def sudoku(
 ) -> Splits:
     """Puzzles with one solution; the label of each place is its digit in the solution.
 
-    A complete grid is drawn and its digits are taken away one by one, in random order, each where
-    the puzzle that is left can still be solved by naked singles, until k are left, k ~
-    U{low..high}; where they never are, grid and order are drawn again. A naked single is an empty
-    place for which row, column and box leave one digit. What fills all places by such steps alone
-    has no second solution. Of 4x4 there are few enough puzzles that training would draw those of
-    the test, so each belongs to one
-    split, by a digest of its digits: six eighths to training, one to calibration and one to the
-      test.
+    A complete grid is drawn and its digits are removed one by one, in random order, each where the
+    remaining puzzle can still be solved by naked singles, until k remain, k ~ U{low..high}; where k
+    is not reached, grid and order are drawn again. A naked single is an empty place for which row,
+    column and box leave one digit. A puzzle that such steps alone fill has no second solution.
+    There are so few puzzles of 4x4 that training would draw those of the test, so each belongs to
+    one split, by a digest of its digits: six eighths to training, one to calibration and one to the
+    test.
 
     Args:
       box: side of a box, 2 or 3; n = box^2 digits, grids of n x n places.
@@ -56,10 +51,9 @@ def sudoku(
       True
 
     Source: the task of Wang et al. 2025, arXiv 2506.21734 (HRM), and Jolicoeur-Martineau 2025,
-      arXiv 2510.04871 (TRM), who
-    train on 1,000 hard puzzles of 9x9 and their permutations. Deviations: ours are drawn without
-    end, need no guessing, and stand for the 4x4 that fits two cores. All 288 grids of 4x4 are drawn
-    alike; those of 9x9 are the permutations of one.
+      arXiv 2510.04871 (TRM), who train on 1,000 hard puzzles of 9x9 and their permutations.
+      Deviations: these are drawn without end, need no guessing, and include the 4x4 that fits two
+      cores. All 288 grids of 4x4 are drawn alike; those of 9x9 are the permutations of one.
     """
     if box not in FEWEST:
         raise ValueError(f"`box` must be 2 or 3, got {box}.")
@@ -103,8 +97,7 @@ def solved(puzzles: np.ndarray, box: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def eighth(puzzles: np.ndarray) -> np.ndarray:
-    """Which eighth of all puzzles of 4x4 each is of, int `[b]` in 0..7: a multiplicative hash of
-    its digits.
+    """The eighth of all puzzles of 4x4 that each is in, int `[b]` in 0..7, by a hash of its digits.
 
     Example:
       >>> eighth(np.zeros((1, 16), np.int8)).tolist()
@@ -141,9 +134,7 @@ def _draw(
 def _dug(
     random: np.random.Generator, grids: np.ndarray, wanted: np.ndarray, box: int
 ) -> np.ndarray:
-    """Grids without the digits that naked singles bring back, down to `wanted` digits or to where
-    no more can go.
-    """
+    """Grids without digits that naked singles fill, down to `wanted` digits or to the limit."""
     puzzles, rows = grids.copy(), np.arange(len(grids))
     order = random.permuted(np.tile(np.arange(box**4), (len(grids), 1)), axis=1)
     for place in order.T:

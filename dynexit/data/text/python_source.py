@@ -1,4 +1,4 @@
-"""Python's own standard library as text: a real corpus on every machine, for small language models."""
+"""Python's standard library as text, for small language models."""
 
 import functools
 import sysconfig
@@ -17,11 +17,11 @@ _LEFT_OUT = ("test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packa
 
 
 def python_source(length: int, examples: int = 500, folder: Path | None = None) -> Splits:
-    """Windows of Python source, every character to be followed by the next.
+    """Windows of Python source; the label of each character is the next one.
 
-    Files are dealt to the splits by their order (test: every twentieth file, and so on), so that no
-    file is in two. They differ between versions of Python; the numbers of an experiment name
-    theirs.
+    Files are assigned to the splits by their order (test: every twentieth file, and so on), so that
+    no file is in two. They differ between versions of Python; the numbers of an experiment name
+    the version.
 
     Args:
       length: L, characters of a window.
@@ -31,7 +31,7 @@ def python_source(length: int, examples: int = 500, folder: Path | None = None) 
 
     Returns:
       Three sources; inputs int32 `[b, L]` in 0..127, labels int32 `[b, L]`, the characters that
-      follow. `train.batch(seed, step, size)` draws windows afresh; `train.examples()` are as many
+      follow. `train.batch(seed, step, size)` draws new windows; `train.examples()` are as many
       as those of the other splits.
 
     Raises:
@@ -48,7 +48,8 @@ def python_source(length: int, examples: int = 500, folder: Path | None = None) 
     for split, characters in text.items():
         if len(characters) <= length + examples:
             raise ValueError(
-                f"`folder` {folder} has {len(characters)} characters for {split}, too few for windows of {length}."
+                f"`folder` {folder} has {len(characters)} characters for {split}, too few for "
+                f"windows of {length}."
             )
     fixed = {split: _evenly(split, text[split], length, examples) for split in SPLITS}
 

@@ -10,8 +10,9 @@ from dynexit.core.settings import at_least
 
 @dataclasses.dataclass(frozen=True)
 class PythonSource:
-    """Windows of Python source, every character to be followed by the next. See
-    `dynexit.data.text.python_source`.
+    """Windows of Python source; the label of each character is the next one.
+
+    See `dynexit.data.text.python_source`.
 
     Example:
       >>> PythonSource(length=16, examples=5).build().inputs

@@ -1,6 +1,4 @@
-"""Handwritten digits: the 1,797 real 8x8 scans that come with scikit-learn, so no network and
-nothing to prepare.
-"""
+"""Handwritten digits: the 1,797 real 8x8 scans of scikit-learn; no network, no preparation."""
 
 import functools
 import logging
@@ -31,22 +29,24 @@ RECIPE = store.Recipe(
     name="digits",
     shape=(8, 8, 1),
     classes=DIGITS_CLASSES,
-    description="1,797 handwritten digits, 8x8 pixels of 0..16: the test part of UCI's optical digits.",
+    description="1,797 handwritten digits, 8x8 pixels of 0..16: the test part of UCI's optical "
+    "digits.",
     homepage="https://archive.ics.uci.edu/dataset/80/optical+recognition+of+handwritten+digits",
     cure="Run `dynexit data prepare digits`.",
 )
 
 
 def digits(seed_of_split: int = 0, folder: str | os.PathLike | None = None) -> Splits:
-    """scikit-learn's digits as `train` (1,000), `calibration` (347) and `test` (450), stratified by
-    class and disjoint.
+    """scikit-learn's digits as `train` (1,000), `calibration` (347) and `test` (450).
+
+    The splits are stratified by class and disjoint.
 
     The first call writes the records into the data folder, in a second or two; where that is not
     possible (a read-only folder, or tensorflow-datasets not installed) the scans are taken from
     scikit-learn directly, and are the same.
 
     Args:
-      seed_of_split: which examples fall into which split; to compare runs, leave it alone.
+      seed_of_split: which examples fall into which split; keep it to compare runs.
       folder: where the prepared data lives, see `dynexit.data.store.data_folder`.
 
     Returns:
@@ -106,7 +106,7 @@ def shifted(source: Source, by: int) -> Source:
 
 
 def digits_builder(folder: str | os.PathLike | None = None) -> "tfds.core.DatasetBuilder":
-    """The tensorflow-datasets builder of the digits; one split, "scans", in scikit-learn's order."""
+    """The tensorflow-datasets builder of the digits: one split "scans" in scikit-learn's order."""
     return store.builder(RECIPE, folder)
 
 

@@ -1,6 +1,4 @@
-"""Fashion-MNIST: 70,000 real 28x28 pictures of clothes, from the four idx files as they were
-published.
-"""
+"""Fashion-MNIST: 70,000 real 28x28 pictures of clothes, from the four published idx files."""
 
 import functools
 import gzip
@@ -35,11 +33,13 @@ RECIPE = store.Recipe(
     name="fashion_mnist",
     shape=(28, 28, 1),
     classes=FASHION_MNIST_CLASSES,
-    description="Fashion-MNIST (Xiao, Rasul, Vollgraf 2017, arXiv 1708.07747): 70,000 grey pictures of 10 kinds.",
+    description="Fashion-MNIST (Xiao, Rasul, Vollgraf 2017, arXiv 1708.07747): 70,000 grey "
+    "pictures of 10 kinds.",
     homepage="https://github.com/zalandoresearch/fashion-mnist",
     cure=(
         "Run `dynexit data prepare fashion_mnist`: it takes the files of Debian's package "
-        "(`apt install dataset-fashion-mnist`), or those in a folder of yours (`--raw FOLDER`), or else downloads them."
+        "(`apt install dataset-fashion-mnist`), or those in a folder of yours (`--raw FOLDER`), or "
+        "else downloads them."
     ),
 )
 
@@ -54,8 +54,9 @@ RAW = {
 
 
 def fashion_mnist(folder: str | os.PathLike | None = None) -> Splits:
-    """Fashion-MNIST as `train` (55,000), `calibration` (5,000 held out of the training set) and
-    `test` (10,000).
+    """Fashion-MNIST as `train` (55,000), `calibration` (5,000) and `test` (10,000).
+
+    The calibration split is held out of the training set.
 
     Args:
       folder: where the prepared data lives, see `dynexit.data.store.data_folder`.
@@ -101,8 +102,9 @@ def _first(source: Source, count: int | None) -> Source:
 
 
 def hold_out(train, test, calibration: int) -> Splits:
-    """Three sources out of the two published splits: `calibration` rows leave the training set by a
-    fixed shuffle.
+    """Three sources from two published splits; calibration rows are taken from the training set.
+
+    A fixed shuffle selects them.
 
     Args:
       train, test: (images `[n, ...]`, labels `[n]`).
@@ -121,8 +123,9 @@ def hold_out(train, test, calibration: int) -> Splits:
 
 
 def fashion_mnist_builder(folder: str | os.PathLike | None = None) -> "tfds.core.DatasetBuilder":
-    """The tensorflow-datasets builder of the prepared data, split as published: "train" (60,000),
-    "test" (10,000).
+    """The tensorflow-datasets builder of the data: "train" (60,000), "test" (10,000).
+
+    The splits are those published.
     """
     return store.builder(RECIPE, folder)
 
@@ -152,8 +155,9 @@ def read_raw(folder: str | os.PathLike) -> store.Arrays:
 
 
 def parse_idx(content: bytes) -> np.ndarray:
-    """Decodes an idx file of unsigned bytes: two zeros, the type 8, the rank, big-endian int32
-    sizes, then the values.
+    """Decodes an idx file of unsigned bytes.
+
+    The file holds two zeros, the type 8, the rank, big-endian int32 sizes, then the values.
 
     Args:
       content: the decompressed file.
@@ -170,13 +174,15 @@ def parse_idx(content: bytes) -> np.ndarray:
     """
     if content[:3] != b"\x00\x00\x08" or len(content) < 4:
         raise ValueError(
-            f"`content` must be an idx file of unsigned bytes, got the first bytes {content[:4].hex(' ')}."
+            "`content` must be an idx file of unsigned bytes, got the first bytes "
+            f"{content[:4].hex(' ')}."
         )
     start = 4 + 4 * content[3]
     shape = tuple(np.frombuffer(content[4:start], ">i4").tolist())
     if len(content) - start != int(np.prod(shape)):
         raise ValueError(
-            f"`content` must hold {shape} = {int(np.prod(shape))} values, got {len(content) - start}."
+            f"`content` must hold {shape} = {int(np.prod(shape))} values, got "
+            f"{len(content) - start}."
         )
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
@@ -195,7 +201,8 @@ def _content(folder: Path, name: str) -> bytes:
     path = _raw_file(folder, name)
     if path is None:
         raise store.DataNotPrepared(
-            f"{folder} has neither {name}.gz nor {name}; the four idx files of Fashion-MNIST are wanted."
+            f"{folder} has neither {name}.gz nor {name}; the four idx files of Fashion-MNIST are "
+            "wanted."
         )
     cure = "Get the file again, for instance by `apt install --reinstall dataset-fashion-mnist`."
     try:
@@ -205,6 +212,7 @@ def _content(folder: Path, name: str) -> bytes:
     found = hashlib.sha256(content).hexdigest()
     if found != RAW[name]:
         raise store.DataDamaged(
-            f"{path} is damaged: the SHA-256 of its content is {found}, {RAW[name]} was published. {cure}"
+            f"{path} is damaged: the SHA-256 of its content is {found}, {RAW[name]} was published. "
+            f"{cure}"
         )
     return content

@@ -38,8 +38,7 @@ class Digits:
         return between(self, 0, 7, "shift")
 
     def build(self) -> Dataset:
-        """The splits; inputs float32 `[b, 8, 8, 1]` or `[b, 64, 1]`, of mean 0 and standard
-        deviation 1.
+        """The splits, inputs float32 `[b, 8, 8, 1]` or `[b, 64, 1]` of mean 0 and deviation 1.
 
         Raises:
           ValueError: a field out of range.

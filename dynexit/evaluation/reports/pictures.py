@@ -19,8 +19,9 @@ def examples_by_depth(
     path: Path,
     columns: int = 8,
 ) -> Path | None:
-    """Test inputs that exited early and late: images as pictures, short sequences as rows of colour;
-    wrong answers in red.
+    """Test inputs with an early and a late exit, as pictures or rows of colour.
+
+    Wrong answers are red.
 
     Args:
       inputs: `[M, H, W]`, `[M, H, W, 1 or 3]` or `[M, n]`; only the rows that are drawn are read.
@@ -92,9 +93,7 @@ def _some(rows: np.ndarray, count: int) -> np.ndarray:
 
 
 def _answered(answer: np.ndarray, label: np.ndarray, names: Sequence[str]) -> tuple[str, bool]:
-    """What stands above an example, and whether its answer is right; many places are counted and
-    not named.
-    """
+    """Title of an example, and whether its answer is right; many places are only counted."""
     counted = places_counted(label)
     wrong = int(((answer != label) & counted).sum())
     if label.ndim or not names:

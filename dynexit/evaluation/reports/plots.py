@@ -48,8 +48,7 @@ def _accuracy_axis(ax, accuracies: Sequence[float]) -> None:
 
 
 def accuracy_against_compute(content: dict, path: Path) -> Path:
-    """Accuracy against FLOPs for every candidate point, and against measured time for those that
-    were timed.
+    """Accuracy against FLOPs for every candidate, and against measured time for the timed ones.
 
     Args:
       content: what `report.report` returned.
@@ -131,7 +130,7 @@ def accuracy_against_compute(content: dict, path: Path) -> Path:
         s=45,
         color=INK,
         zorder=4,
-        label="full depth (quickest program)",
+        label="full depth (fastest program)",
     )
     right.set_xlabel(f"measured time per row (us), batch {content['batch_size']}")
     right.set_xlim(left=0)
@@ -175,8 +174,7 @@ def depth_histogram(content: dict, path: Path) -> Path:
 
 
 def compare_runs(contents: Sequence[dict], names: Sequence[str], path: Path) -> Path:
-    """Several runs in one figure: accuracy against the fraction of FLOPs, and against the measured
-    speed-up.
+    """Several runs in one figure: accuracy against the fraction of FLOPs and the speed-up.
 
     Args:
       contents: one `report.json` a run.
@@ -244,8 +242,9 @@ def compare_runs(contents: Sequence[dict], names: Sequence[str], path: Path) -> 
 
 
 def efficiency_by_depth(records: Sequence[dict], path: Path) -> Path:
-    """Efficiency of every program against mean depth, one panel for each network and batch of
-    `dynexit bench`.
+    """Efficiency of every program of `dynexit bench` against mean depth.
+
+    There is one panel for each network and batch.
     """
     keys = ("block", "width", "depth", "dtype", "batch", "distribution")
     panels = list(dict.fromkeys(tuple(r[k] for k in keys) for r in records))

@@ -19,8 +19,8 @@ def report(evaluated: Evaluated, operating_point: Any, about: dict) -> dict:
     Args:
       evaluated: the measurements.
       operating_point: the operating point, a pytree of arrays.
-      about: what was trained, on what, by which command and how the point was chosen; kept under
-        its own keys.
+      about: the experiment, its data, the command and the choice of the point; kept under its own
+        keys.
 
     Returns:
       Accuracies are fractions of the rows that have a label, losses are in nats, seconds are for
@@ -96,8 +96,9 @@ def report(evaluated: Evaluated, operating_point: Any, about: dict) -> dict:
 
 
 def _losses(records: Records, exits: np.ndarray) -> Any:
-    """Mean cross-entropy in nats at the exits `[m]`, or `[E, 1]` for one mean each; None where the
-    records have none.
+    """Mean cross-entropy in nats at the exits `[m]`, or `[E, 1]` for one mean each.
+
+    None where the records have none.
     """
     if records.losses is None:
         return None
@@ -106,9 +107,7 @@ def _losses(records: Records, exits: np.ndarray) -> Any:
 
 
 def _best_fixed(accuracy: np.ndarray, alone: np.ndarray, cost: float, depths: np.ndarray) -> dict:
-    """The best depth at which all rows could stop for no more FLOPs, inner exits unread; picked on
-    the test split.
-    """
+    """The best fixed depth of no more FLOPs, inner exits unread; chosen on the test split."""
     affordable = np.flatnonzero(alone <= cost * (1 + 1e-9))
     if not affordable.size:
         return {"accuracy_fixed": None, "depth_fixed": None}
@@ -165,18 +164,21 @@ def _flops(count: float) -> str:
 
 
 def markdown(content: dict) -> str:
-    """The report for people."""
+    """The report as Markdown."""
     r = content
     title = f"# {r['name']}\n\n{r['summary'].strip()}\n"
     trained = _section(
         "What was trained",
         [
-            f"- {r['data']['train']} training, {r['data']['calibration']} calibration and {r['data']['test']} test examples.",
-            f"- {r['parameters']:,} parameters, {r['training']['step']} optimizer steps, seed {r['seed']}, measured on "
-            f"{r['hardware']}.",
-            f"- Chosen on the calibration split: {r['calibration']['chosen_by']}. Expected there: accuracy "
-            f"{r['calibration']['accuracy']:.2%} at {r['calibration']['flops_ratio']:.1%} of the FLOPs (full depth "
-            f"{r['calibration']['accuracy_full']:.2%}). Guarantee: {r['calibration']['guarantee']}.",
+            f"- {r['data']['train']} training, {r['data']['calibration']} calibration and "
+            f"{r['data']['test']} test examples.",
+            f"- {r['parameters']:,} parameters, {r['training']['step']} optimizer steps, "
+            f"seed {r['seed']}, measured on {r['hardware']}.",
+            f"- Chosen on the calibration split: {r['calibration']['chosen_by']}. Expected there: "
+            f"accuracy {r['calibration']['accuracy']:.2%} at "
+            f"{r['calibration']['flops_ratio']:.1%} of the FLOPs (full depth "
+            f"{r['calibration']['accuracy_full']:.2%}). "
+            f"Guarantee: {r['calibration']['guarantee']}.",
         ],
     )
     main = _table(
@@ -184,21 +186,24 @@ def markdown(content: dict) -> str:
     )
     s = r["seconds_spread"]
     notes = [
-        f"- Measured in one interleaved run on {r['rows_timed']} rows in batches of {r['batch_size']}, median of "
-        f"{r['repeats']} (lowest-highest): "
-        f"full {r['seconds_full']:.4f} s ({s['full'][0]:.4f}-{s['full'][1]:.4f}), dynamic {r['seconds_dynamic']:.4f} s "
+        f"- Measured in one interleaved run on {r['rows_timed']} rows in batches of "
+        f"{r['batch_size']}, median of {r['repeats']} (lowest-highest): "
+        f"full {r['seconds_full']:.4f} s ({s['full'][0]:.4f}-{s['full'][1]:.4f}), "
+        f"dynamic {r['seconds_dynamic']:.4f} s "
         f"({s['dynamic'][0]:.4f}-{s['dynamic'][1]:.4f}), masked {r['seconds_masked']:.4f} s "
         f"({s['masked'][0]:.4f}-{s['masked'][1]:.4f}).",
-        f"- Full depth is the quickest of {', '.join(r['full_programs'])}, and reads the last exit alone. Ideal time is its "
-        f"time x {r['flops_ratio_blocks']:.3f}, the fraction of block FLOPs needed: {r['seconds_ideal']:.4f} s. The "
-        f"compacted executor was {r['occupancy']:.1%} occupied. The ceiling is the efficiency of all rows exiting together at "
-        "about the mean depth: what reading exits and the criterion leave to any executor.",
+        f"- Full depth is the fastest of {', '.join(r['full_programs'])}, and reads the last exit "
+        f"alone. Ideal time is its time x {r['flops_ratio_blocks']:.3f}, the fraction of block "
+        f"FLOPs needed: {r['seconds_ideal']:.4f} s. The compacted executor was "
+        f"{r['occupancy']:.1%} occupied. The ceiling is the efficiency of all rows exiting "
+        "together at about the mean depth: what reading exits and the criterion leave to any "
+        "executor.",
         f"- Executor and tiles, chosen with the exits of the calibration split: {r['tuned']}.",
         *_streamed(r["timed_points"]),
         *_fixed(r),
         *_follows(r),
-        f"- Live answers and exits equal those of stored scores for {r['live_equals_replay']:.2%} of the rows; "
-        f"{r['nan_exits']} exits held a NaN.",
+        "- Live answers and exits equal those of stored scores for "
+        f"{r['live_equals_replay']:.2%} of the rows; {r['nan_exits']} exits held a NaN.",
     ]
     rows = [
         (str(k), str(d), f"{a:.2%}", str(n), f"{f / r['flops_full']:.1%}")
@@ -227,7 +232,8 @@ def markdown(content: dict) -> str:
         f"{title}\n{trained}\n## Result\n\n{main}\n"
         + "\n".join(notes)
         + f"\n\n## Exits\n\n{exits}\n"
-        f"Operating point:\n\n{operating_point}\n\n## Plots\n\n{plots}\n## How to reproduce\n\n{again}\n"
+        f"Operating point:\n\n{operating_point}\n\n## Plots\n\n{plots}\n"
+        f"## How to reproduce\n\n{again}\n"
     )
 
 
@@ -247,8 +253,8 @@ def _fixed(r: dict) -> list[str]:
         return ["- No fixed depth costs as little."]
     better = (r["accuracy_dynamic"] - r["accuracy_fixed"]) * 100
     return [
-        f"- The best fixed depth of no more FLOPs is {r['depth_fixed']}, with accuracy {r['accuracy_fixed']:.2%}: dynamic depth "
-        f"differs by {better:+.2f} points."
+        f"- The best fixed depth of no more FLOPs is {r['depth_fixed']}, with accuracy "
+        f"{r['accuracy_fixed']:.2%}: dynamic depth differs by {better:+.2f} points."
     ]
 
 
@@ -257,7 +263,8 @@ def _follows(r: dict) -> list[str]:
     if found is None:
         return []
     return [
-        f"- Depth taken and sequential steps that the example needs: Spearman's correlation {found:.2f}."
+        "- Depth taken and sequential steps that the example needs: Spearman's correlation "
+        f"{found:.2f}."
     ]
 
 

@@ -112,8 +112,9 @@ def _exits(
 
 
 def _halting_curves(records: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[str]]:
-    """Names of the halting statistics, those in steps and the others, from the evaluation where it
-    has them.
+    """Names of the halting statistics: those in steps, and the others.
+
+    They are those of the evaluation where it has them.
     """
     names = {name for record in records for name in record}
     choose = lambda known: [

@@ -1,6 +1,4 @@
-"""Confidence exits: deep supervision, then each row exits where its likeliest class is likely
-enough.
-"""
+"""Confidence exits: a row exits once the probability of its likeliest class passes a threshold."""
 
 from collections.abc import Callable
 from typing import Any
@@ -29,16 +27,17 @@ def confidence_exits(
     ratios: Any = RATIOS,
     shared: int = 40,
 ) -> Method:
-    """The exits of BranchyNet, SDN and MSDNet, with one temperature per exit fitted on the
-    calibration split.
+    """The exits of BranchyNet, SDN and MSDNet, with one calibrated temperature per exit.
 
-    Training: L_b = sum_e w_e CE_eb + distill sum_{e<E-1} w_e T^2 KL(p_{E-1} || p_e). Inference:
-    exit where max_c softmax(z_e / T_e)_c > t_e. The candidates are MSDNet's geometric family, thresholds
-    shared by all exits, and full depth.
+    Training: L_b = sum_e w_e CE_eb + distill sum_{e<E-1} w_e T^2 KL(p_{E-1} || p_e).
+
+    Inference: a row exits where max_c softmax(z_e / T_e)_c > t_e. The temperatures T_e are fitted
+    on the calibration split. The candidates are the geometric family of MSDNet, thresholds shared
+    by all exits, and full depth.
 
     Args:
-      weights: "uniform" (1 / E each) or "linear" (rising with the depth); or `[E]`; or a function of
-        `progress` that returns them (`lambda p: weights.sdn(costs / costs[-1], p)`).
+      weights: "uniform" (1 / E each) or "linear" (rising with the depth); or `[E]`; or a function
+        of `progress` that returns them (`lambda p: weights.sdn(costs / costs[-1], p)`).
       label_smoothing: in 0..1.
       distill: weight of the distillation from the last exit, at least 0.
       distill_temperature: T in training, above 0.
@@ -46,8 +45,8 @@ def confidence_exits(
       shared: number of candidates with one threshold for all exits.
 
     Returns:
-      `Method`. Outputs are logits `[E, B, C]`, or `[E, B, ..., C]` with an answer at each of a
-      row's places (without distillation), or a dict with "logits"; an operating point is
+      `Method`. Outputs are logits `[E, B, C]`, or `[E, B, ..., C]` with an answer at each place of
+      a row (without distillation), or a dict with "logits". An operating point is
       `{"threshold": [E-1], "temperature": [E]}`. Metrics: accuracy_exit_first, accuracy_exit_last,
       loss_exit_first, loss_exit_last; with distillation also distillation.
 
@@ -58,13 +57,14 @@ def confidence_exits(
     Example:
       >>> import jax.numpy as jnp
       >>> method = confidence_exits()
-      >>> loss, metrics = method.objective(jnp.zeros((3, 2, 4)), jnp.array([0, 1]), jnp.float32(0.0))
+      >>> labels, progress = jnp.array([0, 1]), jnp.float32(0.0)
+      >>> loss, metrics = method.objective(jnp.zeros((3, 2, 4)), labels, progress)
       >>> loss.shape, sorted(metrics)[0]
       ((2,), 'accuracy_exit_first')
 
     Source: Teerapittayanon et al. 2016, BranchyNet (there with entropy); Kaya et al. 2019, SDN;
-      Huang et al. 2018, MSDNet (there
-      with weights 1 and without temperatures); the temperatures of Guo et al. 2017.
+      Huang et al. 2018, MSDNet (there with weights 1 and without temperatures); the temperatures of
+      Guo et al. 2017.
     """
     if not distill >= 0:
         raise ValueError(f"`distill` must be at least 0, got {distill}")

@@ -1,6 +1,4 @@
-"""The plain network, trained on its last exit, at which every row exits: what depth by the row has
-to be compared with.
-"""
+"""Fixed depth: the baseline whose rows all exit at the last exit."""
 
 from typing import Any
 
@@ -13,14 +11,15 @@ from dynexit.objectives.multi_exit import multi_exit_cross_entropy
 
 
 def fixed_depth(label_smoothing: float = 0.0) -> Method:
-    """The loss of the last exit alone, L_b = CE_{E-1,b}, and all rows at full depth.
+    """The loss of the last exit alone, L_b = CE_{E-1,b}, and every row at full depth.
 
     Args:
       label_smoothing: in 0..1.
 
     Returns:
-      `Method`. Outputs are logits `[E, B, ..., C]` or a dict with "logits"; an operating point is
-      `{"depth": []}` in exits, and the one candidate is E. Metrics: accuracy_exit_first, accuracy_exit_last.
+      `Method`. Outputs are logits `[E, B, ..., C]` or a dict with "logits". An operating point is
+      `{"depth": []}` in exits; the one candidate is E. Metrics: accuracy_exit_first,
+      accuracy_exit_last.
 
     Raises:
       ValueError: from the objective, `label_smoothing` outside 0..1.
@@ -28,7 +27,8 @@ def fixed_depth(label_smoothing: float = 0.0) -> Method:
     Example:
       >>> import jax.numpy as jnp
       >>> method = fixed_depth()
-      >>> loss, metrics = method.objective(jnp.zeros((3, 2, 4)), jnp.array([0, 1]), jnp.float32(0.0))
+      >>> labels, progress = jnp.array([0, 1]), jnp.float32(0.0)
+      >>> loss, metrics = method.objective(jnp.zeros((3, 2, 4)), labels, progress)
       >>> [round(x, 4) for x in loss.tolist()], int(method.candidates.full(3, {})["depth"])
       ([1.3863, 1.3863], 3)
     """

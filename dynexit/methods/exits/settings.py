@@ -1,4 +1,4 @@
-"""Constructors of the methods that exit from a network of untied blocks; no JAX is loaded before `build`."""
+"""Constructors of the methods for untied blocks; no JAX before `build`."""
 
 import dataclasses
 from typing import TYPE_CHECKING, Literal
@@ -11,16 +11,18 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class ConfidenceExits:
-    """The exits of BranchyNet, SDN and MSDNet, with one temperature per exit fitted on the calibration split.
+    """The exits of BranchyNet, SDN and MSDNet, with one calibrated temperature per exit.
 
-    Training: L_b = sum_e w_e CE_eb + distill sum_{e<E-1} w_e T^2 KL(p_{E-1} || p_e). Inference: exit where
-    max_c softmax(z_e / T_e)_c > t_e.
+    Training: L_b = sum_e w_e CE_eb + distill sum_{e<E-1} w_e T^2 KL(p_{E-1} || p_e).
+
+    Inference: a row exits where max_c softmax(z_e / T_e)_c > t_e. The temperatures T_e are fitted
+    on the calibration split.
 
     Example:
       >>> method = ConfidenceExits(distill=0.1).build()
 
-    Source: Teerapittayanon et al. 2016, BranchyNet (there with entropy); Kaya et al. 2019, SDN; Huang et al. 2018,
-    MSDNet (there without temperatures); the temperatures of Guo et al. 2017.
+    Source: Teerapittayanon et al. 2016, BranchyNet (there with entropy); Kaya et al. 2019, SDN;
+      Huang et al. 2018, MSDNet (there without temperatures); the temperatures of Guo et al. 2017.
     """
 
     weights: Literal["uniform", "linear"] = "uniform"
@@ -42,7 +44,7 @@ class ConfidenceExits:
         return found + between(self, 0.0, 1.0, "label_smoothing")
 
     def build(self) -> "Method":
-        """The method; for weights or candidate ratios of your own call `dx.methods.confidence_exits`."""
+        """The method; for other weights or candidate ratios call `dx.methods.confidence_exits`."""
         from dynexit.methods.exits.confidence_exits import confidence_exits
 
         refuse_invalid(self)
@@ -51,7 +53,7 @@ class ConfidenceExits:
 
 @dataclasses.dataclass(frozen=True)
 class FixedDepth:
-    """Plain training of the last exit; every fixed depth is an operating point.
+    """Training of the last exit alone; every row runs at full depth.
 
     Example:
       >>> method = FixedDepth().build()
@@ -98,7 +100,7 @@ class StochasticDepth:
         return [f"last must be above 0 and at most 1, got {self.last}"]
 
     def build(self) -> "Method":
-        """The method; for another method inside call `dx.methods.stochastic_depth`."""
+        """The method; to train another method so call `dx.methods.stochastic_depth`."""
         from dynexit.methods.exits.stochastic_depth import stochastic_depth
 
         refuse_invalid(self)

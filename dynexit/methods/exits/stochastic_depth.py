@@ -1,6 +1,4 @@
-"""Stochastic depth: a method trained with blocks left out at random, so that layers become alike
-and depth can be varied.
-"""
+"""Stochastic depth: a method trained with blocks dropped at random."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -18,23 +16,25 @@ By = Literal["batch", "row"]
 
 
 def stochastic_depth(method: Method, last: float = 0.5, by: By = "batch") -> Method:
-    """Another method, trained with residual blocks left out: s_l = s_{l-1} + (b_l / p_l)
-    (block_l(s_{l-1}) - s_{l-1}).
+    """Trains a method with residual blocks dropped at random.
 
-    b_l ~ Bernoulli(p_l), p_l = 1 - (l / N)(1 - p_N). By batch, b_l is one draw for all rows and
-    blocks left out are not computed: with p_N = 1/2 (3N - 1) / 4 blocks are, on average. By row
-    every block is computed. Inference is `method`'s.
+    Training: s_l = s_{l-1} + (b_l / p_l) (block_l(s_{l-1}) - s_{l-1}) with b_l ~ Bernoulli(p_l) and
+    p_l = 1 - (l / N)(1 - p_N). With `by="batch"` there is one draw b_l for all rows and a dropped
+    block is not computed: with p_N = 1/2, (3N - 1) / 4 blocks are computed on average. With
+    `by="row"` every block is computed.
+
+    Inference: that of `method`.
 
     Args:
       method: with an objective (`fixed_depth`, `confidence_exits`, ...), which gets the outputs of
-        all exits, also those of blocks left out.
+        all exits, also those of dropped blocks.
       last: p_N, above 0 and at most 1.
       by: "batch" or "row".
 
     Returns:
-      `Method`, for models whose steps come from `stacked_step`; of stages, the block that changes
-      the shape is always kept.
-      Metrics: the method's, and kept_blocks, the mean fraction of blocks kept.
+      `Method`, for models whose steps come from `stacked_step`. In a model of stages, a block that
+      changes the shape is always kept. Metrics: those of `method`, and kept_blocks, the mean
+      fraction of blocks kept.
 
     Raises:
       ValueError: a method without an objective, `last` or `by` out of range; from the loss, a model
@@ -45,23 +45,23 @@ def stochastic_depth(method: Method, last: float = 0.5, by: By = "batch") -> Met
       >>> method = stochastic_depth(dx.methods.fixed_depth(), last=0.8)
       >>> model = dx.models.Mlp(width=8, depth=5).build((4,), 3)
       >>> params, progress = model.init(jax.random.key(0)), jnp.float32(0.0)
-      >>> losses, metrics = method.loss(model, params, jnp.ones((2, 4)), jnp.array([0, 1]), jax.random.key(1), progress)
+      >>> x, y = jnp.ones((2, 4)), jnp.array([0, 1])
+      >>> losses, metrics = method.loss(model, params, x, y, jax.random.key(1), progress)
       >>> losses.shape, sorted(metrics)
       ((2,), ['accuracy_exit_first', 'accuracy_exit_last', 'kept_blocks'])
 
-    Source: Huang et al. 2016, arXiv 1603.09382. Deviations: divided by p_l in training in place of
-      multiplied at inference (as
-    "drop path" does), so that the network is left as it is; after the residual sum, where theirs
-    has one more ReLU.
+    Source: Huang et al. 2016, arXiv 1603.09382. Deviations: blocks are divided by p_l in training
+      and not multiplied by it at inference (as in "drop path"), so the network is unchanged at
+      inference; blocks are dropped after the residual sum, where the paper has one more ReLU.
     """
     inner = method.objective
     if inner is None:
         raise ValueError(
-            "`method` must have an objective; one with a loss of its own decides what it runs by itself"
+            "`method` must have an objective; a method with its own loss chooses the blocks it runs"
         )
     if by not in ("batch", "row"):
         raise ValueError(f"`by` must be 'batch' or 'row', got {by!r}")
-    survival(1, last)  # refuses a wrong `last` here and not at the first update
+    survival(1, last)  # refuses a wrong `last` here, not at the first update
 
     def loss(
         model: Model, params: PyTree, inputs: PyTree, labels: Array, key: Array, progress: Array
@@ -93,9 +93,7 @@ def stochastic_depth(method: Method, last: float = 0.5, by: By = "batch") -> Met
 
 
 def changing(steps: Sequence[Step], depths: Sequence[int], state: PyTree) -> list[np.ndarray]:
-    """For each stage bool `[N]`, which blocks change the shape of the state, and so cannot be left
-    out.
-    """
+    """For each stage bool `[N]`: blocks that change the shape of the state, always kept."""
     found = []
     for step, depth in zip(steps, depths, strict=True):
         new = jax.eval_shape(

@@ -1,6 +1,4 @@
-"""Adaptive computation time: halting probabilities are spent step by step, the answer is the mean
-they weight, pondering costs.
-"""
+"""Adaptive computation time: the answer is a mean weighted by learned halting probabilities."""
 
 from typing import Any
 
@@ -15,30 +13,29 @@ THRESHOLDS = (*(j / 20 for j in range(20)), 0.975, 0.99, 1.0)  # 1.0 is never pa
 
 
 def act(tau: float = 0.01, label_smoothing: float = 0.0, thresholds: Any = THRESHOLDS) -> Method:
-    """The loss of the mean answer and a price on pondering, and rows that leave once their
-    probability is spent.
+    """The loss of the mean answer plus a ponder cost, and an exit once the probability is spent.
 
     Training: L_b = CE_b(mean answer at the halting step) + tau mean over the places (n + R).
-      Inference: leave at the first step
-    where h_n > t at every place; the answer there is the mean as if this step were the last.
+
+    Inference: a row exits at the first step where h_n > t at every place. Its answer is the mean as
+    if this step were the last.
 
     Args:
-      tau: price of a step, at least 0; too high and every row takes one step, too low and all take
-        the most.
+      tau: cost of a step, at least 0. If it is too high, every row takes one step; if it is too
+        low, every row takes all steps.
       label_smoothing: in 0..1.
-      thresholds: candidates for t, `[K]`, each in 0..1; 1, full depth, is added. Up
-        to 1 - epsilon of the model, t is ACT's own rule with epsilon = 1 - t (exactly so where a
-        row has one halting logit); above it, steps of weight 0 are added.
+      thresholds: candidates for t, `[K]`, each in 0..1; 1, full depth, is added. Up to 1 - epsilon
+        of the model, t is ACT's own rule with epsilon = 1 - t (exactly so where a row has one
+        halting logit); above it, steps of weight 0 are added.
 
     Returns:
       `Method`. The model is an averaged one (`dx.transforms.averaged`,
-      `dx.models.UniversalTransformer(halting=...)`), one exit a
-      step: `{"logits": [N, B, ..., C], "accumulated": [N, B] or [N, B, ...], "gate": [N, B]}`. A
-        point is `{"threshold": []}`.
-      Metrics: ponder (n + R), mean_steps (n), both means over places; row_steps, the steps that a
-        row takes until all its places
-      have halted, and at_limit, the fraction of rows in which some place never did;
-      accuracy_halted, of the answer at the halting step, and accuracy_exit_first.
+      `dx.models.UniversalTransformer(halting=...)`) with one exit per step:
+      `{"logits": [N, B, ..., C], "accumulated": [N, B] or [N, B, ...], "gate": [N, B]}`. An
+      operating point is `{"threshold": []}`. Metrics: ponder (n + R) and mean_steps (n), both means
+      over places; row_steps, the steps of a row until all its places have halted; at_limit, the
+      fraction of rows with a place that never halted; accuracy_halted, of the answer at the halting
+      step; accuracy_exit_first.
 
     Raises:
       ValueError: `tau` negative, `thresholds` outside 0..1; from the objective,
@@ -54,9 +51,8 @@ def act(tau: float = 0.01, label_smoothing: float = 0.0, thresholds: Any = THRES
       [1.7163, 1.5963]
 
     Source: Graves 2016; Dehghani et al. 2019 for places. Deviations: the last step always gets the
-      remainder; thresholds other than
-    1 - epsilon are ours. No entropy of halting is logged: the weights are those of a mean, not a
-    distribution of the halting step.
+      remainder; thresholds other than 1 - epsilon are not in the papers. No entropy of halting is
+      logged, because the weights are those of a mean and not a distribution of the halting step.
     """
     if not tau >= 0:
         raise ValueError(f"`tau` must be at least 0, got {tau}")
@@ -67,14 +63,13 @@ def act(tau: float = 0.01, label_smoothing: float = 0.0, thresholds: Any = THRES
     ) -> tuple[Array, dict[str, Array]]:
         if not isinstance(outputs, dict) or "accumulated" not in outputs:
             raise ValueError(
-                "`outputs` must have the entry 'accumulated': act wants an averaged model (dx.transforms.averaged)"
+                "`outputs` must have the entry 'accumulated': act needs an averaged model "
+                "(dx.transforms.averaged)"
             )
         logits, account = outputs["logits"], act_account(outputs["accumulated"])
         places = tuple(range(1, account.updates.ndim))
         ponder = account.ponder.mean(axis=places)
-        halted = logits[
-            -1
-        ]  # steps after halting have weight 0: the last mean is that of the halting step
+        halted = logits[-1]  # the mean at the halting step: later steps have weight 0
         metrics = {
             "ponder": ponder,
             "mean_steps": account.updates.astype(ponder.dtype).mean(axis=places),

@@ -1,6 +1,4 @@
-"""PonderNet: each step says how likely it is to be the last; rows leave at a quantile of that (the
-Q-exit of PALBERT).
-"""
+"""PonderNet: a learned halting probability per step, and an exit at a quantile of its sum."""
 
 from collections.abc import Callable
 from typing import Any
@@ -28,13 +26,13 @@ def pondernet(
 ) -> Method:
     """Halting as a latent variable with a truncated geometric prior, and a deterministic exit.
 
-    Training: L_b = sum_n p_nb CE_nb + beta D(p_b, g), the last step takes what is left of p.
-      Inference: leave at the first n with
-    F_n = sum_{i<=n} p_i > q.
+    Training: L_b = sum_n p_nb CE_nb + beta D(p_b, g), where the last step takes the rest of p.
+
+    Inference: a row exits at the first n with F_n = sum_{i<=n} p_i > q.
 
     Args:
-      prior_rate: rate of the prior, in 0..1 exclusive; a hint about compute, 1 / rate steps where N
-        is large.
+      prior_rate: rate of the prior, in 0..1 exclusive. The prior expects 1 / rate steps where N is
+        large.
       beta: weight of the KL; 0.01 from scratch, 0.5 in PALBERT's fine-tuning.
       prior: `prior(N, rate) -> log g [N]`: `geometric_last` or `geometric_renormalised`.
       divergence: `kl_prior_posterior`, of the released code, or `kl_posterior_prior`, of the paper.
@@ -42,11 +40,10 @@ def pondernet(
       quantiles: candidates for q, `[K]`, each in 0..1; 1, full depth, is added.
 
     Returns:
-      `Method`. Outputs are `{"logits": [N, B, C], "halt_logit": [N, B]}`, one exit a step; a point
-      is `{"quantile": []}`.
-      Metrics: expected_loss, kl, mean_steps (of p), halting_entropy; q_accuracy, q_steps and
-        q_at_limit, the fraction of rows at
-      the last step, at the Q-exit with q = 0.5; accuracy_exit_first, accuracy_exit_last.
+      `Method`. Outputs are `{"logits": [N, B, C], "halt_logit": [N, B]}`, one exit per step. An
+      operating point is `{"quantile": []}`. Metrics: expected_loss, kl, mean_steps (of p),
+      halting_entropy; at the Q-exit with q = 0.5, q_accuracy, q_steps and q_at_limit, the fraction
+      of rows at the last step; accuracy_exit_first, accuracy_exit_last.
 
     Raises:
       ValueError: `beta` negative, `prior_rate` not between 0 and 1, `quantiles` outside 0..1.
@@ -61,20 +58,20 @@ def pondernet(
       1.9375 2
 
     Source: Banino et al. 2021, PonderNet; Balagansky and Gavrilov 2022, PALBERT, for the Q-exit
-      and, from its released code, the
-    prior's tail and the direction of the KL.
+      and, from its released code, the prior's tail and the direction of the KL.
     """
     candidates = levels(quantiles, full=1.0, name="quantile", low=0.0, high=1.0)
     if not beta >= 0:
         raise ValueError(f"`beta` must be at least 0, got {beta}")
-    prior(1, prior_rate)  # refuses a wrong rate here and not in the first training step
+    prior(1, prior_rate)  # refuses a wrong rate here, not at the first update
 
     def objective(
         outputs: PyTree, labels: Array, progress: Array
     ) -> tuple[Array, dict[str, Array]]:
         if not isinstance(outputs, dict) or not {"logits", "halt_logit"} <= set(outputs):
             raise ValueError(
-                "`outputs` must have the entries 'logits' and 'halt_logit': pondernet wants a model that halts"
+                "`outputs` must have the entries 'logits' and 'halt_logit': pondernet needs a "
+                "model that halts"
             )
         logits, halt_logits = outputs["logits"], outputs["halt_logit"]
         steps = len(logits)

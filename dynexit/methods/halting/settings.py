@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Act:
-    """Adaptive computation time: each row pays for its iterations and learns when to halt.
+    """Adaptive computation time: rows learn when to halt under a cost of iterations.
 
     Training: L_b = CE_b + tau (N_b + R_b), with the N_b iterations taken and the remainder R_b.
 
@@ -31,7 +31,7 @@ class Act:
         return at_least(self, 0, "tau") + between(self, 0.0, 1.0, "label_smoothing")
 
     def build(self) -> "Method":
-        """The method; for thresholds of your own call `dx.methods.act`."""
+        """The method; for other thresholds call `dx.methods.act`."""
         from dynexit.methods.halting.act import act
 
         refuse_invalid(self)
@@ -47,7 +47,8 @@ class PonderNet:
     Example:
       >>> method = PonderNet(prior_rate=0.2, beta=0.01).build()
 
-    Source: Banino et al. 2021, arXiv 2107.05407; the exit by quantile of Balagansky et al. 2022, PALBERT.
+    Source: Banino et al. 2021, arXiv 2107.05407; the exit by quantile of Balagansky et al. 2022,
+      PALBERT.
     """
 
     prior_rate: float = 0.2

@@ -1,6 +1,4 @@
-"""Certainty over ticks: a network learns at its best tick and at its most certain one, and a row
-leaves once it is certain.
-"""
+"""The continuous thought machine: training at its best and its most certain tick."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -21,27 +19,28 @@ THRESHOLDS = (*(j / 20 for j in range(19)), *CLOSE, 1.0)  # 1.0 is never passed:
 
 
 def ctm(thresholds: Any = THRESHOLDS) -> Method:
-    """The loss of the continuous thought machine, without a price on ticks, and its exit by
-    certainty.
+    """The loss of the continuous thought machine, and an exit by certainty.
 
-    Training: certainty c_tb = 1 - H(p_tb) / ln C, the mean over places where there are several; for
-      each row b
-    L_b = (CE at argmin_t CE_tb + CE at argmax_t c_tb) / 2, the first of equals. Inference: leave at
-    the first tick with c > t. Of a row's places the mean decides and not each of them, in the loss
-    as at the exit, so that the ticks that a threshold picks are ordered as those were that the loss
-    picked. A row that never passes the threshold answers at its last tick, or, of a model in
-    `dx.transforms.best_so_far`, at its most certain one, as the authors read theirs: the last
-    ticks, which the loss may never pick, can be worse than those before.
+    The certainty is c_tb = 1 - H(p_tb) / ln C, averaged over the places of a row.
+
+    Training: for each row b, L_b = (CE at argmin_t CE_tb + CE at argmax_t c_tb) / 2, the first of
+    equals. Ticks have no cost.
+
+    Inference: a row exits at the first tick with c > t. The mean over places decides, not each
+    place, in the loss as at the exit, so a threshold orders ticks as the loss does. A row that
+    never passes the threshold answers at its last tick, or at its most certain one if the model is
+    wrapped in `dx.transforms.best_so_far`, as in the paper. The last ticks can be worse than
+    earlier ones, because the loss may never select them.
 
     Args:
       thresholds: candidates for t, `[K]`, each in 0..1; 1, full depth, is added.
 
     Returns:
-      `Method`, for any model with an exit a tick: logits `[E, B, ..., C]` (`dx.models.Ctm`), or a
-      dict with "logits", and with "current" where these are not of this tick
-      (`dx.transforms.best_so_far`). A point is `{"threshold": []}`. Metrics: loss_least and
-      tick_least, where the loss is least (found by the labels, so no accuracy is reported there);
-      loss_certain, tick_certain and accuracy_certain, where the row is most certain;
+      `Method`, for any model with one exit per tick: logits `[E, B, ..., C]` (`dx.models.Ctm`), or
+      a dict with "logits", and with "current" where these are not of this tick
+      (`dx.transforms.best_so_far`). An operating point is `{"threshold": []}`. Metrics: loss_least
+      and tick_least, where the loss is least (selected with the labels, so no accuracy is reported
+      there); loss_certain, tick_certain and accuracy_certain, where the row is most certain;
       accuracy_exit_last, of the last tick itself. Ticks count from 1.
 
     Raises:
@@ -54,9 +53,8 @@ def ctm(thresholds: Any = THRESHOLDS) -> Method:
       [2.0, 1.0, 0.0]
 
     Source: Darlow et al. 2025, arXiv 2505.05522, and the losses of its released code. Deviation:
-      the authors run all ticks
-    and read the most certain one; a row that passes a threshold here is the most certain that it
-    has been so far.
+      the paper runs all ticks and reads the most certain one; here a row that passes a threshold is
+      the most certain that it has been so far.
     """
     candidates = levels(thresholds, full=1.0, low=0.0, high=1.0)
 

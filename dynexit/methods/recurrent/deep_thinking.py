@@ -1,6 +1,4 @@
-"""Deep thinking: a recurrent network trained to make progress from wherever it stands, and stopped
-once its answer has settled.
-"""
+"""Deep thinking: training for progress from any state, exit once the answer has settled."""
 
 from typing import Any
 
@@ -25,25 +23,26 @@ def deep_thinking(
     thresholds: Any = THRESHOLDS,
     settled: int = 2,
 ) -> Method:
-    """The progressive loss of DT-recall, and an exit where the answer has stopped moving.
+    """The progressive loss of DT-recall, and an exit once the answer has settled.
 
-    Training: n ~ U{0..m-1} iterations without gradients, then k ~ U{1..m-n} with them, L_prog = CE
-      after n + k; beside it
-    L_m = CE after m iterations from the start; L = (1 - alpha) L_m + alpha L_prog. One (n, k) a
-    step, for all rows. Where exits
-    are several iterations apart n and k still count iterations: a network seen at every fourth
-      alone learns to swing in between.
-    Inference: leave once KL(p_{i-1} || p_i) < t at every place, for `settled` exits in a row.
+    Training: L = (1 - alpha) L_m + alpha L_prog. L_m = CE after m iterations from the start.
+    L_prog = CE after n ~ U{0..m-1} iterations without gradients and k ~ U{1..m-n} with them. There
+    is one draw (n, k) per update, for all rows. n and k count iterations also where exits are
+    several iterations apart: a network trained only at every fourth iteration learns to oscillate
+    between them.
+
+    Inference: a row exits once KL(p_{i-1} || p_i) < t at every place, for `settled` consecutive
+    exits.
 
     Args:
       most: m, iterations in training; the model may have more, for tests on larger problems.
-      alpha: in 0..1; 1 is the cheapest, for L_m is not computed.
+      alpha: in 0..1; 1 is the cheapest, because L_m is not computed.
       thresholds: candidates for t in nats, `[K]`, at least 0; 0, full depth, is added.
-      settled: exits in a row.
+      settled: consecutive exits.
 
     Returns:
       `Method`. The model is weight-tied, its state has the entries "input" and "h"
-      (`dx.models.DeepThinking`), its outputs are logits `[E, B, ..., C]`; a point is
+      (`dx.models.DeepThinking`), its outputs are logits `[E, B, ..., C]`. An operating point is
       `{"threshold": []}`. Metrics: iterations (n + k), loss_progressive, accuracy after them, and
       with alpha below 1 loss_full and accuracy_full.
 
@@ -51,9 +50,8 @@ def deep_thinking(
       TypeError, ValueError: `most` or `settled` below 1, `alpha` outside 0..1, `thresholds`
         negative; from the loss, a model of fewer than `most` iterations.
 
-    Source: Bansal et al. 2022, arXiv 2202.05826, algorithm 1. The exit is ours: theirs runs a fixed
-      number of iterations or takes
-    the most confident of all.
+    Source: Bansal et al. 2022, arXiv 2202.05826, algorithm 1. Deviation: the paper runs a fixed
+      number of iterations or takes the most confident of all; the exit is not in the paper.
     """
     positive_integer(most, "most")
     positive_integer(settled, "settled")

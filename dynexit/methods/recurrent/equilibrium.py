@@ -1,6 +1,4 @@
-"""Deep equilibrium: trained at the fixed point of its step, whatever way led there, and left once
-the residual is small.
-"""
+"""Deep equilibrium: training at the fixed point, exit at a tolerance of the residual."""
 
 from typing import Any
 
@@ -19,10 +17,8 @@ from dynexit.objectives.multi_exit import multi_exit_cross_entropy
 from dynexit.solvers.anderson import Mixing
 from dynexit.solvers.fixed_point import check_mixing, implicit, phantom
 
-THRESHOLDS = (
-    0.0,
-    *(float(10.0**e) for e in np.arange(-4.0, 0.1, 0.125)),
-)  # 0 is never passed: full depth
+# 0 is never passed: full depth
+THRESHOLDS = (0.0, *(float(10.0**e) for e in np.arange(-4.0, 0.1, 0.125)))
 
 
 def equilibrium(
@@ -35,47 +31,48 @@ def equilibrium(
     thresholds: Any = THRESHOLDS,
     mixing: Mixing | None = None,
 ) -> Method:
-    """The loss at the fixed point, with the gradient of the implicit function theorem or of a few
-    last steps.
+    """The loss at the fixed point, with its implicit gradient or that of a few last iterations.
 
-    Training: z* from the engine, each row stopped at ||f(z) - z|| / ||f(z)|| < tolerance or at full
-      depth;
-    L_b = CE(head(f(z*))) + jacobian ||v^T df/dz||^2 / n, v ~ N(0, 1), n the size of z. Inference:
-    leave at the first residual below t.
+    Training: L_b = CE(head(f(z*))) + jacobian ||v^T df/dz||^2 / n, with v ~ N(0, 1) and n the size
+    of z. The engine computes z*: each row exits at ||f(z) - z|| / ||f(z)|| < tolerance or at full
+    depth.
+
+    Inference: a row exits at the first residual below t.
 
     Args:
       tolerance: of the forward solve in training.
-      tolerance_back: of the adjoint solve, of as many iterations at most; None for `tolerance`.
-      unrolled: 0 for the implicit gradient; k for the gradient of the last k steps alone
+      tolerance_back: of the adjoint solve, which takes at most as many iterations; None for
+        `tolerance`.
+      unrolled: 0 for the implicit gradient; k for the gradient of the last k iterations alone
         ("phantom"), cheaper and biased.
-      damping: of the phantom's steps before the last, which is f itself; so it wants `unrolled`
-        above 1.
-      jacobian: weight of the penalty that keeps the iteration convergent; published values 0.1 to
+      damping: of the phantom iterations before the last, which is f itself; needs `unrolled` above
         1.
+      jacobian: weight of the penalty that keeps the iteration convergent; published values are 0.1
+        to 1.
       label_smoothing: in 0..1.
       thresholds: candidates for t, `[K]`, at least 0; 0, full depth, is added.
-      mixing: of the adjoint solve, and the model's own: where the plain iteration runs away, its
+      mixing: of the adjoint solve, the same as the model's: where the plain iteration diverges, its
         adjoint does too.
 
     Returns:
-      `Method`. The model is weight-tied, its state has the entry "z" and its outputs "logits" `[E,
-      B, C]` and "residual" `[E, B]` (`dx.solvers.fixed_point_step`, `dx.models.Equilibrium`); a
-      point is `{"threshold": []}`. Metrics: steps, residual, both of the last evaluation;
-      converged, the fraction of rows; loss_labels, accuracy, and jacobian where it is penalised.
+      `Method`. The model is weight-tied, its state has the entry "z" and its outputs are "logits"
+      `[E, B, C]` and "residual" `[E, B]` (`dx.solvers.fixed_point_step`, `dx.models.Equilibrium`).
+      An operating point is `{"threshold": []}`. Metrics: steps and residual, both of the last
+      evaluation; converged, the fraction of rows; loss_labels, accuracy, and jacobian where it is
+      penalised.
 
     Raises:
       TypeError, ValueError: `tolerance`, `jacobian` or `unrolled` negative, the last no integer,
         `damping` not in 0..1, `thresholds` negative; `damping` or `tolerance_back`
-        where they would be of no effect; from the loss, a model with another `mixing`.
+        where they would have no effect; from the loss, a model with another `mixing`.
 
     Example:
       >>> float(equilibrium().candidates.full(4, {})["threshold"])
       0.0
 
     Source: Bai et al. 2019; Bai et al. 2021 for the penalty; Geng et al. 2021 for the phantom
-      gradient. Deviations: rows stop for
-    themselves, and the exit of a row is a calibrated threshold; the loss reads f(z*), one step on,
-    as torchdeq's does.
+      gradient. Deviations: each row exits by its own residual, at a calibrated threshold; the loss
+      reads f(z*), one iteration on, as torchdeq does.
     """
     refuse(tolerance, tolerance_back, unrolled, damping, jacobian)
     candidates = levels(thresholds, full=0.0, low=0.0)
@@ -90,9 +87,9 @@ def equilibrium(
         if "memory" in state:
             check_mixing(state, mixing)
         rule = criteria.residual_below(tolerance)
-        still, at_first = lax.stop_gradient((step, state))
-        halted = run_until(still, at_first, model.depth, rule, "masked")
-        z, back = halted.state["z"], tolerance if tolerance_back is None else tolerance_back
+        detached = lax.stop_gradient((step, state))
+        solved = run_until(*detached, model.depth, rule, "masked")
+        z, back = solved.state["z"], tolerance if tolerance_back is None else tolerance_back
         if unrolled == 0:
             z = implicit(one_step, step, state, z, model.depth, back, mixing)
         elif unrolled > 1:
@@ -101,9 +98,9 @@ def equilibrium(
         losses = labelled = multi_exit_cross_entropy(
             logits_of(output)[None], labels, label_smoothing
         )[0]
-        residual = halted.output["residual"].astype(jnp.float32)
+        residual = solved.output["residual"].astype(jnp.float32)
         metrics = {
-            "steps": halted.exit_depth,
+            "steps": solved.exit_depth,
             "residual": residual,
             "converged": residual < tolerance,
             "loss_labels": labelled,
@@ -123,7 +120,7 @@ def equilibrium(
 def refuse(
     tolerance: float, tolerance_back: float | None, unrolled: int, damping: float, jacobian: float
 ) -> None:
-    """Refuses settings of `equilibrium` that are out of range or would be of no effect.
+    """Refuses settings of `equilibrium` that are out of range or have no effect.
 
     Raises:
       TypeError, ValueError: naming the setting.
@@ -135,23 +132,26 @@ def refuse(
         positive_integer(unrolled, "unrolled")
     if not 0 <= damping < 1 or (damping and unrolled < 2):
         raise ValueError(
-            f"`damping` must be at least 0 and below 1, and 0 with `unrolled` below 2, got {damping} with {unrolled}"
+            "`damping` must be at least 0 and below 1, and 0 with `unrolled` below 2, "
+            f"got {damping} with {unrolled}"
         )
     if tolerance_back is not None and (unrolled or not tolerance_back >= 0):
         raise ValueError(
-            f"`tolerance_back` must be at least 0, and None with `unrolled`, got {tolerance_back} with {unrolled}"
+            "`tolerance_back` must be at least 0, and None with `unrolled`, "
+            f"got {tolerance_back} with {unrolled}"
         )
 
 
 def one_step(step: Step, state: PyTree, z: Array) -> Array:
-    """The step as a map of z `[b, ...]` alone; the rest of the state is that before the first
-    iteration.
-    """
+    """The step as a map of z `[b, ...]`; the rest of the state is the first one."""
     return step.apply(step.select(jnp.int32(0)), jnp.int32(0), {**state, "z": z})[0]["z"]
 
 
 def steepness(step: Step, state: PyTree, z: Array, key: Array) -> Array:
-    """||v^T df/dz||^2 / n with one v ~ N(0, 1), float32 `[b]`, in the mean ||df/dz||_F^2 / n; the key is consumed."""
+    """||v^T df/dz||^2 / n with one v ~ N(0, 1), float32 `[b]`, in the mean ||df/dz||_F^2 / n.
+
+    The key is consumed.
+    """
     v = jax.random.normal(key, z.shape, z.dtype)
     pulled = jax.vjp(lambda z: one_step(step, state, z), z)[1](v)[0].astype(jnp.float32)
     return jnp.square(pulled).reshape(z.shape[0], -1).mean(-1)

@@ -1,6 +1,4 @@
-"""Continuous depth: the loss where the solver arrives, and rows that leave once their own steps
-have taken them far enough.
-"""
+"""Neural ODEs: the loss at the end of the integration, and an exit by integrated time."""
 
 from typing import Any
 
@@ -13,33 +11,31 @@ from dynexit.methods.answers import accuracy, logits_of, predict, row_means
 from dynexit.objectives.multi_exit import multi_exit_cross_entropy
 
 ARRIVED = 0.999
-THRESHOLDS = (
-    *(j / 10 for j in range(10)),
-    ARRIVED,
-    1.0,
-)  # 1.0 is never passed: all steps, most of them after arrival
+# 1.0 is never passed: all steps, most of them after the end of the integration
+THRESHOLDS = (*(j / 10 for j in range(10)), ARRIVED, 1.0)
 
 
 def neural_ode(
     early: float = 0.0, label_smoothing: float = 0.0, thresholds: Any = THRESHOLDS
 ) -> Method:
-    """The loss at the end of the time, and beside it, if wanted, that of all answers on the way.
+    """The loss at the end of the integration, optionally with the mean loss of all exits.
 
-    Training: L_b = (1 - early) CE_b(y(T)) + early mean_e CE_{e,b}, through the steps that the
-      solver takes. Inference: leave at the
-    first step whose end has more than the fraction t of the time behind it; t = 0.999 is arrival,
-    and less a shorter network.
+    Training: L_b = (1 - early) CE_b(y(T)) + early mean_e CE_{e,b}, differentiated through the steps
+    of the solver.
+
+    Inference: a row exits at the first step that ends past the fraction t of the integration time.
+    t = 0.999 is the end of the integration; a smaller t is a shorter network.
 
     Args:
-      early: weight of the mean over all exits, in 0..1; with it answers at t < 1 are worth reading.
+      early: weight of the mean over all exits, in 0..1; above 0, answers at t < 1 are trained.
       label_smoothing: in 0..1.
       thresholds: candidates for t, `[K]`, each in 0..1; 1, full depth, is added.
 
     Returns:
-      `Method`. The model's outputs are `{"logits": [E, B, C], "gate": [E, B]}` with the fraction of
-      the time in "gate" (`dx.models.NeuralOde`, `dx.solvers.ode_step`); a point is `{"threshold":
-      []}`. Metrics: solver_steps, rejected ones among them, until arrival; arrived, the fraction of
-      rows that are there in E steps; accuracy_exit_first and accuracy.
+      `Method`. The outputs of the model are `{"logits": [E, B, C], "gate": [E, B]}` with the
+      fraction of the time in "gate" (`dx.models.NeuralOde`, `dx.solvers.ode_step`). An operating
+      point is `{"threshold": []}`. Metrics: solver_steps, those to the end, rejected ones included;
+      arrived, the fraction of rows that reach the end in E steps; accuracy_exit_first and accuracy.
 
     Raises:
       ValueError: `early` or `thresholds` outside 0..1; from the objective,
@@ -53,9 +49,8 @@ def neural_ode(
       (2.5, 1.0)
 
     Source: Chen et al. 2018, arXiv 1806.07366. Deviations: gradients are those of the steps taken,
-      no adjoint equation; the loss on
-    the way, and leaving before the end, are ours. The tolerance is the model's and no operating
-    point.
+      without an adjoint equation; the loss of all exits and the exit before the end are not in the
+      paper. The tolerance belongs to the model and is no operating point.
     """
     if not 0 <= early <= 1:
         raise ValueError(f"`early` must lie in 0..1, got {early}")
@@ -66,7 +61,8 @@ def neural_ode(
     ) -> tuple[Array, dict[str, Array]]:
         if not isinstance(outputs, dict) or "gate" not in outputs:
             raise ValueError(
-                "`outputs` must have the entry 'gate', the fraction of the time: neural_ode wants dx.solvers.ode_step"
+                "`outputs` must have the entry 'gate', the fraction of the time: neural_ode needs "
+                "dx.solvers.ode_step"
             )
         logits, there = logits_of(outputs), outputs["gate"] > ARRIVED
         wanted = logits if early else logits[-1:]

@@ -1,6 +1,4 @@
-"""Raptor: a few blocks, each applied many times, distilled from a deep network layer by layer; rows
-leave where a phase settles.
-"""
+"""Raptor: a few recurrent blocks distilled from a deep network; rows exit where a phase settles."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,10 +16,8 @@ from dynexit.methods.answers import accuracy, logits_of, predict, row_means
 from dynexit.models.features import features
 from dynexit.objectives.multi_exit import multi_exit_cross_entropy
 
-THRESHOLDS = (
-    0.0,
-    *(float(10.0**e) for e in np.arange(-2.5, 0.6, 0.125)),
-)  # 0 is never passed: full depth
+# 0 is never passed: full depth
+THRESHOLDS = (0.0, *(float(10.0**e) for e in np.arange(-2.5, 0.6, 0.125)))
 
 
 def raptor(
@@ -33,15 +29,15 @@ def raptor(
     labels: float = 0.0,
     thresholds: Any = THRESHOLDS,
 ) -> Method:
-    """Distils all states of a teacher into blocks that recur, first one step at a time, then on
-    their own.
+    """Distils all states of a teacher into recurrent blocks, with teacher forcing, then without.
 
-    With teacher states a_0..a_N: TF = mean_l d(B(a_{l-1}, l), a_l); AR = mean_l d(x_l, a_l) with
-    x_l = B(x_{l-1}, l) from x_s = a_s at the start s of each phase, and later from x_0 = a_0 alone;
-    d the mean square; L = lam TF + (1 - lam) AR + labels CE(x_N).
-    Inference: leave once a layer changed the state by less than t of its size, ||x_l - x_{l-1}|| /
-      ||x_l|| < t, the first layer of
-    a phase excepted, whose change says nothing of convergence.
+    Training: with teacher states a_0..a_N, TF = mean_l d(B(a_{l-1}, l), a_l) and AR = mean_l d(x_l,
+    a_l), with x_l = B(x_{l-1}, l) from x_s = a_s at the start s of each phase, and later from
+    x_0 = a_0 alone. d is the mean square. L = lam TF + (1 - lam) AR + labels CE(x_N).
+
+    Inference: a row exits once a layer changes the state by less than t of its size,
+    ||x_l - x_{l-1}|| / ||x_l|| < t. The first layer of a phase is excluded, because its change says
+    nothing of convergence.
 
     Args:
       teacher, teacher_params: a homogeneous network of N blocks whose state is an array `[B, ...,
@@ -54,18 +50,17 @@ def raptor(
       thresholds: candidates for t, `[K]`, at least 0; 0, full depth, is added.
 
     Returns:
-      `Method`. The model is `dx.models.BlockRecurrent(..., counts)`; a point is `{"threshold":
-      [E-1]}`. Metrics: teacher_forcing, autoregressive, forced (lam), accuracy of the last exit of
-      the rollout.
+      `Method`. The model is `dx.models.BlockRecurrent(..., counts)`. An operating point is
+      `{"threshold": [E-1]}`. Metrics: teacher_forcing, autoregressive, forced (lam), accuracy of
+      the last exit of the rollout.
 
     Raises:
       ValueError: `counts` that do not sum to the teacher's depth, `forcing` or `joint` outside
         0..1, `labels` negative, `thresholds` negative.
 
     Source: Raptor, whose two stages are two runs: each block alone on its phase, then all jointly.
-      Deviations: one run, in which
-    all blocks of the first stage are trained at once; no weights for token groups; the exit is ours
-    (theirs saves no compute).
+      Deviations: one run, in which all blocks of the first stage are trained at once; no
+      weights for token groups; the exit is not in the paper, which saves no compute.
     """
     counts = tuple(counts)
     if not isinstance(teacher.depth, int) or sum(counts) != teacher.depth:
@@ -86,7 +81,8 @@ def raptor(
     ) -> tuple[Array, dict[str, Array]]:
         if model.depth != len(first):
             raise ValueError(
-                f"`model` must have the {len(first)} layers that `counts` sums to, got a depth of {model.depth}"
+                f"`model` must have the {len(first)} layers that `counts` sums to, "
+                f"got a depth of {model.depth}"
             )
         given = [
             teacher.embed(teacher_params, inputs),
@@ -138,17 +134,14 @@ def teacher_forcing_weight(progress: Array, forcing: float = 0.25) -> Array:
 
 
 def one_step_errors(step: Step, states: Array) -> Array:
-    """Teacher forcing: the mean over layers of d(B(a_{l-1}, l), a_l), float32 `[B]`, for states a
-    `[N + 1, B, ..., D]`.
-    """
+    """Teacher forcing: mean_l d(B(a_{l-1}, l), a_l), float32 `[B]`; a is `[N + 1, B, ..., D]`."""
     layers = jnp.arange(len(states) - 1, dtype=jnp.int32)
     made = jax.vmap(lambda i, state: step.apply(step.select(i), i, state)[0])(layers, states[:-1])
     return squared(made, states[1:]).mean(0)
 
 
 def rollout(step: Step, states: Array, given: Any) -> dict[str, PyTree]:
-    """The student's own states, set back to the teacher's before the layers that are `given`, bool
-    `[N]`.
+    """The student's states, reset to the teacher's before the layers that are `given`, bool `[N]`.
 
     Returns:
       `{"state": x_1..x_N [N, B, ..., D], "output": leaves [N, B, ...]}`.

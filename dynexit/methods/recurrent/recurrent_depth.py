@@ -1,6 +1,4 @@
-"""Recurrent depth: trained with a random number of iterations and a gradient through the last few,
-stopped by divergence.
-"""
+"""Recurrent depth: a random number of iterations in training, exit by divergence."""
 
 import math
 from collections.abc import Callable
@@ -33,30 +31,30 @@ def recurrent_depth(
     rule: str = "divergence",
     score: Callable[[Any, Any], Any] = share,
 ) -> Method:
-    """Huginn's training, and its exit by the KL between consecutive answers or by how far the state
-    still moves.
+    """Huginn's training, and an exit by the divergence of answers or the change of the state.
 
-    Training: r = Poisson(LogNormal(ln mean - sigma^2 / 2, sigma)) + 1 iterations, one r a step, of
-      which the last
-    min(r, truncate) carry gradients; cross-entropy of the last answer alone. Inference: leave once
-    KL(p_{i-1} || p_i) < t at every place, or ||s_i - s_{i-1}|| / ||s_i|| < t. `places.per_token`
-    asks each place for itself, with the same criterion.
+    Training: r = Poisson(LogNormal(ln mean - sigma^2 / 2, sigma)) + 1 iterations, one draw per
+    update, of which the last min(r, truncate) carry gradients. The loss is the cross-entropy of the
+    last answer alone.
+
+    Inference: a row exits once KL(p_{i-1} || p_i) < t at every place, or
+    ||s_i - s_{i-1}|| / ||s_i|| < t. With `places.per_token` each place exits by the same criterion
+    on its own.
 
     Args:
       mean: of the rate; r is 1 higher on average.
       truncate: k.
-      sigma: of the log-normal law.
+      sigma: of the log-normal distribution.
       noise: the state starts at sqrt(D) n with n normal, cut at 3 deviations of sqrt(2 / (5 D)) x
         noise each; 0 for zeros.
       thresholds: candidates for t, in nats or relative, `[K]`, at least 0; 0, full depth, is added.
       rule: "divergence" of the answers, or "latent", of the state.
-      score: what accuracy counts, see `Method`; here by default the places, as for a language
-        model.
+      score: what accuracy counts, see `Method`; by default the places, as for a language model.
 
     Returns:
       `Method`. The model is weight-tied with the state's entries "input" and "h"
       (`dx.models.RecurrentDepth`), outputs logits `[E, B, ..., C]` or a dict of them and, for the
-      latent rule, "residual" `[E, B, ...]`; a point is `{"threshold": []}`.
+      latent rule, "residual" `[E, B, ...]`. An operating point is `{"threshold": []}`.
       Metrics: iterations (r), loss_last, accuracy.
 
     Raises:
@@ -64,9 +62,8 @@ def recurrent_depth(
         `thresholds` negative, an unknown `rule`.
 
     Source: Geiping et al. 2025, arXiv 2502.05171 and its released code, mean 32 and k 8 there.
-      Deviations: r never exceeds the
-    model's steps, so that every loop has a limit; the rule is asked of every place of a row, not of
-    one token while decoding.
+      Deviations: r never exceeds the model's steps, so that every loop has a limit; the rule is
+      tested at every place of a row, not at one token while decoding.
     """
     positive_integer(truncate, "truncate")
     for name, value, low in (("mean", mean, 1e-9), ("sigma", sigma, 0.0), ("noise", noise, 0.0)):
@@ -103,8 +100,9 @@ def recurrent_depth(
 
 
 def sampled_steps(key: Array, mean: float, sigma: float = 0.5) -> Array:
-    """Draws r = Poisson(rate) + 1 with rate ~ LogNormal(ln mean - sigma^2 / 2, sigma); E[r] = mean
-    + 1.
+    """Draws r = Poisson(rate) + 1 with rate ~ LogNormal(ln mean - sigma^2 / 2, sigma).
+
+    The mean E[r] is mean + 1.
 
     Args:
       key: consumed; the same on all devices, so that all draw the same r.
@@ -115,7 +113,8 @@ def sampled_steps(key: Array, mean: float, sigma: float = 0.5) -> Array:
       int32 `[]`, at least 1.
 
     Example:
-      >>> draws = jax.vmap(lambda key: sampled_steps(key, 32.0))(jax.random.split(jax.random.key(0), 20_000))
+      >>> keys = jax.random.split(jax.random.key(0), 20_000)
+      >>> draws = jax.vmap(lambda key: sampled_steps(key, 32.0))(keys)
       >>> print(f"{draws.mean():.0f} {draws.std():.0f}")
       33 18
 
@@ -127,8 +126,9 @@ def sampled_steps(key: Array, mean: float, sigma: float = 0.5) -> Array:
 
 
 def first_state(key: Array, like: Array) -> Array:
-    """sqrt(D) n, n ~ N(0, 2 / (5 D)) cut at 3 deviations, in the shape `[..., D]` of `like`; the
-    key is consumed.
+    """sqrt(D) n, n ~ N(0, 2 / (5 D)) cut at 3 deviations, in the shape `[..., D]` of `like`.
+
+    The key is consumed.
     """
     return math.sqrt(2 / 5) * jax.random.truncated_normal(key, -3.0, 3.0, like.shape).astype(
         like.dtype

@@ -1,6 +1,4 @@
-"""Segments in slots: one update a segment, and a row that has halted gives its slot to a new one at
-once.
-"""
+"""Segments in slots: one segment per update, and halted rows are replaced at once."""
 
 from collections.abc import Callable
 
@@ -17,23 +15,24 @@ from dynexit.objectives.multi_exit import mean_over_rows
 def segment_slots(
     most: int, explore: float, halting_weight: float, answer: Callable[[Array, Array], Array]
 ) -> Carried:
-    """The authors' training: every update runs one segment of every slot, and no segment is run for
-    a row that has halted.
+    """Runs one segment of every slot per update; no segment is run for a halted row.
 
-    Where a slot's row has halted the batch's row takes its place, at the fixed first state; rows
-    offered to the other slots are dropped. L_b = CE_b + w BCE(q_b, right_b) over this one segment.
-    A row halts once q > 0, not before a drawn number of segments, and at S in any case.
+    The row of the batch at the same index replaces a halted row and starts at the fixed first
+    state. Rows offered to the other slots are dropped. L_b = CE_b + w BCE(q_b, right_b) over this
+    one segment. A row halts once q > 0, not before a drawn number of segments, and at S in any
+    case.
 
     Args:
-      most, explore, halting_weight: S, the chance to stay and w of `segments`.
+      most, explore, halting_weight: S, the exploration probability and w of `segments`.
       answer: `answer(logits [1, B, ..., C], labels) -> [1, B]`, the CE.
 
     Returns:
       `Carried`: slots hold "inputs", "labels", "state", "taken" (segments), "least" and "halted".
-      Metrics: loss_answer and loss_halting of this segment, over slots; slot_segments, mean number
-      of those the slots' rows have taken; refilled, the fraction of slots that took a new row;
-      halted, the fraction that halted, and accuracy_halted, how often the answers given there are
-      right (0 where none halted); halting_accuracy, how often q > 0 just where the answer is right.
+      Metrics: loss_answer and loss_halting of this segment, over slots; slot_segments, the mean
+      number of segments that the rows in the slots have taken; refilled, the fraction of slots that
+      took a new row; halted, the fraction that halted; accuracy_halted, how often their answers are
+      right (0 where none halted); halting_accuracy, how often q > 0 exactly where the answer is
+      right.
     """
 
     def begin(model: Model, params: PyTree, inputs: PyTree, labels: Array) -> PyTree:
@@ -42,7 +41,7 @@ def segment_slots(
                 f"`model` has {model.depth} segments, fewer than the {most} of training (`most`)"
             )
         if model.steps(params).depth is not None:
-            raise ValueError("`model` must be weight-tied: slots are at segments of their own")
+            raise ValueError("`model` must be weight-tied: each slot is at its own segment")
         rows, state = jnp.ones(labels.shape[0], jnp.int32), model.embed(params, inputs)
         entries(
             state, ("input",), "a model whose state holds the input, such as dx.models.Recursive"
@@ -95,9 +94,8 @@ def segment_slots(
             "halting_accuracy": share((sure > 0) == right),
         }
         carry = {**rows, "state": state, "taken": taken, "halted": halted}
-        counts = rows_counted(rows["labels"]).astype(
-            answers.dtype
-        )  # the mean over all slots is then that over these
+        # with these weights the mean over all slots is that over the labelled rows
+        counts = rows_counted(rows["labels"]).astype(answers.dtype)
         losses = (answers + halting_weight * halting) * counts / jnp.maximum(counts.mean(), 1e-9)
         return losses, metrics, jax.lax.stop_gradient(carry)
 
@@ -105,8 +103,9 @@ def segment_slots(
 
 
 def least_segments(key: Array, rows: int, most: int, explore: float) -> Array:
-    """Segments before which a row may not halt, int32 `[rows]`: 1, and with chance `explore`
-    U{2..most}; the key is consumed.
+    """Segments before which a row may not halt, int32 `[rows]`.
+
+    The number is 1, and with probability `explore` U{2..most}. The key is consumed.
 
     Example:
       >>> least_segments(jax.random.key(0), 3, most=8, explore=0.0).tolist()

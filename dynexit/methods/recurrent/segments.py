@@ -1,6 +1,4 @@
-"""Segments: a recursive network learns at every segment to answer and to say whether its answer is
-right, and stops where it is.
-"""
+"""Segments: deep supervision of a recursive network, which learns when its answer is right."""
 
 import dataclasses
 from collections.abc import Callable
@@ -53,36 +51,37 @@ def segments(
     thresholds: Any = None,
     refill: bool = False,
 ) -> Method:
-    """Deep supervision over segments, with a halting logit that learns whether the answer is
-    exactly right.
+    """Deep supervision over segments, with a halting logit that learns whether the answer is right.
 
-    Training: S segments in a row, no gradient from one to the one before; at each L_sb = CE_sb + w
-      BCE(q_sb, right_sb), CE the
-    mean over places. A row has halted once q > 0 and takes no part from then on; with chance
-    `explore` it may not before m segments, m ~ U{2..S}. The loss is the mean over all segments that
-    rows took: L_b = sum_s live_sb L_sb / mean_b sum_s live_sb. With `refill` an update is one
-    segment of every slot, and a row that halted gives its slot to a new one. Inference, "right":
-    leave once sigmoid(q) > t. "settled": leave once ||z - z'|| / ||z|| < t over a segment.
+    Training: S consecutive segments with no gradient from one to the one before. At each,
+    L_sb = CE_sb + w BCE(q_sb, right_sb), with the CE averaged over places. A row halts once q > 0
+    and is left out of the loss from then on; with probability `explore` it does not halt before m
+    segments, m ~ U{2..S}. The loss is the mean over all segments that rows took:
+    L_b = sum_s live_sb L_sb / mean_b sum_s live_sb. With `refill` an update is one segment of every
+    slot, and a new row replaces a halted one.
+
+    Inference: with "right" a row exits once sigmoid(q) > t; with "settled" it exits once
+    ||z - z'|| / ||z|| < t over a segment.
 
     Args:
       most: S, segments in training; the model may have more.
-      explore: in 0..1, fraction of rows made to stay.
+      explore: in 0..1, probability that a row does not halt before a drawn number of segments.
       halting_weight: w, at least 0.
-      loss: "softmax", or "stablemax" as the authors' code.
-      rule: "right" or "settled", when a row leaves at inference.
+      loss: "softmax", or "stablemax" as in the authors' code.
+      rule: "right" or "settled", the exit of a row at inference.
       thresholds: candidates for t, `[K]`, in 0..1; full depth, 1 for "right" and 0 for "settled",
         is added. None for `THRESHOLDS[rule]`.
-      refill: train in slots that outlive a batch (`segment_slots`, which has its metrics), so that
-        no segment is computed for rows that halted; an update then costs one segment and not S.
+      refill: train in slots that persist over batches (`segment_slots`, which has its own metrics),
+        so that no segment is computed for halted rows; an update then costs one segment and not S.
 
     Returns:
       `Method`. The model's state has the entries "input", which keeps its gradient, and others,
       which are detached before every segment; its outputs have "logits" `[E, B, ..., C]`,
-      "halt_logit" `[E, B]` and, for "settled", "change" `[E, B]` (`dx.models.Recursive`). A point
-      is `{"threshold": []}`. Metrics: loss_answer and loss_halting, means over the segments taken;
-      live_segments, their mean number; accuracy_first, accuracy_last, over all rows;
-      accuracy_halted, where rows stopped; halted, the fraction that stopped before the end;
-      halting_accuracy, how often q > 0 just where the answer is right.
+      "halt_logit" `[E, B]` and, for "settled", "change" `[E, B]` (`dx.models.Recursive`). An
+      operating point is `{"threshold": []}`. Metrics: loss_answer and loss_halting, means over the
+      segments taken; live_segments, their mean number; accuracy_first, accuracy_last, over all
+      rows; accuracy_halted, where rows halted; halted, the fraction that halted before the end;
+      halting_accuracy, how often q > 0 exactly where the answer is right.
 
     Raises:
       TypeError, ValueError: `most` below 1, `explore` outside 0..1, `halting_weight` negative, an
@@ -97,11 +96,10 @@ def segments(
       3
 
     Source: Jolicoeur-Martineau 2025, arXiv 2510.04871 (TRM, its code without the logit to
-      continue), after Wang et al. 2025,
-    arXiv 2506.21734 (HRM). Deviations: by default one update for all S segments of a batch, where
-    rows that halted are still computed and only left out of the loss; the authors make one after
-    each segment and put a new row in the place of one that halted, which is `refill`. The authors
-    always run all segments at inference: stopping there is what they trained for and never did.
+      continue), after Wang et al. 2025, arXiv 2506.21734 (HRM). Deviations: by default one update
+      covers all S segments of a batch, where halted rows are still computed and only left out of
+      the loss; the authors update after each segment and replace a halted row by a new one, which
+      is `refill`. The authors run all segments at inference; here a row exits by the halting logit.
     """
     positive_integer(most, "most")
     if not 0 <= explore <= 1:
@@ -132,8 +130,9 @@ def segments(
 def segments_loss(
     most: int, explore: float, halting_weight: float, answer: Callable[[Array, Array], Array]
 ) -> Callable:
-    """One update for all segments of a batch, the `Method.loss` of `segments`; arguments as of
-    `segment_slots`.
+    """One update for all segments of a batch, the `Method.loss` of `segments`.
+
+    The arguments are those of `segment_slots`.
     """
 
     def loss(
@@ -170,7 +169,7 @@ def segments_loss(
 
 
 def detached(step: Step) -> Step:
-    """The step without a gradient to the step before, but through the state's entry "input"."""
+    """The step without a gradient to the step before, except through the state's entry "input"."""
 
     def apply(weights: PyTree, i: Any, state: PyTree) -> tuple[PyTree, ...]:
         entries(
@@ -182,7 +181,7 @@ def detached(step: Step) -> Step:
 
 
 def live_segments(sure: Array, least: Array) -> Array:
-    """Which segments rows take part in: all up to and including the first s >= least with q > 0.
+    """Segments that rows take part in: up to and including the first s >= least with q > 0.
 
     Args:
       sure: q, `[S, B]`.
@@ -192,11 +191,12 @@ def live_segments(sure: Array, least: Array) -> Array:
       bool `[S, B]`, the first row of it true.
 
     Example:
-      >>> live_segments(jnp.array([[1.0, 1.0], [-1.0, -1.0], [2.0, 2.0], [0.0, 0.0]]), jnp.array([1, 2])).tolist()
+      >>> sure = jnp.array([[1.0, 1.0], [-1.0, -1.0], [2.0, 2.0], [0.0, 0.0]])
+      >>> live_segments(sure, jnp.array([1, 2])).tolist()
       [[True, True], [False, True], [False, True], [False, False]]
     """
     halts = ((sure > 0) & (jnp.arange(1, len(sure) + 1)[:, None] >= least[None])).astype(jnp.int32)
-    before = jnp.cumsum(halts, axis=0) - halts  # times it halted at segments before this one
+    before = jnp.cumsum(halts, axis=0) - halts  # segments before this one at which it halted
     return before == 0
 
 

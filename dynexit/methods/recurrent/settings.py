@@ -13,10 +13,11 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class DeepThinking:
-    """Deep thinking: trained to make progress from any state, iterated for longer at inference.
+    """Deep thinking: trained for progress from any state, iterated for longer at inference.
 
-    Training: L = alpha L_progressive + (1 - alpha) L_full. Inference: exit once the answer has not
-    changed for `settled` exits.
+    Training: L = alpha L_progressive + (1 - alpha) L_full.
+
+    Inference: a row exits once its answer has not changed for `settled` exits.
 
     Example:
       >>> method = DeepThinking(most=30).build()
@@ -43,7 +44,7 @@ class DeepThinking:
         return [f"most must be at most model.steps, got {self.most} and {steps}"]
 
     def build(self) -> "Method":
-        """The method; for thresholds of your own call `dx.methods.deep_thinking`."""
+        """The method; for other thresholds call `dx.methods.deep_thinking`."""
         from dynexit.methods.recurrent.deep_thinking import deep_thinking
 
         refuse_invalid(self)
@@ -82,7 +83,7 @@ class RecurrentDepth:
         return found + ([] if self.mean > 0 else [f"mean must be above 0, got {self.mean}"])
 
     def build(self) -> "Method":
-        """The method; for thresholds or a score of your own call `dx.methods.recurrent_depth`."""
+        """The method; for other thresholds or another score call `dx.methods.recurrent_depth`."""
         from dynexit.core import labels
         from dynexit.methods.recurrent.recurrent_depth import recurrent_depth
 
@@ -99,7 +100,7 @@ class Segments:
       >>> method = Segments(most=16).build()
 
     Source: Jolicoeur-Martineau 2025, arXiv 2510.04871 (TRM); Wang et al. 2025, arXiv 2506.21734
-    (HRM).
+      (HRM).
     """
 
     most: int = 16
@@ -113,7 +114,7 @@ class Segments:
     rule: Literal["right", "settled"] = "right"
     """exit once the halting logit says that the answer is right, or once the state has settled"""
     refill: bool = False
-    """whether a finished row gives its slot to a new one in training"""
+    """whether a new row replaces a halted one in training"""
 
     def validate(self) -> list[str]:
         """Values out of range, one sentence each."""
@@ -128,7 +129,7 @@ class Segments:
         return [f"most must be at most model.segments, got {self.most} and {segments}"]
 
     def build(self) -> "Method":
-        """The method; for thresholds of your own call `dx.methods.segments`."""
+        """The method; for other thresholds call `dx.methods.segments`."""
         from dynexit.methods.recurrent.segments import segments
 
         refuse_invalid(self)
@@ -146,7 +147,7 @@ class Ctm:
     """
 
     def build(self) -> "Method":
-        """The method; for thresholds of your own call `dx.methods.ctm`."""
+        """The method; for other thresholds call `dx.methods.ctm`."""
         from dynexit.methods.recurrent.ctm import ctm
 
         return ctm()
@@ -197,7 +198,7 @@ class Equilibrium:
 
 @dataclasses.dataclass(frozen=True)
 class NeuralOde:
-    """A neural ODE: an exit once the solver has arrived, or earlier by the share of the way.
+    """A neural ODE: an exit at the end of the integration, or earlier by a fraction of its time.
 
     Example:
       >>> method = NeuralOde().build()
@@ -215,7 +216,7 @@ class NeuralOde:
         return between(self, 0.0, 1.0, "early", "label_smoothing")
 
     def build(self) -> "Method":
-        """The method; for thresholds of your own call `dx.methods.neural_ode`."""
+        """The method; for other thresholds call `dx.methods.neural_ode`."""
         from dynexit.methods.recurrent.neural_ode import neural_ode
 
         refuse_invalid(self)
