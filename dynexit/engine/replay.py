@@ -1,5 +1,6 @@
-"""A criterion on stored outputs, and many operating points on stored scores: thresholds are
-compared without running the network again.
+"""A criterion on stored outputs, and many operating points on stored scores.
+
+Thresholds are compared without running the network again.
 """
 
 import functools
@@ -22,7 +23,7 @@ TOGETHER = 8  # operating points whose decisions are held at the same time
 
 
 def replay(criterion: Criterion, outputs: PyTree) -> Halted:
-    """The exits and outputs that `run_until` would give, from `run_all`'s outputs.
+    """The exits and outputs of `run_until`, from the outputs of `run_all`.
 
     Args:
       criterion: when a row exits.
@@ -57,8 +58,8 @@ def replay_scores(
 ) -> Array:
     """The exit of every row at every operating point, from stored scores: `decide` alone runs.
 
-    Memory is that of the scores, of the result and of a few points' decisions, whatever K is and
-    however large the outputs were from which the scores came.
+    It holds the scores, the result and the decisions of a few points in memory, for any K and any
+    size of the outputs.
 
     Args:
       criterion: `criterion(point) -> Criterion`; static, so pass the same function each time. Its
