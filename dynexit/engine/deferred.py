@@ -24,7 +24,7 @@ Read = Callable[[PyTree], dict]
 
 
 def deferred_readout(step: Step, read: Callable[..., dict], *weights: PyTree) -> Step:
-    """A step with further output entries, computed once per row if the criterion does not read them.
+    """A step with further output entries, computed once per row unless the criterion reads them.
 
     `run_all`, `run_full` and other functions that return every exit compute all entries at every
     exit. `run_until` and `run_stream` trace the criterion. If it depends on none of the further
@@ -92,14 +92,14 @@ def partition(
     _, whole = check_step(Stage(step, exits, 0, 0), state, side=side)
     late = jax.eval_shape(parts[1], shapes(state))
     output = {name: whole[name] for name in whole if name not in late}
-    if not jax.tree.leaves(output) or not independent_of(
+    if not jax.tree.leaves(output) or not goes_without(
         criterion, output, late, batch_size(state), exits, i
     ):
         return step, criterion, None
-    return parts[0], without_entries(criterion, late), parts[1]
+    return parts[0], lacking(criterion, late), parts[1]
 
 
-def independent_of(
+def goes_without(
     criterion: Criterion, output: dict, late: dict, rows: int, exits: int, i: Any = 0
 ) -> bool:
     """Whether neither the score nor its memory depends on the entries `late` of an output.
@@ -113,7 +113,7 @@ def independent_of(
     return same_for_all(score, (criterion, jnp.int32(i), output, memory), several)
 
 
-def without_entries(criterion: Criterion, late: dict) -> Criterion:
+def lacking(criterion: Criterion, late: dict) -> Criterion:
     """The criterion for outputs without the entries `late`, on which it does not depend.
 
     `late` holds shapes, for any number of rows.

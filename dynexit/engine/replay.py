@@ -78,7 +78,8 @@ def replay_scores(
     Example:
       >>> import dynexit as dx
       >>> scores = jnp.array([[0.6, 0.9], [0.8, 0.95], [0.99, 0.99]])  # [E=3, M=2]
-      >>> dx.replay_scores(dx.criteria.max_probability_above, jnp.array([0.5, 0.7]), scores).tolist()
+      >>> thresholds = jnp.array([0.5, 0.7])
+      >>> dx.replay_scores(dx.criteria.max_probability_above, thresholds, scores).tolist()
       [[0, 0], [1, 0]]
     """
     return _replay_scores(criterion, points, scores, nan)

@@ -1,19 +1,18 @@
-"""Rows spread over devices: each device stops on its own, and survivors may be dealt out anew on
-the way.
+"""Rows sharded over devices: each device ends when its rows have exited; survivors may be moved.
 
-Without rebalancing nothing is communicated: a batch takes as long as the device with the most work.
-Where that is much more than
-the mean, survivors are dealt out like cards after chosen depths: the k-th live row of all devices
-goes to device k mod D, so that two devices never differ by more than one row:
+Without rebalancing the devices do not communicate, and a batch takes as long as the device with the
+most work. If that is much more than the mean, survivors are redistributed round-robin after chosen
+depths. The k-th live row of all devices is assigned to device k mod D, so the numbers of rows of
+two devices differ by at most one:
 
-    device 0   a b c d        after dealing   a e h
-    device 1   e f g                          b f i
-    device 2   .                              c g
-    device 3   h i                            d
+    device 0   a b c d        after rebalancing   a e h
+    device 1   e f g                              b f i
+    device 2   .                                  c g
+    device 3   h i                                d
 
-One device sends another B / D^2 rows at most (rounded up), so the exchange is one `all_to_all` of
-fixed shape. What has left stays where it left until the end, and is then brought back into the
-order of the batch.
+A device sends at most B / D^2 rows (rounded up) to another one, so the exchange is one `all_to_all`
+of fixed shape. A row that exits stays on its device until the end. Then the rows are put back into
+the order of the batch.
 """
 
 import dataclasses
@@ -58,43 +57,46 @@ def run_sharded(
     tile: int | Tiling | None = None,
     keep_state: bool = True,
 ) -> Halted:
-    """`run_until`, compacted, its rows spread over the devices of a mesh axis, each of which stops
-    when its own rows have left.
+    """Runs the compacted executor of `run_until` on rows sharded over a mesh axis.
 
-    Weights and thresholds are held by every device. For other layouts (tensor parallelism, stages
-    of different shapes) call `run_until` inside `jax.shard_map` yourself: it works there as it
-    stands, and refuses a step that would make devices wait for one that has stopped.
+    A device ends when its own rows have exited. Weights and thresholds are replicated. For other
+    layouts (tensor parallelism, stages of different shapes) call `run_until` inside
+    `jax.shard_map`. It needs no change there, and it refuses a step that would make devices wait
+    for a device that has ended.
 
     Args:
-      step: one step, whose weights every device gets whole.
-      state: leaves `[B, ...]`; the D devices of the axis divide B.
+      step: one step, whose weights are replicated.
+      state: leaves `[B, ...]`; B is divisible by D, the number of devices of the axis.
       depth, criterion, keep_state: as in `run_until`.
       mesh: the devices.
-      axis: the mesh axis over which rows are spread.
-      rebalance: depths in blocks after which survivors are dealt out evenly, rising, below `depth`.
-        Each costs one exchange of the survivors' states; see `docs/engine.md` for when it pays.
+      axis: the mesh axis over which the rows are sharded.
+      rebalance: depths in blocks after which survivors are redistributed evenly, increasing and
+        below `depth`. Each costs one exchange of the states of survivors; `docs/engine.md`
+        describes when it is worth its cost.
       tile: as in `run_until`, for the rows of one device.
 
     Returns:
-      `Halted` in the order of the batch, spread over the axis; `rows_executed` is `[D]`, by
-      device.
+      `Halted` in the order of the batch, sharded over the axis; `rows_executed` is `[D]`, one entry
+      per device.
 
     Raises:
-      TypeError, ValueError: as `run_until`; a sequence of steps, an unknown axis, B not divisible
-        by D, `rebalance` out of order or not after a whole step.
+      TypeError, ValueError: as `run_until`; the step is a sequence, the axis is unknown, B is not
+        divisible by D, or `rebalance` is not increasing or not after a whole step.
 
     Example:
       >>> import dynexit as dx
       >>> step = dx.stacked_step(lambda p, h: h + p, lambda p, h: h, jnp.ones(3))
-      >>> leave = dx.criteria.gate_above(2.5, read=lambda output: output)
-      >>> dx.run_sharded(step, jnp.array([0.0, 1.0, 2.0]), 3, leave, jax.make_mesh((1,), ("data",))).exit_depth
+      >>> above = dx.criteria.gate_above(2.5, read=lambda output: output)
+      >>> mesh = jax.make_mesh((1,), ("data",))
+      >>> dx.run_sharded(step, jnp.array([0.0, 1.0, 2.0]), 3, above, mesh).exit_depth
       Array([3, 2, 1], dtype=int32)
     """
     if not isinstance(criterion, Criterion):
         raise TypeError(f"`criterion` must be a dx.Criterion, got {type(criterion).__name__}")
     if isinstance(step, (tuple, list)):
         raise TypeError(
-            f"`step` must be one dx.Step, got a sequence of {len(step)}: for stages call `dx.run_until` inside `jax.shard_map`"
+            f"`step` must be one dx.Step, got a sequence of {len(step)}: for stages call "
+            "`dx.run_until` inside `jax.shard_map`"
         )
     (stage,) = stages_of(step, depth)
     if not isinstance(mesh, Mesh):
@@ -121,13 +123,13 @@ def run_sharded(
 
 
 def _segments(stage: Stage, rebalance: Sequence[int]) -> tuple[int, ...]:
-    """Where the segments between exchanges begin and end, in steps."""
+    """The bounds of the segments between exchanges, in steps."""
     depths, blocks = list(rebalance), stage.step.blocks
     ordered = all(a < b for a, b in zip([0, *depths], [*depths, stage.steps * blocks], strict=True))
     if not ordered or any(not isinstance(d, int) or d % blocks for d in depths):
         raise ValueError(
-            f"`rebalance` must be rising depths within 1..{stage.steps * blocks - 1}, multiples of the {blocks} blocks of a step, "
-            f"got {tuple(depths)}"
+            f"`rebalance` must be increasing depths within 1..{stage.steps * blocks - 1}, "
+            f"multiples of the {blocks} blocks of a step, got {tuple(depths)}"
         )
     return (0, *(d // blocks for d in depths), stage.steps)
 
@@ -193,7 +195,7 @@ def _given(memory: PyTree, batch: int, output: PyTree = None) -> PyTree:
 
 
 def _exited(course: Course, before: Array, local: int, few: int, batch: int) -> tuple:
-    """The rows that exited since `before` rows were live; places of others hold no row, B."""
+    """The rows that exited since `before` rows were live; the index of any other position is B."""
     position = jnp.arange(local, dtype=jnp.int32)
     row, nan_exits, exit = (a[:local] for a in (course.row, course.nan_exits, course.exit))
     row = jnp.where((position >= course.count) & (position < before), row, batch)
@@ -201,7 +203,7 @@ def _exited(course: Course, before: Array, local: int, few: int, batch: int) -> 
 
 
 def _later(step: Step, first: int) -> Step:
-    """The step, counted from `first` on."""
+    """The step with its index shifted by `first`."""
     return Step(
         lambda i: step.select(i + first),
         lambda w, i, state: step.apply(w, i + first, state),
@@ -210,13 +212,13 @@ def _later(step: Step, first: int) -> Step:
 
 
 def _deal(course: Course, axis: str, local: int, few: int) -> Course:
-    """Survivors dealt out evenly over the devices."""
+    """Redistributes survivors evenly over the devices."""
     devices, me = lax.axis_size(axis), lax.axis_index(axis)
     each = -(-local // devices)  # rows from one device to another, at most
     counts = lax.all_gather(course.count, axis)
     before = jnp.cumsum(counts) - counts
     hands = jnp.arange(each, dtype=jnp.int32) * devices
-    # the first row that goes to `to`, where `start` rows stand before
+    # the first row that is sent to device `to`, if `start` rows are on the devices before
     first = lambda to, start: (to - start) % devices
     send = first(jnp.arange(devices, dtype=jnp.int32), before[me])[:, None] + hands[None]
     send = jnp.minimum(send, local - 1)
