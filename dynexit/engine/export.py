@@ -1,4 +1,4 @@
-"""`export`: a function with exits as one file of StableHLO, which runs with JAX and without dynexit.
+"""`export`: a function with exits as one file of StableHLO, which runs without dynexit.
 
 The engine is traced with a symbolic batch size. Its plans of tiles are then looked up by the number
 of live rows only (`Tiling.counts_for`). So one file serves every batch size on all given platforms,

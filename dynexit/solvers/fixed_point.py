@@ -49,7 +49,7 @@ def fixed_point(
     most_back: int | None = None,
     tolerance_back: Any = None,
 ) -> FixedPoint:
-    """Solves z = f(params, x, z) per row, with a gradient that does not pass through the iterations.
+    """Solves z = f(params, x, z) per row, with gradients by the implicit function theorem.
 
     Row b exits at the first z with ||f(z) - z|| < tolerance ||f(z)||. In the backward pass,
     dL/dparams = w^T df/dparams and dL/dx = w^T df/dx, where w = (df/dz)^T w + dL/dz* is solved by

@@ -117,9 +117,9 @@ def ode_step(
       solver: see `Solver`.
 
     Returns:
-      A tied `Step` for states of `begin_ode`, with the output "gate" `[b]`, which is t / t1, and the
-      deferred readout "logits". Rejected steps count as depth. A row whose error is NaN makes no
-      progress: it shortens its step until the maximal depth, and its gate stays below 1.
+      A tied `Step` for states of `begin_ode`, with the output "gate" `[b]`, which is t / t1, and
+      the deferred readout "logits". Rejected steps count as depth. A row whose error is NaN makes
+      no progress: it shortens its step until the maximal depth, and its gate stays below 1.
 
     Raises:
       ImportError: diffrax is not installed.
