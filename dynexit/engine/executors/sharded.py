@@ -32,11 +32,11 @@ from dynexit.core.types import Array, Criterion, Halted, PyTree, Step
 from dynexit.criteria.memory import first_memory
 from dynexit.engine.counts import total
 from dynexit.engine.executors.compacted import (
-    Course,
+    Carry,
     by_position,
     plan_for,
     run_loop,
-    set_out,
+    all_live,
     with_room,
 )
 from dynexit.engine.executors.moves import empty_rows, order_by_group
@@ -168,16 +168,16 @@ def _run(step, state, depth, criterion, mesh, axis, segments, tile, keep_state) 
     def together(step, criterion, memory, state, row):
         job = Job(known(criterion, memory), last_exit(stages), batch)
         rows = begin(state, read, memory, local, last_exit(stages) + 1)._replace(row=row)
-        course, parts = set_out(rows, plan.few, places), []
+        carry, parts = all_live(rows, plan.few, places), []
         for start, stop in itertools.pairwise(segments):
             if start:
-                course = _deal(course, axis, local, plan.few)
+                carry = _deal(carry, axis, local, plan.few)
             room = empty_rows(state, plan.few - 1 + local) if keep_state else None
-            before, course = course.count, with_room(course, room)
+            before, carry = carry.count, with_room(carry, room)
             part = Stage(_later(step, start), stop - start, start, start * step.blocks)
-            course = run_loop(part, job, course, None, plan)
-            parts.append(_exited(course, before, local, plan.few, batch))
-        return jax.tree.map(lambda *a: jnp.concatenate(a), *parts), total(course.executed)[None]
+            carry = run_loop(part, job, carry, None, plan)
+            parts.append(_exited(carry, before, local, plan.few, batch))
+        return jax.tree.map(lambda *a: jnp.concatenate(a), *parts), total(carry.executed)[None]
 
     exited, executed = spread(together)(step, criterion, memory, state, row)
     row, nan_exits, exit, buffers = exited
@@ -194,12 +194,12 @@ def _given(memory: PyTree, batch: int, output: PyTree = None) -> PyTree:
     return memory
 
 
-def _exited(course: Course, before: Array, local: int, few: int, batch: int) -> tuple:
+def _exited(carry: Carry, before: Array, local: int, few: int, batch: int) -> tuple:
     """The rows that exited since `before` rows were live; the index of any other position is B."""
     position = jnp.arange(local, dtype=jnp.int32)
-    row, nan_exits, exit = (a[:local] for a in (course.row, course.nan_exits, course.exit))
-    row = jnp.where((position >= course.count) & (position < before), row, batch)
-    return row, nan_exits, exit, by_position(course, few)
+    row, nan_exits, exit = (a[:local] for a in (carry.row, carry.nan_exits, carry.exit))
+    row = jnp.where((position >= carry.count) & (position < before), row, batch)
+    return row, nan_exits, exit, by_position(carry, few)
 
 
 def _later(step: Step, first: int) -> Step:
@@ -211,11 +211,11 @@ def _later(step: Step, first: int) -> Step:
     )
 
 
-def _deal(course: Course, axis: str, local: int, few: int) -> Course:
+def _deal(carry: Carry, axis: str, local: int, few: int) -> Carry:
     """Redistributes survivors evenly over the devices."""
     devices, me = lax.axis_size(axis), lax.axis_index(axis)
     each = -(-local // devices)  # rows from one device to another, at most
-    counts = lax.all_gather(course.count, axis)
+    counts = lax.all_gather(carry.count, axis)
     before = jnp.cumsum(counts) - counts
     hands = jnp.arange(each, dtype=jnp.int32) * devices
     # the first row that is sent to device `to`, if `start` rows are on the devices before
@@ -230,11 +230,11 @@ def _deal(course: Course, axis: str, local: int, few: int) -> Course:
         got = lax.all_to_all(dealt, axis, 0, 0)
         return a.at[:local].set(got.reshape(devices * each, *a.shape[1:])[order])
 
-    live = course.live
+    live = carry.live
     place = live.source[send + few - 1]
     state, memory = jax.tree.map(lambda a: exchange(a, place), (live.state, live.memory))
-    row, nan_exits = (exchange(a, send) for a in (course.row, course.nan_exits))
-    source = jnp.arange(1 - few, course.row.shape[0], dtype=jnp.int32)
+    row, nan_exits = (exchange(a, send) for a in (carry.row, carry.nan_exits))
+    source = jnp.arange(1 - few, carry.row.shape[0], dtype=jnp.int32)
     live = live._replace(state=state, memory=memory, source=source)
     count = come.sum(dtype=jnp.int32)
-    return course._replace(live=live, row=row, nan_exits=nan_exits, count=count)
+    return carry._replace(live=live, row=row, nan_exits=nan_exits, count=count)

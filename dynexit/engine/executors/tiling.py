@@ -21,7 +21,7 @@ import numpy as np
 
 from dynexit.core.types import Array, Step
 
-# bytes of state: the overhead of a tile is about the cost of rows with this much state (2 CPU cores)
+# bytes of state: a tile's overhead is about the cost of rows with this much state (2 CPU cores)
 ROW_OVERHEAD = 2**15
 # this number of weights costs a row as much as one byte of state: weights that are used once per
 # row, against those of a transformer of 64 tokens, which uses them for each token
@@ -72,7 +72,7 @@ class Tiling:
         return Tiling(*zip(*(kept or [(batch, self.costs[-1])]), strict=True))
 
     def counts(self, batch: int) -> np.ndarray:
-        """Numbers of tiles of each size for n live rows, n = 0..batch: int32 `[batch + 1, sizes]`."""
+        """Tiles of each size for n live rows, n = 0..batch: int32 `[batch + 1, sizes]`."""
         return _plans(self.within(batch), batch)[0]
 
     def rows(self, batch: int) -> np.ndarray:
@@ -162,7 +162,7 @@ def _default_sizes(largest: int, overhead: float, most: int) -> tuple[int, ...]:
 
 
 def _exact(tiles: tuple[tuple[int, float], ...], batch: int) -> tuple[np.ndarray, np.ndarray]:
-    """The least cost of tiles with exactly m rows in total, m = 0..batch, and the last tile's index."""
+    """The least cost of tiles of exactly m rows in total, and their last tile, m = 0..batch."""
     cost, last = np.full(batch + 1, np.inf), np.full(batch + 1, -1)
     cost[0] = 0.0
     for m in range(1, batch + 1):

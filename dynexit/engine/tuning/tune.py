@@ -26,7 +26,7 @@ from dynexit.core.checks import Depth, Stage, batch_size, depth_of, stages_of
 from dynexit.core.meshes import on_auto_axes
 from dynexit.core.types import Array, Criterion, Memory, PyTree, Step
 from dynexit.engine.deferred import partition, read_throughout
-from dynexit.engine.executors.compacted import plan_for, run_loop, run_once, set_out
+from dynexit.engine.executors.compacted import plan_for, run_loop, run_once, all_live
 from dynexit.engine.executors.tiling import Tiling, choose_sizes
 from dynexit.engine.rows import Job, begin
 from dynexit.engine.run import run_until, walk
@@ -296,13 +296,13 @@ def _in_tiles(
     _, output = walk((stage,), state)
     batch, never = batch_size(state), Criterion(_nothing, _stay)
     (plan,), places = plan_for(batch, output, [Tiling(sizes, (1.0,) * len(sizes))])
-    course = set_out(begin(state, output, Memory((), ()), batch, stage.steps), plan.few, places)
+    carry = all_live(begin(state, output, Memory((), ()), batch, stage.steps), plan.few, places)
     job = Job(never, stage.steps - 1, batch)
-    course = course._replace(count=ends[-1])
+    carry = carry._replace(count=ends[-1])
     plan = plan._replace(tiling=_Given(sizes, ends))
     run = run_once if stage.steps == 1 else run_loop
-    course = run(stage, job, course, walk((stage,), state)[0][0], plan)
-    return course.exited.output, course.executed
+    carry = run(stage, job, carry, walk((stage,), state)[0][0], plan)
+    return carry.exited.output, carry.executed
 
 
 def _expected(stages, costs, tilings, live: np.ndarray, batch: int) -> dict[str, float]:
