@@ -100,9 +100,9 @@ def _replay_scores(criterion, points, scores, nan) -> Array:
         def body(carry, x):
             exit, alive, memory = carry
             i, score, nan = x
-            leaves, new = decide_exit(rule, i, i == exits - 1, score, memory, nan)
+            fires, new = decide_exit(rule, i, i == exits - 1, score, memory, nan)
             exit = jnp.where(alive, i, exit)
-            return (exit, alive & ~leaves, where_rows(alive, new, memory)), None
+            return (exit, alive & ~fires, where_rows(alive, new, memory)), None
 
         start = (
             jnp.zeros(rows, jnp.int32),
@@ -127,12 +127,12 @@ def _replay(criterion: Criterion, outputs: PyTree) -> Halted:
     def body(carry, x):
         i, output = x
         kept, exit, alive, memory, nans = carry
-        leaves, new, nan = read_exit(criterion, i, i == exits - 1, output, memory)
+        fires, new, nan = read_exit(criterion, i, i == exits - 1, output, memory)
         kept, memory = where_rows(alive, output, kept), where_rows(alive, new, memory)
         return (
             kept,
             jnp.where(alive, i, exit),
-            alive & ~leaves,
+            alive & ~fires,
             memory,
             nans + (nan & alive).astype(jnp.int32),
         ), None

@@ -44,7 +44,21 @@ PHRASES = {
 SCHEDULE = re.compile(r"\bschedules?\b", re.IGNORECASE)
 RATE = re.compile(r"learning|rate|warm|cosine|training\.schedule|peak|optax|weights", re.IGNORECASE)
 
-CLEAN = ("bench", "cli", "core", "criteria", "decoding", "engine", "layers", "models", "objectives", "runs", "solvers", "training", "transforms")
+CLEAN = (
+    "bench",
+    "cli",
+    "core",
+    "criteria",
+    "decoding",
+    "engine",
+    "layers",
+    "models",
+    "objectives",
+    "runs",
+    "solvers",
+    "training",
+    "transforms",
+)
 # packages of dynexit, "engine"; or their folders, "engine/executors"
 PAGES = [
     path

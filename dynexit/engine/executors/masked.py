@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from dynexit.core.checks import Stage
 from dynexit.core.types import PyTree
 from dynexit.engine import loops
-from dynexit.engine.rows import Job, Rows, advance, advance_alone, forget_departed
+from dynexit.engine.rows import Job, Rows, advance, advance_alone, clear_exited
 
 
 def run_masked(
@@ -28,7 +28,7 @@ def run_masked(
         if stage.steps == 1:
             rows = advance_alone(stage, job, rows, space)
         else:
-            rows = _loop(stage, job, forget_departed(rows) if stage.first else rows)
+            rows = _loop(stage, job, clear_exited(rows) if stage.first else rows)
         states.append(rows.state)
     return rows, tuple(states)
 

@@ -33,10 +33,10 @@ from dynexit.criteria.memory import first_memory
 from dynexit.engine.counts import total
 from dynexit.engine.executors.compacted import (
     Carry,
+    all_live,
     by_position,
     plan_for,
     run_loop,
-    all_live,
     with_room,
 )
 from dynexit.engine.executors.moves import empty_rows, order_by_group
@@ -171,7 +171,7 @@ def _run(step, state, depth, criterion, mesh, axis, segments, tile, keep_state) 
         carry, parts = all_live(rows, plan.few, places), []
         for start, stop in itertools.pairwise(segments):
             if start:
-                carry = _deal(carry, axis, local, plan.few)
+                carry = _rebalance(carry, axis, local, plan.few)
             room = empty_rows(state, plan.few - 1 + local) if keep_state else None
             before, carry = carry.count, with_room(carry, room)
             part = Stage(_later(step, start), stop - start, start, start * step.blocks)
@@ -211,23 +211,23 @@ def _later(step: Step, first: int) -> Step:
     )
 
 
-def _deal(carry: Carry, axis: str, local: int, few: int) -> Carry:
+def _rebalance(carry: Carry, axis: str, local: int, few: int) -> Carry:
     """Redistributes survivors evenly over the devices."""
     devices, me = lax.axis_size(axis), lax.axis_index(axis)
     each = -(-local // devices)  # rows from one device to another, at most
     counts = lax.all_gather(carry.count, axis)
     before = jnp.cumsum(counts) - counts
-    hands = jnp.arange(each, dtype=jnp.int32) * devices
+    offsets = jnp.arange(each, dtype=jnp.int32) * devices
     # the first row that is sent to device `to`, if `start` rows are on the devices before
     first = lambda to, start: (to - start) % devices
-    send = first(jnp.arange(devices, dtype=jnp.int32), before[me])[:, None] + hands[None]
+    send = first(jnp.arange(devices, dtype=jnp.int32), before[me])[:, None] + offsets[None]
     send = jnp.minimum(send, local - 1)
-    come = first(me, before)[:, None] + hands[None] < counts[:, None]
+    come = first(me, before)[:, None] + offsets[None] < counts[:, None]
     order = order_by_group(jnp.where(come.reshape(-1), 0, 1))[:local]
 
     def exchange(a: Array, position: Array) -> Array:
-        dealt = a.at[position].get(mode="promise_in_bounds")
-        got = lax.all_to_all(dealt, axis, 0, 0)
+        sent = a.at[position].get(mode="promise_in_bounds")
+        got = lax.all_to_all(sent, axis, 0, 0)
         return a.at[:local].set(got.reshape(devices * each, *a.shape[1:])[order])
 
     live = carry.live

@@ -21,8 +21,8 @@ from dynexit.engine.rows import (
     advance,
     advance_alone,
     begin,
+    clear_exited,
     exit_depth,
-    forget_departed,
     last_exit,
 )
 from dynexit.engine.run import checked_tile, freeze, walk
@@ -100,7 +100,7 @@ def _run_masked(step, state, depth, criterion) -> Halted:
         if stage.steps == 1:
             rows = advance_alone(stage, job, rows, space, differentiated=True)
         else:
-            rows = _tree(stage, job, forget_departed(rows) if stage.first else rows)
+            rows = _tree(stage, job, clear_exited(rows) if stage.first else rows)
         states.append(rows.state)
     final = tuple(states) if isinstance(step, tuple) else states[0]
     memory = jax.tree.map(jax.lax.stop_gradient, rows.memory)

@@ -23,9 +23,9 @@ from dynexit.engine import loops
 from dynexit.engine.counts import counted, no_rows, total
 from dynexit.engine.executors.compacted import (
     advance_live,
+    all_live,
     by_position,
     plan_for,
-    all_live,
     with_room,
 )
 from dynexit.engine.executors.moves import (

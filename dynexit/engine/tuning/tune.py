@@ -26,7 +26,7 @@ from dynexit.core.checks import Depth, Stage, batch_size, depth_of, stages_of
 from dynexit.core.meshes import on_auto_axes
 from dynexit.core.types import Array, Criterion, Memory, PyTree, Step
 from dynexit.engine.deferred import partition, read_throughout
-from dynexit.engine.executors.compacted import plan_for, run_loop, run_once, all_live
+from dynexit.engine.executors.compacted import all_live, plan_for, run_loop, run_once
 from dynexit.engine.executors.tiling import Tiling, choose_sizes
 from dynexit.engine.rows import Job, begin
 from dynexit.engine.run import run_until, walk
