@@ -114,7 +114,7 @@ def _vary(a: Any, axes: frozenset) -> Any:
 
 
 def _spread(body: Callable[[Any], Any], carry: Any) -> Any:
-    """The carry, with each leaf declared as varying along the axes along which the body varies it."""
+    """The carry, with each leaf declared as varying along the axes that the body needs."""
     if not _manual_axes():
         return carry
     carry = jax.tree.map(jnp.asarray, carry)

@@ -125,7 +125,7 @@ class _PerToken:
             {**inner, **{name: keep(inner[name], state.inner[name]) for name in self.moving}},
             keep(output, state.output),
             keep(apart(memory), state.memory),
-            state.alive & ~halt.reshape(rows, places),
+            state.alive & ~halt.reshape(rows, positions),
             state.steps + state.alive.astype(jnp.int32),
         )
         exits = ~new.alive.any(axis=1)

@@ -53,7 +53,7 @@ SHARE = 4  # exited rows are moved in groups of the largest tile divided by this
 
 
 class Live(NamedTuple):
-    """The buffers of live rows, indexed by place.
+    """The buffers of live rows, one place per row.
 
     Attributes:
       state, memory: leaves `[P, ...]`; P is B, or more if a tile may exceed the batch.

@@ -51,7 +51,7 @@ def run_truncated(
       >>> step = lambda p: dx.tied_step(lambda p, h: h * p, lambda p, h: h, p)
       >>> run = lambda p: dx.engine.run_truncated(step(p), jnp.ones(1), free=1, steps=2, most=2)
       >>> value, slope = jax.value_and_grad(lambda p: run(p)[1][0])(jnp.float32(3.0))
-      >>> float(value), float(slope)  # slope 3 p^2 without the gradient of the first factor: 2 p^2
+      >>> float(value), float(slope)  # p^3 and 2 p^2: the first factor is a constant
       (27.0, 18.0)
 
     Source: truncated backpropagation; Geiping et al. 2025 use 8 steps of recurrent depth.
