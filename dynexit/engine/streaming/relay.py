@@ -110,8 +110,8 @@ def run_relay(
     zero = jnp.zeros(rows, jnp.int32)
     first = first_memory(criterion, rows, jax.eval_shape(step, zero, state)[1], depth)
 
-    def turn(carry: Turn) -> Turn:
-        age, over, memory, state, nan_exits, turns = carry
+    def turn(before: Turn) -> Turn:
+        age, over, memory, state, nan_exits, turns = before
         state, output = step(age, state)
         exits, memory, nan = read_exit(criterion, age, age == depth - 1, output, memory)
         exits, nan_exits = exits & ~over, nan_exits + (nan & ~over).astype(jnp.int32)
@@ -142,5 +142,5 @@ def run_relay(
         return Turn(jnp.where(exits, 0, age + 1), over, memory, state, nan_exits, turns + 1)
 
     begun = Turn(zero, over, first, state, zero, jnp.int32(0))
-    ended = jax.lax.while_loop(lambda carry: ~carry.over.all(), turn, begun)
+    ended = jax.lax.while_loop(lambda turn: ~turn.over.all(), turn, begun)
     return Relayed(ended.state, ended.nan_exits, ended.turns)
