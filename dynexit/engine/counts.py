@@ -1,7 +1,7 @@
 """Counters of rows x steps that are exact beyond 2^31, with JAX's 64-bit types enabled or not.
 
-Where a run may count beyond 2^31, which its shapes tell, a counter is two uint32 words while it
-runs and an int64 at the end; else it is an int32 throughout.
+If the shapes of a run allow a count of 2^31 or more, its counter is two uint32 words during the run
+and an int64 at the end; otherwise it is an int32.
 """
 
 from typing import Any
@@ -14,10 +14,11 @@ from dynexit.core.types import Array
 
 
 def no_rows(most: Any) -> Array:
-    """The counter at 0.
+    """A counter of 0.
 
     Args:
-      most: what it may reach; where that is no integer (a symbolic batch size) it is wide.
+      most: the largest possible count; if it is not an integer (a symbolic batch size), the counter
+        has two words.
     """
     if isinstance(most, int) and most < 2**31:
         return jnp.int32(0)
@@ -25,7 +26,7 @@ def no_rows(most: Any) -> Array:
 
 
 def counted(count: Array, rows: Any) -> Array:
-    """The counter, `rows` (int32 `[]`, not negative) further."""
+    """The counter increased by `rows`, int32 `[]`, not negative."""
     if count.ndim == 0:
         return count + rows
     low = count[0] + jnp.asarray(rows).astype(jnp.uint32)
@@ -33,7 +34,7 @@ def counted(count: Array, rows: Any) -> Array:
 
 
 def total(count: Array) -> Array:
-    """What the counter stands at: int32 or int64 `[]`."""
+    """The value of the counter: int32 or int64 `[]`."""
     if count.ndim == 0:
         return count
     with jax.enable_x64(True):
@@ -42,7 +43,7 @@ def total(count: Array) -> Array:
 
 
 def summed(parts: Array, most: int) -> Array:
-    """The sum of int32 parts, which may reach `most`: int32 or int64 `[]`."""
+    """The sum of int32 parts, at most `most`: int32 or int64 `[]`."""
     if most < 2**31:
         return parts.sum(dtype=jnp.int32)
     with jax.enable_x64(True):

@@ -1,9 +1,8 @@
-"""Entries of the output that are read once of a row, where it leaves, unless the criterion asks for
-them at every exit.
+"""Deferred readout: output entries computed once per row, unless the criterion reads them.
 
-A criterion that goes by the state (how far it moved, a halting probability) needs no class logits
-on the way. Where the head that gives them is a good part of a block, or a whole vocabulary wide,
-reading it at every exit costs what leaving early has saved.
+A criterion on the state (its residual, a halting probability) does not read the class logits. If
+the head is a large part of a block, or as wide as a vocabulary, its cost at every exit is as large
+as the savings of the exits.
 """
 
 import dataclasses
@@ -25,47 +24,49 @@ Read = Callable[[PyTree], dict]
 
 
 def deferred_readout(step: Step, read: Callable[..., dict], *weights: PyTree) -> Step:
-    """The same step with further entries in its outputs, which are left for the end where the
-    criterion does not read them.
+    """A step with further output entries, computed once per row unless the criterion reads them.
 
-    `run_all`, `run_full` and whatever else asks for every exit find the entries of both.
-    `run_until` and `run_stream` trace the
-    criterion: where it depends on none of the further entries, they are read once of each row, from
-      the state with which it left.
+    `run_all`, `run_full` and other functions that return every exit compute all entries at every
+    exit. `run_until` and `run_stream` trace the criterion. If it depends on none of the further
+    entries, these are computed once per row, from the state with which the row exited.
 
     Args:
-      step: one whose outputs are a dict, of what criteria may go by, and which has no late entries
-        yet.
-      read: `read(*weights, state) -> dict`, leaves `[b, ...]`; the same for all exits.
-      weights: what it reads with.
+      step: a step whose outputs are a dict and which has no deferred readout.
+      read: `read(*weights, state) -> dict`, leaves `[b, ...]`; the same function for all exits.
+      weights: the first arguments of `read`.
 
     Returns:
-      A `Step` like the one given. Outputs, exits and depths do not depend on when entries are read,
-      but that a NaN among those that are read late holds no row back; it counts as that one exit's.
+      A `Step` like the one given. Outputs, exits and depths are those of a readout at every exit,
+      with one exception: a NaN in a deferred entry does not keep the row from exiting, and is
+      counted once, at the exit of the row.
 
     Raises:
-      TypeError, ValueError: the step has late entries; when it runs, outputs that are no dicts, or
-        an entry of both.
+      TypeError, ValueError: the step has a deferred readout; when the step runs, an output is not a
+        dict, or both dicts have the same entry.
 
     Example:
       >>> import dynexit as dx
       >>> def block(p, state):
       ...     return {"h": p * state["h"], "residual": jnp.abs(p * state["h"] - state["h"])}
-      >>> halving = dx.tied_step(block, lambda p, state: {"residual": state["residual"]}, jnp.float32(0.5))
-      >>> step = dx.engine.deferred_readout(halving, lambda w, state: {"logits": state["h"][:, None] @ w}, jnp.ones((1, 3)))
+      >>> residual = lambda p, state: {"residual": state["residual"]}
+      >>> logits = lambda w, state: {"logits": state["h"][:, None] @ w}
+      >>> halving = dx.tied_step(block, residual, jnp.float32(0.5))
+      >>> step = dx.engine.deferred_readout(halving, logits, jnp.ones((1, 3)))
       >>> state = {"h": jnp.array([1.0, 8.0]), "residual": jnp.zeros(2)}
       >>> halted = dx.run_until(step, state, 9, dx.criteria.residual_below(0.3))
       >>> halted.exit_depth.tolist(), halted.output["logits"][:, 0].tolist()
       ([2, 5], [0.25, 0.25])
     """
     if deferred_parts(step) is not None:
-        raise ValueError("`step` has late entries already; let one `read` give all of them")
+        raise ValueError(
+            "`step` must not have a deferred readout already; return all entries from one `read`"
+        )
     later = read if isinstance(read, Partial) and not weights else Partial(read, *weights)
     return dataclasses.replace(step, apply=Partial(_both, step.apply, later))
 
 
 def deferred_parts(step: Any) -> tuple[Step, Read] | None:
-    """What `deferred_readout` was given to make this step, or None where it did not."""
+    """The step and the function from which `deferred_readout` made this step, or None."""
     if (
         not isinstance(step, Step)
         or not isinstance(step.apply, Partial)
@@ -79,11 +80,10 @@ def deferred_parts(step: Any) -> tuple[Step, Read] | None:
 def partition(
     step: Any, depth: Any, state: PyTree, criterion: Criterion, side: PyTree = None, i: Any = 0
 ) -> tuple[Any, Criterion, Read | None]:
-    """What a run repeats: a step, the criterion for its outputs, and `read(state) -> dict` of what
-    is left for the end, or None.
+    """The step that a run repeats, the criterion for its outputs, and the deferred readout or None.
 
-    The steps of a sequence of stages are repeated as they are. `i` is int32 `[]`, or `[b]` as
-    `run_stream` asks tied steps.
+    A sequence of stages has no deferred readout. `i` is int32 `[]`, or `[b]` for a tied step of
+    `run_stream`.
     """
     parts = deferred_parts(step)
     if parts is None:
@@ -102,19 +102,21 @@ def partition(
 def goes_without(
     criterion: Criterion, output: dict, late: dict, rows: int, exits: int, i: Any = 0
 ) -> bool:
-    """Whether neither the score nor its memory depends on the entries `late` of an output (all
-    shapes); traced, not run.
+    """Whether neither the score nor its memory depends on the entries `late` of an output.
+
+    The arguments hold shapes. The score is traced and not run.
     """
     memory = first_memory(criterion, rows, {**output, **late}, exits).score
     score = lambda given, late: given[0].score(given[1], {**given[2], **late}, given[3])
     several = jax.tree.map(lambda a: jax.ShapeDtypeStruct((2, *a.shape), a.dtype), late)
-    # faults of the criterion are told by the run
+    # an invalid criterion is reported by the run
     return same_for_all(score, (criterion, jnp.int32(i), output, memory), several)
 
 
 def lacking(criterion: Criterion, late: dict) -> Criterion:
-    """The criterion for outputs without the entries `late` (shapes, of any number of rows), on
-    which it does not depend.
+    """The criterion for outputs without the entries `late`, on which it does not depend.
+
+    `late` holds shapes, for any number of rows.
     """
 
     def filled(output: dict, make: Callable) -> dict:
@@ -132,10 +134,10 @@ def lacking(criterion: Criterion, late: dict) -> Criterion:
 def completed(
     read: Read | None, output: PyTree, nan_exits: Array, state: PyTree, tile: int | None = None
 ) -> tuple[PyTree, Array]:
-    """`Halted.output` and `Halted.nan_exits` with what `read` finds in the states that rows left
-    with, `tile` rows at a time.
+    """`Halted.output` and `Halted.nan_exits` with the deferred entries, `tile` rows at a time.
 
-    None for as many as `run_until` takes by default.
+    `state` holds the states with which rows exited. With `tile` None, a tile has the default size
+    of `run_until`.
     """
     if read is None:
         return output, nan_exits
@@ -144,9 +146,7 @@ def completed(
 
 
 def read_throughout(step: Any) -> Any:
-    """The same step, or sequence of steps, for runs that read all of every exit whatever the
-    criterion.
-    """
+    """The step, or sequence of steps, with no readout deferred, whatever the criterion."""
     if isinstance(step, (tuple, list)):
         return type(step)(map(read_throughout, step))
     return (
@@ -157,7 +157,7 @@ def read_throughout(step: Any) -> Any:
 
 
 def _in_tiles(read: Read, state: PyTree, tile: int) -> dict:
-    """`read` of all rows, whose results alone are held all at once."""
+    """`read` for all rows, `tile` rows at a time."""
     rows = batch_size(state)
     if not isinstance(rows, int) or rows <= tile:  # a symbolic number of rows cannot be cut
         return read(state)
@@ -181,10 +181,12 @@ def _both(apply: Callable, read: Read, weights: PyTree, i: Any, state: PyTree, *
     if not isinstance(output, dict) or not isinstance(later, dict):
         kinds = f"{type(output).__name__} and {type(later).__name__}"
         raise TypeError(
-            f"`deferred_readout` puts two dicts together, the step's output and what `read` gives; got {kinds}"
+            "`deferred_readout` merges two dicts, the output of the step and that of `read`; "
+            f"got {kinds}"
         )
     if set(output) & set(later):
         raise ValueError(
-            f"`read` must give entries that the step's output has not, got {sorted(set(output) & set(later))} again"
+            "`read` must return entries that are not in the output of the step, got "
+            f"{sorted(set(output) & set(later))}"
         )
     return state, {**output, **later}, *rest

@@ -1,9 +1,8 @@
-"""`export`: a function with exits as one file of StableHLO, which runs wherever jax does and needs
-no dynexit.
+"""`export`: a function with exits as one file of StableHLO, which runs without dynexit.
 
-The engine is traced with a symbolic batch size: its plans of tiles are then looked up by the number
-of live rows alone (`Tiling.counts_for`), so one file serves every batch, on every platform named,
-and each row still leaves at its own depth.
+The engine is traced with a symbolic batch size. Its plans of tiles are then looked up by the number
+of live rows only (`Tiling.counts_for`). So one file serves every batch size on all given platforms,
+and each row exits at its own depth.
 """
 
 import contextlib
@@ -21,20 +20,20 @@ import jax.numpy as jnp
 from dynexit.core.checks import batch_size, positive_integer
 from dynexit.core.types import PyTree
 
-PLATFORMS = ("cpu", "cuda", "rocm", "tpu")  # those that jax itself knows
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")  # the platforms of JAX
 
 
 class Artifact(NamedTuple):
-    """What `export` wrote.
+    """A file written by `export`.
 
     Attributes:
       path: the file.
       bytes: its size.
-      platforms: where it runs.
-      batch: the number of rows it takes, or "any".
-      inputs, arguments: what `call` takes, as `jax.ShapeDtypeStruct` in plain dicts, lists and
-        tuples; `b` is any number of rows.
-      outputs: what `call` gives, likewise.
+      platforms: the platforms on which it runs.
+      batch: the number of rows it accepts, or "any".
+      inputs, arguments: the arguments of `call`, as `jax.ShapeDtypeStruct` in plain dicts, lists
+        and tuples; `b` is any number of rows.
+      outputs: the result of `call`, likewise.
     """
 
     path: Path
@@ -54,39 +53,38 @@ def export(
     batch: int | Literal["any"] = "any",
     platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
 ) -> Artifact:
-    """Writes `function`, compiled to StableHLO, as one file that runs without dynexit and without
-    the function's source.
+    """Writes `function` as one file of StableHLO that runs without dynexit and without its source.
 
-    The reader needs jax and flatbuffers, and passes plain dicts, lists and tuples where `function`
-    takes named tuples:
+    Reading the file needs jax and flatbuffers. Named tuples in the arguments of `function` become
+    plain dicts:
 
-        run = jax.jit(jax.export.deserialize(bytearray(path.read_bytes())).call) halted =
-        run(inputs, *arguments)  # a dict with the fields of `Halted`, where `function` returns one
+        run = jax.jit(jax.export.deserialize(bytearray(path.read_bytes())).call)
+        halted = run(inputs, *arguments)  # a dict with the fields of `Halted`, if that is returned
 
-    Rows leave at their own depth there as they do here. XLA compiles the file once for each batch
-    size that it meets.
+    Rows exit at their own depths, as in the original function. XLA compiles the file once for each
+    batch size.
 
     Args:
-      function: `function(inputs, *arguments) -> tree of arrays`, such as one that calls
+      function: `function(inputs, *arguments) -> tree of arrays`, for example a function that calls
         `run_until`; it is traced and not run. Arrays that it closes over (weights) become constants
         in the file.
       example: inputs, leaves `[B, ...]`, for their shapes and types; arrays or
         `jax.ShapeDtypeStruct`.
-      path: the file to write; one that is there is replaced, in one step and only by a whole one.
-      arguments: examples of what else `function` takes, of any shape: thresholds, weights. They
-        stay arguments.
+      path: the file to write; an existing file is replaced atomically.
+      arguments: examples of the other arguments of `function`, such as thresholds or weights, of
+        any shape. They are arguments of the file.
       batch: "any", or the number of rows for a function that cannot be traced without it
-        (`criteria.at_depth` with a depth a row). For "any", `tile=None` in `run_until` compiles
-        tiles for large batches too; a smaller `tile` compiles sooner.
-      platforms: any of "cpu", "cuda", "rocm" and "tpu"; none of them need be present.
+        (`criteria.at_depth` with one depth per row). With "any", `tile=None` in `run_until` also
+        compiles tiles for large batches; a smaller `tile` compiles faster.
+      platforms: any of "cpu", "cuda", "rocm" and "tpu"; they need not be present.
 
     Returns:
       `Artifact`.
 
     Raises:
-      TypeError: `function` is not callable or returns something else than arrays in dicts, lists
-        and (named) tuples, `example` or `arguments` holds something else, `path` is no path.
-      ValueError: `example` has no rows, `batch` or `platforms` is not as above, `function` needs a
+      TypeError: `function` is not callable, its result, `example` or `arguments` is not a tree of
+        arrays in dicts, lists and (named) tuples, or `path` is not a path.
+      ValueError: `example` has no rows, `batch` or `platforms` is invalid, or `function` needs a
         fixed number of rows, calls back into Python or is sharded over several devices.
       OSError: `path` cannot be written.
 
@@ -94,10 +92,10 @@ def export(
       >>> import dynexit as dx
       >>> step = dx.stacked_step(lambda p, h: h + p, lambda p, h: h, jnp.ones(3))
       >>> def run(x, limit):
-      ...     leave = dx.criteria.gate_above(limit, read=lambda output: output)
-      ...     return dx.run_until(step, x, depth=3, criterion=leave)
+      ...     above = dx.criteria.gate_above(limit, read=lambda output: output)
+      ...     return dx.run_until(step, x, depth=3, criterion=above)
       >>> with tempfile.TemporaryDirectory() as folder:
-      ...     artifact = dx.export(run, jnp.zeros(1), f"{folder}/network.stablehlo", arguments=(2.5,))
+      ...     artifact = dx.export(run, jnp.zeros(1), f"{folder}/net.stablehlo", arguments=(2.5,))
       ...     content = bytearray(artifact.path.read_bytes())
       >>> jax.export.deserialize(content).call(jnp.array([0.0, 1.0, 2.0]), 2.5)["exit_depth"]
       Array([3, 2, 1], dtype=int32)
@@ -107,7 +105,8 @@ def export(
     platforms = _checked(platforms)
     if not isinstance(arguments, (tuple, list)):
         raise TypeError(
-            f"`arguments` must be a tuple or a list, one entry an argument, got {type(arguments).__name__}"
+            "`arguments` must be a tuple or a list, one entry per argument, got "
+            f"{type(arguments).__name__}"
         )
     taken = (
         _shapes(example, "example"),
@@ -131,12 +130,11 @@ def export(
             function(*structure.unflatten([found[k] for k in range(len(leaves))])), "function(...)"
         )
 
-    plain.__name__ = getattr(
-        function, "__name__", type(function).__name__
-    )  # jax's own messages give it
+    # the name appears in error messages of JAX
+    plain.__name__ = getattr(function, "__name__", type(function).__name__)
 
     def wanted(rows: Any) -> tuple[PyTree, ...]:
-        """What `plain` takes for so many rows."""
+        """The arguments of `plain` for this number of rows."""
         resized = lambda a: jax.ShapeDtypeStruct((rows, *a.shape[1:]), a.dtype)
         sizes = jax.tree.leaves((jax.tree.map(resized, taken[0]), *taken[1:]))
         return jax.tree.map(lambda k: sizes[k], order)
@@ -148,12 +146,14 @@ def export(
         outputs = _outputs(program, specs, wanted(rows), wanted(rows + symbolic))
         if program.trace(*specs).jaxpr.effects:
             raise ValueError(
-                "`function` calls back into Python (jax.debug, io_callback), which a file cannot hold"
+                "`function` must not call back into Python (jax.debug, io_callback): a file cannot "
+                "contain a callback"
             )
         exported = jax.export.export(program, platforms=platforms)(*specs)
         if exported.nr_devices != 1:
             raise ValueError(
-                f"`function` is spread over {exported.nr_devices} devices by a sharding inside it; a file runs on one device"
+                f"`function` is sharded over {exported.nr_devices} devices by a sharding inside "
+                "it; a file runs on one device"
             )
         content = exported.serialize()
         file.write(content)
@@ -163,21 +163,23 @@ def export(
 def _outputs(
     program: Any, specs: tuple[PyTree, ...], fixed: tuple[PyTree, ...], other: tuple[PyTree, ...]
 ) -> PyTree:
-    """Shapes of the outputs; where the program can be traced with `fixed` sizes alone, says so.
+    """Shapes of the outputs.
 
-    Tracing with `other` sizes, too, finds numbers of rows that are written into the program, which
-    jax meets on loading only.
+    Tracing with `other` sizes finds constant numbers of rows in the program, which JAX would report
+    only when the file is loaded.
+
+    Raises:
+      ValueError: the program can be traced with the `fixed` sizes only.
     """
     try:
         outputs = program.eval_shape(*specs)
         program.eval_shape(*other)
     except Exception as error:
-        program.eval_shape(
-            *fixed
-        )  # a fault that has nothing to do with the number of rows is told as it is
+        program.eval_shape(*fixed)  # raises an error that does not depend on the number of rows
         raise ValueError(
-            f"`function` cannot be traced for any number of rows ({type(error).__name__}: {str(error).strip().splitlines()[0]}); "
-            "make it so, or give `batch` as a number"
+            f"`function` cannot be traced for any number of rows ({type(error).__name__}: "
+            f"{str(error).strip().splitlines()[0]}); change the function, or give `batch` as a "
+            "number"
         ) from error
     return outputs
 
@@ -191,7 +193,8 @@ def _checked(platforms: Any) -> tuple[str, ...]:
     unknown = [name for name in platforms if name not in PLATFORMS]
     if unknown or not platforms or len(set(platforms)) < len(platforms):
         raise ValueError(
-            f"`platforms` must be different ones of {', '.join(map(repr, PLATFORMS))}, got {tuple(platforms)!r}"
+            f"`platforms` must be different ones of {', '.join(map(repr, PLATFORMS))}, "
+            f"got {tuple(platforms)!r}"
         )
     return tuple(platforms)
 
@@ -215,12 +218,11 @@ def _shapes(tree: PyTree, name: str) -> PyTree:
 
 
 def _plain(tree: PyTree, name: str) -> PyTree:
-    """The same leaves in dicts, lists and tuples, which can be read without dynexit; named tuples
-    become dicts.
+    """The same leaves in dicts, lists and tuples; named tuples become dicts.
 
     Raises:
-      TypeError: a node of another type, or a dict with keys that are not strings; the place is
-        named.
+      TypeError: a node has another type, or a dict has keys that are not strings; the error names
+        the path of the node.
     """
     if tree is None or jax.tree_util.all_leaves([tree]):
         return tree
@@ -238,8 +240,9 @@ def _plain(tree: PyTree, name: str) -> PyTree:
             raise TypeError(f"`{name}` is a dict whose keys are not all strings: {list(tree)!r}")
         return {key: _plain(value, f"{name}[{key!r}]") for key, value in tree.items()}
     raise TypeError(
-        f"`{name}` is a {type(tree).__name__}, which a reader without its module cannot make; arrays go in dicts, lists and tuples "
-        "(pass a criterion's thresholds, and make the criterion inside the function)"
+        f"`{name}` is a {type(tree).__name__}, which does not exist without its module; pass "
+        "arrays in dicts, lists and tuples (for a criterion, pass its thresholds and make the "
+        "criterion inside the function)"
     )
 
 
@@ -251,8 +254,9 @@ def _checked_path(path: Any) -> Path:
 
 @contextlib.contextmanager
 def _draft(path: Path) -> Iterator[tuple[BinaryIO, Path]]:
-    """A file beside `path`, opened before the long work, that takes its place when that ends well
-    and is removed otherwise.
+    """A temporary file that replaces `path` on success and is removed on an error.
+
+    It is opened before the long work, so that an invalid path is reported early.
     """
     try:
         if path.is_dir():

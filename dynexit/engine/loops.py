@@ -1,11 +1,10 @@
-"""Loops whose end is decided by the rows, where the rows are spread over devices with
-`jax.shard_map`.
+"""Loops that end when all rows have exited, inside or outside of `jax.shard_map`.
 
-Each device then leaves its loop when its own rows have, and none waits for another. Two things
-follow from it. What a loop carries has to be declared as differing between devices before the loop
-where it comes to differ within it. And a step must not communicate over a mesh axis along which the
-decision differs, since a device that has left would be waited for without end. Over an axis along
-which the decision is the same on all devices (tensor parallelism) it may.
+Inside of `jax.shard_map` each device ends its loop when its own rows have exited, without waiting
+for other devices. This has two consequences. A carry that becomes device-varying in the loop must
+be declared so before the loop. And a step must not communicate over a mesh axis along which the
+decision differs, since devices would wait without end for one that has ended its loop. It may
+communicate over an axis along which the decision is the same on all devices (tensor parallelism).
 """
 
 from collections.abc import Callable, Iterator
@@ -20,8 +19,9 @@ from jax.interpreters import ad, batching, mlir
 from dynexit.core.types import Array, PyTree
 
 COLLECTIVES = frozenset(
-    "all_gather all_gather_invariant all_gather_reduced all_to_all pbroadcast pmax pmin ppermute psum psum_invariant psum_scatter "
-    "ragged_all_to_all reduce_scatter unreduced_psum unreduced_reduce_scatter".split()
+    "all_gather all_gather_invariant all_gather_reduced all_to_all pbroadcast pmax pmin ppermute "
+    "psum psum_invariant psum_scatter ragged_all_to_all reduce_scatter unreduced_psum "
+    "unreduced_reduce_scatter".split()
 )
 
 
@@ -29,7 +29,7 @@ def while_loop(go_on: Callable[[Any], Array], body: Callable[[Any], Any], carry:
     """`lax.while_loop`, inside or outside of `jax.shard_map`.
 
     Raises:
-      ValueError: devices that decide apart communicate in the body.
+      ValueError: the body communicates between devices whose decisions differ.
     """
     carry = _spread(body, carry)
     _refuse_collectives(body, carry, jax.eval_shape(go_on, carry))
@@ -37,14 +37,14 @@ def while_loop(go_on: Callable[[Any], Array], body: Callable[[Any], Any], carry:
 
 
 def repeat(times: Array, body: Callable[[Any], Any], carry: Any) -> Any:
-    """`body` applied int32 `[]` `times`, as in `while_loop`."""
+    """Applies `body` for `times` iterations, int32 `[]`, as `while_loop`."""
     carry = _spread(body, carry)
     _refuse_collectives(body, carry, times)
     return lax.fori_loop(0, times, lambda _, carry: body(carry), carry)
 
 
 def scan(body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: PyTree) -> tuple[Any, Any]:
-    """`lax.scan`, whose end depends on no row."""
+    """`lax.scan`, inside or outside of `jax.shard_map`; its length does not depend on rows."""
     first = lambda carry: body(carry, jax.tree.map(lambda a: a[0], xs))[0]
     return lax.scan(body, _spread(first, carry), xs)
 
@@ -52,7 +52,7 @@ def scan(body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: PyTree) ->
 def maybe(
     decision: Array, run: Callable[[Any], Any], otherwise: Callable[[Any], Any], operand: Any
 ) -> Any:
-    """`lax.cond`, as in `while_loop`."""
+    """`lax.cond`, inside or outside of `jax.shard_map`; raises as `while_loop`."""
     axes = _manual_axes()
     if axes:
         _refuse_collectives(run, operand, decision)
@@ -66,7 +66,7 @@ def maybe(
 
 
 def forward_only(tree: PyTree, name: str) -> PyTree:
-    """The tree; a gradient in reverse mode is refused with the name of what was called."""
+    """The tree, whose reverse-mode gradient raises an error with the name of the function."""
     marked = lambda a: _forward_only.bind(a, name=name) if _is_float(a) else a
     return jax.tree.map(marked, tree)
 
@@ -77,8 +77,8 @@ def _is_float(a: Any) -> bool:
 
 def _refuse_reverse(gradient: Any, value: Any, *, name: str) -> None:
     raise TypeError(
-        f"`dx.{name}` has no gradient in reverse mode, for nothing is kept of the steps of its loop:"
-        " use `dx.run_bounded`, which runs the same rows to the same exits, or `dx.run_all`"
+        f"`dx.{name}` has no gradient in reverse mode, since its loop stores no steps: use "
+        "`dx.run_bounded`, which runs the same rows to the same exits, or `dx.run_all`"
     )
 
 
@@ -91,7 +91,7 @@ mlir.register_lowering(_forward_only, lambda context, a, name: [a])
 
 
 def summed_like(gradient: Array, value: Array) -> Array:
-    """The gradient of a value that devices share: the sum of theirs."""
+    """The gradient of a value that is equal on all devices: the sum of their gradients."""
     axes = tuple(sorted(_varying(gradient) - _varying(value)))
     return lax.psum(gradient, axes) if axes else gradient
 
@@ -102,7 +102,7 @@ def _manual_axes() -> tuple[str, ...]:
 
 
 def _varying(a: Any) -> frozenset:
-    """The axes along which an array, or the shape of one, is declared as differing."""
+    """The axes along which an array, or a shape, is declared as varying."""
     a = a if isinstance(a, jax.ShapeDtypeStruct) else jax.typeof(a)
     kind = getattr(a, "manual_axis_type", a)  # `a.vma` before jax 0.10.2
     return getattr(kind, "varying", getattr(kind, "vma", frozenset()))
@@ -114,9 +114,7 @@ def _vary(a: Any, axes: frozenset) -> Any:
 
 
 def _spread(body: Callable[[Any], Any], carry: Any) -> Any:
-    """The carry, each leaf declared as differing along the axes along which the body makes it
-    differ.
-    """
+    """The carry, with each leaf declared as varying along the axes that the body needs."""
     if not _manual_axes():
         return carry
     carry = jax.tree.map(jnp.asarray, carry)
@@ -135,27 +133,22 @@ def _refuse_collectives(body: Callable[[Any], Any], carry: Any, decision: Any) -
     axes = _manual_axes()
     if not axes:
         return
-    told = bool(
-        _varying(lax.axis_index(axes[0]))
-    )  # under check_vma=False nothing is said to differ
-    apart = set(_varying(decision)) if told else set(axes)
+    checked = bool(_varying(lax.axis_index(axes[0])))  # with check_vma=False nothing is varying
+    varying = set(_varying(decision)) if checked else set(axes)
     for name, over in _collectives(jax.make_jaxpr(body)(carry).jaxpr):
-        if waits := sorted(apart & over):
+        if waits := sorted(varying & over):
             raise ValueError(
-                f"`step` or `criterion` communicates over the mesh axis {', '.join(map(repr, waits))} ({name}), along which "
-                + (
-                    "rows leave apart"
-                    if told
-                    else "rows may leave apart (check_vma=False hides whether they do)"
-                )
-                + ": a device whose rows have all left would be waited for without end. Communicate outside of the loop, or make "
-                "the decision equal on all devices of that axis"
-                + ("" if told else " and leave check_vma at True")
+                f"`step` or `criterion` communicates over the mesh axis "
+                f"{', '.join(map(repr, waits))} ({name}), along which the exits of rows "
+                + ("differ" if checked else "may differ (check_vma=False hides whether they do)")
+                + ": a device whose rows have all exited would be waited for without end. "
+                "Communicate outside of the loop, or make the decision equal on all devices of "
+                "that axis" + ("" if checked else " and keep check_vma=True")
             )
 
 
 def _collectives(jaxpr: Any) -> Iterator[tuple[str, set]]:
-    """Every collective in a program and the axes that it runs over."""
+    """Every collective in a program, with its mesh axes."""
     for equation in jaxpr.eqns:
         if equation.primitive.name in COLLECTIVES:
             named = equation.params.get("axes", equation.params.get("axis_name", ()))

@@ -1,6 +1,4 @@
-"""Every exit of the network, of which only a small reading is kept: outputs are never held all at
-once.
-"""
+"""`run_observed`: every exit of the network, with the outputs reduced as they are computed."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,7 +15,7 @@ def run_observed(
     observe: Callable[[Any, PyTree, PyTree], tuple[PyTree, PyTree]],
     memory: PyTree = (),
 ) -> PyTree:
-    """`run_all`, where each exit's output is reduced before the next block runs.
+    """`run_all` that reduces the output of each exit before the next block runs.
 
     Args:
       step, state, depth: as in `run_all`.
@@ -26,7 +24,7 @@ def run_observed(
       memory: before the first exit, leaves `[B, ...]`.
 
     Returns:
-      What was kept, leaves `[E, B, ...]`. Memory is that of one exit's output.
+      The kept values, leaves `[E, B, ...]`. Only one output is held in memory at a time.
 
     Raises:
       TypeError, ValueError: as `run_all`.

@@ -1,8 +1,8 @@
-"""`jax.jit` that warns where the same code is compiled again and again.
+"""`jax.jit` with a warning if the same code is compiled repeatedly.
 
-JAX compares functions by identity. A lambda that is written inside a loop is another function in
-every iteration, so a program that takes it as part of a `Step` or a `Criterion` is traced and
-compiled in every iteration.
+JAX compares functions by identity. A lambda inside a loop is a new function in every iteration. A
+program that takes it as part of a `Step` or a `Criterion` is therefore traced and compiled in every
+iteration.
 """
 
 import dataclasses
@@ -19,21 +19,22 @@ import jax.numpy as jnp
 import numpy as np
 
 COMPILATIONS = 3  # of the same code for the same shapes, before the warning
-DEEPEST = 12  # nested functions and containers that are looked into
+DEEPEST = 12  # levels of nested functions and containers that are compared
 PACKAGE = Path(__file__).parents[1]
 _compiled: dict[Any, list] = {}
 
 
 def watched_jit(name: str, **options: Any) -> Callable[[Callable], Any]:
-    """`jax.jit(..., **options)` that warns once where an eager call compiles the same code for the
-    third time with functions that differ in identity alone.
+    """`jax.jit` that warns once if eager calls compile the same code three times.
+
+    Code is the same if its functions differ in identity only.
 
     Args:
-      name: of the public function, for the warning.
-      options: of `jax.jit`.
+      name: the name of the public function, for the warning.
+      options: options of `jax.jit`.
 
     Returns:
-      A decorator; the decorated function has the `lower` of the compiled one.
+      A decorator; the decorated function has the `lower` of the compiled function.
     """
 
     def wrap(f: Callable) -> Any:
@@ -83,19 +84,18 @@ def _count(name: str, args: tuple) -> None:
         warnings.warn(
             f"`{name}` has compiled the same code {COMPILATIONS} times for the same shapes, since "
             "the functions of `step` or `criterion` are new objects at each call. Define them "
-            "once, outside of the loop, and pass what changes as arrays: to `stacked_step` and its "
-            "kin, or by `jax.tree_util.Partial(f, weights)`. Or call it in a function under "
-            "`jax.jit`",
+            "once, outside of the loop, and pass changing values as arrays: to `stacked_step` and "
+            f"similar functions, or by `jax.tree_util.Partial(f, weights)`. Or call `{name}` in a "
+            "function under `jax.jit`",
             stacklevel=_level_of_caller(),
         )
 
 
 def code_of(x: Any, depth: int = 0) -> Any:
-    """A hashable description of a tree in which functions count by their code and arrays by shape
-    and type.
+    """A hashable description of a tree by the code of functions and the types of arrays.
 
-    Numbers that a function closes over count by their type: a threshold written into a lambda is
-    what compiles again.
+    Arrays are described by shape and dtype. Numbers in the closure of a function are described by
+    their type, so that lambdas with different thresholds are equal.
 
     Example:
       >>> rule = lambda t: lambda x: x > t

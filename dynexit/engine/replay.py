@@ -1,5 +1,6 @@
-"""A criterion on stored outputs, and many operating points on stored scores: thresholds are
-compared without running the network again.
+"""A criterion on stored outputs, and many operating points on stored scores.
+
+Thresholds are compared without running the network again.
 """
 
 import functools
@@ -22,7 +23,7 @@ TOGETHER = 8  # operating points whose decisions are held at the same time
 
 
 def replay(criterion: Criterion, outputs: PyTree) -> Halted:
-    """The exits and outputs that `run_until` would give, from `run_all`'s outputs.
+    """The exits and outputs of `run_until`, from the outputs of `run_all`.
 
     Args:
       criterion: when a row exits.
@@ -57,8 +58,8 @@ def replay_scores(
 ) -> Array:
     """The exit of every row at every operating point, from stored scores: `decide` alone runs.
 
-    Memory is that of the scores, of the result and of a few points' decisions, whatever K is and
-    however large the outputs were from which the scores came.
+    It holds the scores, the result and the decisions of a few points in memory, for any K and any
+    size of the outputs.
 
     Args:
       criterion: `criterion(point) -> Criterion`; static, so pass the same function each time. Its
@@ -77,7 +78,8 @@ def replay_scores(
     Example:
       >>> import dynexit as dx
       >>> scores = jnp.array([[0.6, 0.9], [0.8, 0.95], [0.99, 0.99]])  # [E=3, M=2]
-      >>> dx.replay_scores(dx.criteria.max_probability_above, jnp.array([0.5, 0.7]), scores).tolist()
+      >>> thresholds = jnp.array([0.5, 0.7])
+      >>> dx.replay_scores(dx.criteria.max_probability_above, thresholds, scores).tolist()
       [[0, 0], [1, 0]]
     """
     return _replay_scores(criterion, points, scores, nan)
@@ -98,9 +100,9 @@ def _replay_scores(criterion, points, scores, nan) -> Array:
         def body(carry, x):
             exit, alive, memory = carry
             i, score, nan = x
-            leaves, new = decide_exit(rule, i, i == exits - 1, score, memory, nan)
+            fires, new = decide_exit(rule, i, i == exits - 1, score, memory, nan)
             exit = jnp.where(alive, i, exit)
-            return (exit, alive & ~leaves, where_rows(alive, new, memory)), None
+            return (exit, alive & ~fires, where_rows(alive, new, memory)), None
 
         start = (
             jnp.zeros(rows, jnp.int32),
@@ -125,12 +127,12 @@ def _replay(criterion: Criterion, outputs: PyTree) -> Halted:
     def body(carry, x):
         i, output = x
         kept, exit, alive, memory, nans = carry
-        leaves, new, nan = read_exit(criterion, i, i == exits - 1, output, memory)
+        fires, new, nan = read_exit(criterion, i, i == exits - 1, output, memory)
         kept, memory = where_rows(alive, output, kept), where_rows(alive, new, memory)
         return (
             kept,
             jnp.where(alive, i, exit),
-            alive & ~leaves,
+            alive & ~fires,
             memory,
             nans + (nan & alive).astype(jnp.int32),
         ), None

@@ -1,4 +1,4 @@
-"""What the schedules share: the account kept of every row, and reading an exit."""
+"""Shared by the executors: the carry of every row, and the decision at an exit."""
 
 from typing import Any, NamedTuple
 
@@ -15,9 +15,9 @@ class Job(NamedTuple):
     """What all steps of a run have in common.
 
     Attributes:
-      criterion: when a row leaves.
-      last: index of the last exit, which takes everyone.
-      rows: how many rows the run has; as an index, no row.
+      criterion: when a row exits.
+      last: index of the last exit, at which every row exits.
+      rows: number of rows of the run; as a row index it denotes a padding row.
     """
 
     criterion: Criterion
@@ -37,10 +37,9 @@ class Job(NamedTuple):
         """A step on some rows: `(state, output, side)`.
 
         Args:
-          row: int32 `[b]`, which rows they are.
-          present: bool `[b]`; the others are there to fill the shape, and the step is told that
-            they are no row.
-          side: None for a step without any.
+          row: int32 `[b]`, the indices of the rows.
+          present: bool `[b]`, False for padding rows, whose index for the step is `self.rows`.
+          side: None for a step without side arrays.
         """
         if side is None:
             return (*stage.step.apply(weights, i, state), None)
@@ -48,18 +47,18 @@ class Job(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """The account of `B` rows on their way through the network.
+    """The carry of `B` rows.
 
     Attributes:
-      row: int32 `[B]`, which rows of the run they are.
+      row: int32 `[B]`, the indices of the rows in the run.
       state: leaves `[B, ...]`.
       output: leaves `[B, ...]`, from the last exit that the row has reached.
       exit: int32 `[B]`, index of that exit.
-      memory: the criterion's `Memory`, leaves `[B, ...]`.
-      alive: bool `[B]`, whether the row goes on.
-      nan_exits: int32 `[B]`, exits at which the output held a NaN.
-      executed: rows x steps that ran, padding included; a counter of `counts.py`.
-      side: what is addressed by row and not by place; None where there is none.
+      memory: the `Memory` of the criterion, leaves `[B, ...]`.
+      alive: bool `[B]`, whether the row has not exited.
+      nan_exits: int32 `[B]`, number of exits at which the output held a NaN.
+      executed: rows x steps that ran, with padding rows; a counter of `counts.py`.
+      side: the arrays that are indexed by row; None if there are none.
     """
 
     row: Array
@@ -76,7 +75,7 @@ class Rows(NamedTuple):
 def begin(
     state: PyTree, output: PyTree, memory: Memory, batch: Any, exits: int, side: PyTree = None
 ) -> Rows:
-    """Rows before the first of so many exits; `output` holds shapes."""
+    """The rows before the first exit; `output` holds shapes, `exits` is the number of exits."""
     return Rows(
         row=jnp.arange(batch, dtype=jnp.int32),
         state=state,
@@ -85,7 +84,7 @@ def begin(
         memory=memory,
         alive=jnp.ones(batch, bool),
         nan_exits=jnp.zeros(batch, jnp.int32),
-        executed=no_rows(2 * batch * exits),  # tiles may run as many rows in vain
+        executed=no_rows(2 * batch * exits),  # tiles may run as many padding rows
         side=side,
     )
 
@@ -97,7 +96,7 @@ def read_exit(
 
     Args:
       exit: int32 `[]` or `[b]`, the exit's index.
-      last: bool `[]` or `[b]`, whether it is the last one, which takes every row.
+      last: bool `[]` or `[b]`, whether it is the last exit, at which every row exits.
       output: leaves `[b, ...]`.
       memory: leaves `[b, ...]`.
 
@@ -107,8 +106,7 @@ def read_exit(
       nan: bool `[b]`, the output holds a NaN.
 
     Raises:
-      TypeError, ValueError: `criterion.score` or `criterion.decide` returned something else than it
-        should.
+      TypeError, ValueError: `criterion.score` or `criterion.decide` returned an invalid result.
     """
     rows = jax.tree.leaves(output)[0].shape[0]
     score, scored = _pair(criterion.score(exit, output, memory.score), "score", "(score, memory)")
@@ -122,17 +120,16 @@ def read_exit(
 def decide_exit(
     criterion: Criterion, exit: Any, last: Any, score: PyTree, memory: PyTree, nan: Array
 ) -> tuple[Array, PyTree]:
-    """The decision on a score alone, `(exits [b], memory)`; arguments as of `read_exit`.
+    """The decision on a score, `(exits [b], memory)`; the arguments are those of `read_exit`.
 
     Raises:
-      TypeError, ValueError: `criterion.decide` returned something else than `(exit [b] bool,
-        memory)`.
+      TypeError, ValueError: `criterion.decide` did not return `(exit [b] bool, memory)`.
     """
     rows = nan.shape[0]
     exits, decided = _pair(criterion.decide(exit, score, memory), "decide", "(exit, memory)")
     if jnp.shape(exits) != (rows,) or jnp.result_type(exits) != jnp.bool_:
         raise ValueError(
-            f"`criterion.decide` must return exit as bool[{rows}], one entry a row, got "
+            f"`criterion.decide` must return exit as bool[{rows}], one entry per row, got "
             f"{jnp.result_type(exits)}{list(jnp.shape(exits))}"
         )
     _check_kept("decide", memory, decided)
@@ -140,16 +137,17 @@ def decide_exit(
 
 
 def check_score(score: PyTree, rows: Any) -> None:
-    """Refuses a score that is not of so many rows.
+    """Refuses a score with another number of rows.
 
     Raises:
-      ValueError: the leaf is named.
+      ValueError: a leaf has another leading axis; the error names the leaf.
     """
     for path, leaf in jax.tree_util.tree_flatten_with_path(score)[0]:
         if jnp.shape(leaf)[:1] != (rows,):
             raise ValueError(
-                f"`criterion.score` must return a score{jax.tree_util.keystr(path)} with the leading "
-                f"axis {rows}, one entry a row, got {jnp.result_type(leaf)}{list(jnp.shape(leaf))}"
+                f"`criterion.score` must return a score{jax.tree_util.keystr(path)} with the "
+                f"leading axis {rows}, one entry per row, got "
+                f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}"
             )
 
 
@@ -165,8 +163,8 @@ def _check_kept(name: str, old: PyTree, new: PyTree) -> None:
     shape = lambda tree: jax.tree.map(lambda a: (jnp.shape(a), jnp.result_type(a)), tree)
     if jax.tree.structure(new) != jax.tree.structure(old) or shape(new) != shape(old):
         raise ValueError(
-            f"`criterion.{name}` changed its memory from {shape(old)} to {shape(new)}; it must keep "
-            "structure, shapes and types"
+            f"`criterion.{name}` changed its memory from {shape(old)} to {shape(new)}; it must "
+            "keep structure, shapes and types"
         )
 
 
@@ -178,32 +176,32 @@ def advance(
     empty: PyTree = None,
     differentiated: bool = False,
 ) -> Rows:
-    """One step on the whole batch; rows that have exited keep what they had.
+    """One step on the whole batch; rows that have exited do not change.
 
     Args:
-      stage: whose step runs.
-      i: int32 `[]`, which of its steps.
-      job: what all steps have in common.
-      rows: the account so far.
-      empty: the state of rows that have exited, where the step changes the state's shape.
-      differentiated: whether gradients are taken; the step then runs on a live row's state in the
-        place of an exited one, and the criterion on constants.
+      stage: the stage of the step.
+      i: int32 `[]`, the index of the step in its stage.
+      job: the criterion and the size of the run.
+      rows: the rows so far.
+      empty: the state of rows that have exited, if the step changes the shape of the state.
+      differentiated: whether gradients are taken; the step then runs on the state of a live row in
+        place of an exited one, and the criterion reads constants.
     """
     exit = stage.first + i
     before = live_in_all(rows.alive, rows.state) if differentiated else rows.state
     state, output, side = job.apply(
         stage, stage.step.select(i), i, before, rows.row, rows.alive, rows.side
     )
-    asked = output, rows.memory
-    asked = jax.lax.stop_gradient(asked) if differentiated else asked
-    leaves, memory, nan = read_exit(job.criterion, exit, exit == job.last, *asked)
+    read = output, rows.memory
+    read = jax.lax.stop_gradient(read) if differentiated else read
+    exits, memory, nan = read_exit(job.criterion, exit, exit == job.last, *read)
     return Rows(
         row=rows.row,
         state=where_rows(rows.alive, state, rows.state if empty is None else empty),
         output=where_rows(rows.alive, output, rows.output),
         exit=jnp.where(rows.alive, exit, rows.exit),
         memory=where_rows(rows.alive, memory, rows.memory),
-        alive=rows.alive & ~leaves,
+        alive=rows.alive & ~exits,
         nan_exits=rows.nan_exits + (nan & rows.alive).astype(jnp.int32),
         executed=counted(rows.executed, rows.alive.shape[0]),
         side=side,
@@ -213,8 +211,9 @@ def advance(
 def advance_alone(
     stage: Stage, job: Job, rows: Rows, space: PyTree, differentiated: bool = False
 ) -> Rows:
-    """`advance` for a stage of one step, which may change the state's shape to `space`; nothing
-    runs once every row has exited.
+    """`advance` for a stage of one step, which may change the state's shape to `space`.
+
+    It does not run if every row has exited.
     """
     empty = zeros(space)
     run = lambda rows: advance(stage, jnp.int32(0), job, rows, empty, differentiated)
@@ -222,21 +221,19 @@ def advance_alone(
 
 
 def live_in_all(alive: Array, tree: PyTree) -> PyTree:
-    """The rows `[b, ...]`, those that are not alive replaced by one that is, as a constant.
+    """The rows `[b, ...]`, in which a live row, as a constant, replaces each exited row.
 
-    What a step gives for them is not used, but its derivative there is multiplied by zero, and
-    that is a NaN where it is infinite: a row may have exited because it stands where the step has
-    no derivative.
+    The results of a step for exited rows are not used, but their derivatives are multiplied by
+    zero. The product is NaN if a derivative is infinite. A row may exit at a state where the step
+    has no derivative.
     """
     some = jnp.argmax(alive)
     filler = jax.tree.map(lambda a: jnp.broadcast_to(a[some], a.shape), tree)
     return where_rows(alive, tree, jax.lax.stop_gradient(filler))
 
 
-def forget_departed(rows: Rows) -> Rows:
-    """Before a stage's first step: the state of rows that left earlier becomes zeros, for they
-    never enter it.
-    """
+def clear_exited(rows: Rows) -> Rows:
+    """Sets the states of exited rows to zero, before a stage that these rows do not enter."""
     return rows._replace(
         state=where_rows(rows.alive, rows.state, jax.tree.map(jnp.zeros_like, rows.state))
     )
@@ -248,8 +245,9 @@ def zeros(space: PyTree) -> PyTree:
 
 
 def has_nan(output: PyTree) -> Array:
-    """bool `[b]`: whether any floating-point entry of the row is NaN, at places that the output's
-    entry "mask" `[b, ...]`, if it has one, does not exclude.
+    """Whether any floating-point entry of a row is NaN: bool `[b]`.
+
+    If the output has an entry "mask", bool `[b, ...]`, entries where it is False are ignored.
     """
     leaves = jax.tree.leaves(output)
     found = jnp.zeros(leaves[0].shape[0], bool)
@@ -265,18 +263,18 @@ def has_nan(output: PyTree) -> Array:
 
 
 def where_rows(mask: Array, new: PyTree, old: PyTree) -> PyTree:
-    """`new` where `mask` `[b]` holds, `old` elsewhere, leaf by leaf."""
+    """`new` for rows where `mask` `[b]` is True, else `old`, per leaf."""
     pick = lambda a, b: jnp.where(mask.reshape(mask.shape + (1,) * (a.ndim - 1)), a, b)
     return jax.tree.map(pick, new, old)
 
 
 def last_exit(stages: tuple[Stage, ...]) -> int:
-    """Index of the last exit of all."""
+    """The index of the last exit of the network."""
     return stages[-1].first + stages[-1].steps - 1
 
 
 def exit_depth(stages: tuple[Stage, ...], exit: Array) -> Array:
-    """Blocks executed by a row that exited at `exit`."""
+    """The number of blocks executed by a row that exited at `exit`."""
     if len(stages) == 1:
         return (exit + 1) * stages[0].step.blocks
     table = [s.blocks_before + (k + 1) * s.step.blocks for s in stages for k in range(s.steps)]

@@ -1,6 +1,4 @@
-"""`run_all`, `run_full` and `run_until`: every exit of the network, its last exit, or row by row
-the exit that is enough.
-"""
+"""`run_all`, `run_full` and `run_until`: every exit, the last exit, or one exit per row."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -36,27 +34,28 @@ from dynexit.engine.recompiles import watched_jit
 from dynexit.engine.rows import Job, begin, exit_depth, last_exit
 
 Executor = Literal["auto", "compacted", "masked", "per_row"]
-# scans no longer than this become straight-line code: on a CPU, convolution gradients are slow
-# inside a loop
+# a scan of at most this many steps is unrolled: gradients of convolutions are slow in a loop on CPU
 UNROLLED = 4
 EXECUTORS = ("auto", "compacted", "masked", "per_row")
 
 
 def run_all(step: Step | Sequence[Step], state: PyTree, depth: Depth = None) -> PyTree:
-    """Runs every block and reads every exit, with `lax.scan`; reverse-mode differentiable.
+    """Runs every block and returns the output of every exit; reverse-mode differentiable.
 
-    Compiled, as all functions that run a step: equal functions and shapes compile once.
+    The blocks run in a `lax.scan`. As every function that runs a step, `run_all` is compiled. Equal
+    functions and shapes compile once.
 
     Args:
-      step: a `Step`, or one per stage where the state changes its shape.
+      step: a `Step`, or one per stage if the state changes its shape.
       state: leaves `[B, ...]`.
-      depth: blocks; one number, or one per stage; None for `Step.depth`.
+      depth: number of blocks; one number, or one per stage; None for `Step.depth`.
 
     Returns:
       The outputs, leaves `[E, B, ...]`.
 
     Raises:
-      TypeError, ValueError: a faulty step, an empty batch, depth 0; the argument is named.
+      TypeError, ValueError: the step is invalid, the batch is empty or the depth is 0; the error
+        names the argument.
 
     Example:
       >>> import dynexit as dx
@@ -87,14 +86,15 @@ def _run_all(step, state, depth):
 def run_full(
     step: Step | Sequence[Step], state: PyTree, depth: Depth = None
 ) -> tuple[PyTree, PyTree]:
-    """Runs every block and reads the last exit alone: the plain network, against which savings are
-    measured.
+    """Runs every block and reads the last exit only: the plain network without early exits.
+
+    It is the reference for the time that exits save.
 
     Args:
       step, state, depth: as in `run_all`.
 
     Returns:
-      The state after the last block and the last exit's output, leaves `[B, ...]`.
+      The state after the last block and the output of the last exit, leaves `[B, ...]`.
     """
     stages_of(step, depth)
     batch_size(state)
@@ -125,39 +125,41 @@ def run_until(
     keep_state: bool = True,
     side: PyTree = None,
 ) -> Halted:
-    """Runs each row only as deep as the criterion asks, inside one compiled program.
+    """Runs each row until its criterion fires, in one compiled program.
 
-    Row by row the result is `run_all`'s output at the first exit where the criterion fires; the
-    last exit takes everyone. All schedules give the same outputs, depths and memories. Not
-    reverse-mode differentiable (see `run_bounded`).
+    The result of a row is the output of `run_all` at the first exit where the criterion fires. At
+    the last exit every row exits. All executors give the same outputs, depths and memories. The
+    function is not reverse-mode differentiable (see `run_bounded`).
 
     Args:
-      step: a `Step`, or one per stage where the state changes its shape; rows must be independent
-        of each other.
+      step: a `Step`, or one per stage if the state changes its shape; rows must be independent of
+        each other.
       state: leaves `[B, ...]`.
-      depth: blocks at most; one number, or one per stage; None for `Step.depth`.
-      criterion: when a row leaves; its thresholds are traced, and changing them does not recompile.
+      depth: maximal number of blocks; one number, or one per stage; None for `Step.depth`.
+      criterion: when a row exits; its thresholds are traced, so new values do not recompile.
       executor: "compacted" runs blocks on tiles of live rows, "masked" runs all rows until the last
-        is done, "per_row" one row at a time, "auto" takes "masked" for one row and "compacted"
-        otherwise.
-      tile: rows of the compacted schedule's largest tile; or a `Tiling`, or one per stage
+        row has exited, and "per_row" runs one row at a time. "auto" is "masked" for one row and
+        "compacted" otherwise.
+      tile: rows in the largest tile of the compacted executor; or a `Tiling`, or one per stage
         (`dx.tune` measures them); None for sizes that suit most CPUs.
-      keep_state: whether the state with which a row left is kept; False saves a second buffer of
-        the state and the writing of it, where nothing is read late.
-      side: what the steps read and write by row and what is not to be moved with the rows (a KV
-        cache): arrays of any shape, passed on as they are. With it every step is `apply(weights, i,
-        state, rows, side) -> (state, output, side)`, where rows is int32 `[b]`, which rows of the
-        batch these are, and B for one that only fills a tile: `side.at[rows].set(...)` then writes
-        nothing, and `side[rows]` with jax's default of "fill" gives NaN to a result that no one
-        reads. A step touches the entries of its own rows alone.
+      keep_state: whether to return the state with which each row exited. False saves a second
+        buffer of the state and the writes to it, unless a deferred readout needs the states.
+      side: arrays of any shape that the steps read and write by row and that are not moved with the
+        rows, such as a KV cache. With it every step is `apply(weights, i, state, rows, side) ->
+        (state, output, side)`. `rows`, int32 `[b]`, holds the indices of the rows in the batch, and
+        B for a padding row. For a padding row `side.at[rows].set(...)` writes nothing, and
+        `side[rows]` with JAX's default mode "fill" gives NaN to a result that is not used. A step
+        may change the entries of its own rows only.
 
     Returns:
-      `Halted`; `state` is None without `keep_state`, `side` as the last step left it. Entries that
-      `deferred_readout` put beside the step's are read at the end, if the criterion goes without them.
+      `Halted`; `state` is None without `keep_state`, and `side` is that of the last step. The
+      entries of a `deferred_readout` are computed at the end if the criterion does not depend on
+      them.
 
     Raises:
-      TypeError, ValueError: a faulty step or criterion, thresholds for another number of exits, an
-        empty batch, depth 0, an unknown schedule, a tile below 1; the argument is named.
+      TypeError, ValueError: the step or criterion is invalid, the criterion has thresholds for
+        another number of exits, the batch is empty, the depth is 0, the executor is unknown or the
+        tile is below 1; the error names the argument.
 
     Example:
       >>> import dynexit as dx
@@ -214,7 +216,7 @@ def _run_until(step, state, depth, criterion, executor, tile, keep_state, side) 
 
 
 def checked_tile(tile: Any, stages: int) -> Any:
-    """`tile` as None, an integer, or a tuple with a tiling for every stage."""
+    """`tile` as None, an integer, or a tuple of one tiling per stage."""
     if tile is None:
         return None
     if not isinstance(tile, (Tiling, tuple, list)):
@@ -222,20 +224,21 @@ def checked_tile(tile: Any, stages: int) -> Any:
     tilings = (tile,) * stages if isinstance(tile, Tiling) else tuple(tile)
     if len(tilings) != stages or not all(isinstance(t, Tiling) for t in tilings):
         raise ValueError(
-            f"`tile` must be an integer, a dx.Tiling, or one for each of the {stages} stages, got {tile!r}"
+            f"`tile` must be an integer, a dx.Tiling, or one for each of the {stages} stages, "
+            f"got {tile!r}"
         )
     return tilings
 
 
 def freeze(x: Any) -> Any:
-    """Lists as tuples, which JAX tells apart."""
+    """Lists as tuples, since JAX distinguishes the two."""
     return tuple(x) if isinstance(x, (tuple, list)) else x
 
 
 def walk(
     stages: tuple[Stage, ...], state: PyTree, side: PyTree = None
 ) -> tuple[tuple[PyTree, ...], PyTree]:
-    """Checks every stage and returns the shapes of the state after each of them, and of the output."""
+    """Checks the stages; returns the shapes of the state after each stage, and of the output."""
     spaces, outputs = [], []
     space = shapes(state)
     for k, stage in enumerate(stages):
@@ -247,9 +250,7 @@ def walk(
 
 
 def _scan(stage: Stage, state: PyTree, steps: int, read: bool = True) -> tuple[PyTree, PyTree]:
-    """`steps` steps with `lax.scan`: the state after them, and the outputs `[steps, B, ...]` or
-    None.
-    """
+    """Runs `steps` steps with `lax.scan`: the state, and the outputs `[steps, B, ...]` or None."""
     weights = stacked_weights(stage.step, stage.steps)
     tied = weights is None
     constant = stage.step.select(jnp.int32(0)) if tied else None
@@ -270,11 +271,10 @@ def _scan(stage: Stage, state: PyTree, steps: int, read: bool = True) -> tuple[P
 
 
 def stacked_weights(step: Step, steps: int) -> PyTree | None:
-    """All blocks' weights stacked on a leading `[steps]`, or None where they do not depend on the
-    block (tied weights).
+    """The weights of all blocks on a leading axis `[steps]`, or None for tied weights.
 
-    Scanned over, they are differentiated block by block; a dynamic index inside the scan would add
-    a whole gradient per step.
+    The backward pass of a scan over stacked weights computes one block's gradient per step. A
+    dynamic index inside the scan would add a gradient of all blocks per step.
     """
     indices = jnp.arange(steps, dtype=jnp.int32)
     if same_for_all(lambda select, i: select(i), step.select, indices):

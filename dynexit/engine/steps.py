@@ -1,4 +1,4 @@
-"""Steps out of a block and its exit head: stacked, switched or tied weights."""
+"""Steps from a block and an exit head, with stacked, switched or tied weights."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ Block = Callable[[PyTree, PyTree], PyTree]
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """Block, then head; equal block and head make equal (and so equally compiled) steps."""
+    """Block, then head. Equal blocks and heads make equal steps, which compile once."""
 
     block: Block
     head: Block
@@ -29,7 +29,7 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class _RunSeveral:
-    """Several blocks in one step, weights `[k, ...]`, then the head with the last block's weights."""
+    """Several blocks with weights `[k, ...]`, then the head with the weights of the last block."""
 
     block: Block
     head: Block
@@ -55,7 +55,7 @@ class _RunAgain:
 
 @dataclasses.dataclass(frozen=True)
 class _Remat:
-    """A block whose inner values are computed anew in the backward pass."""
+    """A block whose inner values are recomputed in the backward pass."""
 
     block: Block
 
@@ -65,7 +65,7 @@ class _Remat:
 
 @dataclasses.dataclass(frozen=True)
 class _RunSwitched:
-    """The i-th of several branches; each closes over its own weights, so none is copied."""
+    """The i-th of several branches. Each closes over its own weights, so no weight is copied."""
 
     blocks: tuple[Block, ...]
     heads: tuple[Block, ...]
@@ -80,7 +80,7 @@ class _RunSwitched:
 
             return run
 
-        if len(params) == 1:  # tied to itself: in a stream `i` is then one of each row
+        if len(params) == 1:  # one block is tied: in a stream `i` then has one entry per row
             return branch(0)(state)
         branches = [branch(k) for k in range(len(params))]
         try:
@@ -94,7 +94,7 @@ def _refuse_unequal(branches: Sequence[Callable], state: PyTree) -> None:
     """Refuses branches whose results differ in structure, shape or dtype.
 
     Raises:
-      ValueError: they differ; the block and the leaf are named.
+      ValueError: two branches differ; the error names the block and the leaf.
     """
     first, *others = (jax.eval_shape(branch, state) for branch in branches)
     for k, other in enumerate(others, start=1):
@@ -126,24 +126,25 @@ def _nothing(i):
 
 
 def stacked_step(block: Block, head: Block, params: PyTree, blocks: int = 1) -> Step:
-    """A step over weights stacked on a leading `[N]`: `select(i)` is a dynamic index.
+    """A step over weights stacked on a leading axis `[N]`; `select(i)` is a dynamic index.
 
-    The index copies one block's weights per step: nothing for a batch, a cost at batch 1 and great
-    width, where `switched_step` copies none.
+    The index copies the weights of one block per step. The cost is negligible for a batch, but not
+    at batch size 1 with wide blocks; `switched_step` copies no weights.
 
     Args:
       block: `block(p, state) -> state`, leaves of state `[b, ...]`; p has the leaves of `params`
         without `[N]`.
       head: `head(p, state) -> output`, leaves `[b, ...]`.
       params: leaves `[N, ...]`.
-      blocks: blocks per step; the exit is read after each `blocks`-th block, with that block's
-        weights.
+      blocks: blocks per step; there is an exit after each `blocks`-th block, whose head has the
+        weights of that block.
 
     Returns:
       A `Step` for depths of up to N.
 
     Raises:
-      TypeError, ValueError: leading axes differ, or `blocks` is no integer or does not divide N.
+      TypeError, ValueError: the leading axes differ, or `blocks` is not an integer or does not
+        divide N.
 
     Example:
       >>> import jax.numpy as jnp, dynexit as dx
@@ -163,12 +164,13 @@ def stacked_step(block: Block, head: Block, params: PyTree, blocks: int = 1) -> 
 def switched_step(
     block: Block | Sequence[Block], head: Block | Sequence[Block], params: Sequence[PyTree]
 ) -> Step:
-    """A step over a list of N weight trees: `lax.switch` picks the block, no weight is copied, the
-    program grows with N.
+    """A step over a list of N weight trees, in which `lax.switch` selects the block.
+
+    No weights are copied. The size of the compiled program grows with N.
 
     Args:
-      block, head: as in `stacked_step`; or sequences of N.
-      params: N trees; their shapes may differ as long as the state's do not.
+      block, head: as in `stacked_step`; or sequences of N functions.
+      params: N trees; their shapes may differ, those of the state may not.
 
     Returns:
       A `Step` for depths of up to N.
@@ -176,7 +178,7 @@ def switched_step(
     Raises:
       TypeError: a leaf of `params` is not an array.
       ValueError: `params` is empty, or `block` or `head` is a sequence of another length; when the
-        step runs, blocks whose results differ in shape.
+        step runs, the results of two blocks differ in shape.
 
     Example:
       >>> import jax.numpy as jnp, dynexit as dx
@@ -202,16 +204,20 @@ def switched_step(
 
 
 def tied_step(block: Block, head: Block, params: PyTree, blocks: int = 1) -> Step:
-    """A step whose every iteration has the same weights (recurrent depth): `select(i)` is all of
-    `params`.
+    """A step with the same weights in every iteration (recurrent depth).
+
+    `select(i)` returns `params` for every i.
 
     Args:
       block, head: as in `stacked_step`; p is `params` itself.
       params: any tree of arrays.
-      blocks: iterations per step; the exit is read after each `blocks`-th.
+      blocks: iterations per step; there is an exit after each `blocks`-th iteration.
+
+    Returns:
+      A `Step` without a maximal depth.
 
     Raises:
-      TypeError, ValueError: `blocks` is no integer or below 1, or a leaf is not an array.
+      TypeError, ValueError: `blocks` is not an integer or is below 1, or a leaf is not an array.
 
     Example:
       >>> import jax.numpy as jnp, dynexit as dx
@@ -226,35 +232,42 @@ def tied_step(block: Block, head: Block, params: PyTree, blocks: int = 1) -> Ste
 
 
 def rematerialised(step: Step) -> Step:
-    """The same step with its inner values computed anew in the backward pass: only the state
-    between blocks is kept.
+    """The same step with its inner values recomputed in the backward pass.
+
+    Only the states between blocks are stored.
 
     Example:
       >>> import jax.numpy as jnp, dynexit as dx
-      >>> step = dx.tied_step(lambda p, h: jnp.sin(h * p), lambda p, h: h, jnp.float32(2.0), blocks=3)
+      >>> sine = lambda p, h: jnp.sin(h * p)
+      >>> step = dx.tied_step(sine, lambda p, h: h, jnp.float32(2.0), blocks=3)
       >>> again = rematerialised(step)
-      >>> jax.tree.map(jnp.array_equal, dx.run_all(again, jnp.ones(1), 6), dx.run_all(step, jnp.ones(1), 6))
+      >>> outputs = [dx.run_all(s, jnp.ones(1), 6) for s in (again, step)]
+      >>> jnp.array_equal(*outputs)
       Array(True, dtype=bool)
     """
     if parts := deferred_parts(step):
         return deferred_readout(rematerialised(parts[0]), _read_again, parts[1])
     again = step.apply.func if isinstance(step.apply, Partial) else None
-    if isinstance(again, _RunAgain):  # as it is known to `every_iteration`
+    if isinstance(again, _RunAgain):  # keep the form that `every_iteration` takes apart
         once = Run(_Remat(again.once.block), again.once.head)
         return dataclasses.replace(step, apply=Partial(_RunAgain(once, again.times)))
     return dataclasses.replace(step, apply=jax.checkpoint(step.apply, prevent_cse=False))
 
 
 def every_iteration(step: Step) -> Step:
-    """The same weight-tied network with an exit after every iteration: for training, where exits
-    may lie several apart.
+    """The same weight-tied network with an exit after every iteration.
+
+    Training uses it for a step of several iterations.
 
     Args:
-      step: of `tied_step`, with any `blocks`; another step comes back as it is where its exits are
-        one block apart.
+      step: from `tied_step`, with any `blocks`; any other step with one block per step is returned
+        unchanged.
+
+    Returns:
+      A `Step` with one block per step.
 
     Raises:
-      ValueError: a step of several blocks that `tied_step` has not made.
+      ValueError: the step has several blocks and is not from `tied_step`.
 
     Example:
       >>> import jax.numpy as jnp, dynexit as dx
@@ -269,6 +282,7 @@ def every_iteration(step: Step) -> Step:
     again = step.apply.func if isinstance(step.apply, Partial) else None
     if not isinstance(again, _RunAgain):
         raise ValueError(
-            f"`step` must be a tied one (`tied_step`) or of 1 block, got another of {step.blocks} blocks"
+            "`step` must be from `tied_step` or have 1 block per step, got another step of "
+            f"{step.blocks} blocks"
         )
     return Step(step.select, Partial(again.once))

@@ -1,4 +1,4 @@
-"""How an iteration makes its next iterate out of z and f(z): plain, damped, or Anderson's."""
+"""Updates of a fixed-point iteration from z and f(z): plain, damped, or Anderson acceleration."""
 
 import dataclasses
 from collections.abc import Callable
@@ -12,11 +12,11 @@ from dynexit.criteria.reading import beside
 
 
 class Mixing(NamedTuple):
-    """Plain functions; made anew with the same settings it is equal, and nothing recompiles.
+    """The update of a fixed-point iteration; equal settings make equal objects, which compile once.
 
     Attributes:
       begin: `begin(z [b, ...]) -> memory`, leaves `[b, ...]`.
-      mix: `mix(z, f(z), memory) -> (next z, memory)`, each row for itself.
+      mix: `mix(z, f(z), memory) -> (next z, memory)`, with independent rows.
     """
 
     begin: Callable[[Array], PyTree]
@@ -24,19 +24,19 @@ class Mixing(NamedTuple):
 
 
 def damped(damping: float = 0.0) -> Mixing:
-    """z <- damping z + (1 - damping) f(z): with 0 the plain iteration.
+    """z <- damping z + (1 - damping) f(z); with damping 0 the plain iteration.
 
-    Converges where the plain iteration turns round a fixed point too widely: an f with derivative
-      -2 does with damping above 1/3.
+    It also converges for some f for which the plain iteration oscillates and diverges. An f with
+    derivative -2 needs a damping above 1/3.
 
     Args:
-      damping: 0 up to, not including, 1.
+      damping: at least 0 and below 1.
 
     Returns:
       `Mixing` without memory.
 
     Raises:
-      ValueError: out of range.
+      ValueError: `damping` is out of range.
 
     Example:
       >>> print(damped(0.25).mix(jnp.array([4.0]), jnp.array([8.0]), ())[0])
@@ -48,23 +48,23 @@ def damped(damping: float = 0.0) -> Mixing:
 
 
 def anderson(memory: int = 5, ridge: float = 1e-4, beta: float = 1.0) -> Mixing:
-    """Anderson's: the next iterate is the mixture of the last ones whose residuals cancel best.
+    """Anderson acceleration: mixes the last iterates with the weights of the smallest residual.
 
     a = argmin ||sum_j a_j g_j||^2 + ridge s ||a||^2 with sum_j a_j = 1, over the last m iterates,
-    g_j = f(z_j) - z_j, s the mean of
-    ||g_j||^2; z <- sum_j a_j (z_j + beta g_j).
+    where g_j = f(z_j) - z_j and s is the mean of ||g_j||^2. z <- sum_j a_j (z_j + beta g_j).
 
     Args:
-      memory: m, iterates kept for every row (twice m times the size of z).
-      ridge: relative to the residuals' own size.
-      beta: 1 takes f's values, less mixes the iterates themselves in.
+      memory: m, the number of iterates kept per row (2 m times the size of z).
+      ridge: the regularisation, relative to the size of the residuals.
+      beta: the weight of f(z_j) against z_j; 1 for the values of f only.
 
     Returns:
-      `Mixing` that remembers the last m iterates and residuals, `[b, m, n]` float32, and how many
-      there were, int32 `[b]`.
+      `Mixing` whose memory holds the last m iterates and residuals, float32 `[b, m, n]`, and their
+      number, int32 `[b]`.
 
     Raises:
-      TypeError, ValueError: `memory` below 1, `ridge` not above 0, `beta` outside (0, 1].
+      TypeError, ValueError: `memory` is below 1, `ridge` is not above 0, or `beta` is outside
+        (0, 1].
 
     Example:
       >>> mixing, f = anderson(2), lambda z: -0.9 * z + 1.9  # f(1) = 1
@@ -75,9 +75,9 @@ def anderson(memory: int = 5, ridge: float = 1e-4, beta: float = 1.0) -> Mixing:
       >>> bool(abs(z - 1).max() < 1e-3), bool(abs(f(f(f(0.0))) - 1) > 0.7)
       (True, True)
 
-    Source: Walker and Ni 2011; as in torchdeq (m = 6, ridge 1e-4, beta 1). There the ridge is
-      absolute, which near convergence
-    outweighs the residuals and leaves their plain mean; here it shrinks with them.
+    Source: Walker and Ni 2011; as in torchdeq (m = 6, ridge 1e-4, beta 1). Deviation: the ridge of
+      torchdeq is absolute. Near convergence it outweighs the residuals, so that all weights are
+      equal. Here it is relative to the residuals.
     """
     positive_integer(memory, "memory")
     if not ridge > 0:
@@ -125,8 +125,8 @@ class _Anderson:
         residuals = jnp.where(here, residual[:, None], memory["residuals"])
         count = memory["count"] + 1
         full = (places[None] < count[:, None]).astype(jnp.float32)  # [b, m]
-        # The solution of min a^T G a with sum(a) = 1 is G^-1 1 over its sum; rows of an empty place
-        # are the identity's.
+        # The solution of min a^T G a with sum(a) = 1 is G^-1 1 over its sum. For an empty entry of
+        # the memory, the rows of G are those of the identity.
         products = jnp.einsum("bmn,bkn->bmk", residuals, residuals)
         scale = jnp.einsum("bmm->b", products) / full.sum(-1)
         eye = jnp.eye(self.memory, dtype=jnp.float32)[None]

@@ -1,6 +1,4 @@
-"""Fixed points z* = f(z*), row by row: solved with as many iterations as a row needs,
-differentiated without them.
-"""
+"""Fixed points z* = f(z*) per row, with gradients by the implicit function theorem."""
 
 import dataclasses
 import functools
@@ -24,14 +22,13 @@ Map = Callable[[PyTree, PyTree, Array], Array]
 
 
 class FixedPoint(NamedTuple):
-    """Where the iteration stopped, row by row, and whether that is a fixed point.
+    """The result of a fixed-point iteration, per row.
 
     Attributes:
-      state: z `[B, ...]`, the iterate after the last step; differentiable, by the implicit function
-        theorem.
-      steps: int32 `[B]`, evaluations of f for the row, 1..most.
-      residual: float32 `[B]`, ||f(z) - z|| / ||f(z)|| at the last evaluation; a NaN where the row
-        holds one, and infinite where the iteration ran away and ||f(z)||, in float32, overflows.
+      state: z `[B, ...]`, the last iterate; differentiable by the implicit function theorem.
+      steps: int32 `[B]`, the number of evaluations of f, 1..most.
+      residual: float32 `[B]`, ||f(z) - z|| / ||f(z)|| at the last evaluation; NaN if the row holds
+        a NaN, and infinite if the iteration diverged and ||f(z)|| overflows in float32.
       converged: bool `[B]`, whether the residual is below the tolerance; False for a NaN.
     """
 
@@ -52,31 +49,31 @@ def fixed_point(
     most_back: int | None = None,
     tolerance_back: Any = None,
 ) -> FixedPoint:
-    """Solves z = f(params, x, z) for every row on its own, with a gradient that does not pass
-    through the iterations.
+    """Solves z = f(params, x, z) per row, with gradients by the implicit function theorem.
 
-    Row b stops at the first z with ||f(z) - z|| < tolerance ||f(z)||. Backward: dL/dparams = w^T
-    df/dparams and dL/dx likewise, where w = (df/dz)^T w + dL/dz* is solved by the same iteration;
-    dL/dz_0 = 0.
+    Row b exits at the first z with ||f(z) - z|| < tolerance ||f(z)||. In the backward pass,
+    dL/dparams = w^T df/dparams and dL/dx = w^T df/dx, where w = (df/dz)^T w + dL/dz* is solved by
+    the same iteration; dL/dz_0 = 0.
 
     Args:
-      f: `f(params, x, z) -> z` on any number of rows, each for itself. The same function each time,
-        with no traced array in its closure: what it depends on comes by `params` and `x`.
+      f: `f(params, x, z) -> z` on any number of independent rows. Pass the same function each time,
+        without traced arrays in its closure; traced values belong in `params` and `x`.
       params: any tree, shared by the rows.
-      x: what belongs to the rows, leaves `[B, ...]`.
+      x: inputs of the rows, leaves `[B, ...]`.
       z: the first iterate, floating point `[B, ...]`.
-      most: evaluations of f at most.
-      tolerance: at which relative residual a row stops, scalar, traced; 0 for never.
-      mixing: how the next iterate is made, `damped()` (the plain iteration) or `anderson()`; None
-        for the plain iteration.
-      most_back, tolerance_back: of the backward solve; None for those of the forward one.
+      most: the maximal number of evaluations of f.
+      tolerance: the relative residual below which a row exits, scalar, traced; with 0 no row exits
+        before `most`.
+      mixing: the update of the iterate, `damped()` (the plain iteration) or `anderson()`; None for
+        the plain iteration.
+      most_back, tolerance_back: those of the backward solve; None for those of the forward solve.
 
     Returns:
       `FixedPoint`.
 
     Raises:
-      TypeError, ValueError: `most` below 1, `z` not floating point or f of another shape or type,
-        an empty batch.
+      TypeError, ValueError: `most` is below 1, `z` is not floating point, f returns another shape
+        or type, or the batch is empty.
 
     Example:
       >>> f = lambda p, x, z: 0.5 * z + p * x
@@ -85,11 +82,10 @@ def fixed_point(
       >>> print(f"{value:.3f} {slope:.3f}")  # z* = 2 p x
       6.000 2.000
 
-    Source: Bai et al. 2019, deep equilibrium models; `most`, `tolerance` and Anderson's settings
-      are the defaults of torchdeq,
-    whose backward solve goes on to 1e-6. There the stop is one for the whole batch and absolute,
-    and the iterate of the lowest residual is returned; here each row stops for itself, and the last
-    iterate is returned.
+    Source: Bai et al. 2019, deep equilibrium models. `most`, `tolerance` and the settings of
+      `anderson` are the defaults of torchdeq, whose backward solve has the tolerance 1e-6.
+      Deviation: torchdeq stops the whole batch at an absolute residual and returns the iterate of
+      the lowest residual; here each row exits on its own, and the last iterate is returned.
     """
     mixing, most = _chosen(mixing), positive_integer(most, "most")
     most_back = most if most_back is None else positive_integer(most_back, "most_back")
@@ -101,7 +97,8 @@ def fixed_point(
     made = jax.eval_shape(f, params, x, z)
     if (made.shape, made.dtype) != (jnp.shape(z), jnp.result_type(z)):
         raise ValueError(
-            f"`f` must return what z is, {z.dtype}{list(z.shape)}, got {made.dtype}{list(made.shape)}"
+            f"`f` must return the shape and type of `z`, {z.dtype}{list(z.shape)}, got "
+            f"{made.dtype}{list(made.shape)}"
         )
     still = lax.stop_gradient((params, x, z))
     found = _solve(lambda z: f(still[0], still[1], z), still[2], most, tolerance, mixing, rows)
@@ -119,20 +116,21 @@ def implicit(
     tolerance: Any = 1e-3,
     mixing: Mixing | None = None,
 ) -> Array:
-    """A fixed point that someone found, with the gradient of the implicit function theorem.
+    """A given fixed point, with the gradient of the implicit function theorem.
 
     Args:
       f, params, x: as in `fixed_point`.
-      z: where f(params, x, z) = z, `[B, ...]`; taken as it is, with no gradient to where it came
-        from.
-      most, tolerance, mixing: of the backward solve, as in `fixed_point`.
+      z: the solution of f(params, x, z) = z, `[B, ...]`; it is returned unchanged, and no gradient
+        flows to its origin.
+      most, tolerance, mixing: those of the backward solve, as in `fixed_point`.
 
     Returns:
       z `[B, ...]`.
 
     Example:
       >>> f = lambda p, x, z: 0.5 * z + p * x
-      >>> g = lambda p: implicit(f, p, jnp.ones(1), lax.stop_gradient(2 * p[None]), tolerance=1e-6)[0]
+      >>> z = lambda p: lax.stop_gradient(2 * p[None])
+      >>> g = lambda p: implicit(f, p, jnp.ones(1), z(p), tolerance=1e-6)[0]
       >>> print(f"{jax.grad(g)(jnp.float32(3.0)):.3f}")
       2.000
     """
@@ -144,15 +142,15 @@ def implicit(
 def phantom(
     f: Map, params: PyTree, x: PyTree, z: Array, steps: int = 1, damping: float = 0.0
 ) -> Array:
-    """A few damped steps from a fixed point, which alone carry the gradient: cheaper than
-    `implicit`, and biased.
+    """A few damped iterations from a fixed point, with a cheaper, biased gradient.
 
-    z <- damping z + (1 - damping) f(params, x, z), `steps` times from a constant z.
+    z <- damping z + (1 - damping) f(params, x, z), `steps` times from a constant z. Only these
+    iterations have a gradient.
 
     Args:
       f, params, x, z: as in `implicit`.
-      steps: k, at least 1; with many the gradient is that of `implicit`.
-      damping: 0 for none; torchdeq's tau is 1 - damping.
+      steps: k, at least 1; for large k the gradient converges to that of `implicit`.
+      damping: 0 for no damping; torchdeq's tau is 1 - damping.
 
     Returns:
       z after the steps `[B, ...]`.
@@ -174,8 +172,7 @@ def phantom(
 def fixed_point_step(
     f: Map, head: Callable[[PyTree, Array], Array], params: PyTree, mixing: Mixing | None = None
 ) -> Step:
-    """The iteration as a weight-tied step: rows leave by `criteria.residual_below`, and everything
-    else of the engine applies.
+    """The iteration as a weight-tied step, whose rows exit by `criteria.residual_below`.
 
     Args:
       f: as in `fixed_point`; p is `params`.
@@ -184,8 +181,8 @@ def fixed_point_step(
       mixing: as in `fixed_point`.
 
     Returns:
-      A tied `Step` for states made by `begin_fixed_point`, with the outputs "residual" `[b]` and,
-      read late, "logits".
+      A tied `Step` for states of `begin_fixed_point`, with the output "residual" `[b]` and the
+      deferred readout "logits".
 
     Example:
       >>> import dynexit as dx
@@ -200,18 +197,24 @@ def fixed_point_step(
 
 
 def begin_fixed_point(x: PyTree, z: Array, mixing: Mixing | None = None) -> dict[str, PyTree]:
-    """The state of `fixed_point_step` before the first iteration: "input", "z", "residual" `[B]` in
-    z's type, its largest number (`jax_debug_infs` stops at an infinity), and "memory".
+    """The state of `fixed_point_step` before the first iteration.
+
+    Args:
+      x, z, mixing: as in `fixed_point`.
+
+    Returns:
+      A dict with "input", "z", "residual" `[B]` and "memory". The residual is the largest number of
+      the type of z, since `jax_debug_infs` raises an error at an infinity.
     """
     residual = jnp.full(z.shape[0], jnp.finfo(z.dtype).max, z.dtype)
     return {"input": x, "z": z, "residual": residual, "memory": _chosen(mixing).begin(z)}
 
 
 def relative_residual(z: Array, value: Array) -> Array:
-    """||f(z) - z|| / ||f(z)|| over all axes but the first, float32 `[b]`, a constant to gradients.
+    """||f(z) - z|| / ||f(z)|| over all axes but the first, float32 `[b]`, without gradients.
 
-    0 where both are 0, and infinite where ||f(z)|| overflows: an iterate that runs away has not
-    converged.
+    It is 0 if both norms are 0, and infinite if ||f(z)|| overflows: an iterate that diverges has
+    not converged.
     """
     z, value = (
         lax.stop_gradient(a).astype(jnp.float32).reshape(a.shape[0], -1) for a in (z, value)
@@ -226,16 +229,17 @@ def check_mixing(state: PyTree, mixing: Mixing | None) -> None:
     """Refuses a state of `begin_fixed_point` whose memory is not that of `mixing`.
 
     Raises:
-      ValueError: it was begun with another one.
+      ValueError: the state is from another mixing.
     """
     if described(state["memory"]) != described(jax.eval_shape(_chosen(mixing).begin, state["z"])):
         raise ValueError(
-            "`mixing` must be the one that `begin_fixed_point` was given for this state; give both the same"
+            "`mixing` must be the one that `begin_fixed_point` was given for this state; pass the "
+            "same mixing to both"
         )
 
 
 def _chosen(mixing: Mixing | None) -> Mixing:
-    """The plain iteration for None; refuses what is no mixing."""
+    """The plain iteration for None; refuses anything that is not a mixing."""
     if not isinstance(mixing, Mixing | None):
         raise TypeError(f"`mixing` must be made by `damped()` or `anderson()`, got {mixing!r}")
     return mixing or damped()
@@ -277,7 +281,7 @@ def _residual(params: PyTree, state: PyTree) -> PyTree:
 def _solve(
     g: Callable[[Array], Array], z: Array, most: int, tolerance: Array, mixing: Mixing, rows: int
 ) -> FixedPoint:
-    """All rows until the last has converged; those that have keep what they had."""
+    """Iterates all rows until the last one has converged; converged rows do not change."""
 
     def body(carry):
         i, alive, memory, found = carry

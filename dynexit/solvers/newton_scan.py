@@ -1,6 +1,4 @@
-"""A nonlinear recurrence over time solved all at once: Newton's method, each of its linear systems
-a parallel scan.
-"""
+"""Nonlinear recurrences solved in parallel over time by Newton's method with parallel scans."""
 
 import functools
 from collections.abc import Callable
@@ -20,13 +18,13 @@ Cell = Callable[[PyTree, Array, PyTree], Array]
 
 
 class Recurrence(NamedTuple):
-    """All states of a recurrence, and row by row whether they are to be trusted.
+    """All states of a recurrence, with the convergence of each row.
 
     Attributes:
-      states: h_1..h_L `[B, L, D]`; differentiable, exactly so where converged and f is
-        element-wise.
-      iterations: int32 `[B]`, Newton corrections made for the row, 0..most.
-      residual: float32 `[B]`, max |f(h_{t-1}, x_t) - h_t|; a NaN where the row holds one.
+      states: h_1..h_L `[B, L, D]`; differentiable, with the exact gradient for a row that has
+        converged if f is element-wise.
+      iterations: int32 `[B]`, the number of Newton corrections of the row, 0..most.
+      residual: float32 `[B]`, max |f(h_{t-1}, x_t) - h_t|; NaN if the row holds a NaN.
       converged: bool `[B]`, whether the residual is at most the tolerance; False for a NaN.
     """
 
@@ -39,49 +37,52 @@ class Recurrence(NamedTuple):
 def newton_scan(
     f: Cell, params: PyTree, x: PyTree, h: Array, most: int = 8, tolerance: Any = 1e-6
 ) -> Recurrence:
-    """Solves h_t = f(params, h_{t-1}, x_t), t = 1..L, in a few parallel sweeps over time instead of
-    L steps one after the other.
+    """Solves h_t = f(params, h_{t-1}, x_t), t = 1..L, in a few parallel sweeps over time.
 
-    From the guess h_t = f(params, 0, x_t) (h_0 for t = 1), repeated: r_t = f(h_{t-1}, x_t) - h_t,
-    A_t = df/dh_{t-1}, d_t = A_t d_{t-1} + r_t with d_0 = 0 by an associative scan, h += d. After k
-    corrections the first k + 1 states are exact.
-    Backward: l_t = g_t + A_{t+1} l_{t+1} by a scan from the end, dL/dparams = sum_t l_t df/dparams.
+    The first guess is h_t = f(params, 0, x_t), with h_0 instead of 0 for t = 1. One correction is
+    r_t = f(h_{t-1}, x_t) - h_t, A_t = df/dh_{t-1}, d_t = A_t d_{t-1} + r_t with d_0 = 0 by an
+    associative scan, h += d. After k corrections the first k + 1 states are exact. The backward
+    pass computes l_t = g_t + A_{t+1} l_{t+1} by a scan from the end, and
+    dL/dparams = sum_t l_t df/dparams.
 
     Args:
       f: `f(params, h [b, D], x [b, ...]) -> h [b, D]` on any number of rows, element-wise in h:
-        entry d of the result depends on entry d of h alone, so that one tangent of ones is the
-        whole Jacobian; `check_elementwise` tests it. Where it is not so, states may well converge,
-        and their gradients are wrong. The same function each time, with no traced array in its
-        closure.
+        entry d of the result depends on entry d of h only, so that one tangent of ones gives the
+        whole Jacobian; `check_elementwise` tests it. If f is not element-wise, the states may
+        converge, but the gradients are wrong. Pass the same function each time, without traced
+        arrays in its closure.
       params: any tree, shared by rows and times.
       x: leaves `[B, L, ...]`.
       h: h_0, floating point `[B, D]`.
-      most: corrections at most; L - 1 always suffice as long as nothing overflows.
-      tolerance: a row stops at max |r| <= tolerance, scalar, traced, on the scale of h.
+      most: the maximal number of corrections; L - 1 are sufficient if nothing overflows.
+      tolerance: a row exits at max |r| <= tolerance, scalar, traced, on the scale of h.
 
     Returns:
       `Recurrence`.
 
     Raises:
-      TypeError, ValueError: `most` below 1, shapes that do not fit.
+      TypeError, ValueError: `most` is below 1, or shapes do not match.
 
     Example:
       >>> f = lambda p, h, x: jnp.tanh(p * h + x)
       >>> found = newton_scan(f, jnp.float32(0.5), jnp.ones((1, 64, 1)), jnp.zeros((1, 1)))
-      >>> one_by_one = lax.scan(lambda h, x: (f(0.5, h, x),) * 2, jnp.zeros(1), jnp.ones((64, 1)))[1]
-      >>> int(found.iterations[0]) < 8, bool(found.converged[0]), bool(abs(found.states[0] - one_by_one).max() < 1e-6)
-      (True, True, True)
+      >>> body = lambda h, x: (f(0.5, h, x),) * 2
+      >>> sequential = lax.scan(body, jnp.zeros(1), jnp.ones((64, 1)))[1]
+      >>> bool(abs(found.states[0] - sequential).max() < 1e-6)
+      True
+      >>> int(found.iterations[0]) < 8, bool(found.converged[0])
+      (True, True)
 
-    Source: Danieli et al. 2025, ParaRNN, and its released code: 3 corrections and no stop there;
-      here a row stops at its residual
-    or is reported as not converged. Where the recurrent weights are large the iteration does not
-    converge: bound them.
+    Source: Danieli et al. 2025, ParaRNN, and its released code. Deviation: the code makes 3
+      corrections without a stopping rule; here a row exits at its residual, or is reported as not
+      converged. With large recurrent weights the iteration does not converge: bound them.
     """
     most = positive_integer(most, "most")
     tolerance = leaf(tolerance, "tolerance", "[]")
     if jnp.ndim(h) != 2 or not jnp.issubdtype(jnp.result_type(h), jnp.floating):
         raise ValueError(
-            f"`h` must be floating point of shape [B, D], got {jnp.result_type(h)}{list(jnp.shape(h))}"
+            "`h` must be floating point of shape [B, D], got "
+            f"{jnp.result_type(h)}{list(jnp.shape(h))}"
         )
     rows = batch_size((x, h), "x and h")
     lengths = {jnp.shape(a)[1:2] for a in jax.tree.leaves(x)}
@@ -94,7 +95,8 @@ def newton_scan(
         made := jax.eval_shape(f, params, h, jax.tree.map(lambda a: a[:, 0], x))
     ).shape != h.shape or made.dtype != h.dtype:
         raise ValueError(
-            f"`f` must return what h is, {h.dtype}{list(h.shape)}, got {made.dtype}{list(made.shape)}"
+            f"`f` must return the shape and type of `h`, {h.dtype}{list(h.shape)}, got "
+            f"{made.dtype}{list(made.shape)}"
         )
     still = lax.stop_gradient((params, x, h))
     found = _solve(f, *still, most, tolerance, rows, length)
@@ -102,21 +104,21 @@ def newton_scan(
 
 
 def check_elementwise(f: Cell, params: PyTree, x: PyTree, h: Array) -> None:
-    """Refuses a cell in which an entry of the state depends on another entry of the state before,
-    |df_d / dh_e| > 0 for e != d.
+    """Refuses a cell that is not element-wise, |df_d / dh_e| > 0 for some e != d.
 
     Args:
       f: as in `newton_scan`.
       params: any tree.
-      x: of one time, leaves `[B, ...]`.
-      h: `[B, D]`; the derivative is taken there, so hand in one that is not special (zeros are).
+      x: inputs of one time, leaves `[B, ...]`.
+      h: `[B, D]`, the state at which the derivative is taken; pass a generic one, not zeros.
 
     Raises:
-      ValueError: two entries are coupled; the pair of the largest derivative is named.
+      ValueError: two entries are coupled; the error names the pair of the largest derivative.
 
     Example:
-      >>> check_elementwise(lambda p, h, x: jnp.tanh(p * h + x), 0.5, jnp.ones((2, 3)), jnp.ones((2, 3)))
-      >>> check_elementwise(lambda p, h, x: jnp.tanh(h @ p + x), jnp.ones((3, 3)), jnp.ones((2, 3)), jnp.ones((2, 3)))
+      >>> x, h = jnp.ones((2, 3)), jnp.ones((2, 3))
+      >>> check_elementwise(lambda p, h, x: jnp.tanh(p * h + x), 0.5, x, h)
+      >>> check_elementwise(lambda p, h, x: jnp.tanh(h @ p + x), jnp.ones((3, 3)), x, h)
       Traceback (most recent call last):
         ...
       ValueError: `f` must be element-wise in h, but entry 0 of its result changes with entry 1 of h
@@ -127,19 +129,20 @@ def check_elementwise(f: Cell, params: PyTree, x: PyTree, h: Array) -> None:
     if slopes.any():
         d, e = np.unravel_index(slopes.argmax(), slopes.shape)
         raise ValueError(
-            f"`f` must be element-wise in h, but entry {d} of its result changes with entry {e} of h"
+            f"`f` must be element-wise in h, but entry {d} of its result changes with entry {e} "
+            "of h"
         )
 
 
 def affine_scan(slopes: Array, shifts: Array, reverse: bool = False) -> Array:
-    """y_t = slopes_t y_{t-1} + shifts_t from y_0 = 0, for all t in log2 L parallel steps; from the
-    end where `reverse`.
+    """y_t = slopes_t y_{t-1} + shifts_t from y_0 = 0, for all t in log2 L parallel steps.
 
     Args:
       slopes, shifts: `[B, L, D]`.
+      reverse: whether the recurrence runs from the end to the beginning.
 
     Returns:
-      `[B, L, D]`.
+      y_1..y_L, `[B, L, D]`.
 
     Example:
       >>> affine_scan(jnp.full((1, 4, 1), 2.0), jnp.ones((1, 4, 1))).ravel()
@@ -150,9 +153,7 @@ def affine_scan(slopes: Array, shifts: Array, reverse: bool = False) -> Array:
 
 
 def linearised(f: Cell, params: PyTree, x: PyTree, h: Array, states: Array) -> tuple[Array, Array]:
-    """f(h_{t-1}, x_t) and A_t, the diagonal of df/dh_{t-1}, at given states `[B, L, D]`; both `[B,
-    L, D]`.
-    """
+    """f(h_{t-1}, x_t) and A_t, the diagonal of df/dh_{t-1}, at given states; all `[B, L, D]`."""
     before = jnp.concatenate([h[:, None], states[:, :-1]], axis=1)
     value, diagonal = jax.jvp(
         lambda before: _everywhere(f, params, before, x), (before,), (jnp.ones_like(before),)
@@ -161,13 +162,13 @@ def linearised(f: Cell, params: PyTree, x: PyTree, h: Array, states: Array) -> t
 
 
 def _everywhere(f: Cell, params: PyTree, before: Array, x: PyTree) -> Array:
-    """f at all rows and times, which to f are rows."""
+    """f at all rows and times, with the times as further rows of f."""
     flat = lambda a: a.reshape(a.shape[0] * a.shape[1], *a.shape[2:])
     return f(params, flat(before), jax.tree.map(flat, x)).reshape(before.shape)
 
 
 def _solve(f, params, x, h, most, tolerance, rows, length) -> Recurrence:
-    """Newton on all rows until the last has converged; those that have keep what they had."""
+    """Newton's method on all rows until the last has converged; converged rows do not change."""
 
     def judged(states: Array, iterations: Array) -> tuple[Recurrence, tuple[Array, Array]]:
         value, diagonal = linearised(f, params, x, h, states)

@@ -1,6 +1,4 @@
-"""A differential equation as a network of free depth: one step of an adaptive solver is one step of
-the engine, row by row.
-"""
+"""Differential equations as networks: one step of an adaptive solver is one step of the engine."""
 
 import dataclasses
 from collections.abc import Callable
@@ -22,19 +20,19 @@ Field = Callable[[PyTree, Array, Array, PyTree], Array]
 
 @dataclasses.dataclass(frozen=True)
 class Solver:
-    """How an equation is integrated; equal settings make equal, and equally compiled, steps.
+    """Settings of an ODE solver; equal settings make equal steps, which compile once.
 
     Args:
-      scheme: `scheme() -> diffrax solver`, e.g. `diffrax.Tsit5`; None for that one.
-      rtol, atol: of the error of one step, which sets the length of the next one.
-      t1: where the integration ends; it begins at 0.
+      scheme: `scheme() -> diffrax solver`, e.g. `diffrax.Tsit5`, the default for None.
+      rtol, atol: tolerances of the error of one step, which determine the length of the next step.
+      t1: the end of the integration, which begins at 0.
       first: length of the first step; None to estimate it from the slopes at the start.
-      dt: a fixed length of the steps in place of the tolerances (`diffrax.Euler` has no error to go
-        by); None for none.
+      dt: a fixed step length, which replaces the tolerances (`diffrax.Euler` has no error
+        estimate); None for adaptive steps.
 
     Raises:
-      ValueError: a tolerance, `t1`, `first` or `dt` not above 0.
-      ImportError: diffrax is not installed; when the solver is used.
+      ValueError: a tolerance, `t1`, `first` or `dt` is not above 0.
+      ImportError: diffrax is not installed; raised when the solver is used.
     """
 
     scheme: Callable[[], Any] | None = None
@@ -71,16 +69,16 @@ def begin_ode(
 
     Args:
       field, params, solver: as in `ode_step`.
-      x: what belongs to the rows and does not change, leaves `[B, ...]`.
+      x: constant inputs of the rows, leaves `[B, ...]`.
       y: y(0), float32 or float64 `[B, ...]`; time has the same type.
 
     Returns:
-      A dict of leaves `[B, ...]`: "input", "y", "t", "next" (where the next step is to end),
-      "jump", "scheme" and "controller", the last three diffrax's own.
+      A dict of leaves `[B, ...]`: "input", "y", "t", "next" (the end of the next step), and the
+      states "jump", "scheme" and "controller" of diffrax.
 
     Raises:
-      TypeError, ValueError: y is neither float32 nor float64, an empty batch, rows of x that are
-        not those of y.
+      TypeError, ValueError: y is neither float32 nor float64, the batch is empty, or x and y have
+        different numbers of rows.
     """
     batch_size((x, y), "x and y")
     dtype = jnp.result_type(y)
@@ -106,12 +104,11 @@ def begin_ode(
 def ode_step(
     field: Field, head: Callable[[PyTree, Array], Array], params: PyTree, solver: Solver
 ) -> Step:
-    """One step of the solver for every row, each with a step length of its own; rows that have
-    arrived stay where they are.
+    """One step of the solver for every row, each with its own step length.
 
-    dy/dt = field(params, t, y, x) from t = 0 to t1. A row takes the steps that its own equation
-    needs: `criteria.gate_above(0.999)` lets it leave once it has arrived, a smaller threshold at
-    that fraction of the way.
+    dy/dt = field(params, t, y, x) from t = 0 to t1. A row at t1 does not change. Each row takes the
+    number of steps that its equation needs. With `criteria.gate_above(0.999)` it exits when it has
+    reached t1, with a smaller threshold at that fraction of t1.
 
     Args:
       field: `field(params, t [], y [...], x) -> dy/dt [...]` of one row.
@@ -120,14 +117,14 @@ def ode_step(
       solver: see `Solver`.
 
     Returns:
-      A tied `Step` for states made by `begin_ode`; outputs "gate" `[b]`, which is t / t1, and, read
-      late, "logits". Rejected steps count as depth too. A row whose error is a NaN gets nowhere: it
-      shortens its step until the depth is used up, and its gate stays below 1.
+      A tied `Step` for states of `begin_ode`, with the output "gate" `[b]`, which is t / t1, and
+      the deferred readout "logits". Rejected steps count as depth. A row whose error is NaN makes
+      no progress: it shortens its step until the maximal depth, and its gate stays below 1.
 
     Raises:
       ImportError: diffrax is not installed.
-      TypeError, ValueError: when the step runs, a state of another function, or of `begin_ode` with
-        a solver of another kind.
+      TypeError, ValueError: when the step runs, the state is not from `begin_ode`, or is from
+        `begin_ode` with another solver.
 
     Example:
       >>> import dynexit as dx
@@ -138,10 +135,10 @@ def ode_step(
       >>> exits.exit_depth  # a stiffer row is deeper
       Array([ 3, 16], dtype=int32)
 
-    Source: Chen et al. 2018, neural ordinary differential equations; diffrax for scheme and
-      step-size control, whose
-    `diffeqsolve` takes the same steps (without a `dt0` it begins with 0.01 too: release 0.7.2 does
-    not get to its estimate). Gradients, by `run_all`, are those of the steps taken.
+    Source: Chen et al. 2018, neural ordinary differential equations. The scheme and the step-size
+      control are those of diffrax, whose `diffeqsolve` takes the same steps (without a `dt0` it
+      also begins with 0.01: release 0.7.2 does not reach its estimate). Gradients, by `run_all`,
+      are those of the steps taken.
     """
     return deferred_readout(
         tied_step(_Advance(field, solver), _Arrived(solver), params), _Read(head), params
@@ -162,7 +159,8 @@ class _Advance:
         )
         if described(begun) != described(state):
             raise ValueError(
-                "`solver` must be the one that `begin_ode` was given for this state; give both the same"
+                "`solver` must be the one that `begin_ode` was given for this state; pass the same "
+                "solver to both"
             )
         term, scheme, controller = self.solver.parts(self.field, params)
         t1, dtype = self.solver.t1, state["t"].dtype
@@ -193,7 +191,7 @@ class _Advance:
         def several(old: PyTree) -> PyTree:
             return where_rows(going, jax.vmap(one)(live_in_all(going, old)), old)
 
-        going = state["t"] < end  # rows that have arrived stay, and take part in no gradient
+        going = state["t"] < end  # rows at t1 do not change, and have no part in gradients
         return loops.maybe(going.any(), several, lambda state: state, state)
 
 

@@ -44,21 +44,7 @@ PHRASES = {
 SCHEDULE = re.compile(r"\bschedules?\b", re.IGNORECASE)
 RATE = re.compile(r"learning|rate|warm|cosine|training\.schedule|peak|optax|weights", re.IGNORECASE)
 
-CLEAN = (
-    "bench",
-    "calibration",
-    "cli",
-    "core",
-    "criteria",
-    "data",
-    "decoding",
-    "evaluation",
-    "layers",
-    "methods",
-    "objectives",
-    "runs",
-    "training",
-)
+CLEAN = tuple(sorted(p.name for p in (ROOT / "dynexit").iterdir() if (p / "__init__.py").exists()))
 # packages of dynexit, "engine"; or their folders, "engine/executors"
 PAGES = [
     path

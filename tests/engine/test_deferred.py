@@ -276,14 +276,14 @@ def test_costs_and_tuning_know_the_rule(monkeypatch):
             dx.tied_step(block, lambda p, s: s["residual"], ONE),
             logits,
             TypeError,
-            "two dicts together",
+            "merges two dicts",
         ),
-        (dx.tied_step(block, residual, ONE), lambda p, s: s["h"], TypeError, "two dicts together"),
+        (dx.tied_step(block, residual, ONE), lambda p, s: s["h"], TypeError, "merges two dicts"),
         (
             dx.tied_step(block, residual, ONE),
             lambda p, s: residual(p, s),
             ValueError,
-            r"got \['residual'\] again",
+            r"`read` must return entries .* got \['residual'\]",
         ),
         (
             dx.tied_step(block, residual, ONE),
@@ -300,7 +300,7 @@ def test_refusals(step, read, error, text, run):
 
 
 def test_what_is_late_already_is_refused_and_so_is_a_rule_that_is_none():
-    with pytest.raises(ValueError, match="`step` has late entries already"):
+    with pytest.raises(ValueError, match="`step` must not have a deferred readout already"):
         deferred_readout(STEPS["tied"], lambda p, s: {"more": s["h"]}, HEAD)
     with pytest.raises(TypeError, match="or None, got str"):
         dx.tune(STEPS["tied"], STATE, N, criterion="latent")

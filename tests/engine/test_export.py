@@ -209,7 +209,7 @@ def test_a_function_that_needs_its_number_of_rows_gets_one(tmp_path):
     run = lambda x: dx.run_until(step, x, 3, dx.criteria.at_depth(depths)).exit_depth
     with pytest.raises(
         ValueError,
-        match=r"`function` cannot be traced for any number of rows \(.*make it so, or give `batch` as",
+        match=r"`function` cannot be traced for any number of rows \(.*or give `batch` as",
     ):
         dx.export(run, jnp.zeros(3), tmp_path / "f")
     with pytest.raises(
@@ -235,7 +235,7 @@ SHARDED = lambda x: jax.lax.with_sharding_constraint(
         (
             dict(function=lambda x: dx.criteria.patience(1)),
             TypeError,
-            r"`function\(...\)` is a Criterion, which a reader without",
+            r"`function\(...\)` is a Criterion, which does not exist without",
         ),
         (
             dict(function=lambda x: [{1: x}]),
@@ -245,9 +245,9 @@ SHARDED = lambda x: jax.lax.with_sharding_constraint(
         (
             dict(function=lambda x: (jax.debug.print("{}", x), x)[1]),
             ValueError,
-            "`function` calls back into Python",
+            "`function` must not call back into Python",
         ),
-        (dict(function=SHARDED), ValueError, "`function` is spread over 4 devices"),
+        (dict(function=SHARDED), ValueError, "`function` is sharded over 4 devices"),
         (dict(example={}), ValueError, "`example` holds no arrays"),
         (dict(example=jnp.zeros((0, 3))), ValueError, r"`example` is an empty batch \(0 rows\)"),
         (dict(example={"x": 1.0}), ValueError, r"`example`\['x'\]"),
@@ -255,12 +255,12 @@ SHARDED = lambda x: jax.lax.with_sharding_constraint(
         (
             dict(arguments=0.5),
             TypeError,
-            "`arguments` must be a tuple or a list, one entry an argument, got float",
+            "`arguments` must be a tuple or a list, one entry per argument, got float",
         ),
         (
             dict(arguments=(dx.criteria.patience(1),)),
             TypeError,
-            r"`arguments\[0\]` is a Criterion, which a reader without",
+            r"`arguments\[0\]` is a Criterion, which does not exist without",
         ),
         (dict(arguments=("text",)), TypeError, r"`arguments\[0\]` must be an array, got str"),
         (dict(batch="all"), ValueError, "`batch` must be 'any' or a number of rows, got 'all'"),

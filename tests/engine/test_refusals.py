@@ -71,7 +71,7 @@ def plain(apply):
         (
             dict(criterion=dx.Criterion(lambda i, o, m: (o["gate"], m), lambda i, s, m: (s, m))),
             ValueError,
-            r"must return exit as bool\[13\], one entry a row, got float32\[13\]",
+            r"must return exit as bool\[13\], one entry per row, got float32\[13\]",
         ),
         (
             dict(

@@ -117,7 +117,7 @@ def test_a_step_that_would_make_devices_wait_is_refused_while_tracing(
     spread = jax.shard_map(
         run, mesh=mesh(DEVICES), in_specs=P("data"), out_specs=P("data"), check_vma=check_vma
     )
-    hint = "rows leave apart" if check_vma else "check_vma=False hides"
+    hint = "exits of rows differ" if check_vma else "check_vma=False hides"
     with pytest.raises(
         ValueError,
         match=rf"communicates over the mesh axis 'data' \(psum.*{hint}.*waited for without end",
@@ -232,7 +232,7 @@ def test_bad_arguments_are_named(network):
     with pytest.raises(TypeError, match="got a sequence of 2: for stages call"):
         dx.run_sharded((step, step), x, (2, 2), leave, four)
     for wrong in ((6,), (0,), (3, 2), (2, 2), (1.5,)):
-        with pytest.raises(ValueError, match=r"`rebalance` must be rising depths within 1..5"):
+        with pytest.raises(ValueError, match=r"`rebalance` must be increasing depths within 1..5"):
             dx.run_sharded(step, x, N, leave, four, rebalance=wrong)
     with pytest.raises(ValueError, match="multiples of the 2 blocks of a step, got"):
         dx.run_sharded(

@@ -75,10 +75,10 @@ def test_sizes_are_worth_compiling_only_where_they_save():
 @pytest.mark.parametrize(
     "sizes, costs, message",
     [
-        ((), (), "`sizes` and `costs` must be as many, at least 1, got 0 and 0"),
-        ((4, 1), (1.0,), "`sizes` and `costs` must be as many, at least 1, got 2 and 1"),
-        ((1, 4), (1.0, 2.0), r"`sizes` must be at least 1 and falling, got \(1, 4\)"),
-        ((4, 0), (1.0, 2.0), r"`sizes` must be at least 1 and falling, got \(4, 0\)"),
+        ((), (), "`sizes` and `costs` must have the same length, at least 1, got 0 and 0"),
+        ((4, 1), (1.0,), "`sizes` and `costs` must have the same length, at least 1, got 2 and 1"),
+        ((1, 4), (1.0, 2.0), r"`sizes` must be at least 1 and decreasing, got \(1, 4\)"),
+        ((4, 0), (1.0, 2.0), r"`sizes` must be at least 1 and decreasing, got \(4, 0\)"),
         ((4, 1), (1.0, float("nan")), "`costs` must be positive and finite"),
     ],
 )

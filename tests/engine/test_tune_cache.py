@@ -104,7 +104,7 @@ def test_a_file_that_cannot_be_read_is_said_and_written_over(measured, tmp_path,
     cache.write_bytes(content)
     with pytest.warns(
         UserWarning,
-        match=r"`cache` .*c\.json is no file of tile costs \(.*it is measured anew and written over",
+        match=r"`cache` .*c\.json is not a file of tile costs \(.*overwritten",
     ):
         tune(problem, cache=cache)
     assert tune(problem, cache=cache).origin == "cache" and measured == [0]
@@ -121,7 +121,7 @@ def test_a_damaged_entry_is_said_and_measured_again(measured, tmp_path, entry):
     (key,) = content["costs"]
     content["costs"] = {key: entry, "another": [{"1": 1.0}]}
     cache.write_text(json.dumps(content))
-    with pytest.warns(UserWarning, match="has a damaged entry for cpu, .* batch 3, sizes 1/2/3"):
+    with pytest.warns(UserWarning, match="has an invalid entry for cpu, .* batch 3, sizes 1/2/3"):
         tune(problem, cache=cache)
     assert tune(problem, cache=cache).origin == "cache" and measured == [0, 0]
     assert "another" in json.loads(cache.read_text())["costs"]
@@ -160,11 +160,11 @@ def test_costs_handed_in_are_not_measured(measured):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (dict(cache="c.json", costs=({1: 1.0},)), "`cache` and `costs` exclude each other"),
+        (dict(cache="c.json", costs=({1: 1.0},)), "`cache` and `costs` must not both be given"),
         (dict(cache="."), "`cache` must be the path of a JSON file, got the folder"),
         (
             dict(costs=()),
-            "`costs` must be `Tuned.costs`: seconds by rows of a tile for each of the 1 stages",
+            "`costs` must be `Tuned.costs`, seconds by rows of a tile for each of the 1 stages",
         ),
         (dict(costs=({},)), "`costs` must be `Tuned.costs`"),
         (
@@ -174,7 +174,7 @@ def test_costs_handed_in_are_not_measured(measured):
         (dict(costs=({1: 0.0},)), r"`costs` must be positive seconds of tiles of 1\.\.13 rows"),
         (
             dict(costs=({1: 1.0},), sizes=(1, 2)),
-            r"`costs` must hold all `sizes`, got none for \[2\]",
+            r"`costs` must contain all `sizes`, got none for \[2\]",
         ),
     ],
 )

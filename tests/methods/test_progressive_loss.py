@@ -74,7 +74,7 @@ def test_exits_several_iterations_apart_are_the_same_network_read_less_often():
     losses, metrics = deep_thinking(5).loss(seldom, PARAMS, X, LABELS, key, 0.0)
     np.testing.assert_allclose(losses.mean(), after(PARAMS, n, k), rtol=1e-4)
     assert int(metrics["iterations"]) == n + k
-    with pytest.raises(ValueError, match=r"`step` must be a tied one .* got another of 2 blocks"):
+    with pytest.raises(ValueError, match=r"`step` must be from `tied_step` .* of 2 blocks"):
         dx.engine.every_iteration(
             dx.stacked_step(lambda p, h: h, lambda p, h: h, jnp.ones(4), blocks=2)
         )

@@ -304,7 +304,7 @@ def test_a_tolerance_is_no_recompilation():
         (
             lambda: fixed_point(lambda p, x, z: z[:, :2], TURN, X, Z),
             ValueError,
-            "`f` must return what z is, float32[6, 4], got",
+            "`f` must return the shape and type of `z`, float32[6, 4], got",
         ),
         (
             lambda: fixed_point(turning, TURN, X, Z, tolerance=[1.0]),

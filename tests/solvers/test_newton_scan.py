@@ -215,7 +215,7 @@ def test_a_cell_that_mixes_channels_converges_and_is_told_apart():
         (dict(x=jnp.zeros(B)), "`x` must have leaves of shape [B, L, ...] with one L"),
         (
             dict(f=lambda p, h, u: h[:, :1]),
-            "`f` must return what h is, float32[3, 5], got float32[3, 1]",
+            "`f` must return the shape and type of `h`, float32[3, 5], got float32[3, 1]",
         ),
         (dict(h=jnp.zeros((2, D))), "x and h"),
     ],

@@ -75,7 +75,7 @@ def test_refusals():
     rows = dx.tied_step(block, lambda w, state: state["h"][:, 0, 0], W)
     with pytest.raises(
         ValueError,
-        match=r"`step` must give outputs of shape \[b, L, ...\], one place axis for all, got float32\[5\]",
+        match=r"`step` must return outputs of shape \[b, L, ...\], .* got float32\[5\]",
     ):
         per_token(rows, {"h": H}, RULE)
 

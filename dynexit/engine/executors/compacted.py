@@ -1,26 +1,26 @@
 """The compacted executor: a block runs on tiles of live rows, so its time follows their number.
 
-Rows stand in positions 0..B-1, the live ones first. `source` says at which place of the buffers a
-live row is found. A block takes the live rows tile by tile: a tile gathers its rows, runs the block
-and the head, and writes what they gave at the positions of the rows, which are at or before the
-places that were read already:
+Rows have positions 0..B-1, with the live rows first. `source` is the place of each live row in the
+buffers. A block processes the live rows tile by tile. A tile gathers its rows, runs the block and
+the head, and writes the results at the positions of the rows. These are at or before the places
+that have already been read:
 
     row      a b c d e f | g h      six live rows; g and h exited before
     source   0 2 3 | 5 6 8          tiles of three; places 1, 4 and 7 hold rows that exited
     before   a . b c . d e . f
     after    A B C D E F . . .      written in place, tile after tile
 
-Only that is compiled once per tile size. The rest is done once per block: the criterion, and one
-sort of integers that puts the survivors before the rows that exit. The positions at which these
-stood are the next block's `source`, and the rows that exit are moved to a second set of buffers, a
-few at a time, where they keep the position that they have now:
+Only this is compiled once per tile size. Two operations follow once per block: the criterion, and
+one sort of integers that puts the survivors before the rows that exit. The old positions of the
+survivors are the `source` of the next block. The rows that exit are moved to a second set of
+buffers, a few at a time, at their new positions, which do not change again:
 
     row      a c d f | b e g h      B and E exit
     source   0 2 3 5
     exited   . . . . B E G H
 
-So a survivor is moved by the tile that reads it next, and by nothing else. How many tiles of which
-size cover n rows is planned while tracing (`tiling.py`). At the end all rows have exited, and one
+A survivor is moved only by the next tile that reads it. The numbers of tiles of each size that
+cover n rows are planned while tracing (`tiling.py`). At the end all rows have exited, and one
 gather puts them back into the order of the batch.
 """
 
@@ -48,17 +48,18 @@ from dynexit.engine.executors.moves import (
 from dynexit.engine.executors.tiling import Tiling
 from dynexit.engine.rows import Job, Rows, read_exit, where_rows
 
-DECISION_BYTES = 2**18  # of output that the criterion is asked about at a time
-SHARE = 4  # exited rows are moved by this part of the largest tile at a time
+DECISION_BYTES = 2**18  # of output that one call of the criterion reads
+SHARE = 4  # exited rows are moved in groups of the largest tile divided by this number
 
 
 class Live(NamedTuple):
-    """The buffers of the live rows, by place.
+    """The buffers of live rows, one place per row.
 
     Attributes:
-      state, memory: leaves `[P, ...]`; P is B, or more where a tile may reach beyond the batch.
-      output: likewise, what the last block wrote.
-      source: int32 `[few - 1 + P]`, by position, which begin at few - 1: the place of a live row.
+      state, memory: leaves `[P, ...]`; P is B, or more if a tile may exceed the batch.
+      output: leaves `[P, ...]`, written by the last block.
+      source: int32 `[few - 1 + P]`, the place of the live row at each position; position 0 is at
+        index few - 1.
     """
 
     state: PyTree
@@ -68,8 +69,9 @@ class Live(NamedTuple):
 
 
 class Exited(NamedTuple):
-    """The buffers of the rows that have exited: leaves `[few - 1 + B, ...]`, position 0 at few - 1;
-    state is None where it is not kept.
+    """The buffers of exited rows, leaves `[few - 1 + B, ...]`, with position 0 at index few - 1.
+
+    The state is None if it is not kept.
     """
 
     state: PyTree
@@ -77,17 +79,18 @@ class Exited(NamedTuple):
     memory: PyTree
 
 
-class Course(NamedTuple):
-    """Where a run stands.
+class Carry(NamedTuple):
+    """The carry of the loop over steps.
 
     Attributes:
       live, exited: the buffers.
-      row: int32 `[P]`, which row stands at a position: live rows rising, then those that exited.
-      nan_exits: int32 `[P]`, by position: exits at which the row had a NaN.
-      exit: int32 `[P]`, by position: the last exit that the row came to.
-      count: int32 `[]`, how many rows are live.
+      row: int32 `[P]`, the index of the row at each position: live rows in increasing order, then
+        exited rows.
+      nan_exits: int32 `[P]`, by position: the number of exits at which the output held a NaN.
+      exit: int32 `[P]`, by position: the last exit that the row has reached.
+      count: int32 `[]`, the number of live rows.
       executed: rows x steps so far, a counter.
-      side: what is addressed by row.
+      side: the arrays that are indexed by row.
     """
 
     live: Live
@@ -101,14 +104,14 @@ class Course(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """How many rows are treated at a time.
+    """The numbers of rows that are processed together.
 
     Attributes:
       tiling: tile sizes, within the batch.
-      batch: B, the rows that may be live.
-      few: exited rows that are moved at a time.
-      decided: rows that the criterion is asked about at a time; all places, or fewer where their
-        outputs are large.
+      batch: B, the maximal number of live rows.
+      few: the number of exited rows that are moved together.
+      decided: the number of rows in one call of the criterion: all places, or fewer if the outputs
+        are large.
     """
 
     tiling: Tiling
@@ -125,30 +128,30 @@ def run_compacted(
     tilings: tuple[Tiling, ...],
     keep_state: bool,
 ) -> tuple[Rows, tuple]:
-    """As `run_masked`, on tiles of live rows.
+    """Runs blocks on tiles of live rows; the results are those of `run_masked`.
 
     Args:
-      stages, job, rows, spaces: as there.
-      tilings: of each stage.
-      keep_state: whether the second result is wanted; else it is empty.
+      stages, job, rows, spaces: as in `run_masked`.
+      tilings: one tiling per stage.
+      keep_state: whether to return the states; without it the second result is empty.
     """
     batch = rows.alive.shape[0]
     plans, places = plan_for(batch, rows.output, tilings)
     few = plans[0].few
-    course = set_out(rows, few, places)
+    carry = all_live(rows, few, places)
     states = []
     for k, (stage, space, plan) in enumerate(zip(stages, spaces, plans, strict=True)):
-        before = course.count
-        course = with_room(course, empty_rows(space, few - 1 + batch) if keep_state else None)
+        before = carry.count
+        carry = with_room(carry, empty_rows(space, few - 1 + batch) if keep_state else None)
         run = run_once if stage.steps == 1 else run_loop
-        course = run(stage, job, course, space, plan)
+        carry = run(stage, job, carry, space, plan)
         if keep_state:
-            limits = before if k else None, course if k < len(stages) - 1 else None
-            states.append(functools.partial(_state_after, by_position(course, few), *limits))
-    account = course.row, course.nan_exits, course.exit
+            limits = before if k else None, carry if k < len(stages) - 1 else None
+            states.append(functools.partial(_state_after, by_position(carry, few), *limits))
+    account = carry.row, carry.nan_exits, carry.exit
     place, nan_exits, exit = in_row_order(*(a[:batch] for a in account))
     back = lambda tree: jax.tree.map(lambda a: a[place], tree)
-    exited = by_position(course, few)
+    exited = by_position(carry, few)
     final = Rows(
         row=rows.row,
         state=None,
@@ -157,19 +160,19 @@ def run_compacted(
         memory=back(exited.memory),
         alive=jnp.zeros(batch, bool),
         nan_exits=nan_exits,
-        executed=course.executed,
-        side=course.side,
+        executed=carry.executed,
+        side=carry.side,
     )
     return final, tuple(state_after(place) for state_after in states)
 
 
 def plan_for(batch: Any, output: PyTree, tilings: Sequence[Tiling]) -> tuple[tuple[Plan, ...], Any]:
-    """A plan for every stage, and how many places the buffers of live rows need.
+    """A plan for every stage, and the number of places in the buffers of live rows.
 
     Args:
       batch: rows B.
-      output: an exit's output, leaves `[B, ...]`.
-      tilings: of each stage.
+      output: the output of an exit, leaves `[B, ...]`.
+      tilings: one tiling per stage.
     """
     tilings = [tiling.within(batch) for tiling in tilings]
     few = max(1, max(tiling.sizes[0] for tiling in tilings) // SHARE)
@@ -184,23 +187,23 @@ def plan_for(batch: Any, output: PyTree, tilings: Sequence[Tiling]) -> tuple[tup
     return tuple(Plan(tiling, batch, few, decided) for tiling in tilings), places
 
 
-def by_position(course: Course, few: int) -> Exited:
+def by_position(carry: Carry, few: int) -> Exited:
     """The buffers of exited rows from position 0 on."""
-    return jax.tree.map(lambda a: a[few - 1 :], course.exited)
+    return jax.tree.map(lambda a: a[few - 1 :], carry.exited)
 
 
-def with_room(course: Course, state: PyTree) -> Course:
-    """The course with a buffer for the states of rows that exit."""
-    return course._replace(exited=course.exited._replace(state=state))
+def with_room(carry: Carry, state: PyTree) -> Carry:
+    """The carry with a buffer for the states of rows that exit."""
+    return carry._replace(exited=carry.exited._replace(state=state))
 
 
-def set_out(rows: Rows, few: int, places: Any) -> Course:
-    """All rows live, without buffers for exited states.
+def all_live(rows: Rows, few: int, places: Any) -> Carry:
+    """The carry in which all rows are live, without a buffer for the states of exited rows.
 
     Args:
       rows: from `begin`.
-      few: exited rows that are moved at a time.
-      places: of the buffers of live rows.
+      few: the number of exited rows that are moved together.
+      places: the number of places in the buffers of live rows.
     """
     batch = rows.alive.shape[0]
     account = rows.state, rows.memory, rows.row, rows.nan_exits
@@ -209,74 +212,74 @@ def set_out(rows: Rows, few: int, places: Any) -> Course:
     live = Live(state, memory, empty_rows(rows.output, places), source)
     exited = Exited(None, *empty_rows((rows.output, rows.memory), few - 1 + batch))
     exit = jnp.zeros_like(row)
-    return Course(live, exited, row, nan_exits, exit, jnp.int32(batch), rows.executed, rows.side)
+    return Carry(live, exited, row, nan_exits, exit, jnp.int32(batch), rows.executed, rows.side)
 
 
-def run_loop(stage: Stage, job: Job, course: Course, space: PyTree, plan: Plan) -> Course:
-    """All steps of a stage that keeps the state's shape."""
+def run_loop(stage: Stage, job: Job, carry: Carry, space: PyTree, plan: Plan) -> Carry:
+    """All steps of a stage that keeps the shape of the state."""
 
-    def body(carry):
-        i, course = carry
-        return i + 1, advance_live(stage, i, job, course, plan)
+    def body(loop):
+        i, carry = loop
+        return i + 1, advance_live(stage, i, job, carry, plan)
 
-    go_on = lambda carry: (carry[0] < stage.steps) & (carry[1].count > 0)
-    return loops.while_loop(go_on, body, (jnp.int32(0), course))[1]
+    go_on = lambda loop: (loop[0] < stage.steps) & (loop[1].count > 0)
+    return loops.while_loop(go_on, body, (jnp.int32(0), carry))[1]
 
 
-def run_once(stage: Stage, job: Job, course: Course, space: PyTree, plan: Plan) -> Course:
-    """A stage of one step, which may change the state's shape: it writes to another buffer."""
-    new = empty_rows(space, course.row.shape[0])
-    return advance_live(stage, jnp.int32(0), job, course, plan, new)
+def run_once(stage: Stage, job: Job, carry: Carry, space: PyTree, plan: Plan) -> Carry:
+    """A stage of one step, which writes to another buffer and may change the state's shape."""
+    new = empty_rows(space, carry.row.shape[0])
+    return advance_live(stage, jnp.int32(0), job, carry, plan, new)
 
 
 def advance_live(
-    stage: Stage, i: Array | None, job: Job, course: Course, plan: Plan, new: PyTree = None
-) -> Course:
+    stage: Stage, i: Array | None, job: Job, carry: Carry, plan: Plan, new: PyTree = None
+) -> Carry:
     """One step on all live rows.
 
     Args:
-      stage: whose step runs.
-      i: int32 `[]`, which of its steps; None where rows are at steps of their own, each at the one
-        after the exit that it came to last.
-      job: what all steps have in common.
-      course: where the run stands.
-      plan: how many rows are treated at a time.
-      new: the buffer for the new states where they change their shape; None to write in place.
+      stage: the stage of the step.
+      i: int32 `[]`, the index of the step in its stage; None if rows are at different steps, each
+        at the step after its last exit.
+      job: the criterion and the size of the run.
+      carry: the carry so far.
+      plan: the numbers of rows that are processed together.
+      new: the buffer for the new states if their shape changes; None to write in place.
     """
-    live, count, few = course.live, course.count, plan.few
+    live, count, few = carry.live, carry.count, plan.few
     together = i is not None
-    exit = stage.first + i if together else course.exit + 1
+    exit = stage.first + i if together else carry.exit + 1
     weights = stage.step.select(i if together else jnp.int32(0))  # once, not once per tile
 
-    def run(carry, size: int):
-        begin, state, output, side = carry
+    def run(tiles, size: int):
+        begin, state, output, side = tiles
         at = i if together else take_tile(exit, begin, size)
         place = take_tile(live.source, begin + few - 1, size)
         before = read_rows(state if new is None else live.state, place)
-        row = take_tile(course.row, begin, size)
+        row = take_tile(carry.row, begin, size)
         present = begin + jnp.arange(size, dtype=jnp.int32) < count
         after, read, side = job.apply(stage, weights, at, before, row, present, side)
         return begin + size, *write_tile((state, output), (after, read), begin), side
 
-    carry = jnp.int32(0), live.state if new is None else new, live.output, course.side
+    tiles = jnp.int32(0), live.state if new is None else new, live.output, carry.side
     ends = plan.tiling.ends(count, plan.batch)
-    ran, state, output, side = in_tiles(run, carry, plan.tiling.sizes, ends)
+    ran, state, output, side = in_tiles(run, tiles, plan.tiling.sizes, ends)
     memory, exits, nan = _decide(job, exit, live, output, count, plan)
-    position = jnp.arange(course.row.shape[0], dtype=jnp.int32)
+    position = jnp.arange(carry.row.shape[0], dtype=jnp.int32)
     alive = position < count
-    exit = jnp.where(alive, exit, course.exit)
-    nan_exits = course.nan_exits + jnp.where(alive, nan, 0)
-    along = course.row, nan_exits, *(() if together else (exit,))
+    exit = jnp.where(alive, exit, carry.exit)
+    nan_exits = carry.nan_exits + jnp.where(alive, nan, 0)
+    along = carry.row, nan_exits, *(() if together else (exit,))
     source, survivors, row, nan_exits, *own = survivors_first(exits, count, *along)
     live = Live(state, memory, output, jnp.pad(source, (few - 1, 0)))
-    return Course(
+    return Carry(
         live=live,
-        exited=_move(live, course.exited, survivors, count, few),
+        exited=_move(live, carry.exited, survivors, count, few),
         row=row,
         nan_exits=nan_exits,
         exit=exit if together else own[0],
         count=survivors,
-        executed=counted(course.executed, ran),
+        executed=counted(carry.executed, ran),
         side=side,
     )
 
@@ -284,8 +287,9 @@ def advance_live(
 def _decide(
     job: Job, exit: Array, live: Live, output: PyTree, count: Array, plan: Plan
 ) -> tuple[PyTree, Array, Array]:
-    """The criterion's memory, and by position int32 `[P]` 1 where a row exits, and 1 where its
-    output holds a NaN; of no meaning from position `count` on.
+    """The criterion's memory, which rows exit, and which outputs hold a NaN.
+
+    The last two are int32 `[P]`, 0 or 1 by position, and undefined from position `count` on.
     """
     places, rows = jax.tree.leaves(output)[0].shape[0], plan.decided
 
@@ -308,13 +312,13 @@ def _decide(
 
 
 def in_tiles(run: Callable, carry: tuple, sizes: Sequence[int], ends: Array) -> tuple:
-    """`run(carry, size)`, tile after tile; each size is one more copy of `run` in the program.
+    """Calls `run(carry, size)` for each tile; each size is one more copy of `run` in the program.
 
     Args:
-      run: returns the carry, whose first entry, int32 `[]`, has grown by `size`.
-      carry: its first entry is 0.
-      sizes: rows per tile, falling.
-      ends: int32 `[sizes]`, traced: where the tiles of each size end.
+      run: returns the carry, with its first entry, int32 `[]`, increased by `size`.
+      carry: a tuple whose first entry is 0.
+      sizes: rows per tile, decreasing.
+      ends: int32 `[sizes]`, traced: the end of the tiles of each size.
     """
     for k, size in enumerate(sizes):
         go_on = lambda carry, end=ends[k]: carry[0] < end
@@ -323,9 +327,10 @@ def in_tiles(run: Callable, carry: tuple, sizes: Sequence[int], ends: Array) -> 
 
 
 def _move(live: Live, exited: Exited, survivors: Array, count: Array, few: int) -> Exited:
-    """The rows at positions survivors..count-1 moved to the buffers of those that exited.
+    """Moves the rows at positions survivors..count-1 to the buffers of exited rows.
 
-    From the last to the first, for what a few too many overwrite must not be in use.
+    The last rows are moved first, since the last group may overwrite positions before `survivors`,
+    which hold no exited row.
     """
     tree = None if exited.state is None else live.state, live.output, live.memory
 
@@ -338,17 +343,16 @@ def _move(live: Live, exited: Exited, survivors: Array, count: Array, few: int) 
     return Exited(*loops.while_loop(go_on, move, (count, tuple(exited)))[1])
 
 
-def _state_after(
-    exited: Exited, before: Array | None, after: Course | None, place: Array
-) -> PyTree:
-    """The state of every row after a stage, in the order of the batch; zeros for rows that never
-    came to it.
+def _state_after(exited: Exited, before: Array | None, after: Carry | None, place: Array) -> PyTree:
+    """The state of every row after a stage, in the order of the batch.
+
+    It is zeros for a row that did not enter the stage.
 
     Args:
       exited: the buffers, by position.
-      before: rows that were live before the stage; None for all of them.
-      after: where the run stood after it; None where all rows had exited.
-      place: int32 `[B]`, the position of each row in the end.
+      before: the number of rows that were live before the stage; None for all rows.
+      after: the carry after the stage; None if all rows had exited.
+      place: int32 `[B]`, the final position of each row.
     """
     state = jax.tree.map(lambda a: a[place], exited.state)
     if before is not None:
@@ -360,5 +364,5 @@ def _state_after(
     here = jnp.arange(places, dtype=jnp.int32) < after.count
     stands = jnp.zeros(batch, jnp.int32)
     stands = stands.at[jnp.where(here, after.row, batch)].set(source, mode="drop")
-    went_on = jax.tree.map(lambda a: a[stands], after.live.state)
-    return where_rows(place < after.count, went_on, state)
+    survived = jax.tree.map(lambda a: a[stands], after.live.state)
+    return where_rows(place < after.count, survived, state)

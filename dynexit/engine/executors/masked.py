@@ -1,36 +1,34 @@
-"""The masked schedule: every row runs until the last one is done; what `vmap` of a while loop does,
-and the yardstick.
-"""
+"""The masked executor: all rows run until the last has exited, as in `vmap` of a while loop."""
 
 import jax.numpy as jnp
 
 from dynexit.core.checks import Stage
 from dynexit.core.types import PyTree
 from dynexit.engine import loops
-from dynexit.engine.rows import Job, Rows, advance, advance_alone, forget_departed
+from dynexit.engine.rows import Job, Rows, advance, advance_alone, clear_exited
 
 
 def run_masked(
     stages: tuple[Stage, ...], job: Job, rows: Rows, spaces: tuple[PyTree, ...]
 ) -> tuple[Rows, tuple]:
-    """Runs all rows together, keeping what a halted row had.
+    """Runs all rows together; rows that have exited do not change.
 
     Args:
       stages: the network.
-      job: what all steps have in common.
+      job: the criterion and the size of the run.
       rows: from `begin`.
       spaces: shapes of the state after each stage.
 
     Returns:
-      rows: the account after the last stage.
-      states: the state of every row as it left each stage, zeros where it never came.
+      rows: the rows after the last stage.
+      states: the state of every row after each stage, zeros for a row that did not enter it.
     """
     states = []
     for stage, space in zip(stages, spaces, strict=True):
         if stage.steps == 1:
             rows = advance_alone(stage, job, rows, space)
         else:
-            rows = _loop(stage, job, forget_departed(rows) if stage.first else rows)
+            rows = _loop(stage, job, clear_exited(rows) if stage.first else rows)
         states.append(rows.state)
     return rows, tuple(states)
 

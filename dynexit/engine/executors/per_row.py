@@ -1,6 +1,4 @@
-"""The per-row schedule: one row after the other, each a loop of its own; little memory, no company
-to wait for.
-"""
+"""The per-row executor: a loop over rows, each run to its own depth, with little memory."""
 
 import jax
 
@@ -14,7 +12,7 @@ from dynexit.engine.rows import Job, Rows
 def run_per_row(
     stages: tuple[Stage, ...], job: Job, rows: Rows, spaces: tuple[PyTree, ...]
 ) -> tuple[Rows, tuple]:
-    """As `run_masked`, a batch of one row at a time; arguments and results are the same."""
+    """Runs one row at a time; arguments and results are those of `run_masked`."""
     alone = lambda tree: jax.tree.map(lambda a: a[None], tree)
     one_row = tuple(
         jax.tree.map(lambda s: jax.ShapeDtypeStruct((1, *s.shape[1:]), s.dtype), space)

@@ -1,19 +1,18 @@
-"""Rows spread over devices: each device stops on its own, and survivors may be dealt out anew on
-the way.
+"""Rows sharded over devices: each device ends when its rows have exited; survivors may be moved.
 
-Without rebalancing nothing is communicated: a batch takes as long as the device with the most work.
-Where that is much more than
-the mean, survivors are dealt out like cards after chosen depths: the k-th live row of all devices
-goes to device k mod D, so that two devices never differ by more than one row:
+Without rebalancing the devices do not communicate, and a batch takes as long as the device with the
+most work. If that is much more than the mean, survivors are redistributed round-robin after chosen
+depths. The k-th live row of all devices is assigned to device k mod D, so the numbers of rows of
+two devices differ by at most one:
 
-    device 0   a b c d        after dealing   a e h
-    device 1   e f g                          b f i
-    device 2   .                              c g
-    device 3   h i                            d
+    device 0   a b c d        after rebalancing   a e h
+    device 1   e f g                              b f i
+    device 2   .                                  c g
+    device 3   h i                                d
 
-One device sends another B / D^2 rows at most (rounded up), so the exchange is one `all_to_all` of
-fixed shape. What has left stays where it left until the end, and is then brought back into the
-order of the batch.
+A device sends at most B / D^2 rows (rounded up) to another one, so the exchange is one `all_to_all`
+of fixed shape. A row that exits stays on its device until the end. Then the rows are put back into
+the order of the batch.
 """
 
 import dataclasses
@@ -33,11 +32,11 @@ from dynexit.core.types import Array, Criterion, Halted, PyTree, Step
 from dynexit.criteria.memory import first_memory
 from dynexit.engine.counts import total
 from dynexit.engine.executors.compacted import (
-    Course,
+    Carry,
+    all_live,
     by_position,
     plan_for,
     run_loop,
-    set_out,
     with_room,
 )
 from dynexit.engine.executors.moves import empty_rows, order_by_group
@@ -58,43 +57,46 @@ def run_sharded(
     tile: int | Tiling | None = None,
     keep_state: bool = True,
 ) -> Halted:
-    """`run_until`, compacted, its rows spread over the devices of a mesh axis, each of which stops
-    when its own rows have left.
+    """Runs the compacted executor of `run_until` on rows sharded over a mesh axis.
 
-    Weights and thresholds are held by every device. For other layouts (tensor parallelism, stages
-    of different shapes) call `run_until` inside `jax.shard_map` yourself: it works there as it
-    stands, and refuses a step that would make devices wait for one that has stopped.
+    A device ends when its own rows have exited. Weights and thresholds are replicated. For other
+    layouts (tensor parallelism, stages of different shapes) call `run_until` inside
+    `jax.shard_map`. It needs no change there, and it refuses a step that would make devices wait
+    for a device that has ended.
 
     Args:
-      step: one step, whose weights every device gets whole.
-      state: leaves `[B, ...]`; the D devices of the axis divide B.
+      step: one step, whose weights are replicated.
+      state: leaves `[B, ...]`; B is divisible by D, the number of devices of the axis.
       depth, criterion, keep_state: as in `run_until`.
       mesh: the devices.
-      axis: the mesh axis over which rows are spread.
-      rebalance: depths in blocks after which survivors are dealt out evenly, rising, below `depth`.
-        Each costs one exchange of the survivors' states; see `docs/engine.md` for when it pays.
+      axis: the mesh axis over which the rows are sharded.
+      rebalance: depths in blocks after which survivors are redistributed evenly, increasing and
+        below `depth`. Each costs one exchange of the states of survivors; `docs/engine.md`
+        describes when it is worth its cost.
       tile: as in `run_until`, for the rows of one device.
 
     Returns:
-      `Halted` in the order of the batch, spread over the axis; `rows_executed` is `[D]`, by
-      device.
+      `Halted` in the order of the batch, sharded over the axis; `rows_executed` is `[D]`, one entry
+      per device.
 
     Raises:
-      TypeError, ValueError: as `run_until`; a sequence of steps, an unknown axis, B not divisible
-        by D, `rebalance` out of order or not after a whole step.
+      TypeError, ValueError: as `run_until`; the step is a sequence, the axis is unknown, B is not
+        divisible by D, or `rebalance` is not increasing or not after a whole step.
 
     Example:
       >>> import dynexit as dx
       >>> step = dx.stacked_step(lambda p, h: h + p, lambda p, h: h, jnp.ones(3))
-      >>> leave = dx.criteria.gate_above(2.5, read=lambda output: output)
-      >>> dx.run_sharded(step, jnp.array([0.0, 1.0, 2.0]), 3, leave, jax.make_mesh((1,), ("data",))).exit_depth
+      >>> above = dx.criteria.gate_above(2.5, read=lambda output: output)
+      >>> mesh = jax.make_mesh((1,), ("data",))
+      >>> dx.run_sharded(step, jnp.array([0.0, 1.0, 2.0]), 3, above, mesh).exit_depth
       Array([3, 2, 1], dtype=int32)
     """
     if not isinstance(criterion, Criterion):
         raise TypeError(f"`criterion` must be a dx.Criterion, got {type(criterion).__name__}")
     if isinstance(step, (tuple, list)):
         raise TypeError(
-            f"`step` must be one dx.Step, got a sequence of {len(step)}: for stages call `dx.run_until` inside `jax.shard_map`"
+            f"`step` must be one dx.Step, got a sequence of {len(step)}: for stages call "
+            "`dx.run_until` inside `jax.shard_map`"
         )
     (stage,) = stages_of(step, depth)
     if not isinstance(mesh, Mesh):
@@ -121,13 +123,13 @@ def run_sharded(
 
 
 def _segments(stage: Stage, rebalance: Sequence[int]) -> tuple[int, ...]:
-    """Where the segments between exchanges begin and end, in steps."""
+    """The bounds of the segments between exchanges, in steps."""
     depths, blocks = list(rebalance), stage.step.blocks
     ordered = all(a < b for a, b in zip([0, *depths], [*depths, stage.steps * blocks], strict=True))
     if not ordered or any(not isinstance(d, int) or d % blocks for d in depths):
         raise ValueError(
-            f"`rebalance` must be rising depths within 1..{stage.steps * blocks - 1}, multiples of the {blocks} blocks of a step, "
-            f"got {tuple(depths)}"
+            f"`rebalance` must be increasing depths within 1..{stage.steps * blocks - 1}, "
+            f"multiples of the {blocks} blocks of a step, got {tuple(depths)}"
         )
     return (0, *(d // blocks for d in depths), stage.steps)
 
@@ -166,16 +168,16 @@ def _run(step, state, depth, criterion, mesh, axis, segments, tile, keep_state) 
     def together(step, criterion, memory, state, row):
         job = Job(known(criterion, memory), last_exit(stages), batch)
         rows = begin(state, read, memory, local, last_exit(stages) + 1)._replace(row=row)
-        course, parts = set_out(rows, plan.few, places), []
+        carry, parts = all_live(rows, plan.few, places), []
         for start, stop in itertools.pairwise(segments):
             if start:
-                course = _deal(course, axis, local, plan.few)
+                carry = _rebalance(carry, axis, local, plan.few)
             room = empty_rows(state, plan.few - 1 + local) if keep_state else None
-            before, course = course.count, with_room(course, room)
+            before, carry = carry.count, with_room(carry, room)
             part = Stage(_later(step, start), stop - start, start, start * step.blocks)
-            course = run_loop(part, job, course, None, plan)
-            parts.append(_exited(course, before, local, plan.few, batch))
-        return jax.tree.map(lambda *a: jnp.concatenate(a), *parts), total(course.executed)[None]
+            carry = run_loop(part, job, carry, None, plan)
+            parts.append(_exited(carry, before, local, plan.few, batch))
+        return jax.tree.map(lambda *a: jnp.concatenate(a), *parts), total(carry.executed)[None]
 
     exited, executed = spread(together)(step, criterion, memory, state, row)
     row, nan_exits, exit, buffers = exited
@@ -192,16 +194,16 @@ def _given(memory: PyTree, batch: int, output: PyTree = None) -> PyTree:
     return memory
 
 
-def _exited(course: Course, before: Array, local: int, few: int, batch: int) -> tuple:
-    """The rows that exited since `before` rows were live; places of others hold no row, B."""
+def _exited(carry: Carry, before: Array, local: int, few: int, batch: int) -> tuple:
+    """The rows that exited since `before` rows were live; the index of any other position is B."""
     position = jnp.arange(local, dtype=jnp.int32)
-    row, nan_exits, exit = (a[:local] for a in (course.row, course.nan_exits, course.exit))
-    row = jnp.where((position >= course.count) & (position < before), row, batch)
-    return row, nan_exits, exit, by_position(course, few)
+    row, nan_exits, exit = (a[:local] for a in (carry.row, carry.nan_exits, carry.exit))
+    row = jnp.where((position >= carry.count) & (position < before), row, batch)
+    return row, nan_exits, exit, by_position(carry, few)
 
 
 def _later(step: Step, first: int) -> Step:
-    """The step, counted from `first` on."""
+    """The step with its index shifted by `first`."""
     return Step(
         lambda i: step.select(i + first),
         lambda w, i, state: step.apply(w, i + first, state),
@@ -209,30 +211,30 @@ def _later(step: Step, first: int) -> Step:
     )
 
 
-def _deal(course: Course, axis: str, local: int, few: int) -> Course:
-    """Survivors dealt out evenly over the devices."""
+def _rebalance(carry: Carry, axis: str, local: int, few: int) -> Carry:
+    """Redistributes survivors evenly over the devices."""
     devices, me = lax.axis_size(axis), lax.axis_index(axis)
     each = -(-local // devices)  # rows from one device to another, at most
-    counts = lax.all_gather(course.count, axis)
+    counts = lax.all_gather(carry.count, axis)
     before = jnp.cumsum(counts) - counts
-    hands = jnp.arange(each, dtype=jnp.int32) * devices
-    # the first row that goes to `to`, where `start` rows stand before
+    offsets = jnp.arange(each, dtype=jnp.int32) * devices
+    # the first row that is sent to device `to`, if `start` rows are on the devices before
     first = lambda to, start: (to - start) % devices
-    send = first(jnp.arange(devices, dtype=jnp.int32), before[me])[:, None] + hands[None]
+    send = first(jnp.arange(devices, dtype=jnp.int32), before[me])[:, None] + offsets[None]
     send = jnp.minimum(send, local - 1)
-    come = first(me, before)[:, None] + hands[None] < counts[:, None]
+    come = first(me, before)[:, None] + offsets[None] < counts[:, None]
     order = order_by_group(jnp.where(come.reshape(-1), 0, 1))[:local]
 
     def exchange(a: Array, position: Array) -> Array:
-        dealt = a.at[position].get(mode="promise_in_bounds")
-        got = lax.all_to_all(dealt, axis, 0, 0)
+        sent = a.at[position].get(mode="promise_in_bounds")
+        got = lax.all_to_all(sent, axis, 0, 0)
         return a.at[:local].set(got.reshape(devices * each, *a.shape[1:])[order])
 
-    live = course.live
+    live = carry.live
     place = live.source[send + few - 1]
     state, memory = jax.tree.map(lambda a: exchange(a, place), (live.state, live.memory))
-    row, nan_exits = (exchange(a, send) for a in (course.row, course.nan_exits))
-    source = jnp.arange(1 - few, course.row.shape[0], dtype=jnp.int32)
+    row, nan_exits = (exchange(a, send) for a in (carry.row, carry.nan_exits))
+    source = jnp.arange(1 - few, carry.row.shape[0], dtype=jnp.int32)
     live = live._replace(state=state, memory=memory, source=source)
     count = come.sum(dtype=jnp.int32)
-    return course._replace(live=live, row=row, nan_exits=nan_exits, count=count)
+    return carry._replace(live=live, row=row, nan_exits=nan_exits, count=count)

@@ -1,14 +1,13 @@
-"""Which tiles a block runs on, given how many rows are live: the cheapest set of compiled sizes
-that covers them.
+"""The tiles of a block: the cheapest multiset of compiled sizes that covers the live rows.
 
 A block is compiled for a few tile sizes. A tile of s rows costs c(s) seconds, which is not
-proportional to s: below some size the weights are read all the same, and threads have nothing to
-share. For n live rows the plan is the multiset of sizes
+proportional to s: a small tile reads all weights too, and has too little work for several threads.
+For n live rows the plan is the multiset of sizes
 
     argmin sum of c(s)   subject to   n <= sum of s
 
-found once for every n while tracing (an unbounded knapsack), and looked up by the number of live
-rows while running. Only the last tile of a plan may hold rows that are not live.
+It is computed once for every n while tracing (an unbounded knapsack), and looked up by the number
+of live rows at run time. Only the last tile of a plan may hold padding rows.
 """
 
 import dataclasses
@@ -22,32 +21,28 @@ import numpy as np
 
 from dynexit.core.types import Array, Step
 
-ROW_OVERHEAD = (
-    2**15
-    # bytes of state: starting a tile costs about as much as computing rows of this much state (two CPU
-    # cores)
-)
-# a row is taken to cost as much for so many weights as for one byte of state: products with weights
-# that are used once a row, against those of a transformer of 64 tokens, which uses them for each
+# bytes of state: a tile's overhead is about the cost of rows with this much state (2 CPU cores)
+ROW_OVERHEAD = 2**15
+# this number of weights costs a row as much as one byte of state: weights that are used once per
+# row, against those of a transformer of 64 tokens, which uses them for each token
 WEIGHTS_PER_BYTE = 512
-TILE_BYTES = (
-    2**20
-)  # of state in the largest tile: beyond, rows leave the cache and do not get cheaper
-TILE_ROWS = 256  # at most, in the largest tile
-HARDLY = 1 / 4  # of the overhead: a tile of so few rows costs hardly more than one of a single row
-SAVING = 0.98  # of the expected cost, at most, for one more size to be worth its copy
-APART = 1.25  # a size is worth one more copy of the block where the next costs so much more
-MANY = 8  # largest tiles in a batch, from which on two sizes are compiled
-REPEATS = 4  # largest tiles; beyond, plans repeat where the batch size is symbolic
+# bytes of state in the largest tile: more rows do not fit the cache and are not cheaper
+TILE_BYTES = 2**20
+TILE_ROWS = 256  # maximal number of rows in the largest tile
+HARDLY = 1 / 4  # of the overhead: a tile of so few rows costs little more than one of a single row
+SAVING = 0.98  # one more size is compiled if the expected cost falls to this fraction or below
+APART = 1.25  # one more size is compiled if the next larger one costs at least this factor more
+MANY = 8  # a batch of at least this many largest tiles has two sizes
+REPEATS = 4  # largest tiles, beyond which plans repeat if the batch size is symbolic
 
 
 @dataclasses.dataclass(frozen=True)
 class Tiling:
-    """Tile sizes and what a tile of each costs.
+    """Tile sizes and the cost of a tile of each size.
 
     Attributes:
-      sizes: rows per tile, falling.
-      costs: of one tile of each size, in any one unit (`dx.tune` gives seconds).
+      sizes: rows per tile, decreasing.
+      costs: cost of one tile of each size, in any common unit (`dx.tune` gives seconds).
     """
 
     sizes: tuple[int, ...]
@@ -56,18 +51,20 @@ class Tiling:
     def __post_init__(self):
         if not self.sizes or len(self.sizes) != len(self.costs):
             raise ValueError(
-                f"`sizes` and `costs` must be as many, at least 1, got {len(self.sizes)} and {len(self.costs)}"
+                "`sizes` and `costs` must have the same length, at least 1, got "
+                f"{len(self.sizes)} and {len(self.costs)}"
             )
         if min(self.sizes) < 1 or any(
             a <= b for a, b in zip(self.sizes, self.sizes[1:], strict=False)
         ):
-            raise ValueError(f"`sizes` must be at least 1 and falling, got {self.sizes}")
+            raise ValueError(f"`sizes` must be at least 1 and decreasing, got {self.sizes}")
         if not all(math.isfinite(c) and c > 0 for c in self.costs):
             raise ValueError(f"`costs` must be positive and finite, got {self.costs}")
 
     def within(self, batch: Any) -> "Tiling":
-        """The tiling without the sizes beyond `batch`, or with that size alone if none is left; as
-        it is where the batch size is symbolic.
+        """The tiling without sizes above `batch`, or with the size `batch` only if none remains.
+
+        The tiling is unchanged if the batch size is symbolic.
         """
         if not isinstance(batch, int):
             return self
@@ -75,15 +72,15 @@ class Tiling:
         return Tiling(*zip(*(kept or [(batch, self.costs[-1])]), strict=True))
 
     def counts(self, batch: int) -> np.ndarray:
-        """How many tiles of each size for n live rows, n = 0..batch: int32 `[batch + 1, sizes]`."""
+        """Tiles of each size for n live rows, n = 0..batch: int32 `[batch + 1, sizes]`."""
         return _plans(self.within(batch), batch)[0]
 
     def rows(self, batch: int) -> np.ndarray:
-        """The rows that a block runs, padding included, for n live ones: int64 `[batch + 1]`."""
+        """Rows that a block runs for n live rows, with padding rows: int64 `[batch + 1]`."""
         return self.counts(batch) @ np.array(self.within(batch).sizes)
 
     def padding(self, batch: Any) -> int:
-        """How far the last tile of a plan may reach beyond the batch, in rows."""
+        """The number of rows by which the last tile of a plan may exceed the batch."""
         return int(self.rows(batch).max()) - batch if isinstance(batch, int) else self.sizes[0] - 1
 
     def ends(self, live: Array, batch: Any) -> Array:
@@ -96,11 +93,10 @@ class Tiling:
         return jnp.cumsum(self.counts_for(live) * jnp.asarray(self.sizes, jnp.int32))
 
     def counts_for(self, live: Array) -> Array:
-        """As a row of `counts` where the batch size is symbolic: int32 `[sizes]` for `live` rows,
-        int32 `[]` and traced.
+        """A row of `counts` for a symbolic batch size: int32 `[sizes]` for `live` rows.
 
-        For many rows plans repeat, with one more of the tiles that are cheapest by the row. A plan
-        may reach beyond the batch, by fewer rows than the largest tile has.
+        `live` is int32 `[]`, traced. For many rows the plans repeat, with more tiles of the size
+        that is cheapest per row. A plan may exceed the batch by fewer rows than the largest tile.
         """
         cheapest = min(range(len(self.sizes)), key=lambda k: self.costs[k] / self.sizes[k])
         size, known = self.sizes[cheapest], REPEATS * self.sizes[0]
@@ -109,25 +105,22 @@ class Tiling:
         return table[live - more * size].at[cheapest].add(more)
 
     def seconds(self, batch: int) -> np.ndarray:
-        """What the plan for n live rows costs, n = 0..batch: float64 `[batch + 1]`, in the unit of
-        `costs`.
-        """
+        """Costs of the plans for n live rows, n = 0..batch: float64 `[batch + 1]`."""
         return _plans(self.within(batch), batch)[1]
 
 
 def default_tiling(
     state: Any, batch: int, tile: int | None = None, step: Step | None = None
 ) -> Tiling:
-    """A tiling for rows like those of `state` where nothing has been measured: c(s) = s + a
-    constant.
+    """A tiling without measurements, from the model c(s) = s + a constant.
 
-    The constants are those of two CPU cores. An accelerator has others, and `dx.tune` finds them.
+    The constants are those of two CPU cores. `dx.tune` measures the costs of another device.
 
     Args:
       state: arrays or shapes `[B, ...]`.
-      batch: rows B; where it is symbolic no size is left out for being larger.
-      tile: the largest size; None for one whose state fits a core's cache.
-      step: whose blocks run; the more weights they have the more a row costs, whatever its state.
+      batch: rows B; if it is symbolic, sizes are not limited by it.
+      tile: the largest size; None for a size whose state fits the cache of a core.
+      step: the step that runs; a row costs more if its blocks have more weights.
     """
     row = max(1, sum(math.prod(a.shape[1:]) * a.dtype.itemsize for a in jax.tree.leaves(state)))
     if tile is None:
@@ -144,7 +137,7 @@ def default_tiling(
 
 
 def _weights(step: Step | None) -> int:
-    """How many numbers the weights of one block are."""
+    """The number of weights of one block."""
     if step is None:
         return 0
     weights = jax.eval_shape(step.select, jax.ShapeDtypeStruct((), jnp.int32))
@@ -152,12 +145,11 @@ def _weights(step: Step | None) -> int:
 
 
 def _default_sizes(largest: int, overhead: float, most: int) -> tuple[int, ...]:
-    """`most` sizes at most (2 or 3), in about geometric progression: each is one more copy of the
-    block in the program.
+    """At most `most` sizes (2 or 3), in approximately geometric progression.
 
-    The smallest is the one below which a tile hardly gets cheaper. With two sizes it is left out
-    where it is much smaller than the largest: the rows that are left at the end cost little of a
-    batch of many tiles.
+    Each size is one more copy of the block in the program. A tile below the smallest size is hardly
+    cheaper. With two sizes the smallest is omitted if it is much smaller than the largest: in a
+    batch of many tiles the last rows cost little.
     """
     smallest = max(1, min(largest, 2 ** math.floor(math.log2(max(1.0, overhead * HARDLY)))))
     dearer = (largest + overhead) / (smallest + overhead)
@@ -170,9 +162,7 @@ def _default_sizes(largest: int, overhead: float, most: int) -> tuple[int, ...]:
 
 
 def _exact(tiles: tuple[tuple[int, float], ...], batch: int) -> tuple[np.ndarray, np.ndarray]:
-    """The least cost of tiles of together exactly m rows, m = 0..batch, and the index of the last
-    tile taken.
-    """
+    """The least cost of tiles of exactly m rows in total, and their last tile, m = 0..batch."""
     cost, last = np.full(batch + 1, np.inf), np.full(batch + 1, -1)
     cost[0] = 0.0
     for m in range(1, batch + 1):
@@ -196,14 +186,13 @@ def _plans(tiling: Tiling, batch: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def choose_sizes(costs: dict[int, float], batch: int, live: np.ndarray, most: int = 3) -> Tiling:
-    """The sizes worth compiling: one after the other, the one that makes the plans for the expected
-    row counts cheapest.
+    """Chooses tile sizes greedily by the expected cost of the plans.
 
     Args:
-      costs: of one tile, by its rows.
+      costs: cost of one tile by its number of rows.
       batch: rows B.
-      live: row counts to expect, int, any shape.
-      most: sizes at most; each is one more copy of the block in the program.
+      live: expected numbers of live rows, int, any shape.
+      most: the maximal number of sizes; each is one more copy of the block in the program.
     """
     weight = np.bincount(live.reshape(-1), minlength=batch + 1).astype(float)
     expected = lambda sizes: float(weight @ tiling(sizes).seconds(batch))

@@ -21,8 +21,8 @@ from dynexit.engine.rows import (
     advance,
     advance_alone,
     begin,
+    clear_exited,
     exit_depth,
-    forget_departed,
     last_exit,
 )
 from dynexit.engine.run import checked_tile, freeze, walk
@@ -39,21 +39,22 @@ def run_bounded(
     executor: Literal["masked", "compacted"] = "masked",
     tile: int | Tiling | Sequence[Tiling] | None = None,
 ) -> Halted:
-    """As `run_until`, reverse-mode differentiable: outputs and states carry gradients, decisions
-    and memories do not.
+    """Runs each row until its criterion fires, as `run_until`, and is reverse-mode differentiable.
 
-    "masked" runs all rows until the last one has left, in both directions, and keeps little: a tree
-    of checkpoints with 4 branches, so that at most 4 log4(N) states are held, and the residuals of
-    4 steps, at the price of log4(N) forward passes. "compacted" runs a step, forward and back, on
-    the rows alone that took it: time follows the mean depth. It holds the state with which every
-    row entered every step (N states), and runs each step once more on the way back.
+    Outputs and states have gradients; decisions and memories do not.
+
+    "masked" runs all rows until the last row has exited, in both passes. Its checkpoints form a
+    tree with 4 branches: it holds at most 4 log4(N) states and the residuals of 4 steps, and costs
+    log4(N) forward passes. "compacted" runs each step, forward and backward, only on the rows that
+    took it, so its time follows the mean depth. It holds the state with which every row entered
+    every step (N states), and runs each step once more in the backward pass.
 
     Args:
-      step, state, depth, criterion: as in `run_until`; nothing is read late. For "compacted",
-        arrays that are differentiated must be leaves of the step, as `stacked_step`,
-        `switched_step` and `tied_step` make them, or come by its `select`.
+      step, state, depth, criterion: as in `run_until`; no readout is deferred. For "compacted",
+        differentiated arrays must be leaves of the step, as in the steps of `stacked_step`,
+        `switched_step` and `tied_step`, or come from its `select`.
       executor: "masked" or "compacted"; their values and gradients are equal.
-      tile: as in `run_until`, for "compacted" alone.
+      tile: as in `run_until`, for "compacted" only.
 
     Returns:
       `Halted`.
@@ -63,9 +64,10 @@ def run_bounded(
 
     Example:
       >>> import dynexit as dx
-      >>> leave = dx.criteria.gate_above(3.0, read=lambda output: output)
-      >>> loss = lambda p: dx.run_bounded(dx.tied_step(lambda p, h: h * p, lambda p, h: h, p), jnp.ones(1), 9, leave).output.sum()
-      >>> jax.grad(loss)(jnp.float32(2.0))  # the row leaves after two steps, at p ** 2
+      >>> above = dx.criteria.gate_above(3.0, read=lambda output: output)
+      >>> step = lambda p: dx.tied_step(lambda p, h: h * p, lambda p, h: h, p)
+      >>> loss = lambda p: dx.run_bounded(step(p), jnp.ones(1), 9, above).output.sum()
+      >>> jax.grad(loss)(jnp.float32(2.0))  # the row exits after two steps, at p ** 2
       Array(4., dtype=float32)
     """
     if not isinstance(criterion, Criterion):
@@ -98,7 +100,7 @@ def _run_masked(step, state, depth, criterion) -> Halted:
         if stage.steps == 1:
             rows = advance_alone(stage, job, rows, space, differentiated=True)
         else:
-            rows = _tree(stage, job, forget_departed(rows) if stage.first else rows)
+            rows = _tree(stage, job, clear_exited(rows) if stage.first else rows)
         states.append(rows.state)
     final = tuple(states) if isinstance(step, tuple) else states[0]
     memory = jax.tree.map(jax.lax.stop_gradient, rows.memory)
@@ -114,8 +116,9 @@ def _run_masked(step, state, depth, criterion) -> Halted:
 
 
 def _tree(stage: Stage, job: Job, rows: Rows) -> Rows:
-    """All steps of a stage: a scan of 4 checkpointed scans of 4 ... of 4 steps; a scan's backward
-    pass holds 4 states at a time.
+    """All steps of a stage, as nested checkpointed scans of 4 iterations each.
+
+    The backward pass of one scan holds 4 states at a time.
     """
 
     def one(rows: Rows, i: Any):

@@ -1,16 +1,16 @@
-"""Training that saves compute: a row that has left takes part neither in the rest of the forward
-pass nor in the backward pass.
+"""Training in compacted tiles: a row that exits takes no part in later steps, forward or backward.
 
-Forward, the compacted schedule runs, and every row's state on entering a step is recorded,
-addressed by row. Backward, the rows are sorted by exit, the deepest first, so that those which took
-step i are the first n_i, and tiles of them retrace it:
+The forward pass runs the compacted executor and records the state with which every row enters a
+step, indexed by row. The backward pass sorts the rows by exit, the deepest first. The rows that
+took step i are then the first n_i, and tiles of them run the step again:
 
-    sorted by exit   d a f | c b e        step 3 was taken by d a f: one tile of 3, run again from
-    the recorded states gradients        g g g | . . .        of the states after step 3, replaced
-    by those before it; c b e still hold what came from outside for the state with which they left
+    sorted by exit   d a f | c b e    step 3 was taken by d a f: one tile of 3, run again from the
+                                      recorded states
+    gradients        g g g | . . .    of the states after step 3, replaced by those before it;
+                                      c b e still hold the gradients of their final states
 
-The gradient that comes in for a row's output enters at the step after which the row left. Nothing
-flows through decisions.
+The gradient of the output of a row enters at the step after which the row exited. Decisions have no
+gradient.
 """
 
 import dataclasses
@@ -39,10 +39,10 @@ from dynexit.engine.run import run_until, stacked_weights, walk
 def run_retraced(
     step: Step | tuple, state: PyTree, depth: int | tuple, criterion: Criterion, tile: Any
 ) -> Halted:
-    """`run_until` with a gradient; arguments as there, `depth` and `tile` hashable.
+    """`run_until` with a gradient; `depth` and `tile` are hashable.
 
-    Every block's weights are taken here, outside of what has a gradient of its own, so that JAX
-    itself carries their gradient on through `select`.
+    The weights of all blocks are selected here, outside of the custom gradient, so that JAX
+    differentiates `select`.
     """
     stages = stages_of(step, depth)
     stacked = [stacked_weights(stage.step, stage.steps) for stage in stages]
@@ -78,10 +78,10 @@ def _constant(weights: PyTree, i: Any) -> PyTree:
 
 @dataclasses.dataclass(frozen=True)
 class _Recording:
-    """`apply` that writes the state with which every row enters to the record of its stage.
+    """`apply` that also writes the state with which every row enters to the record of its stage.
 
-    What it needs comes as arguments: a function that closed over traced values would outlive their
-    trace in the cache of `run_until`.
+    Traced values are arguments. A function that closed over them would outlive their trace in the
+    cache of `run_until`.
     """
 
     stage: int
@@ -93,8 +93,9 @@ class _Recording:
 
 
 def _forward(form, weights, applies, state, criterion):
-    """The run, and the states with which every row entered every step: leaves `[steps, B, ...]` by
-    stage.
+    """The run, and the states with which every row entered every step.
+
+    The states have leaves `[steps, B, ...]`, by stage.
     """
     tied, blocks, depth, tile = form
     steps = _steps(tied, blocks, weights, applies)
@@ -127,7 +128,7 @@ def _backward(form, kept, given: Halted):
     batch = batch_size(state)
     order = jnp.argsort(exit, descending=True).astype(jnp.int32)
     sorted_rows = lambda tree: jax.tree.map(lambda a: a[order], _floats(tree))
-    leaving, exit = sorted_rows(given.output), exit[order]
+    of_outputs, exit = sorted_rows(given.output), exit[order]
     after, of_weights, of_applies = None, [], []
     for k, stage in reversed(list(enumerate(stages))):
         space = jax.tree.map(lambda a: a[0], records[k])
@@ -138,7 +139,7 @@ def _backward(form, kept, given: Halted):
         own = sorted_rows(given.state[k])
         after = own if after is None else jax.tree.map(jnp.add, own, after)
         after, w, apply = _retrace(
-            stage, weights[k], tied[k], records[k], order, exit, after, leaving, chosen
+            stage, weights[k], tied[k], records[k], order, exit, after, of_outputs, chosen
         )
         of_weights.insert(0, _with_integers(w, weights[k]))
         of_applies.insert(0, _with_integers(apply, applies[k]))
@@ -158,17 +159,17 @@ def _retrace(
     order: Array,
     exit: Array,
     after: list,
-    leaving: list,
+    of_outputs: list,
     tiling: Tiling,
 ) -> tuple[list, list, list]:
-    """The gradients of one stage's input, weights and apply, from those of its states `after` and
-    of the outputs `leaving`.
+    """The gradients of the input, the weights and the `apply` of one stage.
 
-    All are lists of the floating-point leaves; rows are sorted by exit, which falls.
+    They follow from the gradients of its final states, `after`, and of the outputs, `of_outputs`.
+    All are lists of the floating-point leaves. Rows are sorted by decreasing exit.
     """
     batch, last = order.shape[0], stage.steps - 1  # one step may change the state's shape
     tiling = tiling.within(batch)
-    after, leaving = extended((after, leaving), tiling.padding(batch))
+    after, of_outputs = extended((after, of_outputs), tiling.padding(batch))
     zeros = lambda tree: [jnp.zeros_like(a) for a in _floats(tree)]
     before = after
     if last == 0:
@@ -183,7 +184,7 @@ def _retrace(
         def retrace_tile(carry, size: int):
             begin, before, of_w, of_apply = carry
             place = begin + jnp.arange(size, dtype=jnp.int32)
-            row = order[jnp.minimum(place, live - 1)]  # padding rows retrace a row that there is
+            row = order[jnp.minimum(place, live - 1)]  # padding rows retrace the last live row
             here = place < live
             exits = here & (exit.at[place].get(mode="clip") == stage.first + i)
             part = lambda tree: take_tile(tree, begin, size)
@@ -199,7 +200,7 @@ def _retrace(
 
             _, pull = jax.vjp(run, [_floats(stage.step.apply), _floats(w), _floats(state)])
             ((d_apply, d_w, d_state),) = pull(
-                (masked(here, part(after)), masked(exits, part(leaving)))
+                (masked(here, part(after)), masked(exits, part(of_outputs)))
             )
             before = write_tile(before, where_rows(here, d_state, part(before)), begin)
             add = functools.partial(jax.tree.map, jnp.add)
@@ -237,13 +238,13 @@ def _floats(tree: PyTree) -> list:
 
 
 def _put(floats: list, tree: PyTree) -> PyTree:
-    """The tree with these leaves in place of its own."""
+    """The tree with its floating-point leaves replaced by `floats`."""
     new = iter(floats)
     return jax.tree.map(lambda a: next(new) if _is_float(a) else a, tree)
 
 
 def _with_integers(floats: list, tree: PyTree) -> PyTree:
-    """Gradients in the structure of `tree`; those of integers are of no width."""
+    """Gradients in the structure of `tree`; those of integers have the dtype float0."""
     new = iter(floats)
     return jax.tree.map(
         lambda a: (

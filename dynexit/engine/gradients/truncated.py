@@ -1,6 +1,4 @@
-"""Many steps forward of which only the last few carry gradients: truncated backpropagation through
-depth.
-"""
+"""Truncated backpropagation through depth: only the last few steps carry gradients."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -23,39 +21,40 @@ def run_truncated(
     most: int,
     injected: Sequence[str] = (),
 ) -> tuple[PyTree, PyTree]:
-    """Runs `free` steps without gradients and then `steps` steps with them; one compiled program
-    for all numbers of steps.
+    """Runs `free` steps without gradients, then `steps` steps with gradients.
 
-    s_{i+1} = f(s_i) for i < free + steps; dL/ds_i = 0 for i < free. Without free steps this is the
-    whole gradient.
+    s_{i+1} = f(s_i) for i < free + steps; dL/ds_i = 0 for i < free. With free = 0 the gradient is
+    that of all steps. One compiled program serves all numbers of steps.
 
     Args:
-      step: a step that keeps the state's shape.
-      state: leaves `[B, ...]`; where `injected` is given, a dict.
-      free: steps without gradients, int32 `[]`, may be traced; none of their values is kept.
-      steps: steps with gradients, int32 `[]`, may be traced; 1 to `most`. Steps that are not asked
-        for are skipped, not masked.
-      most: bounds `steps` and the memory of the backward pass.
-      injected: entries of the state that every step reads and none changes (the input): they keep
-        their gradient, through the last `steps` steps.
+      step: a step that keeps the shape of the state.
+      state: leaves `[B, ...]`; a dict if `injected` is given.
+      free: number of steps without gradients, int32 `[]`, may be traced; their values are not
+        stored.
+      steps: number of steps with gradients, 1 to `most`, int32 `[]`, may be traced. The other steps
+        up to `most` are skipped, not masked.
+      most: the bound of `steps` and of the memory of the backward pass.
+      injected: entries of the state that every step reads and no step changes (the input). They
+        keep their gradient through the last `steps` steps.
 
     Returns:
-      The state after `free + steps` steps and the last exit's output, leaves `[B, ...]`; no other
-      exit is read.
+      The state after `free + steps` steps and the output of the last exit, leaves `[B, ...]`; no
+      other exit is read.
 
     Raises:
-      TypeError, ValueError: `most` is no integer or below 1; `free` or `steps`, where not traced,
-        are no integers or out of range; `injected` names an entry that the state does not have.
+      TypeError, ValueError: `most` is not an integer or is below 1; `free` or `steps`, if not
+        traced, is not an integer or is out of range; `injected` names an entry that the state does
+        not have.
 
     Example:
       >>> import dynexit as dx
       >>> step = lambda p: dx.tied_step(lambda p, h: h * p, lambda p, h: h, p)
-      >>> cube = lambda p: dx.engine.run_truncated(step(p), jnp.ones(1), free=1, steps=2, most=2)[1][0]
-      >>> value, slope = jax.value_and_grad(cube)(jnp.float32(3.0))
-      >>> float(value), float(slope)  # 3 p^2, the first factor a constant
+      >>> run = lambda p: dx.engine.run_truncated(step(p), jnp.ones(1), free=1, steps=2, most=2)
+      >>> value, slope = jax.value_and_grad(lambda p: run(p)[1][0])(jnp.float32(3.0))
+      >>> float(value), float(slope)  # p^3 and 2 p^2: the first factor is a constant
       (27.0, 18.0)
 
-    Source: the usual truncation; Geiping et al. 2025 keep 8 steps of recurrent depth.
+    Source: truncated backpropagation; Geiping et al. 2025 use 8 steps of recurrent depth.
     """
     most = positive_integer(most, "most")
     if missing := sorted(set(injected) - set(state if isinstance(state, dict) else ())):
@@ -86,13 +85,14 @@ def run_truncated(
 
 
 def _count(value: Any, name: str, low: int, high: int | None) -> Array:
-    """int32 `[]`; tracers are not looked into."""
+    """`value` as int32 `[]`; the range of a tracer is not checked."""
     if not jnp.issubdtype(jnp.result_type(value), jnp.integer):
         raise TypeError(f"`{name}` must be an integer, got {value!r}")
     if not isinstance(value, Tracer) and not (
         low <= int(value) and (high is None or int(value) <= high)
     ):
         raise ValueError(
-            f"`{name}` must be at least {low}{'' if high is None else f' and at most {high}'}, got {int(value)}"
+            f"`{name}` must be at least {low}{'' if high is None else f' and at most {high}'}, "
+            f"got {int(value)}"
         )
     return jnp.asarray(value, jnp.int32)

@@ -1,10 +1,10 @@
-"""A gradient of zero stays zero, whatever it is multiplied by.
+"""A reverse pass in which a gradient of zero stays zero for any factor.
 
-`where(alive, step(old), old)` sends a gradient of zero into the step for what is not alive, and
-JAX multiplies it by the derivative there, which gives a NaN where that is infinite. Rows that are
-independent of each other are kept out of it by feeding the step another row in their place
-(`rows.live_in_all`). Places of a row are not independent: those that go on read the others. Here
-the step runs on what there is, and on the way back 0 x inf and 0 / 0 are 0.
+The gradient of `where(alive, step(old), old)` passes zeros into the step for entries that are not
+alive. JAX multiplies them by the derivative there, and the product is NaN if the derivative is
+infinite. For independent rows, the step runs on a live row in place of each exited one
+(`rows.live_in_all`). The positions of a row are not independent, since live positions read the
+others. Here the step runs on all positions, and in the backward pass 0 x inf and 0 / 0 are 0.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ INLINED = ("jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom
 
 
 def zero_stays_zero(f: Callable[..., PyTree]) -> Callable[..., PyTree]:
-    """`f`, a function of trees of arrays that closes over none, with such a reverse pass."""
+    """`f`, a function of trees of arrays without arrays in its closure, with this reverse pass."""
 
     @jax.custom_vjp
     def run(*args):
@@ -59,7 +59,7 @@ def zero_stays_zero(f: Callable[..., PyTree]) -> Callable[..., PyTree]:
 
 
 def _evaluate(jaxpr: core.Jaxpr, consts: list, args: list) -> list:
-    """The program, with products and quotients of zero that are zero."""
+    """Evaluates a program in which products and quotients of zero are zero."""
     values: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
     values |= zip(jaxpr.invars, args, strict=True)
     read = lambda x: x.val if isinstance(x, core.Literal) else values[x]

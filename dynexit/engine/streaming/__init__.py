@@ -1,1 +1,1 @@
-"""Streaming: a queue longer than the slots, refilled as rows exit."""
+"""Streaming: a queue of rows in slots that are refilled when rows exit."""

@@ -1,6 +1,4 @@
-"""Streaming a queue longer than memory: chunk by chunk from the host, one running while the next is
-drawn and transferred.
-"""
+"""Streaming a queue that does not fit in memory, chunk by chunk from the host."""
 
 from collections.abc import Iterable, Iterator
 
@@ -21,41 +19,40 @@ def stream_chunks(
     slots: int | None = None,
     keep_state: bool = True,
 ) -> Iterator[Halted]:
-    """`run_stream` for every chunk of a queue, one chunk ahead; two chunks and their results are on
-    the device at most.
+    """`run_stream` for every chunk of a queue, with the next chunk transferred in advance.
 
-    Chunk k + 1 is drawn, transferred and queued behind chunk k before the results of chunk k are
-    waited for. So the device is idle only where drawing a chunk and using a result takes longer
-    than running one.
+    Chunk k + 1 is drawn, transferred and enqueued before the results of chunk k are awaited. At
+    most two chunks and their results are on the device. The device is idle only if drawing a chunk
+    and using a result takes longer than running a chunk.
 
     Args:
-      step, depth, criterion, slots, keep_state: as in `run_stream`. A criterion that remembers
-        something of every row (`at_depth`) begins each chunk anew, with as many rows as the first
-        chunk has.
-      chunks: host arrays, leaves `[m, ...]`; m is the same for all, or less than in the first:
-        nothing is compiled anew and no missing row is run. A chunk is copied when it is drawn, so
-        its arrays may be used again for the next.
+      step, depth, criterion, slots, keep_state: as in `run_stream`. The memory of a criterion
+        (`at_depth`) is initialised for each chunk, with the number of rows of the first chunk.
+      chunks: host arrays, leaves `[m, ...]`, where m is at most that of the first chunk. A shorter
+        chunk does not recompile, and its missing rows do not run. A chunk is copied when it is
+        drawn, so its arrays may be reused for the next chunk.
 
     Returns:
-      An iterator of `Halted` on the host (numpy), one a chunk and in their order, leaves `[m,
-      ...]`.
+      An iterator of `Halted` on the host (numpy), one per chunk in their order, leaves `[m, ...]`.
 
     Raises:
-      TypeError, ValueError: as `run_stream`, at once; and when it is drawn, a chunk that is empty,
-        longer than the first or otherwise of another shape, dtype or structure.
+      TypeError, ValueError: as `run_stream`, immediately; when a chunk is drawn, it is empty, has
+        more rows than the first chunk or differs from it in shape, dtype or structure.
 
     Example:
       >>> import dynexit as dx
       >>> step = dx.stacked_step(lambda p, h: h * p, lambda p, h: h, jnp.array([2.0, 3.0, 4.0]))
       >>> big = dx.criteria.gate_above(8.0, read=lambda output: output)
       >>> chunks = iter([np.float32([1, 5]), np.float32([2, 0]), np.float32([3])])
-      >>> [halted.exit_depth.tolist() for halted in dx.stream_chunks(step, chunks, depth=3, criterion=big)]
+      >>> results = dx.stream_chunks(step, chunks, depth=3, criterion=big)
+      >>> [halted.exit_depth.tolist() for halted in results]
       [[3, 1], [2, 3], [2]]
     """
     slots = checked_slots(step, depth, criterion, slots)
     if not isinstance(chunks, Iterable) or isinstance(chunks, (dict, np.ndarray, jax.Array)):
         raise TypeError(
-            f"`chunks` must be an iterable of chunks, each with leaves [m, ...], got {type(chunks).__name__}"
+            "`chunks` must be an iterable of chunks, each with leaves [m, ...], got "
+            f"{type(chunks).__name__}"
         )
     return _results(step, chunks, depth_of(step, depth), criterion, slots, keep_state)
 
@@ -90,7 +87,8 @@ def _results(
 def _check_like(first: PyTree, chunk: PyTree, name: str) -> None:
     if jax.tree.structure(chunk) != jax.tree.structure(first):
         raise ValueError(
-            f"`{name}` has the structure {jax.tree.structure(chunk)}, the first chunk {jax.tree.structure(first)}"
+            f"`{name}` has the structure {jax.tree.structure(chunk)}, the first chunk "
+            f"{jax.tree.structure(first)}"
         )
     for (path, a), b in zip(
         jax.tree_util.tree_flatten_with_path(first)[0], jax.tree.leaves(chunk), strict=True
@@ -101,8 +99,9 @@ def _check_like(first: PyTree, chunk: PyTree, name: str) -> None:
             or jnp.shape(b)[0] > a.shape[0]
         ):
             raise ValueError(
-                f"`{name}`{jax.tree_util.keystr(path)} is {describe(b)}, in the first chunk it is {describe(a)}; a chunk may have "
-                "fewer rows than the first and differ in nothing else"
+                f"`{name}`{jax.tree_util.keystr(path)} is {describe(b)}, in the first chunk it is "
+                f"{describe(a)}; a chunk may have fewer rows than the first one, but must have the "
+                "same structure, shapes and dtypes otherwise"
             )
 
 
@@ -114,7 +113,7 @@ def _padded(chunk: PyTree, rows: int) -> PyTree:
 
 
 def _fetched(halted: Halted, rows: int) -> Halted:
-    """Waited for, on the host, and without the padding."""
+    """The result on the host, without padding rows."""
     halted = jax.device_get(halted)
     cut = jax.tree.map(lambda a: a[:rows], halted._replace(rows_executed=()))
     return cut._replace(rows_executed=halted.rows_executed)

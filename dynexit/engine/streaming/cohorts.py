@@ -1,19 +1,18 @@
-"""Streaming through blocks with weights of their own: rows that wait for the same block are run
-together once they fill a tile.
+"""Streaming through untied blocks: rows that wait for the same block are gathered into tiles.
 
-Rows waiting for block i are cohort i, and the queue is cohort 0. A tile is taken from the deepest
-cohort that fills one; where none does, which is so only at the end of the queue, from the
-shallowest that has any rows, since deeper ones may still gain some:
+Rows that wait for block i form cohort i, and the queue is cohort 0. A tile is taken from the
+deepest cohort that fills one. At the end of the queue no cohort may fill a tile. Then the tile is
+taken from the shallowest cohort with rows, since deeper cohorts may still gain rows:
 
-    queue      k l m n o ...    tiles of 4: cohort 2 alone fills one, so c f h i run through
-    cohort 1   d g              block 2; those that go on join cohort 3, those that exit are
+    queue      k l m n o ...    tiles of 4: only cohort 2 fills one, so c f h i run through
+    cohort 1   d g              block 2; survivors join cohort 3, and rows that exit are
     cohort 2   a c f h i        appended to the exited rows
     cohort 3   b e j
 
-A cohort that gains rows held fewer than T, or it would have run itself; it gains T at most. So
-cohorts of 2T - 1 places cannot overflow, however long the queue, and every block runs one tile at
-most that is not full, however the depths are spread. Smaller sizes are for such tiles; the block
-and its head alone are compiled for each of them.
+A cohort that gains rows held fewer than T, or it would have run itself; it gains at most T rows. So
+cohorts of 2T - 1 places cannot overflow for any length of the queue, and every block runs at most
+one tile that is not full, for any distribution of depths. Smaller tile sizes are for such tiles;
+only the block and its head are compiled for each size.
 """
 
 from typing import NamedTuple
@@ -40,16 +39,16 @@ from dynexit.engine.streaming.queues import Exited, Waiting, in_queue_order, non
 
 
 class Flow(NamedTuple):
-    """Where a stream stands.
+    """The carry of the loop over tiles.
 
     Attributes:
-      waiting: cohorts 1..N-1 one after the other, 2T - 1 places each, filled from the front; then
-        room for a tile's end.
-      exited: rows that have exited.
-      output: leaves `[P, ...]`, of the tile that ran last; it is written before it is read.
-      counts: int32 `[N + 1]`, rows in every cohort; the first is what is left of the queue, the
-        last stays 0.
-      done: int32 `[]`, rows in `exited`.
+      waiting: cohorts 1..N-1 one after the other, 2T - 1 places each, filled from the front, then
+        space for the end of a tile.
+      exited: exited rows.
+      output: leaves `[P, ...]`, of the last tile that ran; it is written before it is read.
+      counts: int32 `[N + 1]`, the number of rows in every cohort; the first entry is that of the
+        queue, the last is always 0.
+      done: int32 `[]`, the number of rows in `exited`.
       executed: rows x steps so far, a counter.
     """
 
@@ -72,20 +71,19 @@ def run_cohorts(
     tiling: Tiling,
     keep_state: bool,
 ) -> Halted:
-    """Runs a queue through one stage, whose steps may have weights of their own and keep the
-    state's shape.
+    """Runs a queue through one stage whose steps keep the shape of the state.
 
     Args:
-      stage: the network.
+      stage: the network; its steps may have different weights.
       queue: leaves `[M, ...]`.
-      rows: int32 `[]`, traced: how many rows of the queue are run, from the first; the others'
-        results are arbitrary.
-      criterion: when a row exits; asked with a scalar `i`.
+      rows: int32 `[]`, traced: the number of rows that run, from the first row of the queue on; the
+        results of the other rows are arbitrary.
+      criterion: when a row exits; it receives a scalar `i`.
       memory: its memory before the first exit, leaves `[M, ...]`.
-      output: shapes of an exit's output.
-      slots, tiling: the largest size T and all sizes; the others are for cohorts that do not fill a
-        tile.
-      keep_state: whether the states with which rows exit are wanted.
+      output: shapes of the output of an exit.
+      slots, tiling: the largest size T and all sizes; the smaller sizes are for cohorts that do not
+        fill a tile.
+      keep_state: whether to keep the states with which rows exit.
     """
     count, tile = jax.tree.leaves(queue)[0].shape[0], slots
     beyond, places = tiling.padding(tile), (stage.steps - 1) * (2 * tile - 1) + tile
@@ -130,8 +128,9 @@ def run_cohorts(
 
 
 def _take(source: Waiting, flow: Flow, i: Array, rows: Array, taken: Array, tile: int) -> Waiting:
-    """The last `taken` rows of cohort i, or the next of the queue; leaves `[T, ...]`, padding rows
-    beyond.
+    """The last `taken` rows of cohort i, or the next rows of the queue, then padding rows.
+
+    Leaves are `[T, ...]`.
     """
     steps = jnp.arange(tile, dtype=jnp.int32)
     queued = jnp.minimum(rows - flow.counts[0] + steps, source.row.shape[0] - 1)
@@ -143,7 +142,7 @@ def _take(source: Waiting, flow: Flow, i: Array, rows: Array, taken: Array, tile
 
 
 def _join(flow: Flow, after: Waiting, output: PyTree, exits: Array, i: Array, taken: Array) -> Flow:
-    """The first `taken` of the rows join the next cohort, or exit."""
+    """Moves the first `taken` rows to the next cohort, or to the exited rows."""
     tile = exits.shape[0]
     order, survivors = survivors_first(exits, taken)
     joined = _begin(i + 1, tile) + flow.counts[i + 1]
@@ -160,7 +159,5 @@ def _join(flow: Flow, after: Waiting, output: PyTree, exits: Array, i: Array, ta
 
 
 def _begin(i: Array, tile: int) -> Array:
-    """The first place of cohort i; cohort N's, which never holds a row, is the room for a tile's
-    end.
-    """
+    """The first place of cohort i; cohort N holds no rows, and is space for the end of a tile."""
     return jnp.maximum(i - 1, 0) * (2 * tile - 1)

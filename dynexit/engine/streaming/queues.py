@@ -1,4 +1,4 @@
-"""What both forms of streaming share: rows that wait, rows that have exited, and their order."""
+"""Waiting rows, exited rows and their order; shared by both forms of streaming."""
 
 from typing import NamedTuple
 
@@ -12,12 +12,12 @@ from dynexit.engine.rows import exit_depth
 
 
 class Waiting(NamedTuple):
-    """Rows that go on; leaves `[b, ...]`.
+    """Rows that have not exited, leaves `[b, ...]`.
 
     Attributes:
-      state, memory: of the row, and of the criterion.
-      row: int32 `[b]`, its number in the queue.
-      nan_exits: int32 `[b]`, exits at which its output held a NaN.
+      state, memory: the state of the row, and its memory of the criterion.
+      row: int32 `[b]`, the index of the row in the queue.
+      nan_exits: int32 `[b]`, the number of exits at which its output held a NaN.
     """
 
     state: PyTree
@@ -27,8 +27,10 @@ class Waiting(NamedTuple):
 
 
 class Exited(NamedTuple):
-    """Rows that have exited, in the order in which they did; leaves have room for a tile beyond the
-    queue. State is None where it is not kept, exit is int32 `[b]`.
+    """Exited rows in the order of their exits.
+
+    The leaves have space for a tile beyond the queue. `state` is None if it is not kept; `exit` is
+    int32 `[b]`.
     """
 
     state: PyTree
@@ -40,7 +42,7 @@ class Exited(NamedTuple):
 
 
 def none_exited(queue: PyTree, output: PyTree, memory: PyTree, rows: int, keep: bool) -> Exited:
-    """Room for so many rows like those given."""
+    """Empty buffers for this number of rows, with the shapes and types of the given rows."""
     state, output, memory = empty_rows((queue if keep else None, output, memory), rows)
     return Exited(state, output, memory, *jnp.zeros((3, rows), jnp.int32))
 
@@ -48,8 +50,9 @@ def none_exited(queue: PyTree, output: PyTree, memory: PyTree, rows: int, keep: 
 def in_queue_order(
     exited: Exited, count: int, rows: Array, stage: Stage, executed: Array
 ) -> Halted:
-    """The first `rows` of a queue of `count`, all of which have exited, put back into its order;
-    other results are arbitrary.
+    """The results of the first `rows` of `count` rows in the order of the queue.
+
+    All of these rows have exited. The other results are arbitrary.
     """
     order = jnp.arange(count, dtype=jnp.int32)
     to = jnp.where(order < rows, exited.row[:count], count)

@@ -1,9 +1,8 @@
-"""Rows that go through one run after another: a row that halts begins its next run in the same turn
-and waits for no other.
+"""Relay: each row executes a sequence of runs, and begins the next in the turn in which it exits.
 
-This is how a decoder writes: every row is at a token and at an iteration of its own. A turn is one
-iteration of all rows, so the turns follow the mean depth of the runs and not the largest of each
-round.
+A decoder runs in this way: every row is at its own token and its own iteration. A turn is one
+iteration of all rows. So the number of turns follows the mean depth of the runs, and not the
+largest depth of each token.
 
     turn    1      2      3      4      5      6
     row 0   a a1   a a2   b b1   c c1   c c2   c c3
@@ -24,13 +23,13 @@ from dynexit.engine.rows import read_exit
 
 
 class Relayed(NamedTuple):
-    """What a relay returns.
+    """The result of `run_relay`.
 
     Attributes:
-      state: as step and finish left it.
-      nan_exits: int32 `[B]`, iterations at which the row's output held a NaN; there it does not
-        halt, unless it is the last.
-      turns: int32 `[]`, iterations that all rows ran.
+      state: the final state.
+      nan_exits: int32 `[B]`, the number of iterations at which the output of the row held a NaN. A
+        row does not exit there, except at the last iteration of a run.
+      turns: int32 `[]`, the number of iterations of all rows.
     """
 
     state: PyTree
@@ -38,9 +37,11 @@ class Relayed(NamedTuple):
     turns: Array
 
 
-class Standing(NamedTuple):
-    """Between turns: iterations each row has behind it, whether it is over, and the criterion's
-    memory.
+class Turn(NamedTuple):
+    """The carry of the loop over turns.
+
+    `age` is the number of iterations of the current run of each row, `over` whether it is finished,
+    and `memory` that of the criterion.
     """
 
     age: Array
@@ -60,29 +61,31 @@ def run_relay(
     over: Array,
     tiling: Tiling,
 ) -> Relayed:
-    """Iterates all rows, each of which begins anew when it halts, until all are over; on one
-    device, not in `jax.shard_map`.
+    """Iterates rows that each begin a new run when they exit, until all rows are finished.
+
+    It runs on one device, and not in `jax.shard_map`.
 
     Args:
       step: `step(i, state) -> (state, output)`, one iteration of every row at iterations `i`, int32
-        `[B]`; leaves of the output are `[B, ...]`, those of the state whatever they like. It runs
-        on rows that are over, too, and must bear that.
+        `[B]`; leaves of the output are `[B, ...]`, those of the state have any shape. It also runs
+        on finished rows, whose results are not used.
       finish: `finish(state, output, of, valid, exit_depth) -> (state, over)` for the rows `of`
-        `[b]` that have halted, after `exit_depth` `[b]` iterations and with the output `[b, ...]`
-        of the last: takes what they came to and begins their next run; `over` `[b]` says which have
-        none. Rows that are not `valid` `[b]` fill a tile up, and nothing of theirs may change.
-      state: what step and finish hand on.
-      depth: iterations at most, of one run.
-      criterion: when a row halts; its memory begins anew with every run.
-      over: bool `[B]`, rows that have no run to begin with.
+        `[b]` that exit, after `exit_depth` `[b]` iterations and with the output `[b, ...]` of the
+        last one. It stores their results and begins their next runs; `over` `[b]` is True for a
+        row without a further run. Rows that are not `valid` `[b]` are padding rows; nothing of
+        theirs may change.
+      state: the first state of `step` and `finish`.
+      depth: maximal number of iterations of one run.
+      criterion: when a row exits; its memory is reset for every run.
+      over: bool `[B]`, rows that are finished from the start.
       tiling: tiles in which `finish` runs.
 
     Returns:
       `Relayed`.
 
     Raises:
-      TypeError, ValueError: `depth` below 1, `over` not bool `[B]` or of no row, a criterion for
-        another number of exits or of wrong results.
+      TypeError, ValueError: `depth` is below 1, `over` is not bool `[B]` or has no rows, or the
+        criterion is for another number of exits or returns invalid results.
 
     Example:
       >>> import dynexit as dx
@@ -94,7 +97,8 @@ def run_relay(
       ...     return {"sum": state["sum"].at[to].set(0.0, mode="drop"), "left": left}, left[of] == 0
       >>> three = dx.criteria.gate_above(1.5, read=lambda output: output)
       >>> begun = {"sum": jnp.zeros(2), "left": jnp.array([2, 1])}
-      >>> run_relay(add, again, begun, 9, three, jnp.zeros(2, bool), dx.Tiling((2, 1), (2.0, 1.5))).turns
+      >>> tiling = dx.Tiling((2, 1), (2.0, 1.5))
+      >>> run_relay(add, again, begun, 9, three, jnp.zeros(2, bool), tiling).turns
       Array(6, dtype=int32)
     """
     positive_integer(depth, "depth")
@@ -106,12 +110,12 @@ def run_relay(
     zero = jnp.zeros(rows, jnp.int32)
     first = first_memory(criterion, rows, jax.eval_shape(step, zero, state)[1], depth)
 
-    def turn(standing: Standing) -> Standing:
-        age, over, memory, state, nan_exits, turns = standing
+    def turn(before: Turn) -> Turn:
+        age, over, memory, state, nan_exits, turns = before
         state, output = step(age, state)
-        leaves, memory, nan = read_exit(criterion, age, age == depth - 1, output, memory)
-        leaves, nan_exits = leaves & ~over, nan_exits + (nan & ~over).astype(jnp.int32)
-        total, order = leaves.sum(dtype=jnp.int32), jnp.argsort(~leaves, stable=True)
+        exits, memory, nan = read_exit(criterion, age, age == depth - 1, output, memory)
+        exits, nan_exits = exits & ~over, nan_exits + (nan & ~over).astype(jnp.int32)
+        total, order = exits.sum(dtype=jnp.int32), jnp.argsort(~exits, stable=True)
 
         def ready(size: int, carry: Any) -> Any:
             start, over, memory, state = carry
@@ -135,8 +139,8 @@ def run_relay(
                 0, plans[total, k], lambda _, carry, size=size: ready(size, carry), carry
             )
         _, over, memory, state = carry
-        return Standing(jnp.where(leaves, 0, age + 1), over, memory, state, nan_exits, turns + 1)
+        return Turn(jnp.where(exits, 0, age + 1), over, memory, state, nan_exits, turns + 1)
 
-    begun = Standing(zero, over, first, state, zero, jnp.int32(0))
-    ended = jax.lax.while_loop(lambda standing: ~standing.over.all(), turn, begun)
+    begun = Turn(zero, over, first, state, zero, jnp.int32(0))
+    ended = jax.lax.while_loop(lambda turn: ~turn.over.all(), turn, begun)
     return Relayed(ended.state, ended.nan_exits, ended.turns)

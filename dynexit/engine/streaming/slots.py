@@ -1,15 +1,14 @@
-"""Streaming through one block again and again: rows at different depths run side by side, and one
-that exits makes room.
+"""Streaming through a tied step: rows at different iterations run side by side in slots.
 
-A turn runs one iteration of all slots. A row that exits hands its slot to the next of the queue,
-and the others stay where they are:
+A turn runs one iteration of all slots. The slot of a row that exits is refilled with the next row
+of the queue; all other rows keep their slots:
 
     slots   a b c d   iteration 7 2 9 4     b and d exit
-    slots   a e c f   iteration 8 0 10 0    two of the queue come
+    slots   a e c f   iteration 8 0 10 0    e and f are taken from the queue
 
-Once the queue is empty slots are left without a row. When so few rows are left that tiles of fewer
-rows cost less than a turn of all slots, they run as in `compacted.py`. So the block is compiled
-once for every size, as there.
+When the queue is empty, slots of exited rows stay empty. When tiles of the remaining rows cost less
+than a turn of all slots, these rows run as in `compacted.py`. So the block is compiled once for
+every tile size, as there.
 """
 
 from typing import NamedTuple
@@ -24,9 +23,9 @@ from dynexit.engine import loops
 from dynexit.engine.counts import counted, no_rows, total
 from dynexit.engine.executors.compacted import (
     advance_live,
+    all_live,
     by_position,
     plan_for,
-    set_out,
     with_room,
 )
 from dynexit.engine.executors.moves import (
@@ -40,17 +39,18 @@ from dynexit.engine.executors.tiling import Tiling
 from dynexit.engine.rows import Job, begin, read_exit
 from dynexit.engine.streaming.queues import Exited, Waiting, in_queue_order, none_exited
 
-SHARE = 4  # a quarter of the slots is handed over at a time
+SHARE = 4  # slots are refilled in groups of a quarter of all slots
 
 
 class Pool(NamedTuple):
-    """Where a stream stands.
+    """The carry of the loop over turns.
 
     Attributes:
-      slots: the rows in slots; leaves `[S, ...]`. A slot without a row has the number M for one.
-      age: int32 `[S]`, iterations that each has behind it.
-      exited: rows that have exited, with room for S beyond the queue.
-      alive, drawn, done: int32 `[]`; rows in slots, rows taken from the queue, rows in `exited`.
+      slots: the rows in slots, leaves `[S, ...]`; the row index of an empty slot is M.
+      age: int32 `[S]`, the number of iterations of each row so far.
+      exited: exited rows, with space for S rows beyond the queue.
+      alive, drawn, done: int32 `[]`; the numbers of rows in slots, taken from the queue, and in
+        `exited`.
       executed: rows x steps so far, a counter.
     """
 
@@ -74,11 +74,12 @@ def run_slots(
     tiling: Tiling,
     keep_state: bool,
 ) -> Halted:
-    """Runs a queue through a tied step; arguments as in `run_cohorts`, but for the criterion, which
-    is asked with `i` `[b]`.
+    """Runs a queue through a tied step.
+
+    The arguments are those of `run_cohorts`, except that the criterion receives `i` `[b]`.
     """
     count = jax.tree.leaves(queue)[0].shape[0]
-    smaller, fewer = _parted(tiling.within(slots))
+    smaller, fewer = _smaller(tiling.within(slots))
     weights = stage.step.select(jnp.int32(0))
     source = Waiting(queue, memory, jnp.arange(count, dtype=jnp.int32), jnp.zeros(count, jnp.int32))
     first, taken = jnp.arange(slots, dtype=jnp.int32), jnp.minimum(slots, rows)
@@ -100,9 +101,11 @@ def run_slots(
     return in_queue_order(pool.exited, count, rows, stage, total(pool.executed))
 
 
-def _parted(tiling: Tiling) -> tuple[Tiling | None, int]:
-    """The tiling without its largest size, and for how many rows at most it costs less than one
-    tile of that; None and 0 where no rows are so few.
+def _smaller(tiling: Tiling) -> tuple[Tiling | None, int]:
+    """The tiling without its largest size, and the maximal number of rows for which it is cheaper.
+
+    It is compared with one tile of the largest size. The result is None and 0 if it is never
+    cheaper.
     """
     slots, cost = tiling.sizes[0], tiling.costs[0]
     if len(tiling.sizes) == 1:
@@ -115,7 +118,7 @@ def _parted(tiling: Tiling) -> tuple[Tiling | None, int]:
 def _turn(
     stage: Stage, weights: PyTree, criterion: Criterion, source: Waiting, rows: Array, pool: Pool
 ) -> Pool:
-    """One iteration of all slots, and the next of the queue in the place of rows that exit."""
+    """Runs one iteration of all slots and refills the slots of rows that exit."""
     state, output = stage.step.apply(weights, pool.age, pool.slots.state)
     last = pool.age == stage.steps - 1
     exits, memory, nan = read_exit(criterion, pool.age, last, output, pool.slots.memory)
@@ -123,12 +126,12 @@ def _turn(
     exits &= pool.slots.row < count
     nan_exits = pool.slots.nan_exits + nan.astype(jnp.int32)
     after = Waiting(state, memory, pool.slots.row, nan_exits)
-    leaving, few = exits.sum(dtype=jnp.int32), max(1, slots // SHARE)
+    exiting, few = exits.sum(dtype=jnp.int32), max(1, slots // SHARE)
     order = jnp.pad(order_by_group((~exits).astype(jnp.int32)), (0, few - 1))  # exits come first
     kept = None if pool.exited.state is None else state
     results = Exited(kept, output, memory, after.row, nan_exits, pool.age)
 
-    def hand_over(carry: tuple[Array, Waiting, Exited]) -> tuple[Array, Waiting, Exited]:
+    def refill(carry: tuple[Array, Waiting, Exited]) -> tuple[Array, Waiting, Exited]:
         done, live, exited = carry
         slot = take_tile(order, done, few)
         exited = write_tile(exited, read_rows(results, slot), pool.done + done)
@@ -138,55 +141,55 @@ def _turn(
             lambda a: a.at[jnp.minimum(drawn, count - 1)].get(mode="promise_in_bounds"), source
         )
         come = come._replace(row=jnp.where(drawn < rows, come.row, count))
-        to = jnp.where(step < leaving, slot, slots)
+        to = jnp.where(step < exiting, slot, slots)
         live = jax.tree.map(lambda a, b: a.at[to].set(b, mode="drop"), live, come)
         return done + few, live, exited
 
     carry = jnp.int32(0), after, pool.exited
-    _, live, exited = loops.while_loop(lambda carry: carry[0] < leaving, hand_over, carry)
-    drawn = jnp.minimum(pool.drawn + leaving, rows)
+    _, live, exited = loops.while_loop(lambda carry: carry[0] < exiting, refill, carry)
+    drawn = jnp.minimum(pool.drawn + exiting, rows)
     return Pool(
         slots=live,
         age=jnp.where(exits, 0, pool.age + 1),
         exited=exited,
-        alive=pool.alive - leaving + drawn - pool.drawn,
+        alive=pool.alive - exiting + drawn - pool.drawn,
         drawn=drawn,
-        done=pool.done + leaving,
+        done=pool.done + exiting,
         executed=counted(pool.executed, slots),
     )
 
 
 def _last_turns(stage: Stage, job: Job, output: PyTree, tiling: Tiling, pool: Pool) -> Pool:
-    """The rows that are left when the queue is empty, compacted, each at its own iteration."""
+    """Runs the last rows of an empty queue in compacted tiles, each at its own iteration."""
     slots, few_rows = pool.age.shape[0], pool.slots
     (plan,), places = plan_for(slots, output, [tiling])
     rows = begin(few_rows.state, output, few_rows.memory, slots, stage.steps)
-    course = set_out(rows, plan.few, places)
+    carry = all_live(rows, plan.few, places)
     order = order_by_group((few_rows.row == job.rows).astype(jnp.int32))
     account = few_rows.row, few_rows.nan_exits, pool.age - 1
     row, nan_exits, exit = jax.tree.map(
         lambda a, like: like.at[:slots].set(a[order]),
         account,
-        (course.row, course.nan_exits, course.exit),
+        (carry.row, carry.nan_exits, carry.exit),
     )
-    source = course.live.source.at[plan.few - 1 : plan.few - 1 + slots].set(order)
+    source = carry.live.source.at[plan.few - 1 : plan.few - 1 + slots].set(order)
     kept = None if pool.exited.state is None else few_rows.state
-    course = with_room(course, empty_rows(kept, plan.few - 1 + slots))._replace(
-        live=course.live._replace(source=source),
+    carry = with_room(carry, empty_rows(kept, plan.few - 1 + slots))._replace(
+        live=carry.live._replace(source=source),
         row=row,
         nan_exits=nan_exits,
         exit=exit,
         count=pool.alive,
         executed=pool.executed,
     )
-    course = loops.while_loop(
-        lambda course: course.count > 0,
-        lambda course: advance_live(stage, None, job, course, plan),
-        course,
+    carry = loops.while_loop(
+        lambda carry: carry.count > 0,
+        lambda carry: advance_live(stage, None, job, carry, plan),
+        carry,
     )
     cut = lambda a: a[:slots]
     results = Exited(
-        *by_position(course, plan.few), cut(course.row), cut(course.nan_exits), cut(course.exit)
+        *by_position(carry, plan.few), cut(carry.row), cut(carry.nan_exits), cut(carry.exit)
     )
     exited = write_tile(pool.exited, results, pool.done)
-    return pool._replace(exited=exited, executed=course.executed)
+    return pool._replace(exited=exited, executed=carry.executed)

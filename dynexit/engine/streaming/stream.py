@@ -1,9 +1,8 @@
-"""Streaming: a queue of rows runs a tile at a time, and a row that leaves makes room for the next,
-so that none waits for another.
+"""Streaming: a queue of rows, from which the next row takes the slot of a row that exits.
 
-Where all iterations share their weights, rows at different depths run side by side in slots that
-are refilled from the queue (`slots.py`). Where every block has weights of its own, rows that wait
-for the same block are gathered (`cohorts.py`).
+If all iterations share their weights, rows at different depths run side by side in slots that are
+refilled from the queue (`slots.py`). If each block has its own weights, rows that wait for the same
+block are gathered into tiles (`cohorts.py`).
 """
 
 from typing import Any
@@ -40,20 +39,20 @@ def run_stream(
     slots: int | None = None,
     keep_state: bool = True,
 ) -> Halted:
-    """Runs a queue of rows, `slots` at a time; a row that halts makes room for the next.
+    """Runs a queue of rows, `slots` at a time; the next row takes the slot of a row that exits.
 
-    The step is tied where neither its weights nor what it computes depend on `i`; that is found out
-    while tracing. A tied step runs on rows at iterations of their own, and step and criterion get
-    `i` as int32 `[b]`. Any other runs block by block on the rows that wait for the block, and the
-    criterion gets a scalar `i`.
+    The step is tied if neither its weights nor its computation depend on `i`, which is determined
+    while tracing. A tied step runs on rows that are each at their own iteration; step and criterion
+    receive `i` as int32 `[b]`. Any other step runs block by block on the rows that wait for the
+    block; the criterion receives a scalar `i`.
 
     Args:
-      step: one step, which keeps the state's shape.
+      step: one step that keeps the shape of the state.
       queue: leaves `[M, ...]`.
-      depth: blocks at most; None for `Step.depth`.
-      criterion: when a row leaves.
-      slots: rows that run together, S; None for the largest tile that `run_until` would take. More
-        than M are cut to M.
+      depth: maximal number of blocks; None for `Step.depth`.
+      criterion: when a row exits.
+      slots: S, the number of rows that run together, at most M; None for the largest tile that
+        `run_until` would choose.
       keep_state: as in `run_until`.
 
     Returns:
@@ -61,14 +60,15 @@ def run_stream(
       `rows_executed` counts the rows of all tiles that ran.
 
     Raises:
-      TypeError, ValueError: a sequence of stages, a faulty step or criterion, an empty queue, depth
-        0, slots below 1.
+      TypeError, ValueError: the step is a sequence of stages, the step or criterion is invalid, the
+        queue is empty, the depth is 0 or `slots` is below 1.
 
     Example:
       >>> import dynexit as dx
       >>> double = dx.tied_step(lambda p, h: h * p, lambda p, h: h, jnp.float32(2.0))
       >>> big = dx.criteria.gate_above(8.0, read=lambda output: output)
-      >>> dx.run_stream(double, jnp.array([1.0, 5.0, 3.0]), depth=9, criterion=big, slots=2).exit_depth
+      >>> queue = jnp.array([1.0, 5.0, 3.0])
+      >>> dx.run_stream(double, queue, depth=9, criterion=big, slots=2).exit_depth
       Array([4, 1, 2], dtype=int32)
     """
     slots = checked_slots(step, depth, criterion, slots)
@@ -96,7 +96,7 @@ def streamed(
 def checked_slots(
     step: Step, depth: int | None, criterion: Criterion | None, slots: int | None
 ) -> int | None:
-    """The rows that run together, or None; the other arguments are checked on the way.
+    """Checks the arguments of `run_stream`; returns `slots`.
 
     Raises:
       TypeError, ValueError: as in `run_stream`.
@@ -105,8 +105,8 @@ def checked_slots(
         raise TypeError(f"`criterion` must be a dx.Criterion, got {type(criterion).__name__}")
     if isinstance(step, (tuple, list)):
         raise TypeError(
-            f"`step` must be one dx.Step, got a sequence of {len(step)}: all rows of a stream wait in buffers of one shape, which "
-            "the stages of a network would change; `dx.run_until` takes stages"
+            f"`step` must be one dx.Step, got a sequence of {len(step)}: all rows of a stream wait "
+            "in buffers of one shape, and stages change the shape; `dx.run_until` accepts stages"
         )
     stages_of(step, depth)
     return None if slots is None else positive_integer(slots, "slots")
@@ -122,8 +122,9 @@ def stream(
     slots: int | None,
     keep_state: bool,
 ) -> Halted:
-    """`run_stream`, its arguments checked, for the first `rows` (int32 `[]`, traced) of the queue;
-    other results are arbitrary.
+    """`run_stream` for checked arguments and the first `rows` rows of the queue.
+
+    `rows` is int32 `[]`, traced. The results of the other rows are arbitrary.
     """
     (stage,) = stages_of(step, depth)
     count = batch_size(queue, "queue")
@@ -149,8 +150,6 @@ def stream(
 
 
 def is_tied(step: Step, state: PyTree) -> bool:
-    """Whether neither the weights of a step nor what it computes with them depend on `i`; traced,
-    not run.
-    """
+    """Whether neither the weights nor the computation of a step depend on `i`; traced, not run."""
     apply = lambda given, i: given[0].apply(given[0].select(i), i, given[1])
     return same_for_all(apply, (step, state), jnp.arange(2, dtype=jnp.int32))

@@ -1,14 +1,13 @@
-"""`tune`: measures what tiles of a step cost on the device at hand and chooses tile sizes and a
-schedule from it.
+"""`tune`: measures the costs of tiles on a device and chooses tile sizes and an executor.
 
-The engine's time for a block with n live rows is, to a good approximation, the sum of the costs
-c(s) of its tiles. c is measured with the engine itself, for tiles of 1, 2, 4, ... rows and of the
-whole batch. From it follow the cheapest plan for every n (`tiling.py`), the few sizes that are
-worth compiling, and what every schedule would take:
+The time of a block with n live rows is, to a good approximation, the sum of the costs c(s) of its
+tiles. c is measured with the engine itself, for tiles of 1, 2, 4, ... rows and of the whole batch.
+From c follow the cheapest plan for every n (`tiling.py`), the few sizes that are worth compiling,
+and the time of every executor:
 
     compacted   sum over blocks of plan(n_i)        n_i rows live at block i
     masked      (deepest exit) c(B)
-    per row     sum over blocks of n_i c(1)
+    per_row     sum over blocks of n_i c(1)
 """
 
 import functools
@@ -27,27 +26,27 @@ from dynexit.core.checks import Depth, Stage, batch_size, depth_of, stages_of
 from dynexit.core.meshes import on_auto_axes
 from dynexit.core.types import Array, Criterion, Memory, PyTree, Step
 from dynexit.engine.deferred import partition, read_throughout
-from dynexit.engine.executors.compacted import plan_for, run_loop, run_once, set_out
+from dynexit.engine.executors.compacted import all_live, plan_for, run_loop, run_once
 from dynexit.engine.executors.tiling import Tiling, choose_sizes
 from dynexit.engine.rows import Job, begin
 from dynexit.engine.run import run_until, walk
 from dynexit.engine.tuning import tune_cache
 
-MEASURED_ROWS = (
-    16  # small tiles are timed on this many rows, so that the weights are read about once
-)
-DRAWS = 32  # batches drawn from the given depths
+# small tiles are timed on this many rows, so that the weights are read about once
+MEASURED_ROWS = 16
+DRAWS = 32  # batches drawn from the given exits
 
 
 class Tuned(NamedTuple):
-    """What was chosen, and what it is expected to take.
+    """The choice of `tune` and the times it expects.
 
     Attributes:
       executor: "compacted", "masked" or "per_row", for `run_until`.
-      tile: a tiling for every stage, for `run_until`.
-      seconds: expected per batch for every schedule and for "full" depth; blocks and exits alone.
-      costs: for every stage the measured seconds of one tile, by its rows.
-      origin: of the costs: "measured", "cache" or "given".
+      tile: one tiling per stage, for `run_until`.
+      seconds: expected seconds per batch of every executor and of "full" depth; blocks and exits
+        only.
+      costs: for every stage, the measured seconds of one tile by its number of rows.
+      origin: the origin of the costs: "measured", "cache" or "given".
     """
 
     executor: str
@@ -76,30 +75,29 @@ def tune(
     costs: Sequence[dict[int, float]] | None = None,
     criterion: Criterion | None = None,
 ) -> Tuned:
-    """Measures a step on this device and chooses the schedule and the tiles that should be
-    quickest.
+    """Measures a step on this device and chooses the fastest executor and tiles.
 
     Args:
       step, state, depth: as for `run_until`, with concrete arrays; B is the batch size to tune for.
-      exits: int `[M]`, the exits that examples left at (`replay(criterion, outputs).exit` on
-        held-out data); None for live row counts of 1..B, all as likely.
+      exits: int `[M]`, the exits of examples (`replay(criterion, outputs).exit` on held-out data);
+        None for live row counts of 1..B with equal probability.
       sizes: tile sizes to try; None for 1, 2, 4, ... and B, or for those of `costs`.
-      repeats: how often each is timed; the quickest counts, since other work on the machine only
-        adds.
-      cache: a JSON file of measured costs. A step, depth, batch and sizes that it knows from a
-        device of the same kind, with as many cores and the same jax, are not measured again; others
-        are measured and added. A file that cannot be read is written over, with a warning.
-      costs: `Tuned.costs` of an earlier call on the same step and batch; nothing is measured then.
-      criterion: that of the runs to come: what it does not read and `deferred_readout` leaves for the end
-        is not measured. None for one that reads all of every exit.
+      repeats: number of timings of each size; the shortest time counts.
+      cache: a JSON file of measured costs. If it has costs for the same step, depth, batch and
+        sizes from a device of the same kind with as many cores and the same version of JAX, nothing
+        is measured. Otherwise the costs are measured and added. A file that cannot be read is
+        overwritten, with a warning.
+      costs: `Tuned.costs` of an earlier call on the same step and batch; nothing is measured.
+      criterion: the criterion of later runs; the entries of a `deferred_readout` that it does not
+        read are not measured. None for a criterion that reads every entry at every exit.
 
     Returns:
-      `Tuned`; hand `executor` and `tile` to `run_until`.
+      `Tuned`, whose `executor` and `tile` are arguments of `run_until`.
 
     Raises:
-      TypeError, ValueError: as `run_until`; called while tracing; `exits` out of range, `sizes`
-        outside 1..B, `repeats` below 1, `cache` not the path of a file, `costs` that do not fit, or
-        both of these.
+      TypeError, ValueError: as `run_until`; `tune` is called while tracing, `exits` is out of
+        range, `sizes` is outside 1..B, `repeats` is below 1, `cache` is not the path of a file,
+        `costs` does not match the step and batch, or both are given.
 
     Example:
       >>> import dynexit as dx
@@ -108,7 +106,7 @@ def tune(
       >>> [sorted(costs) for costs in tuned.costs]
       [[1, 6]]
     """
-    stages_of(step, depth)  # refuses what `partition` could not take apart
+    stages_of(step, depth)  # refuses a step that `partition` cannot handle
     depth = depth_of(step, depth)
     if not isinstance(criterion, Criterion | None):
         raise TypeError(
@@ -121,14 +119,16 @@ def tune(
     spaces, _ = walk(stages, state)
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((step, state))):
         raise TypeError(
-            "`step` and `state` must be concrete arrays: `tune` measures time, so call it outside of jax.jit"
+            "`step` and `state` must be concrete arrays: `tune` measures time, so call it outside "
+            "of jax.jit"
         )
     total = stages[-1].first + stages[-1].steps
     if repeats < 1:
         raise ValueError(f"`repeats` must be at least 1, got {repeats}")
     if cache is not None and costs is not None:
         raise ValueError(
-            "`cache` and `costs` exclude each other: given costs are neither looked up nor kept"
+            "`cache` and `costs` must not both be given: given costs are not read from a file or "
+            "written to one"
         )
     live = _live_counts(exits, total, batch)
     if costs is not None:
@@ -160,22 +160,24 @@ def _tried(sizes: Sequence[int] | None, batch: int) -> list[int]:
 def _given(
     costs: Any, sizes: Sequence[int] | None, stages: int, batch: int
 ) -> tuple[dict[int, float], ...]:
-    """Costs of an earlier call, checked, and cut to `sizes`."""
+    """Costs of an earlier call, checked and restricted to `sizes`."""
     if (
         not isinstance(costs, (tuple, list))
         or not all(isinstance(c, dict) and c for c in costs)
         or len(costs) != stages
     ):
         raise ValueError(
-            f"`costs` must be `Tuned.costs`: seconds by rows of a tile for each of the {stages} stages, got {costs!r}"
+            f"`costs` must be `Tuned.costs`, seconds by rows of a tile for each of the {stages} "
+            f"stages, got {costs!r}"
         )
     for c in costs:
         if min(c) < 1 or max(c) > batch or not all(math.isfinite(s) and s > 0 for s in c.values()):
             raise ValueError(
-                f"`costs` must be positive seconds of tiles of 1..{batch} rows, the batch size, got {c}"
+                f"`costs` must be positive seconds of tiles of 1..{batch} rows, the batch size, "
+                f"got {c}"
             )
         if missing := sorted({int(s) for s in sizes or ()} - set(c)):
-            raise ValueError(f"`costs` must hold all `sizes`, got none for {missing}")
+            raise ValueError(f"`costs` must contain all `sizes`, got none for {missing}")
     tried = lambda c: sorted(c) if sizes is None else _tried(sizes, batch)
     return tuple({size: float(c[size]) for size in tried(c)} for c in costs)
 
@@ -189,7 +191,7 @@ def _known_or_measured(
     repeats: int,
     cache: str | os.PathLike | None,
 ) -> tuple[tuple[dict[int, float], ...], str]:
-    """Costs by stage, and where they come from."""
+    """Costs by stage, and their origin."""
     path = None if cache is None else tune_cache.checked_path(cache)
     key = "" if path is None else tune_cache.key_of(stages, (state, *spaces[:-1]), batch, sizes)
     if path is not None and (known := tune_cache.read(path, key, sizes)):
@@ -204,7 +206,7 @@ def _known_or_measured(
 
 
 def _live_counts(exits: Any, total: int, batch: int) -> np.ndarray:
-    """Rows live at every step of some batches: int64 `[draws, E]`."""
+    """Numbers of live rows at every step of random batches: int64 `[draws, E]`."""
     if exits is None:
         return np.repeat(np.linspace(batch, 1, DRAWS).round().astype(int)[:, None], total, axis=1)
     exits = np.asarray(exits).reshape(-1)
@@ -215,7 +217,8 @@ def _live_counts(exits: Any, total: int, batch: int) -> np.ndarray:
         or exits.max() >= total
     ):
         raise ValueError(
-            f"`exits` must be integers within 0..{total - 1}, at least one, got {exits.dtype}{list(exits.shape)}"
+            f"`exits` must be integers within 0..{total - 1}, at least one, got "
+            f"{exits.dtype}{list(exits.shape)}"
         )
     drawn = np.random.default_rng(0).choice(exits, (DRAWS, batch))
     return (drawn[:, :, None] >= np.arange(total)).sum(axis=1)
@@ -242,8 +245,9 @@ def _stay(i, score, memory):
 def _measure(
     stage: Stage, state: PyTree, batch: int, sizes: Sequence[int], repeats: int
 ) -> dict[int, float]:
-    """Seconds of one tile of each size, the engine's own work on it included; never falling with
-    the size.
+    """Seconds of one tile of each size, including the overhead of the engine.
+
+    They do not decrease with the size.
     """
     calls: dict[int, tuple[Callable[..., Any], int]] = {}
     falling = tuple(sorted(sizes, reverse=True))
@@ -270,37 +274,39 @@ def _measure(
 
 
 class _Given(NamedTuple):
-    """In the place of a `Tiling`: tiles that are told when the program runs."""
+    """Replaces a `Tiling`: the ends of the tiles are an argument of the program."""
 
     sizes: tuple[int, ...]
-    told: Array
+    given: Array
 
     def ends(self, live: Array, batch: int) -> Array:
-        return self.told
+        return self.given
 
 
 @functools.partial(jax.jit, static_argnames=("depth", "sizes"))
 def _in_tiles(
     step: Step, state: PyTree, ends: Array, depth: int, sizes: tuple[int, ...]
 ) -> tuple[PyTree, Array]:
-    """All steps on the first `ends[-1]` rows, none of which exits before the last, in tiles of the
-    given sizes that end at `ends` (int32, traced): one program for all that is measured.
+    """All steps on the first `ends[-1]` rows, in tiles of the given sizes that end at `ends`.
+
+    No row exits before the last exit. `ends` is int32 and traced, so that one program serves all
+    measurements.
     """
     (stage,) = stages_of(step, depth)
     _, output = walk((stage,), state)
     batch, never = batch_size(state), Criterion(_nothing, _stay)
     (plan,), places = plan_for(batch, output, [Tiling(sizes, (1.0,) * len(sizes))])
-    course = set_out(begin(state, output, Memory((), ()), batch, stage.steps), plan.few, places)
+    carry = all_live(begin(state, output, Memory((), ()), batch, stage.steps), plan.few, places)
     job = Job(never, stage.steps - 1, batch)
-    course = course._replace(count=ends[-1])
+    carry = carry._replace(count=ends[-1])
     plan = plan._replace(tiling=_Given(sizes, ends))
     run = run_once if stage.steps == 1 else run_loop
-    course = run(stage, job, course, walk((stage,), state)[0][0], plan)
-    return course.exited.output, course.executed
+    carry = run(stage, job, carry, walk((stage,), state)[0][0], plan)
+    return carry.exited.output, carry.executed
 
 
 def _expected(stages, costs, tilings, live: np.ndarray, batch: int) -> dict[str, float]:
-    """Seconds per batch by schedule, a mean over the drawn batches."""
+    """Expected seconds per batch by executor, averaged over the random batches."""
     seconds: dict[str, float] = dict.fromkeys(("compacted", "masked", "per_row", "full"), 0.0)
     for stage, cost, tiling in zip(stages, costs, tilings, strict=True):
         n = live[:, stage.first : stage.first + stage.steps]

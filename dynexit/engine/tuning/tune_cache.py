@@ -1,12 +1,11 @@
-"""Measured tile costs kept in a JSON file, so that a second `tune` of the same step on the same
-device measures nothing.
+"""Measured tile costs in a JSON file, so that a second `tune` of the same step measures nothing.
 
     {"format": "dynexit tile costs 2", "costs": {"cpu, 2 cores, jax 0.10.0, depth 12, batch 32,
      sizes 1/2/32, <sha256>": [{"1": 0.0011, "2": 0.0015, "32": 0.02}]}}
 
-One list entry a stage. The sha256 is of the lowered StableHLO of every stage's step on the whole
-batch, so another network, dtype or shape has another key, and other weights of the same network do
-not (unless the step closes over them as constants).
+The list has one entry per stage. The sha256 is that of the lowered StableHLO of the step of every
+stage on the whole batch. Another network, dtype or shape has another key. Other weights of the same
+network have the same key, unless the step closes over them as constants.
 """
 
 import contextlib
@@ -26,19 +25,19 @@ import jax.numpy as jnp
 from dynexit.core.checks import Stage
 from dynexit.core.types import PyTree
 
-FORMAT = "dynexit tile costs 2"  # another number where costs are measured in another way
+FORMAT = "dynexit tile costs 2"  # the number changes with the method of measurement
 Costs = tuple[dict[int, float], ...]
 
 
 def key_of(
     stages: Sequence[Stage], entering: Sequence[PyTree], batch: int, sizes: Sequence[int]
 ) -> str:
-    """What costs depend on, as one line.
+    """A line that identifies everything on which costs depend.
 
     Args:
       stages: the network.
-      entering: the state before every stage, arrays or shapes `[B, ...]`; where they are arrays,
-        their device is meant.
+      entering: the state before every stage, arrays or shapes `[B, ...]`; the device is that of the
+        arrays, or the default device for shapes.
       batch: rows B.
       sizes: tile sizes that are measured.
     """
@@ -52,16 +51,16 @@ def key_of(
     depth, tried = (
         "/".join(map(str, values)) for values in ([s.steps * s.step.blocks for s in stages], sizes)
     )
-    about = f"{device.device_kind}, {cores} cores, jax {jax.__version__}, depth {depth}, batch {batch}, sizes {tried}"
-    return f"{about}, {digest.hexdigest()}"
+    about = f"{device.device_kind}, {cores} cores, jax {jax.__version__}"
+    return f"{about}, depth {depth}, batch {batch}, sizes {tried}, {digest.hexdigest()}"
 
 
 def checked_path(cache: str | os.PathLike) -> Path:
-    """The file, which need not exist.
+    """`cache` as a path; the file need not exist.
 
     Raises:
-      TypeError: not a path.
-      ValueError: a folder.
+      TypeError: `cache` is not a path.
+      ValueError: `cache` is a folder.
     """
     if not isinstance(cache, (str, os.PathLike)):
         raise TypeError(f"`cache` must be the path of a JSON file, got {type(cache).__name__}")
@@ -72,7 +71,7 @@ def checked_path(cache: str | os.PathLike) -> Path:
 
 
 def read(path: Path, key: str, sizes: Sequence[int]) -> Costs | None:
-    """The costs kept under a key, or None; warns of a file or an entry that cannot be used."""
+    """The costs stored under a key, or None; warns if the file or the entry is invalid."""
     entry = _load(path, warn=True).get(key)
     if entry is None:
         return None
@@ -87,15 +86,13 @@ def read(path: Path, key: str, sizes: Sequence[int]) -> Costs | None:
     except (TypeError, ValueError, AttributeError):
         pass
     warnings.warn(
-        f"`cache` {path} has a damaged entry for {key}; its costs are measured anew", stacklevel=3
+        f"`cache` {path} has an invalid entry for {key}; its costs are measured again", stacklevel=3
     )
     return None
 
 
 def write(path: Path, key: str, costs: Costs) -> None:
-    """Adds costs to the file; what others wrote meanwhile stays. Warns where the file cannot be
-    written.
-    """
+    """Adds costs to the file and keeps the entries of other processes; warns if it cannot write."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -109,7 +106,7 @@ def write(path: Path, key: str, costs: Costs) -> None:
             stacklevel=3,
         )
     finally:
-        with contextlib.suppress(OSError):  # there is none where it took the file's place
+        with contextlib.suppress(OSError):  # it does not exist after a successful replace
             temporary.unlink()
 
 
@@ -118,7 +115,7 @@ def _sound(seconds: Any) -> bool:
 
 
 def _load(path: Path, warn: bool) -> dict[str, Any]:
-    """The file's entries; none where there is no file, or another kind of file."""
+    """The entries of the file; empty if there is no file, or a file of another format."""
     try:
         content = json.loads(path.read_text())
         if content["format"] == FORMAT and isinstance(content["costs"], dict):
@@ -130,7 +127,8 @@ def _load(path: Path, warn: bool) -> dict[str, Any]:
         found = f"{type(error).__name__}: {error}"
     if warn:
         warnings.warn(
-            f"`cache` {path} is no file of tile costs ({found}); it is measured anew and written over",
+            f"`cache` {path} is not a file of tile costs ({found}); costs are measured again and "
+            "the file is overwritten",
             stacklevel=4,
         )
     return {}
@@ -138,8 +136,9 @@ def _load(path: Path, warn: bool) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """One process at a time, where the system can lock a folder; elsewhere the last of two writers
-    wins, with a whole file.
+    """Locks a folder for one process, if the system can.
+
+    Otherwise the last of two writers wins; the file is complete in either case.
     """
     handle = None
     try:
