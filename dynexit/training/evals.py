@@ -48,8 +48,8 @@ def make_evaluate(
 
     Of the split, `settings.eval_rows` rows are used, evenly spread. They are read in batches of
     `settings.batch_size` with at most two batches on the devices; padding rows of the last batch
-    are masked. Results are means over the rows with a label, summed on the host in float64. The compute type is
-    `settings.precision`.
+    are masked. Results are means over the rows with a label, summed on the host in float64.
+    The compute type is `settings.precision`.
 
     Args:
       experiment: its calibration split is read at the first call and kept.

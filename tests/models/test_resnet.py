@@ -135,7 +135,7 @@ def test_the_stem_has_stride_two():
         ((8, 12), (2, 1), "channels must be below 8 or multiples of 8"),
         ((8,), (0,), "blocks must hold integers of at least 1"),
         ((8, -8), (1, 1), "channels must hold integers of at least 1"),
-        ((8,), (1.0,), "blocks must hold integers of at least 1"),
+        ((8,), (1.0,), "blocks must be a tuple of int"),
         ((8, 16), (1,), "channels and blocks must have as many stages"),
     ],
 )
