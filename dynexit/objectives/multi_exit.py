@@ -185,7 +185,7 @@ def check_logits(logits: Array, labels: Any) -> Array:
         )
     if logits.shape[-1] < 2:
         raise ValueError(
-            f"`logits` must have at least 2 classes on the last axis, got shape {logits.shape}: the "
-            "softmax of one logit is always 1; for a head of one logit z pass the logits (0, z)"
+            f"`logits` must have at least 2 classes on the last axis, got shape {logits.shape}: "
+            "the softmax of one logit is always 1; for a head of one logit z pass the logits (0, z)"
         )
     return labels

@@ -106,7 +106,7 @@ def test_dynamic_depth_is_the_same_by_both_schedules(staged, operating_point):
     params, experiment = jax.jit(staged.model.init)(jax.random.key(0)), staged
     x = prepared(experiment, jnp.asarray(experiment.test.examples()["inputs"]))
     run = functools.partial(latency.dynamic_depth, experiment.model, experiment.method, params)
-    tiles = [Tiling((4, 1), (4.0, 2.0))] * 2
+    tiles = [Tiling((4, 1), (4.0, 2.0))] * len(staged.model.depth)
     runs = [run(operating_point, x, "compacted", tiles), run(operating_point, x, "masked")]
     np.testing.assert_array_equal(runs[0].classes, runs[1].classes)
     np.testing.assert_array_equal(runs[0].exit_depth, runs[1].exit_depth)
