@@ -100,7 +100,7 @@ CASES = {
         MODELS.RecurrentDepth(width=8, heads=2, steps=4),
         TOKENS,
         (4,),
-        drawn={"embed": 0.5},
+        drawn={"block/core/.*kernel": 1.0},
     ),
     "RecurrentDepth, latent": Case(
         METHODS.RecurrentDepth(mean=2.0, truncate=2, rule="latent", score="exact"),
@@ -423,3 +423,17 @@ def test_values_out_of_range_are_refused_by_name(name, field):
         if name != "Raptor":
             with pytest.raises(ValueError, match=rf"`{name}`: {field}"):
                 settings.build()
+
+
+@pytest.mark.parametrize(
+    ("field", "clash"),
+    [
+        ("damping", {"damping": 0.5}),
+        ("damping", {"damping": 1.0, "unrolled": 2}),
+        ("tolerance_back", {"tolerance_back": 0.1, "unrolled": 2}),
+    ],
+)
+def test_settings_of_an_equilibrium_that_clash_are_refused_by_name(field, clash):
+    (sentence,) = validate(METHODS.Equilibrium(**clash))
+    assert sentence.startswith(f"{field} must")
+    assert validate(METHODS.Equilibrium(damping=0.5, unrolled=2, tolerance_back=None)) == []
