@@ -205,22 +205,6 @@ class Trained(NamedTuple):
         return int(np.sum(self.experiment.model.depth)) - 1
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compile_once(tmp_path_factory):
-    """A resumed run compiles nothing that the first one compiled."""
-    changes = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in changes}
-    for name, value in changes.items():
-        jax.config.update(name, value)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-
-
 def train(experiment, folder):
     mesh = data_mesh(jax.devices()[:1])
     return fit(experiment, TRAINING, folder, SEED, progress=False, mesh=mesh)
