@@ -170,7 +170,7 @@ class Equilibrium:
     unrolled: int = 0
     """iterations that are differentiated (phantom gradient); 0 for the implicit gradient"""
     damping: float = 0.0
-    """of the unrolled iterations, in 0..1"""
+    """of the unrolled iterations, at least 0 and below 1; needs `unrolled` of at least 2"""
     jacobian: float = 0.0
     """weight of the penalty on the Jacobian's norm"""
     label_smoothing: float = 0.0
@@ -183,7 +183,20 @@ class Equilibrium:
         found = at_least(self, 0, "unrolled", "jacobian", "anderson")
         if not self.tolerance > 0:
             found.append(f"tolerance must be above 0, got {self.tolerance}")
-        return found + between(self, 0.0, 1.0, "damping", "label_smoothing")
+        found += between(self, 0.0, 1.0, "label_smoothing")
+        if not 0 <= self.damping < 1 or (self.damping and self.unrolled < 2):
+            found.append(
+                "damping must be at least 0 and below 1, and 0 with unrolled below 2, got "
+                f"{self.damping} with {self.unrolled}"
+            )
+        if self.tolerance_back is not None:
+            found += at_least(self, 0, "tolerance_back")
+            if self.unrolled:
+                found.append(
+                    f"tolerance_back must be None with unrolled, got {self.tolerance_back} with "
+                    f"{self.unrolled}"
+                )
+        return found
 
     def build(self) -> "Method":
         """The method; for another acceleration call `dx.methods.equilibrium`."""
