@@ -38,48 +38,18 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
-# Long ones that others of the same test, or of the same file, stand for: `pytest -m slow` runs
-# them.
-SLOW_VARIANTS = (
-    "test_bounded.py::test_saving_compute_changes_no_gradient[None-staged]",
-    "test_bounded.py::test_saving_compute_changes_no_gradient[None-switched]",
-    "test_bounded.py::test_saving_compute_changes_no_gradient[None-counting]",
-    "test_bounded.py::test_saving_compute_changes_no_gradient[4-staged]",
-    "test_bounded.py::test_values_equal_run_until[compacted-staged]",
-    "test_run_until.py::test_stages_of_different_shapes[saturation]",
-    "test_run_until.py::test_every_criterion_leaves_where_the_python_loop_leaves[patience]",
-    "test_run_until.py::test_replay_on_stored_outputs_equals_the_live_run[staged]",
-    "test_run_until.py::test_replay_on_stored_outputs_equals_the_live_run[homogeneous]",
-    "test_tune.py::test_a_tuned_run_gives_what_the_oracle_gives[staged]",
-    "test_sharded.py::test_run_sharded_equals_run_until[rebalance2-AxisType.Explicit-2]",
-    "test_sharded.py::test_run_sharded_equals_run_until[rebalance2-AxisType.Auto-None]",
-    "test_chunks.py::test_chunks_equal_the_python_loop_and_the_whole[tied]",
-    "test_evaluation.py::test_tuned_tiles_change_no_answer",
-    "test_sampled_depth.py::test_loss_and_gradient_are_the_loop[0]",
-    "test_sampled_depth.py::test_loss_and_gradient_are_the_loop[3]",
-    "test_sampled_depth.py::test_a_row_in_company_is_the_row_alone_and_a_nan_poisons_no_other[latent-0.05]",
-    "test_progressive_loss.py::test_loss_and_gradient_are_the_loop[0.3-1]",
-    "test_progressive_loss.py::test_loss_and_gradient_are_the_loop[0.0-2]",
-    "test_sharded.py::test_run_sharded_equals_run_until[rebalance1-AxisType.Explicit-2]",
-    "test_program.py::test_programs_do_not_grow_with_the_depth_and_never_call_the_host[gradient, masked]",
-    "test_chomsky_networks.py::test_every_network_answers_where_the_task_asks[transformer]",
-    "test_chomsky_networks.py::test_every_network_answers_where_the_task_asks[elman]",
-    "test_raptor.py::test_a_block_recurrent_teacher_is_found_out_and_copied",
-    "test_segment_slots.py::test_a_train_step_carries_the_slots[bfloat16]",
-    "test_stochastic_depth.py::test_the_loss_is_the_method_s_on_the_blocks_that_were_kept[fixed_depth-row]",
-    "test_stochastic_depth.py::test_the_loss_is_the_method_s_on_the_blocks_that_were_kept[confidence_exits-batch]",
-    "test_bounded.py::test_saving_compute_changes_no_gradient[4-switched]",
-    "test_bounded.py::test_saving_compute_changes_no_gradient[4-counting]",
-    "test_sharded.py::test_run_sharded_equals_run_until[rebalance0-AxisType.Auto-None]",
-    "test_run_until.py::test_every_criterion_leaves_where_the_python_loop_leaves[saturation]",
-    "test_stream.py::test_untied_equals_the_python_loop_in_the_order_of_the_queue[patience-4]",
-)
-
-
 def pytest_collection_modifyitems(items):
+    """Marks the cases named by `@pytest.mark.slow_cases(...)` as slow."""
+    known = {}
     for item in items:
-        if item.nodeid.endswith(SLOW_VARIANTS):
-            item.add_marker(pytest.mark.slow)
+        for mark in item.iter_markers("slow_cases"):
+            case = item.callspec.id
+            known.setdefault((item.nodeid.partition("[")[0], mark.args), set()).add(case)
+            if case in mark.args:
+                item.add_marker(pytest.mark.slow)
+    for (test, named), cases in known.items():
+        if len(cases) > 1 and (unknown := set(named) - cases):  # one case: a node id was given
+            raise pytest.UsageError(f"{test} has no case {sorted(unknown)}")
 
 
 @pytest.fixture(autouse=True, scope="module")

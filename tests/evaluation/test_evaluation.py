@@ -117,6 +117,7 @@ def test_ideal_time_follows_the_blocks_that_the_timed_rows_needed(measured):
     np.testing.assert_allclose(t.ceiling, t.full.median * t.together_ratio / t.together.median)
 
 
+@pytest.mark.slow
 def test_tuned_tiles_change_no_answer(staged, operating_point, measured):
     params = jax.jit(staged.model.init)(jax.random.key(0))
     said, found = [], calibrated(staged, operating_point, measured.costs)

@@ -40,6 +40,7 @@ def after(params, free, steps):
     return sum(row(b) for b in range(4)) / 4
 
 
+@pytest.mark.slow_cases("0.3-1", "0.0-2")
 @pytest.mark.parametrize("alpha,key", [(1.0, 0), (0.3, 1), (0.0, 2)])
 def test_loss_and_gradient_are_the_loop(alpha, key):
     method, key = deep_thinking(6, alpha), jax.random.key(key)

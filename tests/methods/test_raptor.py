@@ -220,6 +220,7 @@ def test_golden_phases_of_seven_and_five_layers():
     assert found.cuts == (0, 7, 12) and found.counts == (7, 5)
 
 
+@pytest.mark.slow
 def test_a_block_recurrent_teacher_is_found_out_and_copied():
     teacher, taught = recurrent_teacher()
     inputs = jax.random.normal(jax.random.key(7), (32, *IMAGE))

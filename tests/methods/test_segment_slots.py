@@ -123,6 +123,7 @@ def test_no_gradient_reaches_the_segment_before_but_through_the_input():
     )
 
 
+@pytest.mark.slow_cases("bfloat16")
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_train_step_carries_the_slots(precision):
     import dataclasses

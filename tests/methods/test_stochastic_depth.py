@@ -25,6 +25,7 @@ LABELS = jax.random.randint(jax.random.key(2), (B,), 0, C)
 PROGRESS = jnp.float32(0.0)
 
 
+@pytest.mark.slow_cases("fixed_depth-row", "confidence_exits-batch")
 @pytest.mark.parametrize("by", ["batch", "row"])
 @pytest.mark.parametrize("inner", [fixed_depth, confidence_exits])
 def test_the_loss_is_the_method_s_on_the_blocks_that_were_kept(by, inner):
