@@ -12,7 +12,7 @@ from dynexit.core.types import Array, Experiment, PyTree, Step
 from dynexit.engine.run import run_all
 from dynexit.engine.steps import rematerialised
 from dynexit.objectives.multi_exit import mean_over_rows
-from dynexit.training.logs import EVAL
+from dynexit.training.logs import CLOCK, EVAL
 from dynexit.training.optimizer import learning_rate, make_optimizer
 from dynexit.training.sharding import Rules, check_batch_size, replicated, shardings
 from dynexit.training.state import TrainState, cast, state_shapes
@@ -69,7 +69,8 @@ def make_loss(
                 f"`method` must return one loss per example, shape {list(jnp.shape(labels)[:1])}, "
                 f"got {list(jnp.shape(losses))}"
             )
-        if clash := sorted(n for n in metrics if n in OWN_METRICS or n.startswith(EVAL)):
+        taken = (*OWN_METRICS, *CLOCK, "step")
+        if clash := sorted(n for n in metrics if n in taken or n.startswith(EVAL)):
             raise ValueError(
                 f"`method` returns metrics named {clash}, which training itself reports; "
                 "rename them"
