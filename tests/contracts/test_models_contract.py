@@ -158,7 +158,8 @@ def test_outputs_and_features_are_those_of_block_after_block(case):
             state, output = one(step, jnp.int32(i), state)
             close(jax.tree.map(lambda a, e=exit: a[e], outputs), output, 1e-4)
             close(without_errors(found[model.names[exit]]), without_errors(state), 1e-4)
-            state = found[model.names[exit]]
+            if case.name == "NeuralOde":  # its next step follows from error estimates
+                state = found[model.names[exit]]
             exit += 1
     assert exit == case.exits and tuple(found) == model.names
 
