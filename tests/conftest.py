@@ -34,6 +34,12 @@ if os.environ.get("DYNEXIT_TEST_XLA") != "default":
 import jax
 import pytest
 
+# Checks the types and shapes of every annotated argument and result, at each call.
+if os.environ.get("DYNEXIT_TEST_TYPES"):
+    from jaxtyping import install_import_hook
+
+    install_import_hook("dynexit", "beartype.beartype")
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 

@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 
 from dynexit.bench.problems import Cell, Problem, problem
-from dynexit.core.types import Array, Criterion
+from dynexit.core.shapes import Array
+from dynexit.core.types import Criterion
 from dynexit.criteria.confidence import max_probability_above
 from dynexit.engine.run import run_until
 from dynexit.engine.steps import stacked_step

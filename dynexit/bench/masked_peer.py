@@ -15,7 +15,8 @@ import numpy as np
 from jax import lax
 
 from dynexit.bench.problems import Cell, Problem
-from dynexit.core.types import Array, PyTree, Step
+from dynexit.core.shapes import Array, PyTree
+from dynexit.core.types import Step
 
 MOST_BYTES = 8 * 2**30  # of gathered weights
 

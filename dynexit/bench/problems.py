@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from dynexit.core.types import Array, PyTree, Step
+from dynexit.core.shapes import Array, PyTree
+from dynexit.core.types import Step
 from dynexit.engine.steps import stacked_step, tied_step
 
 HEAD = 64  # channels of an attention head

@@ -10,7 +10,8 @@ from jax import lax
 
 from dynexit import criteria
 from dynexit.bench.problems import Cell, Problem
-from dynexit.core.types import Array, PyTree, Step
+from dynexit.core.shapes import Array, PyTree
+from dynexit.core.types import Step
 from dynexit.engine.executors.tiling import Tiling
 from dynexit.engine.run import run_full, run_until
 from dynexit.engine.streaming.stream import run_stream

@@ -16,7 +16,8 @@ import jax
 import numpy as np
 
 from dynexit.core.checks import positive_integer
-from dynexit.core.types import Candidates, PyTree
+from dynexit.core.shapes import PyTree
+from dynexit.core.types import Candidates
 
 RATIOS = tuple(j / 20 for j in range(1, 40))  # MSDNet's released grid, 0.05..1.95
 MARGIN = 1e-6

@@ -7,7 +7,7 @@ import numpy as np
 
 from dynexit.calibration.curve import Curve
 from dynexit.calibration.rules.rule import Rule
-from dynexit.core.types import PyTree
+from dynexit.core.shapes import PyTree
 
 
 class Choice(NamedTuple):

@@ -10,7 +10,8 @@ import jax
 import numpy as np
 
 from dynexit.calibration.records import Records
-from dynexit.core.types import Criterion, PyTree
+from dynexit.core.shapes import PyTree
+from dynexit.core.types import Criterion
 from dynexit.engine.replay import replay_scores
 
 

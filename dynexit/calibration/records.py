@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from dynexit.core.labels import exact, rows_counted
-from dynexit.core.types import Array, Criterion, PyTree
+from dynexit.core.shapes import Array, PyTree
+from dynexit.core.types import Criterion
 from dynexit.criteria.memory import first_memory
 from dynexit.engine.rows import check_score, has_nan
 from dynexit.objectives.multi_exit import multi_exit_cross_entropy

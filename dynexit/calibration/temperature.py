@@ -9,7 +9,8 @@ import numpy as np
 from jax import lax
 
 from dynexit.core.labels import as_labels, check_labels, places_counted
-from dynexit.core.types import Array, Fit, PyTree
+from dynexit.core.shapes import Array, PyTree
+from dynexit.core.types import Fit
 from dynexit.criteria.reading import Read, read_logits
 
 CLOSE = 1e-5  # relative change of 1 / T at which an exit is fitted

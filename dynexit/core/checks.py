@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from dynexit.core.meshes import on_auto_axes
+from dynexit.core.shapes import Array, PyTree
 from dynexit.core.stacking import length, refuse_other_leaves
-from dynexit.core.types import Array, Model, PyTree, Step
+from dynexit.core.types import Model, Step
 
 
 def shapes(tree: PyTree) -> PyTree:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
 
-from dynexit.core.types import PyTree
+from dynexit.core.shapes import PyTree
 
 
 class Cost(NamedTuple):

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from dynexit.core.types import PyTree
+from dynexit.core.shapes import PyTree
 
 
 def on_auto_axes(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from dynexit.core.types import PyTree
+from dynexit.core.shapes import PyTree
 
 
 def stack(blocks: Sequence[PyTree]) -> PyTree:

@@ -15,9 +15,7 @@ from jax.tree_util import Partial
 
 from dynexit.core.data import Source
 from dynexit.core.labels import exact
-
-Array = jax.Array
-PyTree = Any
+from dynexit.core.shapes import Array, PyTree
 
 
 def _as_partial(f: Any) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 
 from jax.tree_util import Partial
 
-from dynexit.core.types import Array, PyTree
+from dynexit.core.shapes import Array, PyTree
 from dynexit.criteria.reading import at
 
 

@@ -9,7 +9,8 @@ import numpy as np
 from jax.core import Tracer
 from jax.tree_util import Partial
 
-from dynexit.core.types import Array, Criterion, PyTree
+from dynexit.core.shapes import Array, PyTree
+from dynexit.core.types import Criterion
 from dynexit.criteria.deciding import above
 from dynexit.criteria.reading import Read, at, exits_of, read_per_row, threshold_leaf
 

@@ -3,7 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from dynexit.core.types import Criterion, Memory, PyTree
+from dynexit.core.shapes import PyTree
+from dynexit.core.types import Criterion, Memory
 
 
 def first_memory(

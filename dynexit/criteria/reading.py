@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from dynexit.core.types import Array, PyTree
+from dynexit.core.shapes import Array, PyTree
 
 Read = Callable[[PyTree], Array] | None
 

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from dynexit.core.types import Array, Criterion
+from dynexit.core.shapes import Array
+from dynexit.core.types import Criterion
 from dynexit.criteria.halting import LogSurvival, zeros
 from dynexit.criteria.reading import Read
 

@@ -8,7 +8,7 @@ a head of one logit z, a sigmoid, pass the two logits (0, z).
 import jax
 import jax.numpy as jnp
 
-from dynexit.core.types import Array
+from dynexit.core.shapes import Array
 
 
 def max_probability(logits: Array, temperature: Array | float = 1.0) -> Array:

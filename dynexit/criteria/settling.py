@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from dynexit.core.types import Array, Criterion, PyTree
+from dynexit.core.shapes import Array, PyTree
+from dynexit.core.types import Criterion
 from dynexit.criteria import scores
 from dynexit.criteria.combinators import count
 from dynexit.criteria.deciding import above_after_first, below, below_after_first

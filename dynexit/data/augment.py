@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dynexit.core.types import Array
+from dynexit.core.shapes import Array
 
 
 def random_crop(key: Array, images: Array, padding: int) -> Array:

@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dynexit.core.types import Array, PyTree, Step
+from dynexit.core.shapes import Array, PyTree
+from dynexit.core.types import Step
 from dynexit.engine.run import run_all, run_full
 from dynexit.models.recurrent.recurrent_network import Network, causal_keeping
 

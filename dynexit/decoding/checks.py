@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from dynexit.core.types import Array
+from dynexit.core.shapes import Array
 from dynexit.layers.inputs import check_tokens
 
 

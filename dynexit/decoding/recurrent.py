@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from dynexit.core.checks import one_depth, positive_integer
-from dynexit.core.types import Array, Criterion, Model, PyTree
+from dynexit.core.shapes import Array, PyTree
+from dynexit.core.types import Criterion, Model
 from dynexit.decoding.cache import (
     Cache,
     Pending,

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dynexit.core.types import Array
+from dynexit.core.shapes import Array
 
 
 def no_rows(most: Any) -> Array:

@@ -15,7 +15,8 @@ from jax import lax
 from jax.tree_util import Partial
 
 from dynexit.core.checks import Stage, batch_size, check_step, same_for_all, shapes
-from dynexit.core.types import Array, Criterion, PyTree, Step
+from dynexit.core.shapes import Array, PyTree
+from dynexit.core.types import Criterion, Step
 from dynexit.criteria.memory import first_memory
 from dynexit.engine.executors.tiling import default_tiling
 from dynexit.engine.rows import has_nan

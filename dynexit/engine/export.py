@@ -18,7 +18,7 @@ import jax.export
 import jax.numpy as jnp
 
 from dynexit.core.checks import batch_size, positive_integer
-from dynexit.core.types import PyTree
+from dynexit.core.shapes import PyTree
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")  # the platforms of JAX
 

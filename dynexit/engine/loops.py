@@ -16,7 +16,7 @@ from jax import lax
 from jax.extend import core
 from jax.interpreters import ad, batching, mlir
 
-from dynexit.core.types import Array, PyTree
+from dynexit.core.shapes import Array, PyTree
 
 COLLECTIVES = frozenset(
     "all_gather all_gather_invariant all_gather_reduced all_to_all pbroadcast pmax pmin ppermute "

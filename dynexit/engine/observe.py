@@ -4,7 +4,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from dynexit.core.checks import Stage, stages_of
-from dynexit.core.types import PyTree, Step
+from dynexit.core.shapes import PyTree
+from dynexit.core.types import Step
 from dynexit.engine.run import run_all
 
 

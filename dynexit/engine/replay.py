@@ -13,8 +13,9 @@ from jax import lax
 
 from dynexit.core.checks import batch_size, shapes
 from dynexit.core.meshes import on_auto_axes
+from dynexit.core.shapes import Array, PyTree
 from dynexit.core.stacking import length
-from dynexit.core.types import Array, Criterion, Halted, PyTree
+from dynexit.core.types import Criterion, Halted
 from dynexit.criteria.memory import check_exits, checked, first_memory
 from dynexit.engine.counts import summed
 from dynexit.engine.rows import decide_exit, read_exit, where_rows

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from dynexit.core.checks import Stage
-from dynexit.core.types import Array, Criterion, Memory, PyTree
+from dynexit.core.shapes import Array, PyTree
+from dynexit.core.types import Criterion, Memory
 from dynexit.engine import loops
 from dynexit.engine.counts import counted, no_rows
 

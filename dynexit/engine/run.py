@@ -20,8 +20,9 @@ from dynexit.core.checks import (
     stages_of,
 )
 from dynexit.core.meshes import on_auto_axes
+from dynexit.core.shapes import PyTree
 from dynexit.core.stacking import refuse_other_leaves
-from dynexit.core.types import Criterion, Halted, PyTree, Step
+from dynexit.core.types import Criterion, Halted, Step
 from dynexit.criteria.memory import first_memory
 from dynexit.engine import loops
 from dynexit.engine.counts import total

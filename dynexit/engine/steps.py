@@ -8,8 +8,9 @@ from jax import lax
 from jax.tree_util import Partial
 
 from dynexit.core.checks import describe, positive_integer
+from dynexit.core.shapes import PyTree
 from dynexit.core.stacking import length, refuse_other_leaves, take
-from dynexit.core.types import PyTree, Step
+from dynexit.core.types import Step
 from dynexit.engine.deferred import deferred_parts, deferred_readout
 
 Block = Callable[[PyTree, PyTree], PyTree]

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from dynexit.core.types import Experiment, PyTree, Source
+from dynexit.core.shapes import PyTree
+from dynexit.core.types import Experiment, Source
 
 HASHED = 2**24  # bytes that are hashed at a time
 

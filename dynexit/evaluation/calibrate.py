@@ -11,7 +11,8 @@ from dynexit.calibration.choose import Choice, choose
 from dynexit.calibration.curve import curve
 from dynexit.calibration.records import Records
 from dynexit.calibration.rules.rule import Rule
-from dynexit.core.types import Experiment, PyTree
+from dynexit.core.shapes import PyTree
+from dynexit.core.types import Experiment
 from dynexit.evaluation.batches import prepared, rows_of, taken_rows
 from dynexit.evaluation.costs import RowCosts, costs_of
 from dynexit.evaluation.recording import exits_of, fitted, record

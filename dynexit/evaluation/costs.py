@@ -8,7 +8,8 @@ import numpy as np
 
 from dynexit.core.checks import stages_of
 from dynexit.core.cost import cost_of
-from dynexit.core.types import Criterion, Model, PyTree
+from dynexit.core.shapes import PyTree
+from dynexit.core.types import Criterion, Model
 from dynexit.engine.deferred import partition
 
 

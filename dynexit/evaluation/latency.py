@@ -11,7 +11,8 @@ from jax import lax
 from jax.tree_util import Partial
 
 from dynexit.core.checks import one_depth
-from dynexit.core.types import Array, Method, Model, PyTree
+from dynexit.core.shapes import Array, PyTree
+from dynexit.core.types import Method, Model
 from dynexit.engine.run import run_full, run_until
 from dynexit.engine.streaming.stream import run_stream
 

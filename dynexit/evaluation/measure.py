@@ -10,7 +10,8 @@ import numpy as np
 from dynexit.calibration.curve import Curve, curve
 from dynexit.calibration.records import Records
 from dynexit.core.labels import exact
-from dynexit.core.types import Experiment, PyTree
+from dynexit.core.shapes import PyTree
+from dynexit.core.types import Experiment
 from dynexit.engine.replay import replay_scores
 from dynexit.engine.streaming.stream import is_tied
 from dynexit.engine.tuning.tune import Tuned, tune

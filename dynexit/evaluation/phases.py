@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dynexit.core.checks import positive_integer
-from dynexit.core.types import PyTree
+from dynexit.core.shapes import PyTree
 
 
 class Phases(NamedTuple):

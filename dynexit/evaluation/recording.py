@@ -13,7 +13,8 @@ import numpy as np
 from dynexit.calibration.records import Records, observed
 from dynexit.core.checks import shapes, stages_of
 from dynexit.core.labels import rows_counted
-from dynexit.core.types import Array, Criterion, Experiment, PyTree, Source
+from dynexit.core.shapes import Array, PyTree
+from dynexit.core.types import Criterion, Experiment, Source
 from dynexit.criteria.memory import first_memory
 from dynexit.engine.observe import run_observed
 from dynexit.engine.run import walk

@@ -10,7 +10,8 @@ import numpy as np
 
 from dynexit.calibration.curve import Curve
 from dynexit.core.settings import Evaluation
-from dynexit.core.types import Experiment, PyTree
+from dynexit.core.shapes import PyTree
+from dynexit.core.types import Experiment
 from dynexit.engine.tuning.tune import Tuned
 from dynexit.evaluation import latency
 from dynexit.evaluation.costs import RowCosts

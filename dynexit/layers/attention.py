@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dynexit.core.types import Array
+from dynexit.core.shapes import Array
 from dynexit.layers.dense import Dense
 from dynexit.layers.linen import merged
 from dynexit.layers.norms import wide

@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from dynexit.core.types import Array, PyTree
+from dynexit.core.shapes import Array, PyTree
 
 
 def check_input(inputs: Any, shape: Sequence[int | None], what: str) -> None:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax.errors import InvalidRngError
 
-from dynexit.core.types import Array, PyTree
+from dynexit.core.shapes import Array, PyTree
 
 
 def apply_linen(module: nn.Module, params: PyTree, *inputs: Any) -> Any:

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dynexit.core.types import Array
+from dynexit.core.shapes import Array
 
 
 def wide(x: Any) -> Array:

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from dynexit.core.types import Array
+from dynexit.core.shapes import Array
 from dynexit.layers.norms import wide
 
 

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from dynexit.core.types import Array
+from dynexit.core.shapes import Array
 
 
 def rotary(x: Array, positions: Array, base: float = 10_000.0) -> Array:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 
 from dynexit.core.labels import exact
-from dynexit.core.types import Array, PyTree
+from dynexit.core.shapes import Array, PyTree
 from dynexit.objectives.multi_exit import mean_over_rows
 
 

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 
 from dynexit.core.checks import batch_size, described, positive_integer, shapes
 from dynexit.core.data import Tokens
+from dynexit.core.shapes import Array, PyTree
 from dynexit.core.stacking import stack
-from dynexit.core.types import Array, Model, PyTree, Step
+from dynexit.core.types import Model, Step
 from dynexit.engine.run import run_all
 from dynexit.engine.steps import stacked_step, switched_step, tied_step
 from dynexit.layers.linen import block_names

@@ -4,7 +4,8 @@ import dataclasses
 
 import jax
 
-from dynexit.core.types import Array, Model, PyTree, Step
+from dynexit.core.shapes import Array, PyTree
+from dynexit.core.types import Model, Step
 from dynexit.engine.run import run_all
 
 

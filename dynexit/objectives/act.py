@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from dynexit.core.types import Array
+from dynexit.core.shapes import Array
 from dynexit.objectives.multi_exit import widened
 
 

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from dynexit.core.types import Array
+from dynexit.core.shapes import Array
 from dynexit.objectives.multi_exit import log_softmax, multi_exit_cross_entropy
 
 

@@ -2,7 +2,7 @@
 
 import jax
 
-from dynexit.core.types import Array
+from dynexit.core.shapes import Array
 from dynexit.objectives.multi_exit import log_softmax
 from dynexit.objectives.ponder import log_halting
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from dynexit.core.labels import IGNORED, as_labels, places_counted, rows_counted
-from dynexit.core.types import Array
+from dynexit.core.shapes import Array
 
 
 def multi_exit_cross_entropy(

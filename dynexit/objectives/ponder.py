@@ -9,7 +9,7 @@ import numpy as np
 from jax.core import Tracer
 
 from dynexit.core.checks import positive_integer
-from dynexit.core.types import Array
+from dynexit.core.shapes import Array
 from dynexit.objectives.multi_exit import widened
 
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from dynexit.core.labels import as_labels, places_counted
-from dynexit.core.types import Array
+from dynexit.core.shapes import Array
 from dynexit.objectives.multi_exit import check_logits, mean_of_counted, of_label, widened
 
 

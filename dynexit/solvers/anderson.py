@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from dynexit.core.checks import positive_integer
-from dynexit.core.types import Array, PyTree
+from dynexit.core.shapes import Array, PyTree
 from dynexit.criteria.reading import beside
 
 

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from dynexit.core.checks import batch_size, described, entries, positive_integer
-from dynexit.core.types import Array, PyTree, Step
+from dynexit.core.shapes import Array, PyTree
+from dynexit.core.types import Step
 from dynexit.criteria.reading import beside, leaf
 from dynexit.engine import loops
 from dynexit.engine.deferred import deferred_readout

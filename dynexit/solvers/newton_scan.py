@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 
 from dynexit.core.checks import batch_size, positive_integer
-from dynexit.core.types import Array, PyTree
+from dynexit.core.shapes import Array, PyTree
 from dynexit.criteria.reading import beside, leaf
 from dynexit.engine import loops
 

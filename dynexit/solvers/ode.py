@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from dynexit.core.checks import batch_size, described, entries
-from dynexit.core.types import Array, PyTree, Step
+from dynexit.core.shapes import Array, PyTree
+from dynexit.core.types import Step
 from dynexit.engine import loops
 from dynexit.engine.deferred import deferred_readout
 from dynexit.engine.rows import live_in_all, where_rows

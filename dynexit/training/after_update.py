@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from dynexit.core.settings import Training
-from dynexit.core.types import Array
+from dynexit.core.shapes import Array
 from dynexit.training import evals
 from dynexit.training.collapse import CollapseWatch
 from dynexit.training.logs import Mirror, Records

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dynexit.core.types import PyTree
+from dynexit.core.shapes import PyTree
 from dynexit.training import manifest
 from dynexit.training.manifest import Damaged, Incomplete
 from dynexit.training.optimizer import path_name

@@ -17,7 +17,8 @@ from jax.sharding import Mesh
 
 from dynexit.core.labels import check_labels, rows_counted
 from dynexit.core.settings import Training
-from dynexit.core.types import Array, Experiment, PyTree
+from dynexit.core.shapes import Array, PyTree
+from dynexit.core.types import Experiment
 from dynexit.engine.run import run_all
 from dynexit.objectives.multi_exit import multi_exit_cross_entropy
 from dynexit.training.logs import EVAL

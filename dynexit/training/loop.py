@@ -17,7 +17,8 @@ from dynexit.core.files import local
 from dynexit.core.folder_lock import in_use
 from dynexit.core.labels import check_labels
 from dynexit.core.settings import Training, valid_seed, validate
-from dynexit.core.types import Experiment, PyTree
+from dynexit.core.shapes import PyTree
+from dynexit.core.types import Experiment
 from dynexit.data.late_faults import refuse_late_faults
 from dynexit.training import evals as evaluation
 from dynexit.training.after_update import AfterUpdate, Flight, on_one_device, progress_bar

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from dynexit.core.settings import Training
-from dynexit.core.types import Array, PyTree
+from dynexit.core.shapes import Array, PyTree
 
 NOT_DECAYED = (
     r"(?i)(^|[/_])(bias|b)\d*$",

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from dynexit.core.types import PyTree
+from dynexit.core.shapes import PyTree
 from dynexit.training import manifest
 from dynexit.training.checkpoints import (
     ARRAYS,

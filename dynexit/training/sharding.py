@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
 from dynexit.core.labels import as_labels
-from dynexit.core.types import Array, PyTree
+from dynexit.core.shapes import Array, PyTree
 from dynexit.training.optimizer import path_name
 
 Rules = Sequence[tuple[str, PartitionSpec]]

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from dynexit.core.settings import Training
-from dynexit.core.types import Array, Experiment, PyTree
+from dynexit.core.shapes import Array, PyTree
+from dynexit.core.types import Experiment
 from dynexit.training.optimizer import make_optimizer
 from dynexit.training.sharding import Rules, shardings
 

@@ -8,7 +8,8 @@ import optax
 from jax.sharding import Mesh
 
 from dynexit.core.settings import Training
-from dynexit.core.types import Array, Experiment, PyTree, Step
+from dynexit.core.shapes import Array, PyTree
+from dynexit.core.types import Experiment, Step
 from dynexit.engine.run import run_all
 from dynexit.engine.steps import rematerialised
 from dynexit.objectives.multi_exit import mean_over_rows

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from dynexit.core.checks import entries, shapes
-from dynexit.core.types import Array, Model, PyTree, Step, wrapped_training
+from dynexit.core.shapes import Array, PyTree
+from dynexit.core.types import Model, Step, wrapped_training
 
 UPDATES = ("accumulated", "basic")
 HALTING, MASK = "halt_logit", "mask"

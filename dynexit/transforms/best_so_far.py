@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from dynexit.core.checks import one_depth, shapes
-from dynexit.core.types import Array, Model, PyTree, Step, wrapped_training
+from dynexit.core.shapes import Array, PyTree
+from dynexit.core.types import Model, Step, wrapped_training
 from dynexit.criteria import scores
 from dynexit.criteria.reading import beside, read_logits
 

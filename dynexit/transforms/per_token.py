@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from dynexit.core.checks import described
-from dynexit.core.types import Array, Criterion, PyTree, Step
+from dynexit.core.shapes import Array, PyTree
+from dynexit.core.types import Criterion, Step
 from dynexit.criteria.memory import first_memory
 from dynexit.engine.gradients.zeros import zero_stays_zero
 

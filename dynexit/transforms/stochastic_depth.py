@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from dynexit.core.checks import positive_integer
-from dynexit.core.types import Array, PyTree, Step
+from dynexit.core.shapes import Array, PyTree
+from dynexit.core.types import Step
 from dynexit.engine import loops
 from dynexit.engine.deferred import deferred_parts, deferred_readout
 from dynexit.engine.rows import live_in_all, where_rows

@@ -33,7 +33,7 @@ import jax
 import jax.numpy as jnp
 
 from dynexit.core.checks import Stage
-from dynexit.core.types import Array, PyTree
+from dynexit.core.shapes import Array, PyTree
 from dynexit.engine import loops
 from dynexit.engine.counts import counted
 from dynexit.engine.executors.moves import (

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from dynexit.core.checks import Stage
-from dynexit.core.types import PyTree
+from dynexit.core.shapes import PyTree
 from dynexit.engine import loops
 from dynexit.engine.rows import Job, Rows, advance, advance_alone, clear_exited
 

@@ -3,7 +3,7 @@
 import jax
 
 from dynexit.core.checks import Stage
-from dynexit.core.types import PyTree
+from dynexit.core.shapes import PyTree
 from dynexit.engine import loops
 from dynexit.engine.executors.masked import run_masked
 from dynexit.engine.rows import Job, Rows

@@ -28,7 +28,8 @@ from jax.sharding import PartitionSpec as P
 from jax.tree_util import Partial
 
 from dynexit.core.checks import Stage, batch_size, depth_of, stages_of
-from dynexit.core.types import Array, Criterion, Halted, PyTree, Step
+from dynexit.core.shapes import Array, PyTree
+from dynexit.core.types import Criterion, Halted, Step
 from dynexit.criteria.memory import first_memory
 from dynexit.engine.counts import total
 from dynexit.engine.executors.compacted import (

@@ -19,7 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dynexit.core.types import Array, Step
+from dynexit.core.shapes import Array
+from dynexit.core.types import Step
 
 # bytes of state: a tile's overhead is about the cost of rows with this much state (2 CPU cores)
 ROW_OVERHEAD = 2**15

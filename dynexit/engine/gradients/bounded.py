@@ -8,7 +8,8 @@ import jax.numpy as jnp
 
 from dynexit.core.checks import Depth, Stage, batch_size, depth_of, stages_of
 from dynexit.core.meshes import on_auto_axes
-from dynexit.core.types import Criterion, Halted, PyTree, Step
+from dynexit.core.shapes import PyTree
+from dynexit.core.types import Criterion, Halted, Step
 from dynexit.criteria.memory import first_memory
 from dynexit.engine import loops
 from dynexit.engine.counts import total

@@ -24,8 +24,9 @@ from jax import dtypes
 from jax.tree_util import Partial
 
 from dynexit.core.checks import Stage, batch_size, shapes, stages_of
+from dynexit.core.shapes import Array, PyTree
 from dynexit.core.stacking import take
-from dynexit.core.types import Array, Criterion, Halted, PyTree, Step
+from dynexit.core.types import Criterion, Halted, Step
 from dynexit.engine import loops
 from dynexit.engine.executors.compacted import in_tiles
 from dynexit.engine.executors.moves import extended, take_tile, write_tile

@@ -9,7 +9,8 @@ from jax import lax
 from jax.core import Tracer
 
 from dynexit.core.checks import positive_integer
-from dynexit.core.types import Array, PyTree, Step
+from dynexit.core.shapes import Array, PyTree
+from dynexit.core.types import Step
 from dynexit.engine import loops
 
 

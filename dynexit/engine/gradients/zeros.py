@@ -16,7 +16,7 @@ import numpy as np
 from jax import dtypes
 from jax.extend import core
 
-from dynexit.core.types import Array, PyTree
+from dynexit.core.shapes import Array, PyTree
 
 INLINED = ("jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call")
 

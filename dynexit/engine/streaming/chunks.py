@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from dynexit.core.checks import batch_size, depth_of, describe, shapes
-from dynexit.core.types import Criterion, Halted, PyTree, Step
+from dynexit.core.shapes import PyTree
+from dynexit.core.types import Criterion, Halted, Step
 from dynexit.engine.streaming.stream import checked_slots, streamed
 
 

@@ -21,7 +21,8 @@ import jax
 import jax.numpy as jnp
 
 from dynexit.core.checks import Stage
-from dynexit.core.types import Array, Criterion, Halted, PyTree
+from dynexit.core.shapes import Array, PyTree
+from dynexit.core.types import Criterion, Halted
 from dynexit.engine import loops
 from dynexit.engine.counts import counted, no_rows, total
 from dynexit.engine.executors.compacted import in_tiles

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from dynexit.core.checks import Stage
-from dynexit.core.types import Array, Halted, PyTree
+from dynexit.core.shapes import Array, PyTree
+from dynexit.core.types import Halted
 from dynexit.engine.executors.moves import empty_rows
 from dynexit.engine.rows import exit_depth
 

@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 
 from dynexit.core.checks import describe, positive_integer
-from dynexit.core.types import Array, Criterion, PyTree
+from dynexit.core.shapes import Array, PyTree
+from dynexit.core.types import Criterion
 from dynexit.criteria.memory import first_memory
 from dynexit.engine.executors.tiling import Tiling
 from dynexit.engine.rows import read_exit

@@ -21,7 +21,8 @@ from dynexit.core.checks import (
     stages_of,
 )
 from dynexit.core.meshes import on_auto_axes
-from dynexit.core.types import Array, Criterion, Halted, PyTree, Step
+from dynexit.core.shapes import Array, PyTree
+from dynexit.core.types import Criterion, Halted, Step
 from dynexit.criteria.memory import first_memory
 from dynexit.engine import loops
 from dynexit.engine.deferred import completed, partition

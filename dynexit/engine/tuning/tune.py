@@ -24,7 +24,8 @@ import numpy as np
 
 from dynexit.core.checks import Depth, Stage, batch_size, depth_of, stages_of
 from dynexit.core.meshes import on_auto_axes
-from dynexit.core.types import Array, Criterion, Memory, PyTree, Step
+from dynexit.core.shapes import Array, PyTree
+from dynexit.core.types import Criterion, Memory, Step
 from dynexit.engine.deferred import partition, read_throughout
 from dynexit.engine.executors.compacted import all_live, plan_for, run_loop, run_once
 from dynexit.engine.executors.tiling import Tiling, choose_sizes

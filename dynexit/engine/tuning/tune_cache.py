@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from dynexit.core.checks import Stage
-from dynexit.core.types import PyTree
+from dynexit.core.shapes import PyTree
 
 FORMAT = "dynexit tile costs 2"  # the number changes with the method of measurement
 Costs = tuple[dict[int, float], ...]

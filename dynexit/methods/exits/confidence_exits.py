@@ -10,7 +10,8 @@ from dynexit.calibration.candidates import RATIOS, geometric_fractions, threshol
 from dynexit.calibration.records import Records
 from dynexit.calibration.temperature import temperature_fit
 from dynexit.core.checks import positive_integer
-from dynexit.core.types import Array, Candidates, Criterion, Method, PyTree
+from dynexit.core.shapes import Array, PyTree
+from dynexit.core.types import Candidates, Criterion, Method
 from dynexit.methods.answers import accuracy, logits_of, predict
 from dynexit.objectives import weights as depth_weights
 from dynexit.objectives.distillation import self_distillation

@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 
 from dynexit import criteria
-from dynexit.core.types import Array, Candidates, Criterion, Method, PyTree
+from dynexit.core.shapes import Array, PyTree
+from dynexit.core.types import Candidates, Criterion, Method
 from dynexit.methods.answers import accuracy, logits_of, predict
 from dynexit.objectives.multi_exit import multi_exit_cross_entropy
 

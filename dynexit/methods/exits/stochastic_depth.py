@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from dynexit.core.checks import described
-from dynexit.core.types import Array, Method, Model, PyTree, Step
+from dynexit.core.shapes import Array, PyTree
+from dynexit.core.types import Method, Model, Step
 from dynexit.engine.run import run_all
 from dynexit.transforms.stochastic_depth import dropped_blocks, survival
 

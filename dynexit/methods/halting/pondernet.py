@@ -7,7 +7,8 @@ import jax
 
 from dynexit import criteria
 from dynexit.calibration.candidates import levels
-from dynexit.core.types import Array, Criterion, Method, PyTree
+from dynexit.core.shapes import Array, PyTree
+from dynexit.core.types import Criterion, Method
 from dynexit.engine.replay import replay
 from dynexit.methods.answers import accuracy, predict, row_means
 from dynexit.objectives.multi_exit import multi_exit_cross_entropy

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from dynexit import criteria
 from dynexit.calibration.candidates import levels
 from dynexit.core.labels import exact
-from dynexit.core.types import Array, Criterion, Method, PyTree
+from dynexit.core.shapes import Array, PyTree
+from dynexit.core.types import Criterion, Method
 from dynexit.methods.answers import predict, row_means
 from dynexit.objectives.multi_exit import multi_exit_cross_entropy
 from dynexit.transforms.best_so_far import certainty

@@ -10,7 +10,8 @@ from jax import lax
 from dynexit import criteria
 from dynexit.calibration.candidates import levels
 from dynexit.core.checks import entries, positive_integer
-from dynexit.core.types import Array, Criterion, Method, Model, PyTree, Step
+from dynexit.core.shapes import Array, PyTree
+from dynexit.core.types import Criterion, Method, Model, Step
 from dynexit.engine.run import run_until
 from dynexit.methods.answers import accuracy, logits_of, predict, row_means
 from dynexit.objectives.multi_exit import multi_exit_cross_entropy

@@ -10,7 +10,8 @@ from jax import lax
 
 from dynexit import criteria
 from dynexit.calibration.candidates import levels
-from dynexit.core.types import Array, Candidates, Criterion, Method, Model, PyTree, Step
+from dynexit.core.shapes import Array, PyTree
+from dynexit.core.types import Candidates, Criterion, Method, Model, Step
 from dynexit.engine.run import run_all
 from dynexit.methods.answers import accuracy, logits_of, predict, row_means
 from dynexit.models.features import features

@@ -12,7 +12,8 @@ from dynexit import criteria
 from dynexit.calibration.candidates import levels
 from dynexit.core.checks import entries, one_depth, positive_integer
 from dynexit.core.labels import share
-from dynexit.core.types import Array, Criterion, Method, Model, PyTree
+from dynexit.core.shapes import Array, PyTree
+from dynexit.core.types import Criterion, Method, Model
 from dynexit.engine.gradients.truncated import run_truncated
 from dynexit.engine.steps import every_iteration
 from dynexit.methods.answers import logits_of, predict, row_means

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 
 from dynexit.core.checks import entries, one_depth
 from dynexit.core.labels import exact, rows_counted
-from dynexit.core.types import Array, Carried, Model, PyTree
+from dynexit.core.shapes import Array, PyTree
+from dynexit.core.types import Carried, Model
 from dynexit.methods.answers import predict
 from dynexit.objectives.multi_exit import mean_over_rows
 

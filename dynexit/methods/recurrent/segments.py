@@ -12,7 +12,8 @@ from dynexit import criteria
 from dynexit.calibration.candidates import levels
 from dynexit.core.checks import entries, one_depth, positive_integer
 from dynexit.core.labels import exact, rows_counted
-from dynexit.core.types import Array, Criterion, Method, Model, PyTree, Step
+from dynexit.core.shapes import Array, PyTree
+from dynexit.core.types import Criterion, Method, Model, Step
 from dynexit.engine.run import run_all
 from dynexit.methods.answers import predict, row_means
 from dynexit.methods.recurrent.segment_slots import (

@@ -10,7 +10,7 @@ from typing import Any
 import flax.linen as nn
 from flax import nnx
 
-from dynexit.core.types import PyTree
+from dynexit.core.shapes import PyTree
 from dynexit.models.adapters.equinox_modules import equinox_part
 from dynexit.models.adapters.linen_modules import linen_part
 from dynexit.models.adapters.nnx_modules import nnx_part

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax.core import unfreeze
 
-from dynexit.core.types import Array, PyTree
+from dynexit.core.shapes import Array, PyTree
 from dynexit.models.adapters.part import NORMALISE, Part, RowByRow, names_of
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dynexit.core.types import Array, PyTree
+from dynexit.core.shapes import Array, PyTree
 from dynexit.models.adapters.part import NORMALISE, Part, RowByRow
 
 FROZEN = "_frozen"  # beside a module's weights: its other variables, which get no gradient

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from dynexit.core.types import Array, PyTree
+from dynexit.core.shapes import Array, PyTree
 
 NORMALISE = "normalise within a row instead (LayerNorm, GroupNorm)"
 

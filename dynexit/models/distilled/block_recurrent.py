@@ -10,8 +10,9 @@ import numpy as np
 from jax.tree_util import Partial
 
 from dynexit.core.settings import refuse_invalid, refuse_unfit
+from dynexit.core.shapes import Array, PyTree
 from dynexit.core.stacking import take
-from dynexit.core.types import Array, Model, PyTree, Step
+from dynexit.core.types import Model, Step
 from dynexit.layers.attention import SelfAttention
 from dynexit.layers.dense import Dense
 from dynexit.layers.heads import LogitsHead

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from dynexit.core.settings import refuse_invalid, refuse_unfit
-from dynexit.core.types import Array, Model, PyTree
+from dynexit.core.shapes import Array, PyTree
+from dynexit.core.types import Model
 from dynexit.layers.dense import Dense
 from dynexit.layers.heads import LogitsHead
 from dynexit.layers.inputs import check_input

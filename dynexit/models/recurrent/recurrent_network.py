@@ -10,8 +10,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dynexit.core.shapes import Array, PyTree
 from dynexit.core.stacking import length, take
-from dynexit.core.types import Array, PyTree, Step
+from dynexit.core.types import Step
 from dynexit.engine.run import run_all
 from dynexit.layers.attention import Heads, attend, attention_mask
 from dynexit.layers.dense import Dense

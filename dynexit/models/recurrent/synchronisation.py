@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dynexit.core.types import Array, PyTree
+from dynexit.core.shapes import Array, PyTree
 
 Pairing = Literal["random", "first_last"]
 Pairs = tuple[tuple[int, ...], tuple[int, ...]]

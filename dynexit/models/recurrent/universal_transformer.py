@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from dynexit.core.settings import refuse_invalid, refuse_unfit
-from dynexit.core.types import Array, Model, PyTree, Step
+from dynexit.core.shapes import Array, PyTree
+from dynexit.core.types import Model, Step
 from dynexit.engine.steps import tied_step
 from dynexit.layers.attention import SelfAttention
 from dynexit.layers.halting import HaltingHead
