@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.export
 import jax.numpy as jnp
@@ -129,7 +130,7 @@ def walk(criterion, outputs, index=jnp.int32):
 
 
 def assert_trees_equal(a, b):
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-6), a, b)
+    chex.assert_trees_all_close(a, b, rtol=1e-6, atol=1e-6)
 
 
 @every_case

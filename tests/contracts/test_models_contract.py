@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.export
 import jax.numpy as jnp
@@ -108,9 +109,7 @@ def logits_of(outputs):
 
 
 def close(a, b, tolerance=1e-5):
-    jax.tree.map(
-        lambda x, y: np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance), a, b
-    )
+    chex.assert_trees_all_close(a, b, rtol=tolerance, atol=tolerance)
 
 
 def cast(tree, dtype):
@@ -252,7 +251,7 @@ def test_parameters_are_plain(case):
 
     leaves = walk(case.params)
     assert len(leaves) == len(jax.tree.leaves(case.params)) > 0
-    jax.tree.map(np.testing.assert_array_equal, case.params, case.init(jax.random.key(0)))
+    chex.assert_trees_all_equal(case.params, case.init(jax.random.key(0)))
     other = jax.tree.leaves(case.init(jax.random.key(5)))
     pairs = zip(jax.tree.leaves(case.params), other, strict=True)
     assert any(not np.array_equal(a, b) for a, b in pairs)

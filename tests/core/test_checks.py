@@ -1,5 +1,6 @@
 """The checker of the one law (rows are independent), stacking, and the argument checks."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -79,8 +80,8 @@ def test_stack_take_unstack():
     blocks = [{"w": jnp.full((2,), float(k)), "b": jnp.int32(k)} for k in range(4)]
     stacked = dx.stack(blocks)
     assert stacked["w"].shape == (4, 2) and stacked["b"].shape == (4,)
-    jax.tree.map(np.testing.assert_array_equal, jax.jit(dx.take)(stacked, jnp.int32(2)), blocks[2])
-    jax.tree.map(np.testing.assert_array_equal, dx.unstack(stacked), blocks)
+    chex.assert_trees_all_equal(jax.jit(dx.take)(stacked, jnp.int32(2)), blocks[2])
+    chex.assert_trees_all_equal(dx.unstack(stacked), blocks)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 really did.
 """
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,9 +32,7 @@ def test_values_equal_run_until(make, executor):
     until = dx.run_until(problem.step, problem.state, problem.depth, criterion, executor=executor)
     bounded = dx.run_bounded(problem.step, problem.state, problem.depth, criterion, executor)
     assert len(set(np.asarray(until.exit).tolist())) > 1
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), bounded, until
-    )
+    chex.assert_trees_all_close(bounded, until, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("blocks", [1, 2, 17])

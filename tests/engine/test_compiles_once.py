@@ -4,6 +4,7 @@ every call; a depth of None is the step's own.
 
 import warnings
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -74,8 +75,8 @@ def test_a_second_eager_call_traces_and_compiles_nothing(run, caplog):
         third = run(dx.stacked_step(step.apply.func.block, read, WEIGHTS + 0), X)
     assert len(traces) == once
     assert [r.message for r in caplog.records if "run_" in r.getMessage()] == []
-    jax.tree.map(np.testing.assert_array_equal, first, second)
-    jax.tree.map(np.testing.assert_array_equal, first, third)
+    chex.assert_trees_all_equal(first, second)
+    chex.assert_trees_all_equal(first, third)
 
 
 @pytest.mark.parametrize("run", [dx.run_all, dx.run_full])
@@ -170,7 +171,7 @@ def test_a_depth_of_none_is_the_step_s_own(run):
     step, _ = counted()
     part = dx.Step(step.select, step.apply, depth=2)
     first_two = dx.stacked_step(step.apply.func.block, read, WEIGHTS[:2])
-    jax.tree.map(np.testing.assert_array_equal, run(part, X), run(first_two, X))
+    chex.assert_trees_all_equal(run(part, X), run(first_two, X))
     with pytest.raises(ValueError, match="`depth`"):
         run(dx.tied_step(jnp.matmul, read, WEIGHTS[0]), X)
 
@@ -183,7 +184,7 @@ def test_a_depth_of_none_for_stages_and_for_tune():
     ]
     wanted = dx.run_all(problem.step, problem.state, problem.depth)
     for depth in (None, [None, *problem.depth[1:]]):
-        jax.tree.map(np.testing.assert_array_equal, dx.run_all(steps, problem.state, depth), wanted)
+        chex.assert_trees_all_equal(dx.run_all(steps, problem.state, depth), wanted)
     step, _ = counted()
     assert len(dx.tune(step, X, sizes=(1,), repeats=1).tile) == 1
     with pytest.raises(ValueError, match=r"`depth\[0\]`"):

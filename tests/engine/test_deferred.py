@@ -5,6 +5,7 @@ of the work on the way.
 import functools
 import importlib
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -59,7 +60,7 @@ RUNS = {
 
 
 def close(found, wanted):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, wanted)
+    chex.assert_trees_all_close(found, wanted, rtol=1e-5, atol=1e-5)
 
 
 def inside_loops(program, *arguments):

@@ -2,6 +2,7 @@
 different depths.
 """
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -79,11 +80,7 @@ def test_stages_of_different_shapes(name):
             problem.step, problem.state, problem.depth, criterion, executor=executor, tile=tile
         )
         oracle.assert_equal(halted, expected, check_state=False)
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
-            halted.state,
-            reference.state,
-        )
+        chex.assert_trees_all_close(halted.state, reference.state, rtol=1e-5, atol=1e-5)
     ends = np.cumsum(problem.depth)
     for b, row in enumerate(
         expected
@@ -116,11 +113,7 @@ def test_extremes_of_the_depths(rows, kind):
         )
         np.testing.assert_array_equal(halted.exit_depth, depths)
         expected = jax.tree.map(lambda a: a[np.asarray(depths) - 1, np.arange(rows)], outputs)
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
-            halted.output,
-            expected,
-        )
+        chex.assert_trees_all_close(halted.output, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("where", ["everywhere", "first exit", "last exit"])
@@ -194,7 +187,7 @@ def test_several_blocks_a_step_and_switched_weights():
     switched = dx.switched_step(oracle.block, oracle.head, dx.unstack(params))
     stacked = dx.stacked_step(oracle.block, oracle.head, params)
     a, b = (dx.run_until(step, problem.state, 6, criterion, tile=4) for step in (switched, stacked))
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5), a, b)
+    chex.assert_trees_all_close(a, b, rtol=1e-5, atol=1e-5)
 
 
 def test_run_full_is_the_last_exit_of_run_all():
@@ -225,7 +218,7 @@ def test_run_all_differentiates_as_the_python_loop():
         return total
 
     a, b = jax.grad(scanned)(params), jax.grad(looped)(params)
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4), a, b)
+    chex.assert_trees_all_close(a, b, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow_cases("staged", "homogeneous")
@@ -238,14 +231,6 @@ def test_replay_on_stored_outputs_equals_the_live_run(make):
         live = dx.run_until(problem.step, problem.state, problem.depth, criterion, tile=4)
         stored = dx.replay(criterion, outputs)
         np.testing.assert_array_equal(live.exit, stored.exit, err_msg=name)
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
-            live.output,
-            stored.output,
-        )
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
-            live.memory,
-            stored.memory,
-        )
+        chex.assert_trees_all_close(live.output, stored.output, rtol=1e-5, atol=1e-5)
+        chex.assert_trees_all_close(live.memory, stored.memory, rtol=1e-4, atol=1e-4)
         assert int(stored.rows_executed) == int((stored.exit + 1).sum())

@@ -4,6 +4,7 @@ and on full tiles.
 
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -75,7 +76,7 @@ def test_states_are_kept_or_not(make):
     assert dropped.state is None and jax.tree.structure(kept.state) == jax.tree.structure(
         problem.state
     )
-    jax.tree.map(np.testing.assert_array_equal, kept._replace(state=None), dropped)
+    chex.assert_trees_all_equal(kept._replace(state=None), dropped)
 
 
 def test_rows_stay_in_their_slots_while_the_queue_lasts():

@@ -2,6 +2,7 @@
 of steps.
 """
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -50,7 +51,7 @@ def reference(params, x, h, free, steps):
 def test_value_and_gradient_are_the_loop(free, steps):
     found = jax.value_and_grad(truncated, argnums=(0, 1, 2))(PARAMS, X, H, free, steps)
     wanted = jax.value_and_grad(reference, argnums=(0, 1, 2))(PARAMS, X, H, free, steps)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, wanted)
+    chex.assert_trees_all_close(found, wanted, rtol=1e-5, atol=1e-6)
     beginning = found[1][2]
     assert (np.asarray(beginning) == 0).all() == (free > 0), (
         "the first state has a gradient only where all steps carry one"

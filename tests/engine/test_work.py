@@ -177,18 +177,22 @@ def test_counters_are_exact_beyond_the_range_of_an_int32():
     assert summed(jnp.full(3, 2, jnp.int32), 6).dtype == jnp.int32
 
 
-@pytest.mark.parametrize("executor", ["masked", "compacted", "stream", "bounded"])
-def test_rows_executed_beyond_the_range_of_an_int32(executor):
-    """2^20 rows of which each may take 2^12 steps; they take 1."""
+@pytest.mark.parametrize(
+    "executor, size, depth",
+    [(name, 2**12, 2**20) for name in ("masked", "compacted", "stream")]
+    + [("bounded", 2**20, 2**12)],
+)
+def test_rows_executed_beyond_the_range_of_an_int32(executor, size, depth):
+    """Rows x steps that shapes allow for exceed 2^31; each row takes 1 step."""
     step = dx.tied_step(lambda p, h: h + p, lambda p, h: {"gate": h}, jnp.float32(1.0))
-    rows, depth, leave = jnp.zeros(2**20), 2**12, dx.criteria.gate_above(0.5)
+    rows, leave = jnp.zeros(size), dx.criteria.gate_above(0.5)
     if executor == "stream":
-        halted = dx.run_stream(step, rows, depth, leave, slots=2**18)
+        halted = dx.run_stream(step, rows, depth, leave, slots=2**10)
     elif executor == "bounded":
         halted = dx.run_bounded(step, rows, depth, leave)
     else:
-        halted = dx.run_until(step, rows, depth, leave, executor, tile=2**18)
-    assert halted.rows_executed.dtype == jnp.int64 and int(halted.rows_executed) == 2**20
+        halted = dx.run_until(step, rows, depth, leave, executor, tile=2**10)
+    assert halted.rows_executed.dtype == jnp.int64 and int(halted.rows_executed) == size
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Attention against a loop over heads and places, its masks, and the projections."""
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -73,7 +74,7 @@ def test_dense_is_that_of_flax(shape):
     theirs, ours = nn.Dense(6), Dense((2, 3))
     params = theirs.init(key, x)
     split = jax.tree.map(lambda a: a.reshape(*a.shape[:-1], 2, 3), params)
-    jax.tree.map(np.testing.assert_array_equal, ours.init(key, x), split)
+    chex.assert_trees_all_equal(ours.init(key, x), split)
     wanted = theirs.apply(params, x).reshape(*shape[:-1], 2, 3)
     np.testing.assert_allclose(ours.apply(split, x), wanted, rtol=1e-6)
 

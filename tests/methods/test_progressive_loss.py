@@ -2,6 +2,7 @@
 stands still.
 """
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -128,4 +129,4 @@ def test_blocks_computed_anew_in_the_backward_pass_change_nothing_where_exits_li
         deep_thinking(6).loss(model, p, X, LABELS, jax.random.key(1), jnp.float32(0.0))[0].mean()
     )
     slopes = [jax.grad(lambda p, model=model: run(model, p))(PARAMS) for model in (model, again)]
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *slopes)
+    chex.assert_trees_all_close(*slopes, rtol=1e-5, atol=1e-6)

@@ -1,5 +1,6 @@
 """Recurrent depth: the law of the steps, where gradients reach, and a row's depth in company."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -91,9 +92,7 @@ def test_loss_and_gradient_are_the_loop(key):
     (value, r), gradient = jax.jit(jax.value_and_grad(mean, has_aux=True))(PARAMS)
     wanted, slope = jax.jit(jax.value_and_grad(lambda p: reference(p, int(r), 3, 0.0)))(PARAMS)
     np.testing.assert_allclose(value, wanted, rtol=1e-5)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), gradient, slope
-    )
+    chex.assert_trees_all_close(gradient, slope, rtol=1e-3, atol=1e-5)
     assert max(np.abs(g).max() for g in jax.tree.leaves(gradient["prelude"])) > 0, (
         "through the injections"
     )

@@ -2,6 +2,7 @@
 calibration.
 """
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -168,15 +169,13 @@ def test_segments_are_detached_but_for_the_input():
     whole = jax.jit(jax.grad(lambda p, x: looped(p, x, lambda y: y), argnums=(0, 1)))(
         PARAMS, INPUTS
     )
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), found, wanted)
+    chex.assert_trees_all_close(found, wanted, rtol=1e-3, atol=1e-5)
     assert float(jnp.abs(whole[0]["w"] - wanted[0]["w"]).max()) > 1e-2
 
 
 def test_detached_steps_give_the_same_outputs():
     outputs = dx.run_all(detached(MODEL.steps(PARAMS)), MODEL.embed(PARAMS, INPUTS), S)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), outputs, OUTPUTS
-    )
+    chex.assert_trees_all_close(outputs, OUTPUTS, rtol=1e-5, atol=1e-6)
 
 
 def test_no_row_halts_while_the_logit_is_at_its_start():

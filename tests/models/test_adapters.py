@@ -2,6 +2,7 @@
 is not a function of its weights and its row is refused.
 """
 
+import chex
 import equinox as eqx
 import flax.linen as nn
 import jax
@@ -159,7 +160,7 @@ def test_a_later_change_of_a_module_is_not_seen():
     before = model.init(jax.random.key(0))
     block.layers[1].kernel[...] = jnp.zeros((2 * WIDTH, WIDTH))
     after = model.init(jax.random.key(0))
-    jax.tree.map(np.testing.assert_array_equal, after, before)
+    chex.assert_trees_all_equal(after, before)
     assert not np.allclose(block(STATE), run_all(model, after)[0])
 
 

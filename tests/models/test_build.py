@@ -2,6 +2,7 @@
 refuses.
 """
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -77,7 +78,7 @@ def test_every_weight_has_a_seed_of_its_own():
     ]
     assert len({float(a[0]) for a in leaves}) == 2 * N + 1
     again, other = stacked.init(jax.random.key(0)), stacked.init(jax.random.key(1))
-    jax.tree.map(np.testing.assert_array_equal, params, again)
+    chex.assert_trees_all_equal(params, again)
     assert not np.allclose(params["embed"]["w"], other["embed"]["w"])
     listed = dx.build(EMBED, BLOCK, HEAD, N, "list").init(jax.random.key(0))
     jax.tree.map(np.testing.assert_allclose, params["blocks"], dx.stack(listed["blocks"]))

@@ -2,6 +2,7 @@
 against sums, and the engine.
 """
 
+import chex
 import jax
 import jax.export
 import jax.numpy as jnp
@@ -342,7 +343,7 @@ def test_the_most_certain_answer_so_far_is_a_setting():
     plain, best = small(), small(best_so_far=True)
     params = plain.init(jax.random.key(0))
     wanted = run_of(best_so_far(plain), params)
-    jax.tree.map(np.testing.assert_array_equal, run_of(best, params), wanted)
+    chex.assert_trees_all_equal(run_of(best, params), wanted)
 
 
 def test_wrong_inputs_are_named():

@@ -1,5 +1,6 @@
 """The recurrent convolutional network: shapes, recall, sizes it was not made for, rows apart."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -97,7 +98,7 @@ def test_tokens_are_one_hot_encoded():
     model = dx.models.DeepThinking(width=8, steps=2).build(dx.Tokens(5), 2)
     params, tokens = model.init(jax.random.key(0)), jnp.array([[0, 4, 2, 2]])
     one_hot = model.embed(params, jax.nn.one_hot(tokens, 5))
-    jax.tree.map(np.testing.assert_array_equal, model.embed(params, tokens), one_hot)
+    chex.assert_trees_all_equal(model.embed(params, tokens), one_hot)
     half = jax.tree.map(lambda a: a.astype(jnp.bfloat16), params)
     assert model.embed(half, tokens)["h"].dtype == jnp.bfloat16
     with pytest.raises(TypeError, match="not 2 stages"):

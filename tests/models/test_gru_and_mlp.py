@@ -1,5 +1,6 @@
 """The gated recurrent unit and the residual MLP against their equations, row by row."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -85,9 +86,7 @@ def test_the_weights_of_the_gru_are_tied_so_it_may_run_longer_than_it_was_made_f
         "logits"
     ]
     np.testing.assert_allclose(run(long)[:2], run(short), rtol=1e-6)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_array_equal(a, b), params, long.init(jax.random.key(0))
-    )
+    chex.assert_trees_all_equal(params, long.init(jax.random.key(0)))
 
 
 def norm(x, p):

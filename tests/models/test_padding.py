@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -84,7 +85,7 @@ def test_a_mask_is_the_same_as_a_padding_token(settings):
     unset, _ = built(dataclasses.replace(settings, padding=None))
     tokens = TOKENS.at[0, 4:].set(PAD)
     masked = run(unset, params, {"tokens": tokens, "mask": tokens != PAD})
-    jax.tree.map(np.testing.assert_array_equal, masked, run(model, params, tokens))
+    chex.assert_trees_all_equal(masked, run(model, params, tokens))
     plain = run(unset, params, tokens)
     assert not isinstance(plain, dict) or "mask" not in plain
 

@@ -2,6 +2,7 @@
 start, and the engine.
 """
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -245,11 +246,7 @@ def test_the_engine_takes_it(form):
         dx.run_stream(step, state, SEGMENTS, criterion, slots=2),
     ):
         np.testing.assert_array_equal(halted.exit, wanted.exit)
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4),
-            halted.output,
-            wanted.output,
-        )
+        chex.assert_trees_all_close(halted.output, wanted.output, rtol=1e-3, atol=1e-4)
 
 
 def test_a_slot_that_is_filled_again_begins_as_new():

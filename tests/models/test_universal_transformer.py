@@ -4,6 +4,7 @@ one.
 
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -215,9 +216,7 @@ def test_one_hot_inputs_are_tokens_and_shifted_positions_are_seen():
     model, params = made(halting="none")
     outputs = run(model, params, TOKENS)
     one_hot = run(model, params, jax.nn.one_hot(TOKENS, V))
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), one_hot, outputs
-    )
+    chex.assert_trees_all_close(one_hot, outputs, rtol=1e-4, atol=1e-4)
     positions = jnp.arange(L, dtype=jnp.int32)[None] + jnp.array([[0], [3], [0], [0], [0], [0]])
     shifted = run(model, params, {"tokens": TOKENS, "positions": positions})
     np.testing.assert_allclose(

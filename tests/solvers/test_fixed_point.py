@@ -2,6 +2,7 @@
 through the engine.
 """
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -93,7 +94,7 @@ def test_gradients_are_those_of_the_solution(mixing):
         jnp.asarray(TURN), X
     )
     found = jax.jit(jax.grad(loss, argnums=(0, 1)))(jnp.asarray(TURN), X)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-3), found, wanted)
+    chex.assert_trees_all_close(found, wanted, rtol=2e-3, atol=2e-3)
 
 
 def test_gradients_of_a_bent_map_are_those_through_the_iterations():
@@ -107,7 +108,7 @@ def test_gradients_of_a_bent_map_are_those_through_the_iterations():
     wanted, found = (
         jax.jit(jax.grad(f, argnums=(0, 1)))(jnp.asarray(TURN), X) for f in (unrolled, solved)
     )
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), found, wanted)
+    chex.assert_trees_all_close(found, wanted, rtol=1e-3, atol=1e-4)
 
 
 def halving(params, x, z):

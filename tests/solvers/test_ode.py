@@ -2,6 +2,7 @@
 
 import sys
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -113,7 +114,7 @@ def test_euler_is_the_residual_loop_and_so_is_its_gradient():
         )
         for f in (ours, loop)
     ]
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *slopes)
+    chex.assert_trees_all_close(*slopes, rtol=1e-4, atol=1e-5)
 
 
 def test_the_gradient_is_that_of_finite_differences():

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -60,11 +61,7 @@ def test_it_equals_a_plain_gradient_step_and_metrics_are_those_before_it(toy):
         and int(state.step) == 1
     )
     wanted = optax.apply_updates(params, updates)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
-        jax.device_get(state.params),
-        wanted,
-    )
+    chex.assert_trees_all_close(jax.device_get(state.params), wanted, rtol=1e-7, atol=1e-5)
 
 
 def test_one_device_and_four_agree(toy):
@@ -74,7 +71,7 @@ def test_one_device_and_four_agree(toy):
         for s in range(3):
             state, _ = step(state, put_batch(toy.batch(0, s, 8), mesh))
         ends.append(jax.device_get(state.params))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *ends)
+    chex.assert_trees_all_close(*ends, rtol=1e-7, atol=1e-5)
 
 
 def test_augmentation_differs_from_step_to_step(toy):
