@@ -34,11 +34,13 @@ if os.environ.get("DYNEXIT_TEST_XLA") != "default":
 import jax
 import pytest
 
-# Checks the types and shapes of every annotated argument and result, at each call.
+# Checks the types and shapes of every annotated argument and result, at each call; an int is a
+# float, as to type checkers.
 if os.environ.get("DYNEXIT_TEST_TYPES"):
     from jaxtyping import install_import_hook
 
-    install_import_hook("dynexit", "beartype.beartype")
+    conf = "beartype.BeartypeConf(is_pep484_tower=True)"
+    install_import_hook("dynexit", f"beartype.beartype(conf={conf})")
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
