@@ -10,21 +10,31 @@ in its last bits, and where many probabilities round to 1, many rows would not e
 `[E-1]`: every pending row exits at the last exit.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TypeAlias
 
 import jax
 import numpy as np
 
 from dynexit.core.checks import positive_integer
-from dynexit.core.shapes import PyTree
+from dynexit.core.shapes import AnyArray, Float, HostArray, Int, Num, PyTree
 from dynexit.core.types import Candidates
+
+Numbers: TypeAlias = Sequence[float] | Num[AnyArray, "K"]
+Fractions: TypeAlias = Sequence[float] | Sequence[Sequence[float]] | Num[AnyArray, "... E"]
+Confidence: TypeAlias = Num[AnyArray, "E M"]
+Thresholds: TypeAlias = Float[HostArray, "... E-1"]
 
 RATIOS = tuple(j / 20 for j in range(1, 40))  # MSDNet's released grid, 0.05..1.95
 MARGIN = 1e-6
 
 
 def levels(
-    values: Any, full: float, name: str = "threshold", low: float = -np.inf, high: float = np.inf
+    values: Numbers,
+    full: float,
+    name: str = "threshold",
+    low: float = -np.inf,
+    high: float = np.inf,
 ) -> Candidates:
     """Candidates `{name: []}` with one number for all exits, from a list.
 
@@ -91,7 +101,7 @@ def with_full_depth(points: PyTree, full: PyTree) -> PyTree:
     return jax.tree.map(lambda a, b: np.concatenate([a, b[None].astype(a.dtype)]), points, full)
 
 
-def geometric_fractions(ratios: Any, exits: int) -> np.ndarray:
+def geometric_fractions(ratios: Numbers, exits: int) -> Float[HostArray, "K E"]:
     """Wanted fractions of the rows at each exit, p_e proportional to r^e.
 
     Args:
@@ -121,7 +131,7 @@ def geometric_fractions(ratios: Any, exits: int) -> np.ndarray:
     return p / p.sum(axis=1, keepdims=True)
 
 
-def quotas(fractions: Any, rows: int) -> np.ndarray:
+def quotas(fractions: Fractions, rows: int) -> Int[HostArray, "..."]:
     """Wanted rows at each exit but the last, floor(M p_e), in float64.
 
     Args:
@@ -154,7 +164,7 @@ def quotas(fractions: Any, rows: int) -> np.ndarray:
     return np.floor(rows * fractions[..., :-1] + 1e-9).astype(np.int64)
 
 
-def msdnet_thresholds(confidence: Any, fractions: Any) -> np.ndarray:
+def msdnet_thresholds(confidence: Confidence, fractions: Fractions) -> Thresholds:
     """Thresholds at which wanted fractions of the rows exit at each exit.
 
     Exit by exit, with m = floor(M p_e) among the pending rows: T_e lies just below the m-th highest
@@ -193,7 +203,7 @@ def msdnet_thresholds(confidence: Any, fractions: Any) -> np.ndarray:
     return thresholds if fractions.ndim == 2 else thresholds[0]
 
 
-def shared_thresholds(confidence: Any, count: int) -> np.ndarray:
+def shared_thresholds(confidence: Confidence, count: int) -> Thresholds:
     """One threshold for all exits, just below evenly spaced quantiles of the confidences.
 
     The confidences of all early exits are pooled.
@@ -224,7 +234,9 @@ def shared_thresholds(confidence: Any, count: int) -> np.ndarray:
     return np.tile(just_below(found)[:, None], (1, len(confidence) - 1))
 
 
-def threshold_candidates(confidence: Any, ratios: Any = RATIOS, shared: int = 40) -> np.ndarray:
+def threshold_candidates(
+    confidence: Confidence, ratios: Numbers = RATIOS, shared: int = 40
+) -> Thresholds:
     """MSDNet's geometric family of thresholds, thresholds shared by all exits, and full depth.
 
     Args:
@@ -247,7 +259,9 @@ def threshold_candidates(confidence: Any, ratios: Any = RATIOS, shared: int = 40
     return np.concatenate([solved, shared_thresholds(confidence, shared)])
 
 
-def just_below(score: Any) -> np.ndarray:
+def just_below(
+    score: float | np.generic | Sequence[float] | Num[AnyArray, "*n"],
+) -> Float[HostArray, "..."]:
     """A threshold a little below a score, float32; infinities are unchanged.
 
     The margin exceeds the difference in rounding of the same score in another program.
@@ -263,7 +277,7 @@ def just_below(score: Any) -> np.ndarray:
     return np.where(finite, below, score).astype(np.float32)
 
 
-def _solved(confidence: np.ndarray, quotas: np.ndarray) -> np.ndarray:
+def _solved(confidence: HostArray, quotas: HostArray) -> HostArray:
     """Thresholds `[E-1]` from confidences `[E-1, M]` and the quotas `[E-1]` of one point."""
     pending = np.arange(confidence.shape[1])
     thresholds = np.full(len(confidence), np.inf, np.float32)
@@ -281,7 +295,7 @@ def _solved(confidence: np.ndarray, quotas: np.ndarray) -> np.ndarray:
     return thresholds
 
 
-def _confidence(confidence: Any) -> np.ndarray:
+def _confidence(confidence: AnyArray) -> HostArray:
     if np.ndim(confidence) != 2 or 0 in np.shape(confidence):
         raise ValueError(
             f"`confidence` must have shape [E, M], none of them 0, got {np.shape(confidence)}"

@@ -3,11 +3,10 @@
 from typing import NamedTuple
 
 import jax
-import numpy as np
 
 from dynexit.calibration.curve import Curve
 from dynexit.calibration.rules.rule import Rule
-from dynexit.core.shapes import PyTree
+from dynexit.core.shapes import Float, HostArray, PyTree
 
 
 class Choice(NamedTuple):
@@ -31,14 +30,14 @@ class Choice(NamedTuple):
     """
 
     operating_point: PyTree
-    index: int
+    index: int  # pyright: ignore[reportIncompatibleMethodOverride]  not `tuple.index`
     accuracy: float
     accuracy_full: float
     standard_error: float
     cost: float
     cost_fraction: float
     mean_depth: float
-    exit_fraction: np.ndarray
+    exit_fraction: Float[HostArray, "E"]
     accepted: str
     guarantee: str
     split: str

@@ -3,16 +3,18 @@
 The network is not run again.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeAlias
 
 import jax
 import numpy as np
 
 from dynexit.calibration.records import Records
-from dynexit.core.shapes import PyTree
+from dynexit.core.shapes import AnyArray, Bool, Float, HostArray, Int, Num, PyTree, Shaped
 from dynexit.core.types import Criterion
 from dynexit.engine.replay import replay_scores
+
+PerPoint: TypeAlias = Float[HostArray, "K"]
 
 
 class Curve(NamedTuple):
@@ -35,12 +37,12 @@ class Curve(NamedTuple):
     """
 
     points: PyTree
-    exit: np.ndarray
-    right: np.ndarray
-    agrees: np.ndarray
-    loss: np.ndarray | None
-    right_full: np.ndarray
-    cost: np.ndarray
+    exit: Shaped[HostArray, "K M"]
+    right: Float[HostArray, "K M"]
+    agrees: Bool[HostArray, "K M"]
+    loss: PerPoint | None
+    right_full: Float[HostArray, "M"]
+    cost: PerPoint
     cost_full: float
     exits: int
     split: str
@@ -52,7 +54,7 @@ class Curve(NamedTuple):
         return self.right.shape[1]
 
     @property
-    def accuracy(self) -> np.ndarray:
+    def accuracy(self) -> PerPoint:
         """float64 `[K]`, the mean score."""
         return self.right.mean(axis=1, dtype=np.float64)
 
@@ -62,17 +64,17 @@ class Curve(NamedTuple):
         return float(self.right_full.mean(dtype=np.float64))
 
     @property
-    def exit_fraction(self) -> np.ndarray:
+    def exit_fraction(self) -> Float[HostArray, "K E"]:
         """float64 `[K, E]`, achieved fraction of the rows at each exit."""
         return np.stack([np.bincount(e, minlength=self.exits) for e in self.exit]) / self.rows
 
     @property
-    def mean_depth(self) -> np.ndarray:
+    def mean_depth(self) -> PerPoint:
         """float64 `[K]`, mean exits evaluated per row, in 1..E."""
         return self.exit.mean(axis=1, dtype=np.float64) + 1
 
     @property
-    def standard_error(self) -> np.ndarray:
+    def standard_error(self) -> PerPoint:
         """float64 `[K]`, of accuracy - accuracy_full, from the paired differences of the rows.
 
         Where scores are 0 or 1 it is sqrt(b + c - (b - c)^2 / M) / M, with b rows right only at
@@ -83,14 +85,14 @@ class Curve(NamedTuple):
         return change.std(axis=1, dtype=np.float64) / np.sqrt(self.rows)
 
     @property
-    def flips(self) -> np.ndarray:
+    def flips(self) -> PerPoint:
         """float64 `[K]`, negative flips: the fraction of rows that score below full depth.
 
         Gains of other rows are not counted (Yan et al. 2021, arXiv 2011.09161).
         """
         return (self.right < self.right_full).mean(axis=1)
 
-    def reordered(self, order: Any) -> "Curve":
+    def reordered(self, order: Int[HostArray, "k"] | slice) -> "Curve":
         """The points `order`, indices `[K']`."""
         take = lambda a: None if a is None else a[order]
         return self._replace(
@@ -107,7 +109,7 @@ def curve(
     records: Records,
     points: PyTree,
     criterion: Callable[[PyTree], Criterion],
-    costs: Any,
+    costs: Sequence[float] | Num[AnyArray, "E"],
     cost_full: float | None = None,
 ) -> Curve:
     """Evaluates every operating point on stored scores; only `decide` runs.

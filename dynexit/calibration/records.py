@@ -3,19 +3,34 @@
 Outputs are not kept.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from dynexit.core.labels import exact, rows_counted
-from dynexit.core.shapes import Array, PyTree
-from dynexit.core.types import Criterion
+from dynexit.core.shapes import (
+    AnyArray,
+    Array,
+    Bool,
+    ExitRows,
+    Float,
+    HostArray,
+    Int,
+    Num,
+    PyTree,
+    Rows,
+    Shaped,
+)
+from dynexit.core.types import Criterion, Labels
 from dynexit.criteria.memory import first_memory
 from dynexit.engine.rows import check_score, has_nan
 from dynexit.objectives.multi_exit import multi_exit_cross_entropy
+
+Predict: TypeAlias = Callable[[Rows], Shaped[Array, "b ..."]]
+Score: TypeAlias = Callable[[Any, Any], Shaped[AnyArray, "b"]]
 
 
 class Records(NamedTuple):
@@ -35,16 +50,16 @@ class Records(NamedTuple):
     """
 
     split: str
-    scores: PyTree
-    predictions: np.ndarray
-    right: np.ndarray
-    losses: np.ndarray | None
-    nan: np.ndarray
-    labels: np.ndarray
-    counts: np.ndarray
+    scores: ExitRows
+    predictions: Shaped[HostArray, "E M ..."]
+    right: Float[HostArray, "E M"]
+    losses: Float[HostArray, "E M"] | None
+    nan: Bool[HostArray, "E M"]
+    labels: Num[HostArray, "M ..."]
+    counts: Bool[HostArray, "M"]
     fingerprint: str
 
-    def rows(self, chosen: Any) -> "Records":
+    def rows(self, chosen: Int[HostArray, "m"] | Bool[HostArray, "M"] | slice) -> "Records":
         """The records of some rows: indices or a mask, of `[M]`."""
         per_exit = lambda tree: jax.tree.map(lambda a: a[:, chosen], tree)
         return self._replace(
@@ -60,16 +75,16 @@ class Records(NamedTuple):
 
 def observed(
     criterion: Criterion,
-    predict: Callable[[PyTree], Array],
-    score: Callable[[Any, Any], Any],
-    labels: Array,
-) -> Callable[[Any, PyTree, PyTree], tuple[dict, PyTree]]:
+    predict: Predict,
+    score: Score,
+    labels: Labels,
+) -> Callable[[Int[Array, ""], Rows, PyTree], tuple[dict[str, Rows], PyTree]]:
     """`observe(exit, output, memory) -> (kept, memory)` for `dx.engine.run_observed`.
 
     The keys of what is kept of one exit of a batch are fields of `Records`.
     """
 
-    def observe(exit: Any, output: PyTree, memory: PyTree) -> tuple[dict, PyTree]:
+    def observe(exit: Array, output: PyTree, memory: PyTree) -> tuple[dict[str, PyTree], PyTree]:
         value, memory = criterion.score(exit, output, memory)
         check_score(value, labels.shape[0])
         prediction = predict(output)
@@ -92,11 +107,11 @@ def observed(
 
 
 def records_of(
-    outputs: PyTree,
-    labels: Any,
+    outputs: ExitRows,
+    labels: Sequence[Any] | Num[AnyArray, "B ..."],
     criterion: Criterion,
-    predict: Callable[[PyTree], Array],
-    score: Callable[[Any, Any], Any] = exact,
+    predict: Predict,
+    score: Score = exact,
     split: str = "calibration",
     fingerprint: str = "",
 ) -> Records:
@@ -123,21 +138,21 @@ def records_of(
       >>> records_of(logits, np.array([0, 1]), rule, lambda z: z.argmax(-1)).right.tolist()
       [[1.0, 0.0], [1.0, 1.0]]
     """
-    labels = np.asarray(labels)
+    given = np.asarray(labels)
     for path, leaf in jax.tree_util.tree_flatten_with_path(outputs)[0]:
-        if np.shape(leaf)[1:2] != labels.shape[:1] or not np.size(leaf):
+        if np.shape(leaf)[1:2] != given.shape[:1] or not np.size(leaf):
             raise ValueError(
                 f"`outputs`{jax.tree_util.keystr(path)} must have shape [E, M, ...] with M = "
-                f"{len(labels)} as the labels, got {np.shape(leaf)}"
+                f"{len(given)} as the labels, got {np.shape(leaf)}"
             )
 
     @jax.jit
-    def run(outputs: PyTree, labels: Array) -> dict:
+    def run(outputs: PyTree, labels: Array) -> dict[str, PyTree]:
         one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), outputs)
         memory = first_memory(criterion, labels.shape[0], one, len(jax.tree.leaves(outputs)[0]))
         observe = observed(criterion, predict, score, labels)
 
-        def body(memory, x):
+        def body(memory: PyTree, x: tuple[Array, PyTree]) -> tuple[PyTree, PyTree]:
             exit, output = x
             kept, memory = observe(exit, output, memory)
             return memory, kept
@@ -146,10 +161,8 @@ def records_of(
         return jax.lax.scan(body, memory.score, (exits, outputs))[1]
 
     outputs = jax.tree.map(jnp.asarray, outputs)
-    kept = jax.tree.map(np.asarray, run(outputs, jnp.asarray(labels)))
-    return Records(
-        split, labels=labels, counts=rows_counted(labels), fingerprint=fingerprint, **kept
-    )
+    kept = jax.tree.map(np.asarray, run(outputs, jnp.asarray(given)))
+    return Records(split, labels=given, counts=rows_counted(given), fingerprint=fingerprint, **kept)
 
 
 def _cross_entropy(output: PyTree, labels: Array) -> Array | None:

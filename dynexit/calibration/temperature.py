@@ -1,7 +1,7 @@
 """Temperature scaling with one temperature per exit, fitted in passes that keep no logits."""
 
 import functools
-from typing import Any
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +9,13 @@ import numpy as np
 from jax import lax
 
 from dynexit.core.labels import as_labels, check_labels, places_counted
-from dynexit.core.shapes import Array, PyTree
+from dynexit.core.shapes import AnyArray, Array, Bool, Float, HostArray, Int, Num, PyTree
 from dynexit.core.types import Fit
 from dynexit.criteria.reading import Read, read_logits
+
+Logits: TypeAlias = Num[AnyArray, "*b C"]
+Labels: TypeAlias = Num[AnyArray, "*b"]
+State: TypeAlias = dict[str, HostArray]
 
 CLOSE = 1e-5  # relative change of 1 / T at which an exit is fitted
 PASSES = 40
@@ -45,7 +49,7 @@ def temperature_fit(read: Read = None, lowest: float = 0.1, highest: float = 10.
             f"{lowest} and {highest}"
         )
 
-    def begin(exits: int) -> dict:
+    def begin(exits: int) -> State:
         every = functools.partial(np.full, exits)
         return {
             "beta": every(1.0),
@@ -57,14 +61,14 @@ def temperature_fit(read: Read = None, lowest: float = 0.1, highest: float = 10.
             "passes": every(0),
         }
 
-    def measure(state: dict, i: Any, output: PyTree, labels: Array) -> dict:
+    def measure(state: PyTree, i: Array, output: PyTree, labels: Array) -> dict[str, Array]:
         return slopes(read_logits(output, read), labels, jnp.float32(state["beta"])[i])
 
-    def advance(state: dict, sums: dict) -> tuple[dict, bool]:
+    def advance(state: State, sums: State) -> tuple[State, bool]:
         state = _advanced(state, sums)
         return state, bool(state["fitted"].all()) or int(state["passes"][0]) >= PASSES
 
-    def finish(state: dict) -> tuple[dict, tuple[str, ...]]:
+    def finish(state: State) -> tuple[State, tuple[str, ...]]:
         temperature = np.clip(1 / state["beta"], lowest, highest).astype(np.float32)
         remarks = tuple(
             f"temperature of exit {e}: {count:g} labelled places left out, whose logits are not "
@@ -78,8 +82,11 @@ def temperature_fit(read: Read = None, lowest: float = 0.1, highest: float = 10.
 
 
 def fit_temperature(
-    logits: Array, labels: Array, lowest: float = 0.1, highest: float = 10.0
-) -> Array:
+    logits: Num[AnyArray, "E *m C"],
+    labels: Num[AnyArray, "*m"],
+    lowest: float = 0.1,
+    highest: float = 10.0,
+) -> Float[Array, "E"]:
     """The temperatures of `temperature_fit`, from logits that are in memory.
 
     Args:
@@ -114,15 +121,17 @@ def fit_temperature(
     check_labels(given, jnp.shape(logits)[-1], "labels")
     fit = temperature_fit(None, lowest, highest)
     state, finished = fit.begin(len(logits)), False
-    logits, labels = jnp.asarray(logits), jnp.asarray(given)
+    z, classes = jnp.asarray(logits), jnp.asarray(given)
     while not finished:
-        terms = _stored(logits, labels, np.float32(state["beta"]))
+        terms = _stored(z, classes, np.float32(state["beta"]))
         sums = {name: np.asarray(a, np.float64).sum(axis=1) for name, a in terms.items()}
         state, finished = fit.advance(state, sums)
     return jnp.asarray(fit.finish(state)[0]["temperature"])
 
 
-def slopes(logits: Array, labels: Array, beta: Array) -> dict[str, Array]:
+def slopes(
+    logits: Num[Array, "b *places C"], labels: Int[Array, "b *places"], beta: Float[Array, ""]
+) -> dict[str, Float[Array, "b"]]:
     """Slope and curvature of the NLL in b = 1 / T, of each row, summed over its places.
 
     Args:
@@ -149,7 +158,7 @@ def slopes(logits: Array, labels: Array, beta: Array) -> dict[str, Array]:
     }
 
 
-def usable(logits: Array, labels: Array) -> Array:
+def usable(logits: Logits, labels: Labels) -> Bool[Array, "*b"]:
     """Labelled places that have a likelihood, bool `[...]`.
 
     No logit is NaN or +inf there, and that of the label is finite. A class may be excluded by -inf.
@@ -167,7 +176,9 @@ def usable(logits: Array, labels: Array) -> Array:
     return ~broken & jnp.isfinite(_of_label(logits, labels)) & places_counted(labels)
 
 
-def mean_nll(logits: Array, labels: Array, temperature: Array) -> Array:
+def mean_nll(
+    logits: Logits, labels: Labels, temperature: float | Float[AnyArray, ""]
+) -> Float[Array, ""]:
     """Mean negative log-likelihood of one exit, over the places that are `usable`.
 
     -mean_m ln softmax(z_m / T)[y_m].
@@ -185,20 +196,20 @@ def mean_nll(logits: Array, labels: Array, temperature: Array) -> Array:
       >>> print(f"{mean_nll(jnp.zeros((3, 2)), jnp.array([0, 1, 1]), jnp.float32(2.0)):.4f}")
       0.6931
     """
-    labels = jnp.asarray(as_labels(labels))
-    valid = usable(logits, labels)
-    z, label = _centred(logits, labels, valid)
+    classes = jnp.asarray(as_labels(labels))
+    valid = usable(logits, classes)
+    z, label = _centred(logits, classes, valid)
     nll = jax.nn.logsumexp(z / temperature, axis=-1) - label / temperature
     return jnp.where(valid, nll, 0.0).sum() / jnp.maximum(valid.sum(dtype=jnp.float32), 1.0)
 
 
 @jax.jit
-def _stored(logits: Array, labels: Array, beta: Array) -> dict[str, Array]:
+def _stored(logits: Array, labels: Array, beta: AnyArray) -> dict[str, Array]:
     """`slopes` of every exit, one after the other, leaves `[E, M]`."""
     return lax.map(lambda x: slopes(x[0], labels, x[1]), (logits, beta))
 
 
-def _advanced(state: dict, sums: dict) -> dict:
+def _advanced(state: State, sums: State) -> State:
     """The next b of every exit.
 
     After b = 1 it is the bound on the minimum's side, which is the answer where the slope still
@@ -227,14 +238,14 @@ def _advanced(state: dict, sums: dict) -> dict:
     return new
 
 
-def _centred(logits: Array, labels: Array, valid: Array) -> tuple[Array, Array]:
+def _centred(logits: AnyArray, labels: AnyArray, valid: Array) -> tuple[Array, Array]:
     """float32 logits whose largest is 0, and that of the label; zeros at places not valid."""
     z = jnp.where(valid[..., None], logits.astype(jnp.float32), 0.0)
     z = z - z.max(axis=-1, keepdims=True)
     return z, _of_label(z, labels)
 
 
-def _of_label(values: Array, labels: Array) -> Array:
+def _of_label(values: AnyArray, labels: AnyArray) -> Array:
     """The entry of each label, `[..., C]` to `[...]`; the first class where no label counts."""
     index = jnp.maximum(labels, 0).astype(jnp.int32)[..., None]
     return jnp.take_along_axis(values, index, axis=-1)[..., 0]

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dynexit.core.meshes import on_auto_axes
-from dynexit.core.shapes import Array, PyTree
+from dynexit.core.shapes import Array, PyTree, Rows
 from dynexit.core.stacking import length, refuse_other_leaves
 from dynexit.core.types import Model, Step
 
@@ -281,7 +281,7 @@ def check_outputs_agree(outputs: Sequence[PyTree]) -> None:
 
 
 def check_row_independence(
-    step: Step, state: PyTree, i: int = 0, tolerance: float | None = None
+    step: Step, state: Rows, i: int = 0, tolerance: float | None = None
 ) -> None:
     """Runs a step on a batch whole, permuted and split; refuses it where rows depend on others.
 

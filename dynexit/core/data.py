@@ -26,8 +26,8 @@ class Source(NamedTuple):
     """
 
     split: str
-    batch: Callable[[int, int, int], dict]
-    examples: Callable[[], dict]
+    batch: Callable[[int, int, int], dict[str, Any]]
+    examples: Callable[[], dict[str, Any]]
     size: int | None
 
 

@@ -7,14 +7,14 @@ import contextlib
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import IO, Any
 
 SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # `C:/` of Windows has one letter
 
 
-def is_url(path: Any) -> bool:
+def is_url(path: str | os.PathLike[str]) -> bool:
     """Whether a path is an address such as `gs://bucket/run`; `Path` turns its `//` into `/`.
 
     Example:
@@ -24,7 +24,7 @@ def is_url(path: Any) -> bool:
     return SCHEME.match(os.fspath(path).replace("\\", "/")) is not None
 
 
-def local(path: str | os.PathLike, name: str) -> Path:
+def local(path: str | os.PathLike[str], name: str) -> Path:
     """The path, which must be of this machine's file system.
 
     Args:
@@ -43,7 +43,7 @@ def local(path: str | os.PathLike, name: str) -> Path:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path) -> Generator[Path, None, None]:
     """A new file to write in place of `path`, which is replaced when the block ends.
 
     A link at `path` is replaced too; the file it points to stays as it was. The new file has the

@@ -5,7 +5,7 @@ import datetime
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,7 +21,7 @@ class FolderInUse(RuntimeError):
 
 
 @contextlib.contextmanager
-def in_use(folder: Path) -> Iterator[None]:
+def in_use(folder: Path) -> Generator[None, None, None]:
     """Holds the lock of a run folder, `lock.json`: process id, host and time of the start.
 
     The system releases the lock when the process ends, however it ends, so the lock of a dead

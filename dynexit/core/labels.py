@@ -3,13 +3,16 @@
 `IGNORED` marks places that no loss and no score counts.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dynexit.core.shapes import AnyArray, Bool, Float, Int, Num
 
 IGNORED = -1
 """The label of a place that no loss and no score counts. A row of such places counts nowhere."""
 
 
-def places_counted(labels: Any) -> Any:
+def places_counted(labels: "Num[AnyArray, '...']") -> "Bool[Any, '...']":
     """Places that count, bool in the shape of the labels: those that are not `IGNORED`.
 
     Where labels are real, those that are not NaN count. Unsigned labels cannot hold `IGNORED`.
@@ -22,7 +25,7 @@ def places_counted(labels: Any) -> Any:
     return labels != IGNORED if labels.dtype.kind == "i" else labels == labels
 
 
-def rows_counted(labels: Any) -> Any:
+def rows_counted(labels: "Num[AnyArray, 'b ...']") -> "Bool[Any, 'b']":
     """Rows that count, bool `[b]`: those with a place that counts.
 
     Every mean over rows is over these.
@@ -38,7 +41,9 @@ def rows_counted(labels: Any) -> Any:
 LARGEST = 2**31 - 1
 
 
-def as_labels(labels: Any, ignore_label: int | None = None, name: str = "labels") -> Any:
+def as_labels(
+    labels: Any, ignore_label: int | None = None, name: str = "labels"
+) -> "Int[Any, '...']":
     """Labels as int32, the one type in which `IGNORED` differs from every class.
 
     As uint8, -1 equals 255, so that class 255 of 256 would be taken for `IGNORED`. Every function
@@ -80,7 +85,7 @@ def as_labels(labels: Any, ignore_label: int | None = None, name: str = "labels"
     return labels + ignored * (IGNORED - ignore_label)
 
 
-def exact(prediction: Any, labels: Any) -> Any:
+def exact(prediction: Any, labels: Any) -> "Bool[Any, 'b']":
     """Whether each row is right: all its places that count are.
 
     Args:
@@ -105,7 +110,7 @@ def exact(prediction: Any, labels: Any) -> Any:
     return right.all(axis=tuple(range(1, right.ndim))) & rows_counted(labels)
 
 
-def share(prediction: Any, labels: Any) -> Any:
+def share(prediction: Any, labels: Any) -> "Float[Any, 'b']":
     """How much of each row is right: the fraction of its places that count.
 
     Args:

@@ -42,8 +42,8 @@ def on_auto_axes(
         along = a.ndim > leading and a.shape[leading] == first.shape[axis]
         return NamedSharding(mesh, P(*[None] * leading, spread) if along else P())
 
-    told = jax.tree.map(sharding, results)
-    run = jax.sharding.auto_axes(run, axes=tuple(mesh.explicit_axes), out_sharding=told)
+    shardings = jax.tree.map(sharding, results)
+    run = jax.sharding.auto_axes(run, axes=tuple(mesh.explicit_axes), out_sharding=shardings)
     return run(rows, *others)
 
 

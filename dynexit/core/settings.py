@@ -230,7 +230,7 @@ def refuse_unfit(settings: Any, inputs: Any, classes: int) -> None:
         raise ValueError(f"`{type(settings).__name__}`: {'; '.join(found)}")
 
 
-def at_least(settings, low: float, *names: str) -> list[str]:
+def at_least(settings: Any, low: float, *names: str) -> list[str]:
     """Sentences for the fields `names` that are below `low`."""
     return [
         f"{n} must be at least {low}, got {getattr(settings, n)}"
@@ -239,7 +239,7 @@ def at_least(settings, low: float, *names: str) -> list[str]:
     ]
 
 
-def at_most(settings, high: float, *names: str) -> list[str]:
+def at_most(settings: Any, high: float, *names: str) -> list[str]:
     """Sentences for the fields `names` that are above `high`."""
     return [
         f"{n} must be at most {high}, got {getattr(settings, n)}"
@@ -248,7 +248,7 @@ def at_most(settings, high: float, *names: str) -> list[str]:
     ]
 
 
-def between(settings, low: float, high: float, *names: str) -> list[str]:
+def between(settings: Any, low: float, high: float, *names: str) -> list[str]:
     """Sentences for the fields `names` that lie outside low..high."""
     return [
         f"{n} must lie in {low}..{high}, got {getattr(settings, n)}"

@@ -12,7 +12,8 @@ import jax
 import numpy as np
 
 Array: TypeAlias = jax.Array
-AnyArray: TypeAlias = jax.Array | np.ndarray[Any, Any]  # where an array of numpy serves too
+HostArray: TypeAlias = np.ndarray[Any, Any]  # an array of numpy
+AnyArray: TypeAlias = Array | HostArray
 
 if TYPE_CHECKING:  # to a type checker a pytree may be anything
     from jaxtyping import Bool as Bool

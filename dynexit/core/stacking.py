@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from dynexit.core.shapes import PyTree
+from dynexit.core.shapes import AnyArray, Int, PyTree
 
 
 def stack(blocks: Sequence[PyTree]) -> PyTree:
@@ -49,7 +49,7 @@ def stack(blocks: Sequence[PyTree]) -> PyTree:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)
 
 
-def take(params: PyTree, i: Any) -> PyTree:
+def take(params: PyTree, i: int | Int[AnyArray, ""]) -> PyTree:
     """Selects the parameters of block i: leaves `[N, ...]` become `[...]`.
 
     Args:

@@ -8,14 +8,30 @@ seconds, FLOPs (a multiply-add is 2), bytes.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 from jax.tree_util import Partial
 
 from dynexit.core.data import Source
 from dynexit.core.labels import exact
-from dynexit.core.shapes import Array, PyTree
+from dynexit.core.shapes import (
+    AnyArray,
+    Array,
+    Bool,
+    ExitRows,
+    Float,
+    Int,
+    Key,
+    Num,
+    PyTree,
+    Rows,
+    Shaped,
+)
+
+Labels: TypeAlias = Num[Array, "B ..."]
+Metrics: TypeAlias = dict[str, Float[Array, ""]]
+Progress: TypeAlias = Float[Array, ""]
 
 
 def _as_partial(f: Any) -> Any:
@@ -48,12 +64,12 @@ class Step:
       [0, 10, 30]
     """
 
-    select: Callable[[Any], PyTree]
+    select: Callable[[Int[Array, ""]], PyTree]
     apply: Callable[..., tuple[PyTree, ...]]
     blocks: int = dataclasses.field(default=1, metadata={"static": True})
     depth: int | None = dataclasses.field(default=None, metadata={"static": True})
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "select", _as_partial(self.select))
         object.__setattr__(self, "apply", _as_partial(self.apply))
 
@@ -70,7 +86,7 @@ class Memory(NamedTuple):
     decide: PyTree
 
 
-def no_memory(batch: int, output: PyTree = None) -> tuple:
+def no_memory(batch: int, output: PyTree = None) -> tuple[()]:
     """The memory of a function that remembers nothing."""
     return ()
 
@@ -104,13 +120,13 @@ class Criterion:
       [2, 0]
     """
 
-    score: Callable[[Any, PyTree, PyTree], tuple[PyTree, PyTree]]
-    decide: Callable[[Any, PyTree, PyTree], tuple[Array, PyTree]]
+    score: Callable[[Int[Array, "..."], Rows, PyTree], tuple[Rows, PyTree]]
+    decide: Callable[[Int[Array, "..."], Rows, PyTree], tuple[Bool[Array, "b"], PyTree]]
     init_score: Callable[[int, PyTree], PyTree] = no_memory
     init_decide: Callable[[int], PyTree] = no_memory
     exits: int | None = dataclasses.field(default=None, metadata={"static": True})
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("score", "decide", "init_score", "init_decide"):
             object.__setattr__(self, name, _as_partial(getattr(self, name)))
 
@@ -118,7 +134,9 @@ class Criterion:
         """Both memories before the first exit; `output` has the shapes of one exit's output."""
         return Memory(self.init_score(batch, output), self.init_decide(batch))
 
-    def update(self, i: Any, output: PyTree, memory: Memory) -> tuple[Array, Memory]:
+    def update(
+        self, i: Int[Array, "..."], output: Rows, memory: Memory
+    ) -> tuple[Bool[Array, "B"], Memory]:
         """Scores one exit and decides on it: `(exit [b] bool, memory)`."""
         score, scored = self.score(i, output, memory.score)
         exit, decided = self.decide(i, score, memory.decide)
@@ -144,13 +162,13 @@ class Halted(NamedTuple):
       side: the `side` of `run_until` after the last step; None if there is none.
     """
 
-    output: PyTree
-    exit: Array
-    exit_depth: Array
-    state: PyTree
+    output: Rows
+    exit: Int[Array, "B"]
+    exit_depth: Int[Array, "B"]
+    state: Rows
     memory: PyTree
-    nan_exits: Array
-    rows_executed: Array
+    nan_exits: Int[Array, "B"]
+    rows_executed: Int[Array, ""]
     side: PyTree = None
 
 
@@ -179,18 +197,18 @@ class Model(NamedTuple):
       [[1.0, 1.0], [2.0, 2.0], [3.0, 3.0]]
     """
 
-    init: Callable[[Array], PyTree]
-    embed: Callable[[PyTree, PyTree], PyTree]
+    init: Callable[[Key[Array, ""]], PyTree]
+    embed: Callable[[PyTree, Rows], Rows]
     steps: Callable[[PyTree], Any]
     depth: int | tuple[int, ...]
     names: tuple[str, ...]
     decoder: Any = None
-    training: "Callable[[Array], Model] | None" = None
+    training: "Callable[[Key[Array, '']], Model] | None" = None
 
 
 def wrapped_training(
     model: Model, wrap: Callable[[Model], Model]
-) -> Callable[[Array], Model] | None:
+) -> Callable[[Key[Array, ""]], Model] | None:
     """`Model.training` of `wrap(model)`, for a function that makes a model from another one."""
     training = model.training
     return None if training is None else lambda key: wrap(training(key))
@@ -209,9 +227,10 @@ class Carried(NamedTuple):
         is consumed.
     """
 
-    begin: Callable[[Model, PyTree, PyTree, Array], PyTree]
+    begin: Callable[[Model, PyTree, Rows, Labels], PyTree]
     loss: Callable[
-        [Model, PyTree, PyTree, PyTree, Array, Array, Array], tuple[Array, dict[str, Array], PyTree]
+        [Model, PyTree, PyTree, Rows, Labels, Key[Array, ""], Progress],
+        tuple[Float[Array, "B"], Metrics, PyTree],
     ]
 
 
@@ -231,7 +250,7 @@ class Fit(NamedTuple):
     """
 
     begin: Callable[[int], PyTree]
-    measure: Callable[[PyTree, Any, PyTree, Array], PyTree]
+    measure: Callable[[PyTree, Int[Array, ""], Rows, Labels], Rows]
     advance: Callable[[PyTree, PyTree], tuple[PyTree, bool]]
     finish: Callable[[PyTree], tuple[PyTree, tuple[str, ...]]]
 
@@ -251,7 +270,7 @@ class Candidates(NamedTuple):
     """
 
     full: Callable[[int, PyTree], PyTree]
-    points: Callable[[Any, PyTree, Any], PyTree]
+    points: Callable[[Any, PyTree, Float[AnyArray, "E"]], PyTree]
     fit: Fit | None = None
 
 
@@ -277,15 +296,18 @@ class Method(NamedTuple):
         to update, and in checkpoints.
     """
 
-    objective: Callable[[PyTree, Array, Array], tuple[Array, dict[str, Array]]] | None
+    objective: Callable[[ExitRows, Labels, Progress], tuple[Float[Array, "B"], Metrics]] | None
     criterion: Callable[[PyTree], Criterion]
     candidates: Candidates
-    predict: Callable[[PyTree], Array]
+    predict: Callable[[Rows], Labels]
     loss: (
-        Callable[[Model, PyTree, PyTree, Array, Array, Array], tuple[Array, dict[str, Array]]]
+        Callable[
+            [Model, PyTree, Rows, Labels, Key[Array, ""], Progress],
+            tuple[Float[Array, "B"], Metrics],
+        ]
         | None
     ) = None
-    score: Callable[[Any, Any], Any] = exact
+    score: Callable[[Any, Any], Shaped[AnyArray, "B"]] = exact
     carried: Carried | None = None
 
 
@@ -307,6 +329,6 @@ class Experiment(NamedTuple):
     train: Source
     calibration: Source
     test: Source
-    augment: Callable[[Array, Array], PyTree] | None = None
-    prepare: Callable[[Array], PyTree] | None = None
+    augment: Callable[[Key[Array, ""], Rows], Rows] | None = None
+    prepare: Callable[[Rows], Rows] | None = None
     classes: tuple[str, ...] = ()

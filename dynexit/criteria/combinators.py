@@ -2,15 +2,20 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.tree_util import Partial
 
-from dynexit.core.shapes import Array, PyTree
+from dynexit.core.shapes import AnyArray, Array, Float, Int, PyTree, Shaped
 from dynexit.core.types import Criterion
+
+Count: TypeAlias = int | Int[AnyArray, ""]
+Number: TypeAlias = float | Float[AnyArray, "..."]
+Trees: TypeAlias = tuple[PyTree, ...]
+Function: TypeAlias = Callable[[Array, PyTree, PyTree], tuple[Any, PyTree]]  # score or decide
 
 
 def any_of(*criteria: Criterion) -> Criterion:
@@ -59,7 +64,7 @@ def all_of(*criteria: Criterion) -> Criterion:
     return _combined(criteria, _all)
 
 
-def not_before(depth: Array | int, criterion: Criterion) -> Criterion:
+def not_before(depth: Count, criterion: Criterion) -> Criterion:
     """A row exits when the criterion holds, and not before `depth` exits have been evaluated.
 
     The criterion sees the earlier exits too: its memory is updated there, its decision is not
@@ -91,7 +96,7 @@ def not_before(depth: Array | int, criterion: Criterion) -> Criterion:
     return dataclasses.replace(criterion, decide=Partial(_late, depth, criterion.decide))
 
 
-def consecutive(times: Array | int, criterion: Criterion) -> Criterion:
+def consecutive(times: Count, criterion: Criterion) -> Criterion:
     """A row exits once the criterion has held at several consecutive exits.
 
     Args:
@@ -127,8 +132,8 @@ def consecutive(times: Array | int, criterion: Criterion) -> Criterion:
 
 
 def scaled_decay(
-    threshold: Array | float, time: Array | float, steps: Array | float, tau: Array | float
-) -> Array:
+    threshold: Number, time: Number, steps: Number, tau: Number
+) -> Float[Array, "..."]:
     """CALM's decay as released: threshold (0.9 + 0.1 exp(-tau time / steps)).
 
     Args:
@@ -150,8 +155,8 @@ def scaled_decay(
 
 
 def clipped_decay(
-    threshold: Array | float, time: Array | float, steps: Array | float, tau: Array | float
-) -> Array:
+    threshold: Number, time: Number, steps: Number, tau: Number
+) -> Float[Array, "..."]:
     """CALM's decay as printed: 0.9 threshold + 0.1 exp(-tau time / steps), clipped to 0..1.
 
     Args:
@@ -171,12 +176,12 @@ def clipped_decay(
 
 
 def decaying(
-    make: Callable[[Array], Criterion],
-    threshold: Array | float,
+    make: Callable[[Float[Array, "..."]], Criterion],
+    threshold: Number,
     steps: int,
-    tau: Array | float = 4.0,
-    time: Array | float | None = None,
-    decay: Callable[..., Array] = scaled_decay,
+    tau: Number = 4.0,
+    time: Number | None = None,
+    decay: Callable[..., Float[Array, "..."]] = scaled_decay,
 ) -> Criterion:
     """A criterion whose threshold falls with the exits, or with a given time.
 
@@ -214,7 +219,7 @@ def decaying(
     return make(decay(threshold, time, steps, tau))
 
 
-def count(value: Any, name: str) -> Array:
+def count(value: int | Shaped[AnyArray, "..."], name: str) -> Int[Array, "..."]:
     """An argument that counts exits, as an int32 array; tracers are not checked.
 
     Raises:
@@ -233,7 +238,7 @@ def count(value: Any, name: str) -> Array:
     return jnp.asarray(value, jnp.int32)
 
 
-def _fade(time: Array | float, steps: Array | float, tau: Array | float) -> Array:
+def _fade(time: Number, steps: Number, tau: Number) -> Array:
     return jnp.exp(-jnp.float32(tau) * jnp.float32(time) / jnp.float32(steps))
 
 
@@ -251,7 +256,7 @@ def _agreed_exits(criteria: tuple[Criterion, ...]) -> int | None:
     return exits.pop() if exits else None
 
 
-def _combined(criteria: tuple[Criterion, ...], combine: Callable) -> Criterion:
+def _combined(criteria: tuple[Criterion, ...], combine: Callable[..., Any]) -> Criterion:
     exits = _agreed_exits(criteria)
     return Criterion(
         Partial(_scores, tuple(c.score for c in criteria)),
@@ -262,40 +267,52 @@ def _combined(criteria: tuple[Criterion, ...], combine: Callable) -> Criterion:
     )
 
 
-def _start_all(inits: tuple[Callable, ...], *args: Any) -> tuple[PyTree, ...]:
+def _start_all(inits: tuple[Callable[..., PyTree], ...], *args: Any) -> tuple[PyTree, ...]:
     return tuple(init(*args) for init in inits)
 
 
-def _each(functions: tuple[Callable, ...], i: Any, values: Any, memories: tuple) -> tuple:
+def _each(
+    functions: tuple[Function, ...], i: Array, values: Trees, memories: Trees
+) -> tuple[Trees, Trees]:
     """What each function makes of its own value and memory: results, and memories."""
     results = [f(i, v, m) for f, v, m in zip(functions, values, memories, strict=True)]
     return tuple(r for r, _ in results), tuple(memory for _, memory in results)
 
 
-def _scores(scores, i, output, memories):
+def _scores(
+    scores: tuple[Function, ...], i: Array, output: PyTree, memories: Trees
+) -> tuple[Trees, Trees]:
     return _each(scores, i, (output,) * len(scores), memories)
 
 
-def _any(decisions, i, scores, memories):
+def _any(
+    decisions: tuple[Function, ...], i: Array, scores: Trees, memories: Trees
+) -> tuple[Array, Trees]:
     exits, memories = _each(decisions, i, scores, memories)
     return jnp.stack(exits).any(axis=0), memories
 
 
-def _all(decisions, i, scores, memories):
+def _all(
+    decisions: tuple[Function, ...], i: Array, scores: Trees, memories: Trees
+) -> tuple[Array, Trees]:
     exits, memories = _each(decisions, i, scores, memories)
     return jnp.stack(exits).all(axis=0), memories
 
 
-def _late(depth, decide, i, score, memory):
+def _late(
+    depth: Array, decide: Function, i: Array, score: PyTree, memory: PyTree
+) -> tuple[Array, PyTree]:
     exit, memory = decide(i, score, memory)
     return exit & (i + 1 >= depth), memory
 
 
-def _start_streak(init, batch):
+def _start_streak(init: Callable[[int], PyTree], batch: int) -> tuple[Array, PyTree]:
     return jnp.zeros(batch, jnp.int32), init(batch)
 
 
-def _in_a_row(times, decide, i, score, memory):
+def _in_a_row(
+    times: Array, decide: Function, i: Array, score: PyTree, memory: tuple[Array, PyTree]
+) -> tuple[Array, tuple[Array, PyTree]]:
     streak, inner = memory
     exit, inner = decide(i, score, inner)
     streak = jnp.where(exit, streak + 1, 0)

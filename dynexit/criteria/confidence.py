@@ -14,18 +14,18 @@ its places (logits `[b, ..., C]`), it exits once every place would. Where an out
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from dynexit.core.shapes import Array
+from dynexit.core.shapes import AnyArray, Array, Int, PyTree
 from dynexit.core.types import Criterion
 from dynexit.criteria import scores
 from dynexit.criteria.combinators import count
 from dynexit.criteria.deciding import above, below
 from dynexit.criteria.reading import (
+    PerExit,
     Read,
     at,
     highest,
@@ -35,7 +35,9 @@ from dynexit.criteria.reading import (
 )
 
 
-def max_probability_above(threshold: Any, temperature: Any = 1.0, read: Read = None) -> Criterion:
+def max_probability_above(
+    threshold: PerExit, temperature: PerExit = 1.0, read: Read = None
+) -> Criterion:
     """Exits when the likeliest class is likely enough, max_c p_c > threshold.
 
     Args:
@@ -63,7 +65,7 @@ def max_probability_above(threshold: Any, temperature: Any = 1.0, read: Read = N
     return Criterion(score, above(threshold), exits=exits)
 
 
-def entropy_below(threshold: Any, temperature: Any = 1.0, read: Read = None) -> Criterion:
+def entropy_below(threshold: PerExit, temperature: PerExit = 1.0, read: Read = None) -> Criterion:
     """Exits when the entropy is low enough, -sum_c p_c ln p_c < threshold.
 
     Args:
@@ -87,7 +89,7 @@ def entropy_below(threshold: Any, temperature: Any = 1.0, read: Read = None) -> 
     return Criterion(score, below(threshold), exits=exits)
 
 
-def margin_above(threshold: Any, temperature: Any = 1.0, read: Read = None) -> Criterion:
+def margin_above(threshold: PerExit, temperature: PerExit = 1.0, read: Read = None) -> Criterion:
     """Exits when the best class is far enough ahead of the second, p_(1) - p_(2) > threshold.
 
     Args:
@@ -110,7 +112,7 @@ def margin_above(threshold: Any, temperature: Any = 1.0, read: Read = None) -> C
     return Criterion(score, above(threshold), exits=exits)
 
 
-def energy_below(threshold: Any, temperature: Any = 1.0, read: Read = None) -> Criterion:
+def energy_below(threshold: PerExit, temperature: PerExit = 1.0, read: Read = None) -> Criterion:
     """Exits when the free energy is low enough, -T ln sum_c exp(z_c / T) < threshold.
 
     Args:
@@ -135,7 +137,7 @@ def energy_below(threshold: Any, temperature: Any = 1.0, read: Read = None) -> C
     return Criterion(score, below(threshold), exits=exits)
 
 
-def at_depth(depths: Any) -> Criterion:
+def at_depth(depths: int | Int[AnyArray, "..."]) -> Criterion:
     """Exits each row after a given number of exits: an oracle's depths, a replayed policy, a test.
 
     Args:
@@ -165,10 +167,12 @@ def at_depth(depths: Any) -> Criterion:
 @dataclasses.dataclass(frozen=True)
 class _Score:
     score: Callable[[Array, Array], Array]
-    over_places: Callable[[Array, Any], Array]
+    over_places: Callable[[Array, PyTree], Array]
     read: Read
 
-    def __call__(self, temperature, i, output, memory):
+    def __call__(
+        self, temperature: Array, i: Array, output: PyTree, memory: PyTree
+    ) -> tuple[Array, PyTree]:
         value = self.score(read_logits(output, self.read), at(temperature, i))
         return self.over_places(value, output), memory
 
@@ -177,9 +181,9 @@ def _first_depths(depths: Array, batch: int) -> Array:
     return depths if depths.ndim else jnp.full(batch, depths)
 
 
-def _no_score(i, output, memory):
+def _no_score(i: Array, output: PyTree, memory: PyTree) -> tuple[Array, PyTree]:
     return jnp.zeros(jax.tree.leaves(output)[0].shape[0], jnp.float32), memory
 
 
-def _at_depth(i, score, memory):
+def _at_depth(i: Array, score: Array, memory: Array) -> tuple[Array, Array]:
     return i + 1 >= memory, memory

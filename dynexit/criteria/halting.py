@@ -1,7 +1,6 @@
 """Exit rules of networks with a learned exit score: gates and halting probabilities."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,13 +8,13 @@ import numpy as np
 from jax.core import Tracer
 from jax.tree_util import Partial
 
-from dynexit.core.shapes import Array, PyTree
+from dynexit.core.shapes import Array, Float, Int, PyTree, Rows
 from dynexit.core.types import Criterion
 from dynexit.criteria.deciding import above
-from dynexit.criteria.reading import Read, at, exits_of, read_per_row, threshold_leaf
+from dynexit.criteria.reading import PerExit, Read, at, exits_of, read_per_row, threshold_leaf
 
 
-def gate_above(threshold: Any, read: Read = None) -> Criterion:
+def gate_above(threshold: PerExit, read: Read = None) -> Criterion:
     """Exits when the network's own exit score is high enough, gate > threshold.
 
     Args:
@@ -35,7 +34,7 @@ def gate_above(threshold: Any, read: Read = None) -> Criterion:
     return Criterion(_Gate(read), above(threshold), exits=exits_of(threshold))
 
 
-def cumulative_halting_above(q: Any, read: Read = None) -> Criterion:
+def cumulative_halting_above(q: PerExit, read: Read = None) -> Criterion:
     """Exits when the halting distribution has passed a quantile, F_n > q.
 
     F_n = 1 - prod_{i<=n} (1 - lambda_i).
@@ -66,7 +65,7 @@ def cumulative_halting_above(q: Any, read: Read = None) -> Criterion:
     return Criterion(LogSurvival(read), Partial(_passed, q), zeros, exits=exits_of(q))
 
 
-def halting_sum_above(threshold: Any = 0.99, read: Read = None) -> Criterion:
+def halting_sum_above(threshold: PerExit = 0.99, read: Read = None) -> Criterion:
     """Exits when the halting probabilities sum to enough, sum_{i<=n} lambda_i > threshold.
 
     Args:
@@ -99,7 +98,7 @@ def halting_sum_above(threshold: Any = 0.99, read: Read = None) -> Criterion:
 class _Gate:
     read: Read
 
-    def __call__(self, i, output, memory):
+    def __call__(self, i: Array, output: PyTree, memory: PyTree) -> tuple[Array, PyTree]:
         return read_per_row(output, "gate", self.read), memory
 
 
@@ -109,7 +108,9 @@ class LogSurvival:
 
     read: Read
 
-    def __call__(self, i, output, memory):
+    def __call__(
+        self, i: Int[Array, "..."], output: Rows, memory: Float[Array, "B"]
+    ) -> tuple[Float[Array, "B"], Float[Array, "B"]]:
         log_survival = memory + jax.nn.log_sigmoid(-read_per_row(output, "halt_logit", self.read))
         return log_survival, log_survival
 
@@ -118,17 +119,17 @@ class LogSurvival:
 class _HaltingSum:
     read: Read
 
-    def __call__(self, i, output, memory):
+    def __call__(self, i: Array, output: PyTree, memory: Array) -> tuple[Array, Array]:
         total = memory + jax.nn.sigmoid(read_per_row(output, "halt_logit", self.read))
         return total, total
 
 
-def _passed(q, i, log_survival, memory):
+def _passed(q: Array, i: Array, log_survival: Array, memory: PyTree) -> tuple[Array, PyTree]:
     q = at(q, i)
     possible = q < 1  # F = 1 is never above 1, and ln(1 - 1) is not finite
     return possible & (log_survival < jnp.log1p(-jnp.where(possible, q, 0.0))), memory
 
 
-def zeros(batch: int, output: PyTree) -> Array:
+def zeros(batch: int, output: PyTree) -> Float[Array, "b"]:
     """A memory of one float32 number a row."""
     return jnp.zeros(batch, jnp.float32)

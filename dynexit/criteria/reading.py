@@ -1,20 +1,22 @@
 """Arguments of exit rules as leaves of a pytree, and what a rule reads of an output."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from dynexit.core.shapes import Array, PyTree
+from dynexit.core.shapes import AnyArray, Array, Bool, Float, Int, Num, PyTree, Rows, Shaped
 
-Read = Callable[[PyTree], Array] | None
+Read: TypeAlias = Callable[[PyTree], Shaped[Array, "b ..."]] | None
+# One number, or one for each exit
+PerExit: TypeAlias = float | np.generic | Sequence[float] | Num[AnyArray, "..."]
 
 
 def threshold_leaf(
-    value: Any, name: str = "threshold", low: float = -np.inf, high: float = np.inf
-) -> Array:
+    value: PerExit, name: str = "threshold", low: float = -np.inf, high: float = np.inf
+) -> Float[Array, "..."]:
     """A threshold as a float32 array, scalar or `[E-1]`.
 
     Raises:
@@ -33,14 +35,14 @@ def threshold_leaf(
     return found
 
 
-def exits_of(threshold: Array) -> int | None:
+def exits_of(threshold: Float[Array, "..."]) -> int | None:
     """The number of exits that a threshold is meant for, None for any."""
     return threshold.shape[0] + 1 if threshold.ndim else None
 
 
 def threshold_and_temperature(
-    threshold: Any, temperature: Any, low: float = -np.inf, high: float = np.inf
-) -> tuple[Array, Array, int | None]:
+    threshold: PerExit, temperature: PerExit, low: float = -np.inf, high: float = np.inf
+) -> tuple[Float[Array, "..."], Float[Array, "..."], int | None]:
     """Both as float32 arrays, and the number of exits that they are meant for.
 
     Raises:
@@ -63,7 +65,7 @@ def threshold_and_temperature(
     return threshold, temperature, exits
 
 
-def leaf(value: Any, name: str, wanted: str) -> Array:
+def leaf(value: PerExit, name: str, wanted: str) -> Float[Array, "..."]:
     """A float32 array of at most one axis; tracers are not checked.
 
     Raises:
@@ -80,14 +82,14 @@ def leaf(value: Any, name: str, wanted: str) -> Array:
     return jnp.asarray(value, jnp.float32)
 
 
-def at(values: Array, i: Any) -> Array:
+def at(values: Float[Array, "..."], i: Int[Array, "..."]) -> Float[Array, "..."]:
     """The value for exit i, `[]` or `[b]` as i is; the last exit uses the last threshold."""
     if values.ndim == 0:
         return values
     return jnp.take(values, i, mode="clip") if values.size else jnp.float32(jnp.nan)
 
 
-def read_key(output: PyTree, key: str, read: Read) -> Array:
+def read_key(output: Rows, key: str, read: Read) -> Shaped[Array, "B ..."]:
     """What `read` finds, or the output's entry `key`; a bare array is the logits.
 
     Raises:
@@ -111,7 +113,7 @@ def read_key(output: PyTree, key: str, read: Read) -> Array:
     )
 
 
-def read_logits(output: PyTree, read: Read) -> Array:
+def read_logits(output: Rows, read: Read) -> Num[Array, "B ... C"]:
     """Logits `[b, C]`, or `[b, ..., C]` of a row with an answer at each of its places.
 
     Raises:
@@ -130,14 +132,14 @@ def read_logits(output: PyTree, read: Read) -> Array:
     return logits
 
 
-def beside(values: Array, like: Array) -> Array:
+def beside(values: Shaped[Array, "..."], like: Shaped[Array, "b ..."]) -> Shaped[Array, "..."]:
     """`values`, `[]` or `[b]`, with as many axes as `like` `[b, ...]`."""
     return (
         values.reshape(values.shape + (1,) * (like.ndim - values.ndim)) if values.ndim else values
     )
 
 
-def lowest(values: Array, output: PyTree) -> Array:
+def lowest(values: Float[Array, "B ..."], output: Rows) -> Float[Array, "B"]:
     """The smallest value over a row's places, `[b, ...]` to `[b]`.
 
     A rule that exits above a threshold holds at every place where it holds at the smallest. See
@@ -146,7 +148,7 @@ def lowest(values: Array, output: PyTree) -> Array:
     return _over_places(jnp.min, values, mask_of(output, values), jnp.finfo(jnp.float32).max)
 
 
-def highest(values: Array, output: PyTree) -> Array:
+def highest(values: Float[Array, "B ..."], output: Rows) -> Float[Array, "B"]:
     """The largest value over a row's places, `[b, ...]` to `[b]`.
 
     It is for rules that exit below a threshold.
@@ -154,7 +156,7 @@ def highest(values: Array, output: PyTree) -> Array:
     return _over_places(jnp.max, values, mask_of(output, values), -jnp.finfo(jnp.float32).max)
 
 
-def mask_of(output: PyTree, values: Array) -> Array | None:
+def mask_of(output: Rows, values: Shaped[Array, "B ..."]) -> Bool[Array, "B ..."] | None:
     """The output's entry "mask" as bool with the axes of `values` `[b, ...]`.
 
     It is false at padded places, which no rule considers. None where there is no such entry or a
@@ -174,7 +176,9 @@ def mask_of(output: PyTree, values: Array) -> Array | None:
     return beside(mask, values)
 
 
-def _over_places(reduce: Callable, values: Array, mask: Array | None, initial: Any) -> Array:
+def _over_places(
+    reduce: Callable[..., Array], values: Array, mask: Array | None, initial: float | np.generic
+) -> Array:
     places = tuple(range(1, values.ndim))
     if not places:
         return values
@@ -184,7 +188,7 @@ def _over_places(reduce: Callable, values: Array, mask: Array | None, initial: A
     return jnp.where(nan, jnp.nan, found)
 
 
-def read_per_row(output: PyTree, key: str, read: Read) -> Array:
+def read_per_row(output: Rows, key: str, read: Read) -> Float[Array, "B"]:
     """One float32 number a row, `[b]`.
 
     Raises:

@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from dynexit.core.shapes import Array
+from dynexit.core.shapes import Array, Key
 from dynexit.core.types import Criterion
 from dynexit.criteria.halting import LogSurvival, zeros
 from dynexit.criteria.reading import Read
 
 
-def halting_sampled(key: Array, read: Read = None) -> Criterion:
+def halting_sampled(key: Key[Array, ""], read: Read = None) -> Criterion:
     """Exits at a step drawn from the halting distribution.
 
     P(n) = lambda_n prod_{i<n} (1 - lambda_i); the last exit takes the rest of the probability.
@@ -59,5 +59,5 @@ def _draw(seed: Array, batch: int) -> Array:
     return jnp.log1p(-u)
 
 
-def _above_level(i, log_survival, level):
+def _above_level(i: Array, log_survival: Array, level: Array) -> tuple[Array, Array]:
     return log_survival < level, level

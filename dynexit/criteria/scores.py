@@ -5,13 +5,19 @@ holds of a NaN. All of them need at least 2 classes: of one logit softmax is 1 w
 a head of one logit z, a sigmoid, pass the two logits (0, z).
 """
 
+from typing import TypeAlias
+
 import jax
 import jax.numpy as jnp
 
-from dynexit.core.shapes import Array
+from dynexit.core.shapes import Array, Float, Num
+
+Logits: TypeAlias = Num[Array, "*b C"]
+Temperature: TypeAlias = float | Float[Array, "..."]
+Score: TypeAlias = Float[Array, "*b"]
 
 
-def max_probability(logits: Array, temperature: Array | float = 1.0) -> Array:
+def max_probability(logits: Logits, temperature: Temperature = 1.0) -> Score:
     """Probability of the likeliest class, max_c p_c.
 
     Args:
@@ -31,7 +37,7 @@ def max_probability(logits: Array, temperature: Array | float = 1.0) -> Array:
     return jnp.max(jax.nn.softmax(_scaled(logits, temperature)), axis=-1)
 
 
-def entropy(logits: Array, temperature: Array | float = 1.0) -> Array:
+def entropy(logits: Logits, temperature: Temperature = 1.0) -> Score:
     """Shannon entropy in nats, -sum_c p_c ln p_c, with 0 ln 0 = 0.
 
     Args:
@@ -50,7 +56,7 @@ def entropy(logits: Array, temperature: Array | float = 1.0) -> Array:
     return jnp.sum(p * jnp.where(p == 0, 0.0, -log_p), axis=-1)
 
 
-def normalised_entropy(logits: Array, temperature: Array | float = 1.0) -> Array:
+def normalised_entropy(logits: Logits, temperature: Temperature = 1.0) -> Score:
     """Entropy over its maximum, H / ln C: FastBERT's uncertainty.
 
     Args:
@@ -69,7 +75,7 @@ def normalised_entropy(logits: Array, temperature: Array | float = 1.0) -> Array
     return entropy(logits, temperature) / jnp.log(jnp.float32(logits.shape[-1]))
 
 
-def margin(logits: Array, temperature: Array | float = 1.0) -> Array:
+def margin(logits: Logits, temperature: Temperature = 1.0) -> Score:
     """Likeliest minus second likeliest probability, p_(1) - p_(2): CALM's softmax response.
 
     Args:
@@ -87,7 +93,7 @@ def margin(logits: Array, temperature: Array | float = 1.0) -> Array:
     return top[..., 0] - top[..., 1]
 
 
-def energy(logits: Array, temperature: Array | float = 1.0) -> Array:
+def energy(logits: Logits, temperature: Temperature = 1.0) -> Score:
     """Free energy, -T ln sum_c exp(z_c / T); low for familiar inputs.
 
     Unlike the other scores it changes with a constant added to the logits.
@@ -116,7 +122,7 @@ def energy(logits: Array, temperature: Array | float = 1.0) -> Array:
     )
 
 
-def kl(logits_p: Array, logits_q: Array) -> Array:
+def kl(logits_p: Logits, logits_q: Logits) -> Score:
     """Kullback-Leibler divergence in nats, KL(p || q) = sum_c p_c (ln p_c - ln q_c).
 
     0 ln 0 is 0.
@@ -138,7 +144,7 @@ def kl(logits_p: Array, logits_q: Array) -> Array:
     return jnp.maximum(jnp.sum(p * gap, axis=-1), 0.0)
 
 
-def _scaled(logits: Array, temperature: Array | float) -> Array:
+def _scaled(logits: Array, temperature: Temperature) -> Array:
     if logits.ndim < 1 or logits.shape[-1] < 2:
         raise ValueError(
             f"`logits` must have at least 2 classes on the last axis, got shape {logits.shape}; "

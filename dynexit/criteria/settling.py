@@ -4,18 +4,18 @@ What is compared is kept in the score's memory, and the score is one number.
 """
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from dynexit.core.shapes import Array, PyTree
+from dynexit.core.shapes import AnyArray, Array, Int, PyTree
 from dynexit.core.types import Criterion
 from dynexit.criteria import scores
 from dynexit.criteria.combinators import count
 from dynexit.criteria.deciding import above_after_first, below, below_after_first
 from dynexit.criteria.reading import (
+    PerExit,
     Read,
     at,
     beside,
@@ -29,7 +29,7 @@ from dynexit.criteria.reading import (
 )
 
 
-def patience(k: Any, read: Read = None) -> Criterion:
+def patience(k: int | Int[AnyArray, ""], read: Read = None) -> Criterion:
     """Exits after k consecutive agreements: the prediction is the same at k + 1 exits.
 
     Args:
@@ -60,7 +60,9 @@ def patience(k: Any, read: Read = None) -> Criterion:
     return Criterion(_Agreement(read), Partial(_patient, k), _NoPrediction(read), _no_agreements)
 
 
-def divergence_below(threshold: Any, temperature: Any = 1.0, read: Read = None) -> Criterion:
+def divergence_below(
+    threshold: PerExit, temperature: PerExit = 1.0, read: Read = None
+) -> Criterion:
     """Exits when the distribution has settled, KL(p_{i-1} || p_i) < threshold.
 
     A row does not exit at the first exit.
@@ -86,7 +88,7 @@ def divergence_below(threshold: Any, temperature: Any = 1.0, read: Read = None) 
     return Criterion(score, below_after_first(threshold), _Zeros("logits", read), exits=exits)
 
 
-def saturation_above(threshold: Any, read: Read = None) -> Criterion:
+def saturation_above(threshold: PerExit, read: Read = None) -> Criterion:
     """Exits when the direction of the hidden state has settled, cos(h_i, h_{i-1}) > threshold.
 
     A row does not exit at the first exit.
@@ -117,7 +119,7 @@ def saturation_above(threshold: Any, read: Read = None) -> Criterion:
     )
 
 
-def change_below(threshold: Any, read: Read = None) -> Criterion:
+def change_below(threshold: PerExit, read: Read = None) -> Criterion:
     """Exits when the hidden state has settled, ||h_i - h_{i-1}|| / ||h_i|| < threshold.
 
     A row does not exit at the first exit.
@@ -150,7 +152,7 @@ def change_below(threshold: Any, read: Read = None) -> Criterion:
     )
 
 
-def residual_below(threshold: Any, read: Read = None) -> Criterion:
+def residual_below(threshold: PerExit, read: Read = None) -> Criterion:
     """Exits when the residual of the step is small, ||f(z) - z|| / ||f(z)|| < threshold.
 
     A row may exit at the first exit.
@@ -202,7 +204,7 @@ class _Zeros:
 class _Agreement:
     read: Read
 
-    def __call__(self, i, output, memory):
+    def __call__(self, i: Array, output: PyTree, memory: Array) -> tuple[Array, Array]:
         logits = read_logits(output, self.read)
         prediction = jnp.where(
             jnp.isnan(logits).any(-1), -1, jnp.argmax(logits, axis=-1).astype(jnp.int32)
@@ -213,7 +215,7 @@ class _Agreement:
         return agrees.all(axis=tuple(range(1, agrees.ndim))), prediction
 
 
-def _patient(k, i, agrees, agreements):
+def _patient(k: Array, i: Array, agrees: Array, agreements: Array) -> tuple[Array, Array]:
     agreements = jnp.where(agrees, agreements + 1, 0)
     return agreements >= k, agreements
 
@@ -222,7 +224,9 @@ def _patient(k, i, agrees, agreements):
 class _Divergence:
     read: Read
 
-    def __call__(self, temperature, i, output, memory):
+    def __call__(
+        self, temperature: Array, i: Array, output: PyTree, memory: Array
+    ) -> tuple[Array, Array]:
         logits = read_logits(output, self.read).astype(jnp.float32)
         log_p = jax.nn.log_softmax(logits / beside(at(temperature, i), logits))
         return highest(scores.kl(memory, log_p), output), log_p
@@ -232,7 +236,7 @@ class _Divergence:
 class _Saturation:
     read: Read
 
-    def __call__(self, i, output, memory):
+    def __call__(self, i: Array, output: PyTree, memory: Array) -> tuple[Array, Array]:
         hidden = _hidden(output, self.read)
         new, old = hidden.reshape(hidden.shape[0], -1), memory.reshape(memory.shape[0], -1)
         norms = jnp.linalg.norm(new, axis=-1) * jnp.linalg.norm(old, axis=-1)
@@ -243,7 +247,7 @@ class _Saturation:
 class _Change:
     read: Read
 
-    def __call__(self, i, output, memory):
+    def __call__(self, i: Array, output: PyTree, memory: Array) -> tuple[Array, Array]:
         hidden = _hidden(output, self.read)
         new, old = hidden.reshape(hidden.shape[0], -1), memory.reshape(memory.shape[0], -1)
         moved, size = jnp.linalg.norm(new - old, axis=-1), jnp.linalg.norm(new, axis=-1)
@@ -257,7 +261,7 @@ class _Change:
 class _Residual:
     read: Read
 
-    def __call__(self, i, output, memory):
+    def __call__(self, i: Array, output: PyTree, memory: PyTree) -> tuple[Array, PyTree]:
         residual = read_key(output, "residual", self.read).astype(jnp.float32)
         return highest(residual, output), memory
 

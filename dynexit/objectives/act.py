@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from dynexit.core.shapes import Array
+from dynexit.core.shapes import Array, Bool, Float, Int
 from dynexit.objectives.multi_exit import widened
 
 
@@ -21,14 +21,16 @@ class ActAccount(NamedTuple):
       at_limit: bool `[B, ...]`, whether halting was forced at step N.
     """
 
-    weights: Array
-    updates: Array
-    remainder: Array
-    ponder: Array
-    at_limit: Array
+    weights: Float[Array, "N B ..."]
+    updates: Int[Array, "B ..."]
+    remainder: Float[Array, "B ..."]
+    ponder: Float[Array, "B ..."]
+    at_limit: Bool[Array, "B ..."]
 
 
-def halting_sums(halting: Array, epsilon: float = 0.01) -> Array:
+def halting_sums(
+    halting: Float[Array, "N B *places"], epsilon: float = 0.01
+) -> Float[Array, "N B *places"]:
     """Cumulative halting probability of ACT, set to 1 once it exceeds 1 - epsilon.
 
     h_n = sum_{i<=n} p_i if that is at most 1 - epsilon, else 1.
@@ -59,7 +61,7 @@ def halting_sums(halting: Array, epsilon: float = 0.01) -> Array:
     return jnp.where(sums > 1 - epsilon, 1.0, sums)
 
 
-def act_account(sums: Array) -> ActAccount:
+def act_account(sums: Float[Array, "N B ..."]) -> ActAccount:
     """Weights, number of steps and remainder of ACT from cumulative halting probabilities.
 
     w_n = h_n - h_{n-1} with h_0 = 0 and h_N = 1. The last step takes the remaining probability

@@ -3,11 +3,13 @@
 import jax
 import jax.numpy as jnp
 
-from dynexit.core.shapes import Array
+from dynexit.core.shapes import AnyArray, Array, Float, Num
 from dynexit.objectives.multi_exit import log_softmax, multi_exit_cross_entropy
 
 
-def self_distillation(logits: Array, temperature: float = 1.0) -> Array:
+def self_distillation(
+    logits: Float[Array, "E B C"], temperature: float = 1.0
+) -> Float[Array, "E B"]:
     """KL divergence from the last exit to every exit, without a gradient to the last exit.
 
     d_eb = T^2 KL(softmax(z_{E-1} / T) || softmax(z_e / T)), with the teacher z_{E-1} held constant.
@@ -40,7 +42,7 @@ def self_distillation(logits: Array, temperature: float = 1.0) -> Array:
     log_p = log_softmax(logits / temperature)
     teacher = jax.lax.stop_gradient(log_p[-1])
 
-    def one_exit(student):  # [B, C]; a class the teacher excludes (-inf) contributes 0
+    def one_exit(student: Array) -> Array:  # [B, C]; what the teacher excludes (-inf) adds 0
         excluded = jnp.isneginf(teacher)
         gap = jnp.where(excluded, 0.0, teacher) - jnp.where(excluded, 0.0, student)
         return (jnp.exp(teacher) * gap).sum(axis=-1)
@@ -49,12 +51,12 @@ def self_distillation(logits: Array, temperature: float = 1.0) -> Array:
 
 
 def distilled_cross_entropy(
-    logits: Array,
-    labels: Array,
+    logits: Float[Array, "E B C"],
+    labels: Num[AnyArray, "B"],
     alpha: float,
     temperature: float = 1.0,
     label_smoothing: float = 0.0,
-) -> Array:
+) -> Float[Array, "E B"]:
     """Cross-entropy of every exit, mixed with distillation from the last exit.
 
     l_eb = (1 - alpha) CE_eb + alpha d_eb for e < E-1, and l_{E-1,b} = CE_{E-1,b}, with d of

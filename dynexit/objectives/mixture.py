@@ -2,12 +2,14 @@
 
 import jax
 
-from dynexit.core.shapes import Array
+from dynexit.core.shapes import Array, Float
 from dynexit.objectives.multi_exit import log_softmax
 from dynexit.objectives.ponder import log_halting
 
 
-def halting_mixture(logits: Array, halt_logits: Array) -> Array:
+def halting_mixture(
+    logits: Float[Array, "N B *places C"], halt_logits: Float[Array, "N B"]
+) -> Float[Array, "B *places C"]:
     """Log-probabilities of the classes, marginalised over the halting step.
 
     ln sum_n p_n softmax(z_n). All N steps run, so this saves no compute. It is the expectation of

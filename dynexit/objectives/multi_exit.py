@@ -1,17 +1,23 @@
 """Cross-entropy of every exit and its weighted sum over the exits, unreduced over the batch."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 
 from dynexit.core.labels import IGNORED, as_labels, places_counted, rows_counted
-from dynexit.core.shapes import Array
+from dynexit.core.shapes import AnyArray, Array, Bool, Float, Int, Num, Shaped
+
+Logits: TypeAlias = Float[Array, "E B *places C"]
+Labels: TypeAlias = Num[AnyArray, "B *places"]
+Losses: TypeAlias = Float[Array, "E B"]
+Weights: TypeAlias = Sequence[float] | Num[AnyArray, "E"]
 
 
 def multi_exit_cross_entropy(
-    logits: Array, labels: Array, label_smoothing: float = 0.0, ignore_label: int | None = None
-) -> Array:
+    logits: Logits, labels: Labels, label_smoothing: float = 0.0, ignore_label: int | None = None
+) -> Losses:
     """Cross-entropy of every exit with label smoothing.
 
     l_eb = -(1 - a) ln p_eb[y_b] - (a / C) sum_c ln p_eb[c]. If a row has a label per position, its
@@ -40,15 +46,15 @@ def multi_exit_cross_entropy(
 
     Source: Szegedy et al. 2016 for label smoothing, uniform over all C classes.
     """
-    labels = check_logits(logits, as_labels(labels, ignore_label))
+    classes = check_logits(logits, as_labels(labels, ignore_label))
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"`label_smoothing` must lie in 0..1, got {label_smoothing}")
 
-    counts = places_counted(labels)
+    counts = places_counted(classes)
 
-    def one_exit(logits):  # [B, ..., C]
+    def one_exit(logits: Array) -> Array:  # [B, ..., C]
         log_p = log_softmax(logits)
-        loss = -of_label(log_p, labels)
+        loss = -of_label(log_p, classes)
         if label_smoothing:
             loss = (1 - label_smoothing) * loss - label_smoothing * log_p.mean(axis=-1)
         return mean_of_counted(loss, counts)
@@ -56,7 +62,7 @@ def multi_exit_cross_entropy(
     return jax.vmap(one_exit)(logits)
 
 
-def of_label(values: Array, labels: Array) -> Array:
+def of_label(values: Float[Array, "*b C"], labels: Int[Array, "*b"]) -> Float[Array, "*b"]:
     """The entry of each label, `[..., C]` to `[...]`.
 
     The entry of class 0 for `IGNORED`, NaN for another label that is no class.
@@ -66,7 +72,9 @@ def of_label(values: Array, labels: Array) -> Array:
     return jnp.take_along_axis(values, index[..., None], axis=-1, mode="fill")[..., 0]
 
 
-def mean_of_counted(values: Array, counts: Array) -> Array:
+def mean_of_counted(
+    values: Float[Array, "b *places"], counts: Bool[Array, "b *places"]
+) -> Float[Array, "b"]:
     """Mean of each row over the positions that are not ignored.
 
     Args:
@@ -81,7 +89,7 @@ def mean_of_counted(values: Array, counts: Array) -> Array:
     return total / jnp.maximum(counts.sum(axis=axes), 1).astype(values.dtype)
 
 
-def weighted(losses: Array, weights: Any) -> Array:
+def weighted(losses: Losses, weights: Weights) -> Float[Array, "B"]:
     """Weighted sum over the exits, sum_e w_e l_eb.
 
     Args:
@@ -98,18 +106,17 @@ def weighted(losses: Array, weights: Any) -> Array:
       >>> weighted(jnp.array([[1.0, 2.0], [3.0, 4.0]]), [0.5, 1.0]).tolist()
       [3.5, 5.0]
     """
-    weights = jnp.asarray(weights, losses.dtype)
-    if losses.ndim != 2 or weights.shape != losses.shape[:1]:
+    w = jnp.asarray(weights, losses.dtype)
+    if losses.ndim != 2 or w.shape != losses.shape[:1]:
         raise ValueError(
-            "`weights` must have shape [E] for `losses` [E, B], "
-            f"got {weights.shape} and {losses.shape}"
+            f"`weights` must have shape [E] for `losses` [E, B], got {w.shape} and {losses.shape}"
         )
-    return (weights[:, None] * losses).sum(axis=0)
+    return (w[:, None] * losses).sum(axis=0)
 
 
 def deep_supervision(
-    logits: Array, labels: Array, weights: Any, label_smoothing: float = 0.0
-) -> Array:
+    logits: Logits, labels: Labels, weights: Weights, label_smoothing: float = 0.0
+) -> Float[Array, "B"]:
     """Weighted sum of the cross-entropies of all exits, sum_e w_e CE_eb.
 
     Args:
@@ -135,17 +142,17 @@ def deep_supervision(
     return weighted(multi_exit_cross_entropy(logits, labels, label_smoothing), weights)
 
 
-def widened(a: Array) -> Array:
+def widened(a: Shaped[Array, "*shape"]) -> Float[Array, "*shape"]:
     """The array in float32; float64 is unchanged."""
     return a if a.dtype == jnp.float64 else a.astype(jnp.float32)
 
 
-def log_softmax(logits: Array) -> Array:
+def log_softmax(logits: Float[Array, "*b C"]) -> Float[Array, "*b C"]:
     """ln softmax over the last axis, in float32, or in float64 for float64 logits."""
     return jax.nn.log_softmax(widened(logits))
 
 
-def mean_over_rows(values: Array, labels: Array) -> Array:
+def mean_over_rows(values: Shaped[Array, "B"], labels: Num[AnyArray, "B ..."]) -> Float[Array, ""]:
     """Mean over the rows that have a label, `[]` in float32 or better; 0 if none has.
 
     Args:
@@ -160,7 +167,7 @@ def mean_over_rows(values: Array, labels: Array) -> Array:
     return jnp.where(counts, values, 0).sum() / jnp.maximum(counts.sum(dtype=values.dtype), 1)
 
 
-def check_logits(logits: Array, labels: Any) -> Array:
+def check_logits(logits: Logits, labels: Labels) -> Int[Array, "B *places"]:
     """Checks that logits are floating point `[E, B, ..., C]` and labels integers `[B, ...]`.
 
     Returns:
@@ -170,7 +177,7 @@ def check_logits(logits: Array, labels: Any) -> Array:
       TypeError: `logits` are not floating point, or `labels` are not integers.
       ValueError: a wrong shape.
     """
-    labels = jnp.asarray(as_labels(labels))
+    classes = jnp.asarray(as_labels(labels))
     if not jnp.issubdtype(logits.dtype, jnp.floating):
         raise TypeError(f"`logits` must be floating point, got {logits.dtype}")
     if logits.ndim < 3 or 0 in logits.shape:
@@ -178,14 +185,14 @@ def check_logits(logits: Array, labels: Any) -> Array:
             "`logits` must have shape [E, B, C] or [E, B, ..., C] without an axis of size 0, "
             f"got {logits.shape}"
         )
-    if labels.shape != logits.shape[1:-1]:
+    if classes.shape != logits.shape[1:-1]:
         wanted = ", ".join(map(str, logits.shape[1:-1]))
         raise ValueError(
-            f"`labels` must have shape [{wanted}] for `logits` {logits.shape}, got {labels.shape}"
+            f"`labels` must have shape [{wanted}] for `logits` {logits.shape}, got {classes.shape}"
         )
     if logits.shape[-1] < 2:
         raise ValueError(
             f"`logits` must have at least 2 classes on the last axis, got shape {logits.shape}: "
             "the softmax of one logit is always 1; for a head of one logit z pass the logits (0, z)"
         )
-    return labels
+    return classes

@@ -1,7 +1,7 @@
 """PonderNet: halting as a latent variable, computed in logarithms because products underflow."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +9,12 @@ import numpy as np
 from jax.core import Tracer
 
 from dynexit.core.checks import positive_integer
-from dynexit.core.shapes import Array
+from dynexit.core.shapes import Array, Float, HostArray
 from dynexit.objectives.multi_exit import widened
+
+PerStep: TypeAlias = Float[Array, "N B"]
+Prior: TypeAlias = Float[Array, "N"]
+PerRow: TypeAlias = Float[Array, "B"]
 
 
 class PonderLoss(NamedTuple):
@@ -25,15 +29,15 @@ class PonderLoss(NamedTuple):
       entropy: `[B]`, of p, nats; 0 if halting has collapsed to one step.
     """
 
-    loss: Array
-    expected_loss: Array
-    kl: Array
-    probabilities: Array
-    mean_steps: Array
-    entropy: Array
+    loss: PerRow
+    expected_loss: PerRow
+    kl: PerRow
+    probabilities: PerStep
+    mean_steps: PerRow
+    entropy: PerRow
 
 
-def log_halting(halt_logits: Array) -> Array:
+def log_halting(halt_logits: PerStep) -> PerStep:
     """Log-probabilities of halting at each step.
 
     p_n = lambda_n prod_{i<n} (1 - lambda_i), with lambda = sigmoid(halt_logits) and lambda_N = 1:
@@ -67,7 +71,7 @@ def log_halting(halt_logits: Array) -> Array:
     return before + log_lambda
 
 
-def geometric_last(steps: int, rate: float) -> Array:
+def geometric_last(steps: int, rate: float) -> Float[Array, "N"]:
     """Log of a geometric prior whose remaining mass lies on the last step.
 
     g_n = r (1 - r)^(n-1) for n < N, and g_N = (1 - r)^(N-1).
@@ -96,7 +100,7 @@ def geometric_last(steps: int, rate: float) -> Array:
     return jnp.asarray(log_g, jnp.float32)
 
 
-def geometric_renormalised(steps: int, rate: float) -> Array:
+def geometric_renormalised(steps: int, rate: float) -> Float[Array, "N"]:
     """Log of a geometric prior truncated at N and renormalised.
 
     g_n = r (1 - r)^(n-1) / (1 - (1 - r)^N).
@@ -122,7 +126,7 @@ def geometric_renormalised(steps: int, rate: float) -> Array:
     return jnp.asarray(log_g - np.log(-np.expm1(steps * np.log1p(-rate))), jnp.float32)
 
 
-def kl_posterior_prior(log_p: Array, log_prior: Array) -> Array:
+def kl_posterior_prior(log_p: PerStep, log_prior: Prior) -> PerRow:
     """KL(p || g) from the halting distribution to the prior, the direction of the paper.
 
     sum_n p_n (ln p_n - ln g_n). It allows the probability of a step to become 0.
@@ -144,11 +148,11 @@ def kl_posterior_prior(log_p: Array, log_prior: Array) -> Array:
 
     Source: Banino et al. 2021, PonderNet.
     """
-    log_prior = _column(log_p, log_prior)
-    return (jnp.exp(log_p) * (log_p - log_prior)).sum(axis=0)
+    log_g = _column(log_p, log_prior)
+    return (jnp.exp(log_p) * (log_p - log_g)).sum(axis=0)
 
 
-def kl_prior_posterior(log_p: Array, log_prior: Array) -> Array:
+def kl_prior_posterior(log_p: PerStep, log_prior: Prior) -> PerRow:
     """KL(g || p) from the prior to the halting distribution, the direction of public code.
 
     sum_n g_n (ln g_n - ln p_n). It keeps the probability of every step above 0.
@@ -170,11 +174,11 @@ def kl_prior_posterior(log_p: Array, log_prior: Array) -> Array:
 
     Source: the released PALBERT and the parity reproduction of PonderNet in mildlyoverfitted.
     """
-    log_prior = _column(log_p, log_prior)
-    return (jnp.exp(log_prior) * (log_prior - log_p)).sum(axis=0)
+    log_g = _column(log_p, log_prior)
+    return (jnp.exp(log_g) * (log_g - log_p)).sum(axis=0)
 
 
-def halting_entropy(log_p: Array) -> Array:
+def halting_entropy(log_p: PerStep) -> PerRow:
     """Entropy of the halting distribution, -sum_n p_n ln p_n.
 
     Args:
@@ -191,11 +195,11 @@ def halting_entropy(log_p: Array) -> Array:
 
 
 def ponder_loss(
-    losses: Array,
-    halt_logits: Array,
-    log_prior: Array,
+    losses: PerStep,
+    halt_logits: PerStep,
+    log_prior: Prior,
     beta: float,
-    divergence: Callable[[Array, Array], Array] = kl_prior_posterior,
+    divergence: Callable[[PerStep, Prior], PerRow] = kl_prior_posterior,
 ) -> PonderLoss:
     """Expected loss under the halting distribution, regularised towards a prior.
 
@@ -249,7 +253,7 @@ def ponder_loss(
     )
 
 
-def _log_geometric(steps: int, rate: float) -> np.ndarray:
+def _log_geometric(steps: int, rate: float) -> HostArray:
     steps = positive_integer(steps, "steps")
     if not 0 < rate < 1:
         raise ValueError(f"`rate` must lie between 0 and 1, both excluded, got {rate}")

@@ -4,11 +4,19 @@ import jax
 import jax.numpy as jnp
 
 from dynexit.core.labels import as_labels, places_counted
-from dynexit.core.shapes import Array
-from dynexit.objectives.multi_exit import check_logits, mean_of_counted, of_label, widened
+from dynexit.core.shapes import Array, Float
+from dynexit.objectives.multi_exit import (
+    Labels,
+    Logits,
+    Losses,
+    check_logits,
+    mean_of_counted,
+    of_label,
+    widened,
+)
 
 
-def log_stablemax(logits: Array) -> Array:
+def log_stablemax(logits: Float[Array, "*b C"]) -> Float[Array, "*b C"]:
     """Log-probabilities of stablemax over the last axis.
 
     p_c = s(z_c) / sum_k s(z_k), with s(z) = z + 1 for z >= 0 and s(z) = 1 / (1 - z) for z < 0.
@@ -33,7 +41,9 @@ def log_stablemax(logits: Array) -> Array:
     return log_s - jax.nn.logsumexp(log_s, axis=-1, keepdims=True)
 
 
-def stablemax_cross_entropy(logits: Array, labels: Array, ignore_label: int | None = None) -> Array:
+def stablemax_cross_entropy(
+    logits: Logits, labels: Labels, ignore_label: int | None = None
+) -> Losses:
     """Cross-entropy of every exit with stablemax instead of softmax.
 
     l_eb = -ln p_eb[y_b] with p of `log_stablemax`, averaged over the positions of a row that are
@@ -59,10 +69,10 @@ def stablemax_cross_entropy(logits: Array, labels: Array, ignore_label: int | No
 
     Source: Prieto et al. 2025, arXiv 2501.04697.
     """
-    labels = check_logits(logits, as_labels(labels, ignore_label))
-    counts = places_counted(labels)
+    classes = check_logits(logits, as_labels(labels, ignore_label))
+    counts = places_counted(classes)
 
     def one_exit(logits: Array) -> Array:
-        return mean_of_counted(-of_label(log_stablemax(logits), labels), counts)
+        return mean_of_counted(-of_label(log_stablemax(logits), classes), counts)
 
     return jax.vmap(one_exit)(logits)

@@ -1,16 +1,20 @@
 """Weights `[E]` of the losses of the exits; all sum to 1 except `ones` and `sdn`."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
 from dynexit.core.checks import positive_integer
-from dynexit.core.shapes import Array
+from dynexit.core.shapes import AnyArray, Array, Float, HostArray, Num
+
+Weights: TypeAlias = Float[Array, "E"]
+Given: TypeAlias = Sequence[float] | Num[AnyArray, "E"]
 
 
-def uniform(exits: int) -> Array:
+def uniform(exits: int) -> Weights:
     """Equal weights, w_e = 1 / E.
 
     Args:
@@ -31,7 +35,7 @@ def uniform(exits: int) -> Array:
     return jnp.full(exits, 1 / exits, jnp.float32)
 
 
-def ones(exits: int) -> Array:
+def ones(exits: int) -> Weights:
     """Weights of the plain sum of all losses, w_e = 1.
 
     The loss is E times that of `uniform`, which changes the effect of weight decay and of gradient
@@ -55,7 +59,7 @@ def ones(exits: int) -> Array:
     return jnp.ones(positive_integer(exits, "exits"), jnp.float32)
 
 
-def linear(exits: int) -> Array:
+def linear(exits: int) -> Weights:
     """Weights that grow linearly with depth, w_e = (e + 1) / sum_{k=1}^{E} k.
 
     Args:
@@ -76,7 +80,7 @@ def linear(exits: int) -> Array:
     return _normalised(np.arange(1, positive_integer(exits, "exits") + 1))
 
 
-def layerskip(exits: int, early_scale: float = 0.2) -> Array:
+def layerskip(exits: int, early_scale: float = 0.2) -> Weights:
     """Weights of LayerSkip for an exit after every layer, as printed in the paper.
 
     e(l) = s sum_{i<=l} i for l < L-1, and e(L-1) = L-1 + s sum_{i<=L-2} i; w = e / sum e. Layer 0
@@ -104,7 +108,7 @@ def layerskip(exits: int, early_scale: float = 0.2) -> Array:
     return _normalised(sums)
 
 
-def early_scaled(curve: Any, early_scale: float = 1.0) -> Array:
+def early_scaled(curve: Given, early_scale: float = 1.0) -> Weights:
     """Weights of LayerSkip in torchtune: a curve whose early entries are scaled, then normalised.
 
     w_e = s f_e / z for e < E-1, and w_{E-1} = f_{E-1} / z, with z such that the sum is 1. The
@@ -140,7 +144,7 @@ def early_scaled(curve: Any, early_scale: float = 1.0) -> Array:
     return _normalised(np.append(_scale(early_scale) * curve[:-1], curve[-1]))
 
 
-def sdn(relative_costs: Any, progress: Any) -> Array:
+def sdn(relative_costs: Given, progress: float | Float[AnyArray, ""]) -> Weights:
     """Weights of early exits that grow during training.
 
     w_e = min(C_e, 0.01 + progress C_e) for e < E-1, and w_{E-1} = 1.
@@ -185,5 +189,5 @@ def _scale(early_scale: float) -> float:
     return early_scale
 
 
-def _normalised(values: np.ndarray) -> Array:
+def _normalised(values: HostArray) -> Array:
     return jnp.asarray(values / values.sum(), jnp.float32)

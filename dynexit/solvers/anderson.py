@@ -2,13 +2,15 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax.numpy as jnp
 
 from dynexit.core.checks import positive_integer
-from dynexit.core.shapes import Array, PyTree
+from dynexit.core.shapes import Array, Float, PyTree
 from dynexit.criteria.reading import beside
+
+Iterate: TypeAlias = Float[Array, "b ..."]
 
 
 class Mixing(NamedTuple):
@@ -19,8 +21,8 @@ class Mixing(NamedTuple):
       mix: `mix(z, f(z), memory) -> (next z, memory)`, with independent rows.
     """
 
-    begin: Callable[[Array], PyTree]
-    mix: Callable[[Array, Array, PyTree], tuple[Array, PyTree]]
+    begin: Callable[[Iterate], PyTree]
+    mix: Callable[[Iterate, Iterate, PyTree], tuple[Iterate, PyTree]]
 
 
 def damped(damping: float = 0.0) -> Mixing:
@@ -89,7 +91,7 @@ def anderson(memory: int = 5, ridge: float = 1e-4, beta: float = 1.0) -> Mixing:
     return Mixing(_Kept(memory), _Anderson(memory, float(ridge), float(beta)))
 
 
-def _nothing(z: Array) -> tuple:
+def _nothing(z: Array) -> tuple[()]:
     return ()
 
 
@@ -97,7 +99,7 @@ def _nothing(z: Array) -> tuple:
 class _Damped:
     damping: float
 
-    def __call__(self, z: Array, value: Array, memory: Any) -> tuple[Array, Any]:
+    def __call__(self, z: Array, value: Array, memory: PyTree) -> tuple[Array, PyTree]:
         return (value + self.damping * (z - value) if self.damping else value), memory
 
 

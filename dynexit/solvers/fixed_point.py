@@ -3,14 +3,14 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from dynexit.core.checks import batch_size, described, entries, positive_integer
-from dynexit.core.shapes import Array, PyTree
+from dynexit.core.shapes import AnyArray, Array, Bool, Float, Int, Num, PyTree, Rows
 from dynexit.core.types import Step
 from dynexit.criteria.reading import beside, leaf
 from dynexit.engine import loops
@@ -19,7 +19,10 @@ from dynexit.engine.steps import tied_step
 from dynexit.solvers.anderson import Mixing, damped
 
 FAR = jnp.finfo(jnp.float32).max  # the residual before the first evaluation
-Map = Callable[[PyTree, PyTree, Array], Array]
+Batch: TypeAlias = Float[Array, "B ..."]
+Map: TypeAlias = Callable[[PyTree, Rows, Batch], Batch]
+Head: TypeAlias = Callable[[PyTree, Batch], Rows]
+Tolerance: TypeAlias = float | Num[AnyArray, ""]
 
 
 class FixedPoint(NamedTuple):
@@ -33,22 +36,22 @@ class FixedPoint(NamedTuple):
       converged: bool `[B]`, whether the residual is below the tolerance; False for a NaN.
     """
 
-    state: Array
-    steps: Array
-    residual: Array
-    converged: Array
+    state: Batch
+    steps: Int[Array, "B"]
+    residual: Float[Array, "B"]
+    converged: Bool[Array, "B"]
 
 
 def fixed_point(
     f: Map,
     params: PyTree,
-    x: PyTree,
-    z: Array,
+    x: Rows,
+    z: Batch,
     most: int = 40,
-    tolerance: Any = 1e-3,
+    tolerance: Tolerance = 1e-3,
     mixing: Mixing | None = None,
     most_back: int | None = None,
-    tolerance_back: Any = None,
+    tolerance_back: Tolerance | None = None,
 ) -> FixedPoint:
     """Solves z = f(params, x, z) per row, with gradients by the implicit function theorem.
 
@@ -90,8 +93,8 @@ def fixed_point(
     """
     mixing, most = _chosen(mixing), positive_integer(most, "most")
     most_back = most if most_back is None else positive_integer(most_back, "most_back")
-    tolerance = _scalar(tolerance)
-    tolerance_back = tolerance if tolerance_back is None else tolerance_back
+    bound = _scalar(tolerance)
+    tolerance_back = bound if tolerance_back is None else tolerance_back
     rows = batch_size((x, z), "x and z")
     if not jnp.issubdtype(jnp.result_type(z), jnp.floating):
         raise TypeError(f"`z` must be floating point, got {jnp.result_type(z)}")
@@ -102,7 +105,7 @@ def fixed_point(
             f"{made.dtype}{list(made.shape)}"
         )
     still = lax.stop_gradient((params, x, z))
-    found = _solve(lambda z: f(still[0], still[1], z), still[2], most, tolerance, mixing, rows)
+    found = _solve(lambda z: f(still[0], still[1], z), still[2], most, bound, mixing, rows)
     return found._replace(
         state=implicit(f, params, x, found.state, most_back, tolerance_back, mixing)
     )
@@ -111,12 +114,12 @@ def fixed_point(
 def implicit(
     f: Map,
     params: PyTree,
-    x: PyTree,
-    z: Array,
+    x: Rows,
+    z: Batch,
     most: int = 40,
-    tolerance: Any = 1e-3,
+    tolerance: Tolerance = 1e-3,
     mixing: Mixing | None = None,
-) -> Array:
+) -> Batch:
     """A given fixed point, with the gradient of the implicit function theorem.
 
     Args:
@@ -141,8 +144,8 @@ def implicit(
 
 
 def phantom(
-    f: Map, params: PyTree, x: PyTree, z: Array, steps: int = 1, damping: float = 0.0
-) -> Array:
+    f: Map, params: PyTree, x: Rows, z: Batch, steps: int = 1, damping: float = 0.0
+) -> Batch:
     """A few damped iterations from a fixed point, with a cheaper, biased gradient.
 
     z <- damping z + (1 - damping) f(params, x, z), `steps` times from a constant z. Only these
@@ -170,9 +173,7 @@ def phantom(
     return z
 
 
-def fixed_point_step(
-    f: Map, head: Callable[[PyTree, Array], Array], params: PyTree, mixing: Mixing | None = None
-) -> Step:
+def fixed_point_step(f: Map, head: Head, params: PyTree, mixing: Mixing | None = None) -> Step:
     """The iteration as a weight-tied step, whose rows exit by `criteria.residual_below`.
 
     Args:
@@ -197,7 +198,7 @@ def fixed_point_step(
     )
 
 
-def begin_fixed_point(x: PyTree, z: Array, mixing: Mixing | None = None) -> dict[str, PyTree]:
+def begin_fixed_point(x: Rows, z: Batch, mixing: Mixing | None = None) -> dict[str, Rows]:
     """The state of `fixed_point_step` before the first iteration.
 
     Args:
@@ -211,7 +212,7 @@ def begin_fixed_point(x: PyTree, z: Array, mixing: Mixing | None = None) -> dict
     return {"input": x, "z": z, "residual": residual, "memory": _chosen(mixing).begin(z)}
 
 
-def relative_residual(z: Array, value: Array) -> Array:
+def relative_residual(z: Batch, value: Batch) -> Float[Array, "B"]:
     """||f(z) - z|| / ||f(z)|| over all axes but the first, float32 `[b]`, without gradients.
 
     It is 0 if both norms are 0, and infinite if ||f(z)|| overflows: an iterate that diverges has
@@ -226,7 +227,7 @@ def relative_residual(z: Array, value: Array) -> Array:
     return jnp.where(still, 0.0, ratio)
 
 
-def check_mixing(state: PyTree, mixing: Mixing | None) -> None:
+def check_mixing(state: Rows, mixing: Mixing | None) -> None:
     """Refuses a state of `begin_fixed_point` whose memory is not that of `mixing`.
 
     Raises:
@@ -246,11 +247,11 @@ def _chosen(mixing: Mixing | None) -> Mixing:
     return mixing or damped()
 
 
-def _scalar(tolerance: Any) -> Array:
-    tolerance = leaf(tolerance, "tolerance", "[]")
-    if tolerance.ndim:
-        raise ValueError(f"`tolerance` must be a scalar, got shape {tolerance.shape}")
-    return tolerance
+def _scalar(tolerance: Tolerance) -> Array:
+    found = leaf(tolerance, "tolerance", "[]")
+    if found.ndim:
+        raise ValueError(f"`tolerance` must be a scalar, got shape {found.shape}")
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -258,7 +259,7 @@ class _Iterate:
     f: Map
     mixing: Mixing
 
-    def __call__(self, params, state):
+    def __call__(self, params: PyTree, state: PyTree) -> PyTree:
         entries(state, ("input", "memory", "residual", "z"), "`begin_fixed_point`")
         check_mixing(state, self.mixing)
         value = self.f(params, state["input"], state["z"])
@@ -269,9 +270,9 @@ class _Iterate:
 
 @dataclasses.dataclass(frozen=True)
 class _Read:
-    head: Callable[[PyTree, Array], Array]
+    head: Head
 
-    def __call__(self, params, state):
+    def __call__(self, params: PyTree, state: PyTree) -> PyTree:
         return {"logits": self.head(params, state["z"])}
 
 
@@ -284,7 +285,7 @@ def _solve(
 ) -> FixedPoint:
     """Iterates all rows until the last one has converged; converged rows do not change."""
 
-    def body(carry):
+    def body(carry: tuple[Array, Array, PyTree, FixedPoint]) -> tuple[Any, ...]:
         i, alive, memory, found = carry
         value = g(found.state)
         z, new = mixing.mix(found.state, value, memory)
@@ -301,15 +302,21 @@ def _solve(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _implicit(f, most, mixing, params, x, z, tolerance) -> Any:
+def _implicit(
+    f: Map, most: int, mixing: Mixing, params: PyTree, x: PyTree, z: Array, tolerance: Array
+) -> Any:
     return z
 
 
-def _implicit_forward(f, most, mixing, params, x, z, tolerance):
+def _implicit_forward(
+    f: Map, most: int, mixing: Mixing, params: PyTree, x: PyTree, z: Array, tolerance: Array
+) -> tuple[Array, PyTree]:
     return z, (params, x, z, tolerance)
 
 
-def _implicit_backward(f, most, mixing, saved, cotangent):
+def _implicit_backward(
+    f: Map, most: int, mixing: Mixing, saved: PyTree, cotangent: Array
+) -> tuple[Any, ...]:
     params, x, z, tolerance = saved
     _, by_z = jax.vjp(lambda z: f(params, x, z), z)
     back = lambda w: by_z(w)[0] + cotangent

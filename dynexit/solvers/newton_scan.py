@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +10,13 @@ import numpy as np
 from jax import lax
 
 from dynexit.core.checks import batch_size, positive_integer
-from dynexit.core.shapes import Array, PyTree
+from dynexit.core.shapes import AnyArray, Array, Bool, Float, Int, Num, PyTree, Rows
 from dynexit.criteria.reading import beside, leaf
 from dynexit.engine import loops
 
-Cell = Callable[[PyTree, Array, PyTree], Array]
+State: TypeAlias = Float[Array, "B D"]
+States: TypeAlias = Float[Array, "B L D"]
+Cell: TypeAlias = Callable[[PyTree, State, Rows], State]
 
 
 class Recurrence(NamedTuple):
@@ -28,14 +30,19 @@ class Recurrence(NamedTuple):
       converged: bool `[B]`, whether the residual is at most the tolerance; False for a NaN.
     """
 
-    states: Array
-    iterations: Array
-    residual: Array
-    converged: Array
+    states: States
+    iterations: Int[Array, "B"]
+    residual: Float[Array, "B"]
+    converged: Bool[Array, "B"]
 
 
 def newton_scan(
-    f: Cell, params: PyTree, x: PyTree, h: Array, most: int = 8, tolerance: Any = 1e-6
+    f: Cell,
+    params: PyTree,
+    x: Rows,
+    h: State,
+    most: int = 8,
+    tolerance: float | Num[AnyArray, ""] = 1e-6,
 ) -> Recurrence:
     """Solves h_t = f(params, h_{t-1}, x_t), t = 1..L, in a few parallel sweeps over time.
 
@@ -78,7 +85,7 @@ def newton_scan(
       converged. With large recurrent weights the iteration does not converge: bound them.
     """
     most = positive_integer(most, "most")
-    tolerance = leaf(tolerance, "tolerance", "[]")
+    bound = leaf(tolerance, "tolerance", "[]")
     if jnp.ndim(h) != 2 or not jnp.issubdtype(jnp.result_type(h), jnp.floating):
         raise ValueError(
             "`h` must be floating point of shape [B, D], got "
@@ -99,11 +106,11 @@ def newton_scan(
             f"{made.dtype}{list(made.shape)}"
         )
     still = lax.stop_gradient((params, x, h))
-    found = _solve(f, *still, most, tolerance, rows, length)
+    found = _solve(f, *still, most, bound, rows, length)
     return found._replace(states=_attached(f, params, x, h, found.states))
 
 
-def check_elementwise(f: Cell, params: PyTree, x: PyTree, h: Array) -> None:
+def check_elementwise(f: Cell, params: PyTree, x: Rows, h: State) -> None:
     """Refuses a cell that is not element-wise, |df_d / dh_e| > 0 for some e != d.
 
     Args:
@@ -134,7 +141,7 @@ def check_elementwise(f: Cell, params: PyTree, x: PyTree, h: Array) -> None:
         )
 
 
-def affine_scan(slopes: Array, shifts: Array, reverse: bool = False) -> Array:
+def affine_scan(slopes: States, shifts: States, reverse: bool = False) -> States:
     """y_t = slopes_t y_{t-1} + shifts_t from y_0 = 0, for all t in log2 L parallel steps.
 
     Args:
@@ -152,7 +159,7 @@ def affine_scan(slopes: Array, shifts: Array, reverse: bool = False) -> Array:
     return lax.associative_scan(join, (slopes, shifts), reverse=reverse, axis=1)[1]
 
 
-def linearised(f: Cell, params: PyTree, x: PyTree, h: Array, states: Array) -> tuple[Array, Array]:
+def linearised(f: Cell, params: PyTree, x: Rows, h: State, states: States) -> tuple[States, States]:
     """f(h_{t-1}, x_t) and A_t, the diagonal of df/dh_{t-1}, at given states; all `[B, L, D]`."""
     before = jnp.concatenate([h[:, None], states[:, :-1]], axis=1)
     value, diagonal = jax.jvp(
@@ -167,7 +174,16 @@ def _everywhere(f: Cell, params: PyTree, before: Array, x: PyTree) -> Array:
     return f(params, flat(before), jax.tree.map(flat, x)).reshape(before.shape)
 
 
-def _solve(f, params, x, h, most, tolerance, rows, length) -> Recurrence:
+def _solve(
+    f: Cell,
+    params: PyTree,
+    x: PyTree,
+    h: Array,
+    most: int,
+    tolerance: Array,
+    rows: int,
+    length: int,
+) -> Recurrence:
     """Newton's method on all rows until the last has converged; converged rows do not change."""
 
     def judged(states: Array, iterations: Array) -> tuple[Recurrence, tuple[Array, Array]]:
@@ -178,7 +194,7 @@ def _solve(f, params, x, h, most, tolerance, rows, length) -> Recurrence:
             diagonal,
         )
 
-    def body(carry):
+    def body(carry: tuple[Array, Recurrence, tuple[Array, Array]]) -> tuple[Any, ...]:
         k, found, (residuals, diagonal) = carry
         alive = ~found.converged
         moved = found.states + jnp.where(
@@ -195,15 +211,17 @@ def _solve(f, params, x, h, most, tolerance, rows, length) -> Recurrence:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attached(f, params, x, h, states):
+def _attached(f: Cell, params: PyTree, x: PyTree, h: Array, states: Array) -> Any:
     return states
 
 
-def _attached_forward(f, params, x, h, states):
+def _attached_forward(
+    f: Cell, params: PyTree, x: PyTree, h: Array, states: Array
+) -> tuple[Array, PyTree]:
     return states, (params, x, h, states)
 
 
-def _attached_backward(f, saved, cotangent):
+def _attached_backward(f: Cell, saved: PyTree, cotangent: Array) -> tuple[Any, ...]:
     params, x, h, states = saved
     _, diagonal = linearised(f, params, x, h, states)
     after = jnp.concatenate([diagonal[:, 1:], jnp.zeros_like(diagonal[:, :1])], axis=1)

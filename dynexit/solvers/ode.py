@@ -2,21 +2,22 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from dynexit.core.checks import batch_size, described, entries
-from dynexit.core.shapes import Array, PyTree
+from dynexit.core.shapes import Array, Float, PyTree, Rows
 from dynexit.core.types import Step
 from dynexit.engine import loops
 from dynexit.engine.deferred import deferred_readout
 from dynexit.engine.rows import live_in_all, where_rows
 from dynexit.engine.steps import tied_step
 
-Field = Callable[[PyTree, Array, Array, PyTree], Array]
+Field: TypeAlias = Callable[[PyTree, Float[Array, ""], Float[Array, "..."], PyTree], Array]
+Head: TypeAlias = Callable[[PyTree, Float[Array, "b ..."]], Rows]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Solver:
     first: float | None = 0.01
     dt: float | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("rtol", "atol", "t1", "first", "dt"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"`{name}` must be above 0, got {getattr(self, name)}")
@@ -64,8 +65,8 @@ class Solver:
 
 
 def begin_ode(
-    field: Field, params: PyTree, x: PyTree, y: Array, solver: Solver
-) -> dict[str, PyTree]:
+    field: Field, params: PyTree, x: Rows, y: Float[Array, "B ..."], solver: Solver
+) -> dict[str, Rows]:
     """The state of `ode_step` at t = 0.
 
     Args:
@@ -102,9 +103,7 @@ def begin_ode(
     return jax.vmap(one)(x, y)
 
 
-def ode_step(
-    field: Field, head: Callable[[PyTree, Array], Array], params: PyTree, solver: Solver
-) -> Step:
+def ode_step(field: Field, head: Head, params: PyTree, solver: Solver) -> Step:
     """One step of the solver for every row, each with its own step length.
 
     dy/dt = field(params, t, y, x) from t = 0 to t1. A row at t1 does not change. Each row takes the
@@ -206,7 +205,7 @@ class _Arrived:
 
 @dataclasses.dataclass(frozen=True)
 class _Read:
-    head: Callable[[PyTree, Array], Array]
+    head: Head
 
     def __call__(self, params: PyTree, state: PyTree) -> PyTree:
         return {"logits": self.head(params, state["y"])}

@@ -9,19 +9,19 @@ different steps compute the same numbers. Rows exit by `criteria.gate_above(1 - 
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from dynexit.core.checks import entries, shapes
-from dynexit.core.shapes import Array, PyTree
+from dynexit.core.shapes import Array, PyTree, Rows
 from dynexit.core.types import Model, Step, wrapped_training
 
 UPDATES = ("accumulated", "basic")
 HALTING, MASK = "halt_logit", "mask"
-Head = Callable[[PyTree, PyTree], dict]
+Head: TypeAlias = Callable[[PyTree, Rows], dict[str, Rows]]
 
 
 def averaged_step(
@@ -78,7 +78,7 @@ def averaged_step(
     return dataclasses.replace(step, apply=Partial(run, step.apply, jnp.float32(1 - epsilon)))
 
 
-def averaging_state(step: Step, state: PyTree) -> PyTree:
+def averaging_state(step: Step, state: Rows) -> Rows:
     """The initial state of `averaged_step`: m_0 = 0 and h_0 = 0.
 
     Args:
@@ -137,7 +137,7 @@ def averaged(model: Model, epsilon: float = 0.01, update: str = "accumulated") -
     if isinstance(model.depth, tuple):
         raise TypeError(f"`model` must have one step, got {len(model.depth)} stages")
 
-    def embed(params: PyTree, inputs: PyTree) -> PyTree:
+    def embed(params: PyTree, inputs: Rows) -> Rows:
         return averaging_state(model.steps(params), model.embed(params, inputs))
 
     def steps(params: PyTree) -> Step:
@@ -154,7 +154,9 @@ class _Averaged:
     update: str
     head: Head | None
 
-    def __call__(self, apply, most, weights, i, state):
+    def __call__(
+        self, apply: Callable[..., Any], most: Array, weights: PyTree, i: Array, state: PyTree
+    ) -> tuple[PyTree, PyTree]:
         entries(state, ("inner", "mean", "spent"), "`averaging_state`")
         inner, output = apply(weights, i, state["inner"])
         logit, values = _parts(output)
@@ -169,7 +171,7 @@ class _Averaged:
         accumulates = self.update == "accumulated"
 
         def updated(weight: Array) -> PyTree:
-            def one(m, y):
+            def one(m: Array, y: Array) -> Array:
                 w = weight.reshape(weight.shape + (1,) * (y.ndim - weight.ndim))
                 return (m if accumulates else (1 - w) * m) + w * y.astype(jnp.float32)
 
@@ -190,7 +192,7 @@ def _check(epsilon: float, update: str) -> None:
         raise ValueError(f"`update` must be one of {', '.join(map(repr, UPDATES))}, got {update!r}")
 
 
-def _parts(output: PyTree) -> tuple[Any, PyTree]:
+def _parts(output: PyTree) -> tuple[Any, dict[str, PyTree]]:
     """The halting logit and the entries that are averaged.
 
     Raises:

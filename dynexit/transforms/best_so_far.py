@@ -1,19 +1,21 @@
 """Certainty of an output, and models that return their most certain output so far."""
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from dynexit.core.checks import one_depth, shapes
-from dynexit.core.shapes import Array, PyTree
+from dynexit.core.shapes import Array, Float, PyTree, Rows
 from dynexit.core.types import Model, Step, wrapped_training
 from dynexit.criteria import scores
 from dynexit.criteria.reading import beside, read_logits
 
 
-def certainty(output: PyTree) -> Array:
+def certainty(output: Rows) -> Float[Array, "B"]:
     """Certainty of the output of an exit, 1 - H(p) / ln C, averaged over the positions of a row.
 
     Args:
@@ -72,7 +74,7 @@ def best_so_far(model: Model) -> Model:
     """
     one_depth(model)
 
-    def embed(params: PyTree, inputs: PyTree) -> PyTree:
+    def embed(params: PyTree, inputs: Rows) -> Rows:
         step, state, i = model.steps(params), model.embed(params, inputs), jnp.int32(0)
         _, output = jax.eval_shape(lambda s: step.apply(step.select(i), i, s), shapes(state))
         logits = read_logits(output, None)
@@ -91,7 +93,9 @@ def best_so_far(model: Model) -> Model:
     return Model(model.init, embed, steps, model.depth, model.names, training=training)
 
 
-def _keep(apply, weights, i, state):
+def _keep(
+    apply: Callable[..., Any], weights: PyTree, i: Array, state: PyTree
+) -> tuple[PyTree, PyTree]:
     inner, output = apply(weights, i, state["inner"])
     current = read_logits(output, None)
     now = certainty(current)

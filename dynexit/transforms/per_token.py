@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from dynexit.core.checks import described
-from dynexit.core.shapes import Array, PyTree
+from dynexit.core.shapes import Array, Bool, Int, PyTree, Rows
 from dynexit.core.types import Criterion, Step
 from dynexit.criteria.memory import first_memory
 from dynexit.engine.gradients.zeros import zero_stays_zero
@@ -27,15 +27,15 @@ class TokenState(NamedTuple):
       steps: int32 `[b, L]`, the number of iterations of each position.
     """
 
-    inner: PyTree
-    output: PyTree
-    memory: PyTree
-    alive: Array
-    steps: Array
+    inner: Rows
+    output: Rows
+    memory: Rows
+    alive: Bool[Array, "b L"]
+    steps: Int[Array, "b L"]
 
 
 def per_token(
-    step: Step, state: PyTree, criterion: Criterion, moving: Sequence[str] = ("h",)
+    step: Step, state: Rows, criterion: Criterion, moving: Sequence[str] = ("h",)
 ) -> tuple[Step, TokenState]:
     """A step that applies the criterion to each position of a row instead of the whole row.
 
@@ -110,7 +110,9 @@ def per_token(
 class _PerToken:
     moving: tuple[str, ...]
 
-    def __call__(self, step, criterion, weights, i, state):
+    def __call__(
+        self, step: Step, criterion: Criterion, weights: PyTree, i: Array, state: TokenState
+    ) -> tuple[TokenState, PyTree]:
         rows, positions = state.alive.shape
         together = lambda tree: jax.tree.map(
             lambda a: a.reshape(rows * positions, *a.shape[2:]), tree

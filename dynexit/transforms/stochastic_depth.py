@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from dynexit.core.checks import positive_integer
-from dynexit.core.shapes import Array, PyTree
+from dynexit.core.shapes import Array, Bool, Float, PyTree
 from dynexit.core.types import Step
 from dynexit.engine import loops
 from dynexit.engine.deferred import deferred_parts, deferred_readout
@@ -16,7 +16,7 @@ from dynexit.engine.rows import live_in_all, where_rows
 from dynexit.engine.steps import Run
 
 
-def survival(depth: int, last: float) -> Array:
+def survival(depth: int, last: float) -> Float[Array, "N"]:
     """Survival probabilities of blocks, falling linearly with depth.
 
     p_l = 1 - (l / N) (1 - p_N) for l = 1..N. With p_N = 1/2, (3 N - 1) / 4 blocks are kept on
@@ -45,7 +45,9 @@ def survival(depth: int, last: float) -> Array:
     return 1 - jnp.arange(1, depth + 1, dtype=jnp.float32) / depth * (1 - last)
 
 
-def dropped_blocks(step: Step, kept: Array, scale: Array) -> Step:
+def dropped_blocks(
+    step: Step, kept: Bool[Array, "N"] | Bool[Array, "N B"], scale: Float[Array, "N"]
+) -> Step:
     """A step that drops or scales the residual of each block.
 
     s + kept_l scale_l (block_l(s) - s). The exits are unchanged. With scale = 1 / p in training,
@@ -96,7 +98,7 @@ def dropped_blocks(step: Step, kept: Array, scale: Array) -> Step:
     return Step(Partial(_selected, step.select, kept, scale), Partial(_RunKept(run)), depth=blocks)
 
 
-def _selected(select: Any, kept: Array, scale: Array, i: Any) -> tuple[PyTree, Array, Array]:
+def _selected(select: Any, kept: Array, scale: Array, i: Array) -> tuple[PyTree, Array, Array]:
     return select(i), kept[i], scale[i]
 
 
@@ -104,8 +106,10 @@ def _selected(select: Any, kept: Array, scale: Array, i: Any) -> tuple[PyTree, A
 class _RunKept:
     run: Run
 
-    def __call__(self, weights, i, state):
-        weights, kept, scale = weights
+    def __call__(
+        self, selected: tuple[PyTree, Array, Array], i: Array, state: PyTree
+    ) -> tuple[PyTree, PyTree]:
+        weights, kept, scale = selected
         shaped = lambda tree: jax.tree.map(lambda a: (a.shape, a.dtype), tree)
         if shaped(jax.eval_shape(self.run.block, weights, state)) != shaped(state):
             state = self.run.block(weights, state)
@@ -120,7 +124,7 @@ class _RunKept:
         return state, self.run.head(weights, state)
 
 
-def scaled(scale: Array, new: PyTree, old: PyTree) -> PyTree:
+def scaled(scale: Float[Array, ""], new: PyTree, old: PyTree) -> PyTree:
     """old + scale (new - old), per leaf.
 
     Args:

@@ -1,10 +1,13 @@
 """The cheapest point that loses at most a given accuracy."""
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dynexit.calibration.rules.rule import SLACK, NoPoint, Rule, fraction
+
+if TYPE_CHECKING:
+    from dynexit.calibration.curve import Curve
 
 
 def accept_loss(loss: float, max_negative_flips: float | None = None) -> Rule:
@@ -33,7 +36,7 @@ def accept_loss(loss: float, max_negative_flips: float | None = None) -> Rule:
         1.0 if max_negative_flips is None else fraction(max_negative_flips, "max_negative_flips")
     )
 
-    def pick(curve: Any) -> int:
+    def pick(curve: "Curve") -> int:
         accuracy, full = curve.accuracy, curve.accuracy_full
         allowed = (accuracy >= full - loss - SLACK) & (curve.flips <= flips + SLACK)
         if not allowed.any():

@@ -1,10 +1,13 @@
 """The most accurate point of at most a given cost."""
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dynexit.calibration.rules.rule import SLACK, NoPoint, Rule, fraction
+
+if TYPE_CHECKING:
+    from dynexit.calibration.curve import Curve
 
 
 def budget(share: float) -> Rule:
@@ -27,7 +30,7 @@ def budget(share: float) -> Rule:
     """
     fraction(share, "share", zero=False)
 
-    def pick(curve: Any) -> int:
+    def pick(curve: "Curve") -> int:
         allowed = curve.cost <= share * curve.cost_full * (1 + SLACK)
         if not allowed.any():
             least = np.ceil(1e4 * curve.cost.min() / curve.cost_full) / 1e4

@@ -1,6 +1,6 @@
 """A point whose risk on new rows is at most alpha on average."""
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,6 +15,9 @@ from dynexit.calibration.rules.rule import (
     full_depth,
     losses_of,
 )
+
+if TYPE_CHECKING:
+    from dynexit.calibration.curve import Curve
 
 
 def conformal_risk(alpha: float, loss: Loss = "gap") -> Rule:
@@ -42,7 +45,7 @@ def conformal_risk(alpha: float, loss: Loss = "gap") -> Rule:
     fraction(alpha, "alpha", zero=False)
     checked_loss(loss)
 
-    def pick(curve: Any) -> int:
+    def pick(curve: "Curve") -> int:
         losses = np.maximum.accumulate(losses_of(curve, loss), axis=0)
         rows = curve.rows
         holds = (losses.sum(axis=1) + 1) / (rows + 1) <= alpha + 1e-12

@@ -1,6 +1,6 @@
 """A point whose risk on new rows is at most alpha, with probability at least 1 - delta."""
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,6 +15,10 @@ from dynexit.calibration.rules.rule import (
     full_depth,
     losses_of,
 )
+from dynexit.core.shapes import HostArray, Int
+
+if TYPE_CHECKING:
+    from dynexit.calibration.curve import Curve
 
 
 def risk_control(alpha: float, delta: float = 0.1, loss: Loss = "gap") -> Rule:
@@ -54,7 +58,7 @@ def risk_control(alpha: float, delta: float = 0.1, loss: Loss = "gap") -> Rule:
         raise ValueError(f"`delta` must lie between 0 and 1, got {delta}")
     checked_loss(loss)
 
-    def pick(curve: Any) -> int:
+    def pick(curve: "Curve") -> int:
         losses = losses_of(curve, loss)
         accepted = full_depth(curve) if loss != "error" else None
         for k in range(len(losses)):
@@ -79,7 +83,7 @@ def risk_control(alpha: float, delta: float = 0.1, loss: Loss = "gap") -> Rule:
     )
 
 
-def pareto_order(curve: Any, loss: Loss = "gap") -> np.ndarray:
+def pareto_order(curve: "Curve", loss: Loss = "gap") -> Int[HostArray, "k"]:
     """The points that no other point beats in both risk and cost, in the order of `risk_control`.
 
     The order is from full depth and the most expensive to the cheapest.
@@ -92,7 +96,8 @@ def pareto_order(curve: Any, loss: Loss = "gap") -> np.ndarray:
       int64 `[K']`, indices; full depth is the first.
     """
     risk, full = losses_of(curve, loss).mean(axis=1), full_depth(curve)
-    kept, least = [], np.inf
+    kept: list[int] = []
+    least = np.inf
     for k in np.lexsort((risk, curve.cost)):
         if risk[k] < least and k != full:
             kept.append(int(k))

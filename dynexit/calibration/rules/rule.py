@@ -1,12 +1,17 @@
 """The type of rules, and the losses that rules with a guarantee bound."""
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
+from dynexit.core.shapes import Float, HostArray, Int
+
+if TYPE_CHECKING:
+    from dynexit.calibration.curve import Curve
+
 SLACK = 1e-9  # for accuracies that are equal but for float64 rounding
-Loss = Literal["gap", "disagreement", "error"]
+Loss: TypeAlias = Literal["gap", "disagreement", "error"]
 
 
 class NoPoint(ValueError):
@@ -25,10 +30,10 @@ class Rule(NamedTuple):
         takes candidates and order from half of the calibration rows, and the curve from the rest.
     """
 
-    pick: Callable[[Any], int]
+    pick: Callable[["Curve"], int]
     words: str
     guarantee: str
-    order: Callable[[Any], np.ndarray] | None = None
+    order: Callable[["Curve"], Int[HostArray, "k"]] | None = None
 
 
 def fraction(value: float, name: str, zero: bool = True) -> float:
@@ -42,7 +47,7 @@ def fraction(value: float, name: str, zero: bool = True) -> float:
     return value
 
 
-def losses_of(curve: Any, loss: Loss) -> np.ndarray:
+def losses_of(curve: "Curve", loss: Loss) -> Float[HostArray, "K M"]:
     """The losses of the rows at every point, float64 `[K, M]` in 0..1.
 
     "gap" is the accuracy that a row loses against full depth, "disagreement" whether its answer is
@@ -81,7 +86,7 @@ LOSSES = {
 }
 
 
-def full_depth(curve: Any) -> int | None:
+def full_depth(curve: "Curve") -> int | None:
     """The first point at which every row exits at the last exit, or None."""
     found = np.flatnonzero((curve.exit == curve.exits - 1).all(axis=1))
     return int(found[0]) if found.size else None
