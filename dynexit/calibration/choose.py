@@ -63,6 +63,7 @@ def choose(curve: Curve, rule: Rule) -> Choice:
     Example:
       >>> import dynexit as dx
       >>> import jax.numpy as jnp
+      >>> import numpy as np
       >>> # [E=2, M=2, C=2]: row 1 needs exit 1
       >>> logits = jnp.array([[[9.0, 0.0], [0.1, 0.0]], [[9.0, 0.0], [0.0, 9.0]]])
       >>> rule = lambda point: dx.criteria.max_probability_above(point["threshold"])

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dynexit.core.meshes import on_auto_axes
-from dynexit.core.shapes import Array, PyTree, Rows
+from dynexit.core.shapes import Array, PyTree, Rows, Size
 from dynexit.core.stacking import length, refuse_other_leaves
 from dynexit.core.types import Model, Step
 
@@ -42,7 +42,7 @@ def described(tree: PyTree) -> PyTree:
     return jax.tree.map(describe, tree)
 
 
-def batch_size(state: PyTree, name: str = "state") -> int:
+def batch_size(state: PyTree, name: str = "state") -> Size:
     """The number of rows that all leaves share.
 
     Raises:
@@ -233,7 +233,7 @@ def check_step(
     return new, output
 
 
-def _traced(stage: Stage, state: PyTree, rows: int, name: str, side: PyTree) -> Any:
+def _traced(stage: Stage, state: PyTree, rows: Size, name: str, side: PyTree) -> Any:
     """What the step returns without a side; a side is checked to be unchanged."""
     if side is None:
         return jax.eval_shape(

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 Array: TypeAlias = jax.Array
-HostArray: TypeAlias = np.ndarray[Any, Any]  # an array of numpy
+HostArray: TypeAlias = np.ndarray  # an array of numpy
 AnyArray: TypeAlias = Array | HostArray
 
 if TYPE_CHECKING:  # to a type checker a pytree may be anything
@@ -23,11 +23,12 @@ if TYPE_CHECKING:  # to a type checker a pytree may be anything
     from jaxtyping import Num as Num
     from jaxtyping import Shaped as Shaped
 
+    Size: TypeAlias = int  # of an axis; symbolic while a function is exported
     PyTree: TypeAlias = Any
     Rows: TypeAlias = Any
     ExitRows: TypeAlias = Any
 else:
-    PyTree = Any
+    PyTree = Size = Any
     try:
         import jaxtyping
         from jaxtyping import Bool, Float, Int, Key, Num, Shaped

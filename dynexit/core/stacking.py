@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from dynexit.core.shapes import AnyArray, Int, PyTree
+from dynexit.core.shapes import AnyArray, Int, PyTree, Size
 
 
 def stack(blocks: Sequence[PyTree]) -> PyTree:
@@ -85,7 +85,7 @@ def unstack(params: PyTree) -> list[PyTree]:
     return [jax.tree.map(lambda a, k=k: a[k], params) for k in range(length(params, "params"))]
 
 
-def length(params: PyTree, name: str) -> int:
+def length(params: PyTree, name: str) -> Size:
     """The size of the leading axis that all leaves share.
 
     Args:

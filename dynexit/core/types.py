@@ -27,6 +27,7 @@ from dynexit.core.shapes import (
     PyTree,
     Rows,
     Shaped,
+    Size,
 )
 
 Labels: TypeAlias = Num[Array, "B ..."]
@@ -86,7 +87,7 @@ class Memory(NamedTuple):
     decide: PyTree
 
 
-def no_memory(batch: int, output: PyTree = None) -> tuple[()]:
+def no_memory(batch: Size, output: PyTree = None) -> tuple[()]:
     """The memory of a function that remembers nothing."""
     return ()
 
@@ -122,15 +123,15 @@ class Criterion:
 
     score: Callable[[Int[Array, "..."], Rows, PyTree], tuple[Rows, PyTree]]
     decide: Callable[[Int[Array, "..."], Rows, PyTree], tuple[Bool[Array, "b"], PyTree]]
-    init_score: Callable[[int, PyTree], PyTree] = no_memory
-    init_decide: Callable[[int], PyTree] = no_memory
+    init_score: Callable[[Size, PyTree], PyTree] = no_memory
+    init_decide: Callable[[Size], PyTree] = no_memory
     exits: int | None = dataclasses.field(default=None, metadata={"static": True})
 
     def __post_init__(self) -> None:
         for name in ("score", "decide", "init_score", "init_decide"):
             object.__setattr__(self, name, _as_partial(getattr(self, name)))
 
-    def init(self, batch: int, output: PyTree) -> Memory:
+    def init(self, batch: Size, output: PyTree) -> Memory:
         """Both memories before the first exit; `output` has the shapes of one exit's output."""
         return Memory(self.init_score(batch, output), self.init_decide(batch))
 

@@ -9,7 +9,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.tree_util import Partial
 
-from dynexit.core.shapes import AnyArray, Array, Float, Int, PyTree, Shaped
+from dynexit.core.shapes import AnyArray, Array, Float, Int, PyTree, Shaped, Size
 from dynexit.core.types import Criterion
 
 Count: TypeAlias = int | Int[AnyArray, ""]
@@ -306,7 +306,7 @@ def _late(
     return exit & (i + 1 >= depth), memory
 
 
-def _start_streak(init: Callable[[int], PyTree], batch: int) -> tuple[Array, PyTree]:
+def _start_streak(init: Callable[[Size], PyTree], batch: Size) -> tuple[Array, PyTree]:
     return jnp.zeros(batch, jnp.int32), init(batch)
 
 

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from dynexit.core.shapes import AnyArray, Array, Int, PyTree
+from dynexit.core.shapes import AnyArray, Array, Int, PyTree, Size
 from dynexit.core.types import Criterion
 from dynexit.criteria import scores
 from dynexit.criteria.combinators import count
@@ -177,7 +177,7 @@ class _Score:
         return self.over_places(value, output), memory
 
 
-def _first_depths(depths: Array, batch: int) -> Array:
+def _first_depths(depths: Array, batch: Size) -> Array:
     return depths if depths.ndim else jnp.full(batch, depths)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.tree_util import Partial
 
-from dynexit.core.shapes import Array, Float, Int, PyTree, Rows
+from dynexit.core.shapes import Array, Float, Int, PyTree, Rows, Size
 from dynexit.core.types import Criterion
 from dynexit.criteria.deciding import above
 from dynexit.criteria.reading import PerExit, Read, at, exits_of, read_per_row, threshold_leaf
@@ -130,6 +130,6 @@ def _passed(q: Array, i: Array, log_survival: Array, memory: PyTree) -> tuple[Ar
     return possible & (log_survival < jnp.log1p(-jnp.where(possible, q, 0.0))), memory
 
 
-def zeros(batch: int, output: PyTree) -> Float[Array, "b"]:
+def zeros(batch: Size, output: PyTree) -> Float[Array, "b"]:
     """A memory of one float32 number a row."""
     return jnp.zeros(batch, jnp.float32)

@@ -3,12 +3,12 @@
 import jax
 import jax.numpy as jnp
 
-from dynexit.core.shapes import PyTree
+from dynexit.core.shapes import PyTree, Size
 from dynexit.core.types import Criterion, Memory
 
 
 def first_memory(
-    criterion: Criterion, batch: int, output: PyTree, exits: int | None = None
+    criterion: Criterion, batch: Size, output: PyTree, exits: int | None = None
 ) -> Memory:
     """The criterion's memory before the first exit, checked; with None the number of exits is not.
 
@@ -43,7 +43,7 @@ def check_exits(criterion: Criterion, exits: int | None) -> None:
         )
 
 
-def checked(memory: PyTree, batch: int) -> PyTree:
+def checked(memory: PyTree, batch: Size) -> PyTree:
     """A memory whose leaves are arrays `[batch, ...]`.
 
     Raises:

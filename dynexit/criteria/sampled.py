@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from dynexit.core.shapes import Array, Key
+from dynexit.core.shapes import Array, Key, Size
 from dynexit.core.types import Criterion
 from dynexit.criteria.halting import LogSurvival, zeros
 from dynexit.criteria.reading import Read
@@ -52,7 +52,7 @@ def halting_sampled(key: Key[Array, ""], read: Read = None) -> Criterion:
     return Criterion(LogSurvival(read), _above_level, zeros, Partial(_draw, seed))
 
 
-def _draw(seed: Array, batch: int) -> Array:
+def _draw(seed: Array, batch: Size) -> Array:
     """ln(1 - u) of every row."""
     key = jax.random.wrap_key_data(seed, impl="threefry2x32")
     u = jax.vmap(lambda row: jax.random.uniform(jax.random.fold_in(key, row)))(jnp.arange(batch))

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from dynexit.core.shapes import AnyArray, Array, Int, PyTree
+from dynexit.core.shapes import AnyArray, Array, Int, PyTree, Size
 from dynexit.core.types import Criterion
 from dynexit.criteria import scores
 from dynexit.criteria.combinators import count
@@ -181,12 +181,12 @@ def residual_below(threshold: PerExit, read: Read = None) -> Criterion:
 class _NoPrediction:
     read: Read
 
-    def __call__(self, batch: int, output: PyTree) -> Array:
+    def __call__(self, batch: Size, output: PyTree) -> Array:
         places = jax.eval_shape(lambda o: read_logits(o, self.read), output).shape[:-1]
         return jnp.full(places, -1, jnp.int32)
 
 
-def _no_agreements(batch: int) -> Array:
+def _no_agreements(batch: Size) -> Array:
     return jnp.zeros(batch, jnp.int32)
 
 
@@ -195,7 +195,7 @@ class _Zeros:
     key: str
     read: Read
 
-    def __call__(self, batch: int, output: PyTree) -> Array:
+    def __call__(self, batch: Size, output: PyTree) -> Array:
         shape = jax.eval_shape(lambda o: read_key(o, self.key, self.read), output).shape
         return jnp.zeros(shape, jnp.float32)
 

@@ -76,8 +76,8 @@ def best_so_far(model: Model) -> Model:
 
     def embed(params: PyTree, inputs: Rows) -> Rows:
         step, state, i = model.steps(params), model.embed(params, inputs), jnp.int32(0)
-        _, output = jax.eval_shape(lambda s: step.apply(step.select(i), i, s), shapes(state))
-        logits = read_logits(output, None)
+        read = lambda s: read_logits(step.apply(step.select(i), i, s)[1], None)
+        logits = jax.eval_shape(read, shapes(state))
         best = jnp.full(logits.shape[:1], -1.0, jnp.float32)  # below any certainty
         return {
             "inner": state,
