@@ -1,7 +1,8 @@
 """Temperature scaling with one temperature per exit, fitted in passes that keep no logits."""
 
 import functools
-from typing import TypeAlias
+from collections.abc import Sequence
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -83,7 +84,7 @@ def temperature_fit(read: Read = None, lowest: float = 0.1, highest: float = 10.
 
 def fit_temperature(
     logits: Num[AnyArray, "E *m C"],
-    labels: Num[AnyArray, "*m"],
+    labels: Sequence[Any] | Num[AnyArray, "*m"],
     lowest: float = 0.1,
     highest: float = 10.0,
 ) -> Float[Array, "E"]:

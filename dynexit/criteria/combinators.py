@@ -9,11 +9,11 @@ import numpy as np
 from jax.core import Tracer
 from jax.tree_util import Partial
 
-from dynexit.core.shapes import AnyArray, Array, Float, Int, PyTree, Shaped, Size
+from dynexit.core.shapes import AnyArray, Array, Float, Int, Num, PyTree, Shaped, Size
 from dynexit.core.types import Criterion
 
 Count: TypeAlias = int | Int[AnyArray, ""]
-Number: TypeAlias = float | Float[AnyArray, "..."]
+Number: TypeAlias = float | Num[AnyArray, "..."]
 Trees: TypeAlias = tuple[PyTree, ...]
 Function: TypeAlias = Callable[[Array, PyTree, PyTree], tuple[Any, PyTree]]  # score or decide
 

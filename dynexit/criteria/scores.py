@@ -10,10 +10,10 @@ from typing import TypeAlias
 import jax
 import jax.numpy as jnp
 
-from dynexit.core.shapes import Array, Float, Num
+from dynexit.core.shapes import AnyArray, Array, Float, Num
 
 Logits: TypeAlias = Num[Array, "*b C"]
-Temperature: TypeAlias = float | Float[Array, "..."]
+Temperature: TypeAlias = float | Float[AnyArray, "..."]
 Score: TypeAlias = Float[Array, "*b"]
 
 

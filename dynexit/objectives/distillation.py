@@ -1,5 +1,7 @@
 """Self-distillation: the last exit as the teacher of the earlier exits."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 
@@ -52,7 +54,7 @@ def self_distillation(
 
 def distilled_cross_entropy(
     logits: Float[Array, "E B C"],
-    labels: Num[AnyArray, "B"],
+    labels: Sequence[int] | Num[AnyArray, "B"],
     alpha: float,
     temperature: float = 1.0,
     label_smoothing: float = 0.0,

@@ -1,7 +1,7 @@
 """Cross-entropy of every exit and its weighted sum over the exits, unreduced over the batch."""
 
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from dynexit.core.labels import IGNORED, as_labels, places_counted, rows_counted
 from dynexit.core.shapes import AnyArray, Array, Bool, Float, Int, Num, Shaped
 
 Logits: TypeAlias = Float[Array, "E B *places C"]
-Labels: TypeAlias = Num[AnyArray, "B *places"]
+Labels: TypeAlias = Sequence[Any] | Num[AnyArray, "B *places"]
 Losses: TypeAlias = Float[Array, "E B"]
 Weights: TypeAlias = Sequence[float] | Num[AnyArray, "E"]
 

@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from dynexit.core.shapes import HostArray, Num
+from dynexit.core.shapes import HostArray, Shaped
 
 
-def p_value(losses: Num[HostArray, "n"], alpha: float) -> float:
+def p_value(losses: Shaped[HostArray, "n"], alpha: float) -> float:
     """The exact binomial p-value where all losses are 0 or 1, else that of Hoeffding and Bentkus.
 
     Args:
