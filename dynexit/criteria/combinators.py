@@ -12,8 +12,8 @@ from jax.tree_util import Partial
 from dynexit.core.shapes import AnyArray, Array, Float, Int, Num, PyTree, Shaped, Size
 from dynexit.core.types import Criterion
 
-Count: TypeAlias = int | Int[AnyArray, ""]
-Number: TypeAlias = float | Num[AnyArray, "..."]
+Count: TypeAlias = int | np.generic | Int[AnyArray, ""]
+Number: TypeAlias = float | np.generic | Num[AnyArray, "..."]
 Trees: TypeAlias = tuple[PyTree, ...]
 Function: TypeAlias = Callable[[Array, PyTree, PyTree], tuple[Any, PyTree]]  # score or decide
 
@@ -219,7 +219,7 @@ def decaying(
     return make(decay(threshold, time, steps, tau))
 
 
-def count(value: int | Shaped[AnyArray, "..."], name: str) -> Int[Array, "..."]:
+def count(value: int | np.generic | Shaped[AnyArray, "..."], name: str) -> Int[Array, "..."]:
     """An argument that counts exits, as an int32 array; tracers are not checked.
 
     Raises:

@@ -22,7 +22,7 @@ from jax.tree_util import Partial
 from dynexit.core.shapes import AnyArray, Array, Int, PyTree, Size
 from dynexit.core.types import Criterion
 from dynexit.criteria import scores
-from dynexit.criteria.combinators import count
+from dynexit.criteria.combinators import Count, count
 from dynexit.criteria.deciding import above, below
 from dynexit.criteria.reading import (
     PerExit,
@@ -137,7 +137,7 @@ def energy_below(threshold: PerExit, temperature: PerExit = 1.0, read: Read = No
     return Criterion(score, below(threshold), exits=exits)
 
 
-def at_depth(depths: int | Int[AnyArray, "..."]) -> Criterion:
+def at_depth(depths: Count | Int[AnyArray, "B"]) -> Criterion:
     """Exits each row after a given number of exits: an oracle's depths, a replayed policy, a test.
 
     Args:

@@ -9,11 +9,12 @@ from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dynexit.core.shapes import AnyArray, Array, Float, Num
 
 Logits: TypeAlias = Num[Array, "*b C"]
-Temperature: TypeAlias = float | Float[AnyArray, "..."]
+Temperature: TypeAlias = float | np.generic | Float[AnyArray, "..."]
 Score: TypeAlias = Float[Array, "*b"]
 
 

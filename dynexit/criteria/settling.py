@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from dynexit.core.shapes import AnyArray, Array, Int, PyTree, Size
+from dynexit.core.shapes import Array, PyTree, Size
 from dynexit.core.types import Criterion
 from dynexit.criteria import scores
-from dynexit.criteria.combinators import count
+from dynexit.criteria.combinators import Count, count
 from dynexit.criteria.deciding import above_after_first, below, below_after_first
 from dynexit.criteria.reading import (
     PerExit,
@@ -29,7 +29,7 @@ from dynexit.criteria.reading import (
 )
 
 
-def patience(k: int | Int[AnyArray, ""], read: Read = None) -> Criterion:
+def patience(k: Count, read: Read = None) -> Criterion:
     """Exits after k consecutive agreements: the prediction is the same at k + 1 exits.
 
     Args:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from dynexit.core.checks import batch_size, described, entries, positive_integer
@@ -22,7 +23,7 @@ FAR = jnp.finfo(jnp.float32).max  # the residual before the first evaluation
 Batch: TypeAlias = Float[Array, "B ..."]
 Map: TypeAlias = Callable[[PyTree, Rows, Batch], Batch]
 Head: TypeAlias = Callable[[PyTree, Batch], Rows]
-Tolerance: TypeAlias = float | Num[AnyArray, ""]
+Tolerance: TypeAlias = float | np.generic | Num[AnyArray, ""]
 
 
 class FixedPoint(NamedTuple):

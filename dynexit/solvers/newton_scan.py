@@ -42,7 +42,7 @@ def newton_scan(
     x: Rows,
     h: State,
     most: int = 8,
-    tolerance: float | Num[AnyArray, ""] = 1e-6,
+    tolerance: float | np.generic | Num[AnyArray, ""] = 1e-6,
 ) -> Recurrence:
     """Solves h_t = f(params, h_{t-1}, x_t), t = 1..L, in a few parallel sweeps over time.
 
