@@ -21,6 +21,7 @@ from dynexit.core.shapes import (
     Bool,
     ExitRows,
     Float,
+    HostArray,
     Int,
     Key,
     Num,
@@ -271,7 +272,7 @@ class Candidates(NamedTuple):
     """
 
     full: Callable[[int, PyTree], PyTree]
-    points: Callable[[Any, PyTree, Float[AnyArray, "E"]], PyTree]
+    points: Callable[[Any, PyTree, Float[HostArray, "E"]], PyTree]
     fit: Fit | None = None
 
 
