@@ -206,7 +206,7 @@ def _shapes(tree: PyTree, name: str) -> PyTree:
       TypeError: a leaf is not an array.
     """
 
-    def shape(path, leaf):
+    def shape(path: Any, leaf: Any) -> jax.ShapeDtypeStruct:
         try:
             return jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf))
         except TypeError as error:

@@ -19,6 +19,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,8 +29,8 @@ from jax.sharding import PartitionSpec as P
 from jax.tree_util import Partial
 
 from dynexit.core.checks import Stage, batch_size, depth_of, stages_of
-from dynexit.core.shapes import Array, PyTree
-from dynexit.core.types import Criterion, Halted, Step
+from dynexit.core.shapes import Array, PyTree, Rows
+from dynexit.core.types import Criterion, Halted, Memory, Step
 from dynexit.criteria.memory import first_memory
 from dynexit.engine.counts import total
 from dynexit.engine.executors.compacted import (
@@ -49,7 +50,7 @@ from dynexit.engine.run import checked_tile, run_until, walk
 
 def run_sharded(
     step: Step,
-    state: PyTree,
+    state: Rows,
     depth: int | None = None,
     criterion: Criterion | None = None,
     mesh: Mesh | None = None,
@@ -138,7 +139,17 @@ def _segments(stage: Stage, rebalance: Sequence[int]) -> tuple[int, ...]:
 @watched_jit(
     "run_sharded", static_argnames=("depth", "mesh", "axis", "segments", "tile", "keep_state")
 )
-def _run(step, state, depth, criterion, mesh, axis, segments, tile, keep_state) -> Halted:
+def _run(
+    step: Step,
+    state: PyTree,
+    depth: Any,
+    criterion: Criterion,
+    mesh: Mesh,
+    axis: str,
+    segments: tuple[int, ...],
+    tile: Any,
+    keep_state: bool,
+) -> Halted:
     stages = stages_of(step, depth)
     batch, local = batch_size(state), batch_size(state) // mesh.shape[axis]
     _, output = walk(stages, state)
@@ -154,7 +165,9 @@ def _run(step, state, depth, criterion, mesh, axis, segments, tile, keep_state) 
     row = jnp.arange(batch, dtype=jnp.int32)
     if len(segments) == 2:
 
-        def alone(step, criterion, memory, state, row):
+        def alone(
+            step: Step, criterion: Criterion, memory: Memory, state: PyTree, row: Array
+        ) -> Halted:
             halted = run_until(
                 step, state, depth, known(criterion, memory), "compacted", tile, keep_state
             )
@@ -166,7 +179,9 @@ def _run(step, state, depth, criterion, mesh, axis, segments, tile, keep_state) 
     _, read = walk(stages, jax.tree.map(lambda a: a[:local], state))
     (plan,), places = plan_for(local, read, [tiling])
 
-    def together(step, criterion, memory, state, row):
+    def together(
+        step: Step, criterion: Criterion, memory: Memory, state: PyTree, row: Array
+    ) -> tuple[PyTree, Array]:
         job = Job(known(criterion, memory), last_exit(stages), batch)
         rows = begin(state, read, memory, local, last_exit(stages) + 1)._replace(row=row)
         carry, parts = all_live(rows, plan.few, places), []
@@ -195,7 +210,7 @@ def _given(memory: PyTree, batch: int, output: PyTree = None) -> PyTree:
     return memory
 
 
-def _exited(carry: Carry, before: Array, local: int, few: int, batch: int) -> tuple:
+def _exited(carry: Carry, before: Array, local: int, few: int, batch: int) -> PyTree:
     """The rows that exited since `before` rows were live; the index of any other position is B."""
     position = jnp.arange(local, dtype=jnp.int32)
     row, nan_exits, exit = (a[:local] for a in (carry.row, carry.nan_exits, carry.exit))

@@ -55,7 +55,7 @@ def key_of(
     return f"{about}, depth {depth}, batch {batch}, sizes {tried}, {digest.hexdigest()}"
 
 
-def checked_path(cache: str | os.PathLike) -> Path:
+def checked_path(cache: str | os.PathLike[str]) -> Path:
     """`cache` as a path; the file need not exist.
 
     Raises:
