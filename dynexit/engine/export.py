@@ -9,7 +9,7 @@ import contextlib
 import errno
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
 
@@ -253,7 +253,7 @@ def _checked_path(path: Any) -> Path:
 
 
 @contextlib.contextmanager
-def _draft(path: Path) -> Iterator[tuple[BinaryIO, Path]]:
+def _draft(path: Path) -> Generator[tuple[BinaryIO, Path], None, None]:
     """A temporary file that replaces `path` on success and is removed on an error.
 
     It is opened before the long work, so that an invalid path is reported early.

@@ -195,7 +195,7 @@ def switched_step(
     if not params:
         raise ValueError("`params` must hold at least one block, got none")
     refuse_other_leaves(params, "params")
-    functions: list[tuple[Block, ...]] = []
+    functions: list[tuple[Any, ...]] = []
     for name, given in (("block", block), ("head", head)):
         several = tuple(given) if isinstance(given, (tuple, list)) else (given,)
         if len(several) not in (1, len(params)):

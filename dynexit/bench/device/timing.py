@@ -112,7 +112,7 @@ def prescribed(depth: int, mean: float, batch: int) -> Int[np.ndarray, "B"]:
       int32 `[batch]`, within 1..depth.
     """
     blocks = np.arange(1, depth + 1)
-    low, high = -5.0, 5.0
+    low, high, weight = -5.0, 5.0, np.ones(depth)
     for _ in range(60):  # bisection on ln q
         middle = (low + high) / 2
         weight = np.exp(middle * (blocks - (depth if middle > 0 else 1)))

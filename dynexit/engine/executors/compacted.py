@@ -89,7 +89,7 @@ class Carry(NamedTuple):
         exited rows.
       nan_exits: int32 `[P]`, by position: the number of exits at which the output held a NaN.
       exit: int32 `[P]`, by position: the last exit that the row has reached.
-      count: int32 `[]`, the number of live rows.
+      alive: int32 `[]`, the number of live rows.
       executed: rows x steps so far, a counter.
       side: the arrays that are indexed by row.
     """
@@ -99,7 +99,7 @@ class Carry(NamedTuple):
     row: Int[Array, "P"]
     nan_exits: Int[Array, "P"]
     exit: Int[Array, "P"]
-    count: Int[Array, ""]
+    alive: Int[Array, ""]
     executed: Counter
     side: PyTree
 
@@ -142,7 +142,7 @@ def run_compacted(
     carry = all_live(rows, few, places)
     states: list[Callable[[Array], PyTree]] = []
     for k, (stage, space, plan) in enumerate(zip(stages, spaces, plans, strict=True)):
-        before = carry.count
+        before = carry.alive
         carry = with_room(carry, empty_rows(space, few - 1 + batch) if keep_state else None)
         run = run_once if stage.steps == 1 else run_loop
         carry = run(stage, job, carry, space, plan)
@@ -223,7 +223,7 @@ def run_loop(stage: Stage, job: Job, carry: Carry, space: PyTree, plan: Plan) ->
         i, carry = loop
         return i + 1, advance_live(stage, i, job, carry, plan)
 
-    go_on = lambda loop: (loop[0] < stage.steps) & (loop[1].count > 0)
+    go_on = lambda loop: (loop[0] < stage.steps) & (loop[1].alive > 0)
     return loops.while_loop(go_on, body, (jnp.int32(0), carry))[1]
 
 
@@ -252,14 +252,14 @@ def advance_live(
       plan: the numbers of rows that are processed together.
       new: the buffer for the new states if their shape changes; None to write in place.
     """
-    live, count, few = carry.live, carry.count, plan.few
+    live, count, few = carry.live, carry.alive, plan.few
     together = i is not None
     exit = stage.first + i if together else carry.exit + 1
     weights = stage.step.select(i if together else jnp.int32(0))  # once, not once per tile
 
     def run(tiles: Any, size: int) -> Tiles:
         begin, state, output, side = tiles
-        at = i if together else take_tile(exit, begin, size)
+        at = take_tile(exit, begin, size) if i is None else i
         place = take_tile(live.source, begin + few - 1, size)
         before = read_rows(state if new is None else live.state, place)
         row = take_tile(carry.row, begin, size)
@@ -284,7 +284,7 @@ def advance_live(
         row=row,
         nan_exits=nan_exits,
         exit=exit if together else own[0],
-        count=survivors,
+        alive=survivors,
         executed=counted(carry.executed, ran),
         side=side,
     )
@@ -369,8 +369,8 @@ def _state_after(exited: Exited, before: Array | None, after: Carry | None, plac
         return state
     batch, places = place.shape[0], after.row.shape[0]
     source = after.live.source[-places:]
-    here = jnp.arange(places, dtype=jnp.int32) < after.count
+    here = jnp.arange(places, dtype=jnp.int32) < after.alive
     stands = jnp.zeros(batch, jnp.int32)
     stands = stands.at[jnp.where(here, after.row, batch)].set(source, mode="drop")
     survived = jax.tree.map(lambda a: a[stands], after.live.state)
-    return where_rows(place < after.count, survived, state)
+    return where_rows(place < after.alive, survived, state)

@@ -189,7 +189,7 @@ def _run(
             if start:
                 carry = _rebalance(carry, axis, local, plan.few)
             room = empty_rows(state, plan.few - 1 + local) if keep_state else None
-            before, carry = carry.count, with_room(carry, room)
+            before, carry = carry.alive, with_room(carry, room)
             part = Stage(_later(step, start), stop - start, start, start * step.blocks)
             carry = run_loop(part, job, carry, None, plan)
             parts.append(_exited(carry, before, local, plan.few, batch))
@@ -214,7 +214,7 @@ def _exited(carry: Carry, before: Array, local: int, few: int, batch: int) -> Py
     """The rows that exited since `before` rows were live; the index of any other position is B."""
     position = jnp.arange(local, dtype=jnp.int32)
     row, nan_exits, exit = (a[:local] for a in (carry.row, carry.nan_exits, carry.exit))
-    row = jnp.where((position >= carry.count) & (position < before), row, batch)
+    row = jnp.where((position >= carry.alive) & (position < before), row, batch)
     return row, nan_exits, exit, by_position(carry, few)
 
 
@@ -231,7 +231,7 @@ def _rebalance(carry: Carry, axis: str, local: int, few: int) -> Carry:
     """Redistributes survivors evenly over the devices."""
     devices, me = lax.axis_size(axis), lax.axis_index(axis)
     each = -(-local // devices)  # rows from one device to another, at most
-    counts = lax.all_gather(carry.count, axis)
+    counts = lax.all_gather(carry.alive, axis)
     before = jnp.cumsum(counts) - counts
     offsets = jnp.arange(each, dtype=jnp.int32) * devices
     # the first row that is sent to device `to`, if `start` rows are on the devices before
@@ -253,4 +253,4 @@ def _rebalance(carry: Carry, axis: str, local: int, few: int) -> Carry:
     source = jnp.arange(1 - few, carry.row.shape[0], dtype=jnp.int32)
     live = live._replace(state=state, memory=memory, source=source)
     count = come.sum(dtype=jnp.int32)
-    return carry._replace(live=live, row=row, nan_exits=nan_exits, count=count)
+    return carry._replace(live=live, row=row, nan_exits=nan_exits, alive=count)

@@ -180,11 +180,11 @@ def _last_turns(stage: Stage, job: Job, output: PyTree, tiling: Tiling, pool: Po
         row=row,
         nan_exits=nan_exits,
         exit=exit,
-        count=pool.alive,
+        alive=pool.alive,
         executed=pool.executed,
     )
     carry = loops.while_loop(
-        lambda carry: carry.count > 0,
+        lambda carry: carry.alive > 0,
         lambda carry: advance_live(stage, None, job, carry, plan),
         carry,
     )

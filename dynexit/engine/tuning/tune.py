@@ -299,7 +299,7 @@ def _in_tiles(
     (plan,), places = plan_for(batch, output, [Tiling(sizes, (1.0,) * len(sizes))])
     carry = all_live(begin(state, output, Memory((), ()), batch, stage.steps), plan.few, places)
     job = Job(never, stage.steps - 1, batch)
-    carry = carry._replace(count=ends[-1])
+    carry = carry._replace(alive=ends[-1])
     plan = plan._replace(tiling=_Given(sizes, ends))
     run = run_once if stage.steps == 1 else run_loop
     carry = run(stage, job, carry, walk((stage,), state)[0][0], plan)
