@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from dynexit.core.checks import batch_size, depth_of, describe, shapes
-from dynexit.core.shapes import PyTree, Rows
+from dynexit.core.shapes import PyTree
 from dynexit.core.types import Criterion, Halted, Step
 from dynexit.engine.streaming.stream import checked_slots, streamed
 
 
 def stream_chunks(
     step: Step,
-    chunks: Iterable[Rows],
+    chunks: Iterable[PyTree],
     depth: int | None = None,
     criterion: Criterion | None = None,
     slots: int | None = None,
