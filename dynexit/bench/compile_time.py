@@ -16,13 +16,14 @@ import jax
 import jax.numpy as jnp
 
 from dynexit.bench.problems import Cell, Problem, problem
-from dynexit.core.shapes import Array
-from dynexit.core.types import Criterion
+from dynexit.core.shapes import Array, PyTree
+from dynexit.core.types import Criterion, Halted, Step
 from dynexit.criteria.confidence import max_probability_above
-from dynexit.engine.run import run_until
+from dynexit.engine.run import Executor, run_until
 from dynexit.engine.steps import stacked_step
 
-DEPTH, CLASSES, EXECUTORS = 12, 10, ("masked", "compacted")
+DEPTH, CLASSES = 12, 10
+EXECUTORS: tuple[Executor, ...] = ("masked", "compacted")
 
 
 class Compiled(NamedTuple):
@@ -48,7 +49,7 @@ def mlp(width: int = 64, batch: int = 128) -> Problem:
     return Problem(_mlp, params, jax.random.normal(keys[2], (batch, width)))
 
 
-def _mlp(params: Any) -> Any:
+def _mlp(params: PyTree) -> Step:
     return stacked_step(lambda p, h: h + jnp.tanh(h @ p["w"]), lambda p, h: h @ p["head"], params)
 
 
@@ -57,11 +58,11 @@ def transformer(width: int = 192, batch: int = 128) -> Problem:
     return problem(Cell("transformer", width, 64, DEPTH, batch, "float32"))
 
 
-def lowered(made: Problem, executor: str) -> Any:
+def lowered(made: Problem, executor: Executor) -> Any:
     """The program of `run_until`, traced and lowered anew."""
 
-    def run(params: Any, state: Array, criterion: Criterion) -> Any:
-        return run_until(made.step(params), state, DEPTH, criterion, executor)  # type: ignore[arg-type]
+    def run(params: PyTree, state: Array, criterion: Criterion) -> Halted:
+        return run_until(made.step(params), state, DEPTH, criterion, executor)
 
     return jax.jit(run).lower(made.params, made.state, max_probability_above(0.9))
 
@@ -76,8 +77,8 @@ def measure(made: Problem, repeats: int = 5) -> dict[str, Compiled]:
     Returns:
       executor -> `Compiled`.
     """
-    seconds: dict[str, list] = {executor: [] for executor in EXECUTORS}
-    lines = {}
+    seconds: dict[str, list[tuple[float, float]]] = {executor: [] for executor in EXECUTORS}
+    lines: dict[str, int] = {}
     cached = getattr(jax.config, "jax_enable_compilation_cache")  # noqa: B009
     jax.config.update("jax_enable_compilation_cache", False)
     try:

@@ -50,7 +50,7 @@ class Unit(NamedTuple):
     section: str
     label: str
     seconds: float
-    arguments: tuple = ()
+    arguments: tuple[Any, ...] = ()
 
 
 def run(

@@ -15,7 +15,7 @@ import numpy as np
 from jax import lax
 
 from dynexit.bench.problems import Cell, Problem
-from dynexit.core.shapes import Array, PyTree
+from dynexit.core.shapes import Array, Int, PyTree
 from dynexit.core.types import Step
 
 MOST_BYTES = 8 * 2**30  # of gathered weights
@@ -44,7 +44,7 @@ def gathered_bytes(cell: Cell, problem: Problem) -> int:
     return cell.batch * total // cell.depth
 
 
-def vmapped(cell: Cell, problem: Problem, depths: np.ndarray) -> Callable[[], Any]:
+def vmapped(cell: Cell, problem: Problem, depths: Int[np.ndarray, "B"]) -> Callable[[], Any]:
     """A call that runs a cell with `jax.vmap` of a while loop.
 
     Args:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from dynexit.core.shapes import Array, PyTree
+from dynexit.core.shapes import Array, Float, Int, PyTree
 from dynexit.core.types import Step
 from dynexit.engine.steps import stacked_step, tied_step
 
@@ -49,7 +49,7 @@ class Problem(NamedTuple):
 
     step: Callable[[PyTree], Step]
     params: PyTree
-    state: Array
+    state: Float[Array, "B L D"]
 
 
 def problem(cell: Cell, seed: int = 0) -> Problem:
@@ -97,7 +97,9 @@ def problem(cell: Cell, seed: int = 0) -> Problem:
     return Problem(lambda p: stacked_step(block, head, p), params, state)
 
 
-def draw(distribution: str, mean: float, depth: int, rows: int, seed: int = 0) -> np.ndarray:
+def draw(
+    distribution: str, mean: float, depth: int, rows: int, seed: int = 0
+) -> Int[np.ndarray, "B"]:
     """Samples the depths of rows from a distribution with a mean of about `mean` x N.
 
     Args:
@@ -147,23 +149,23 @@ def _norm(x: Array) -> Array:
     return (x - x.mean(-1, keepdims=True)) * lax.rsqrt(x.var(-1, keepdims=True) + 1e-6)
 
 
-def _mlp(p: dict, h: Array) -> Array:
+def _mlp(p: PyTree, h: Array) -> Array:
     return h + jax.nn.gelu(_norm(h) @ p["up"]) @ p["down"]
 
 
-def _transformer(p: dict, h: Array) -> Array:
+def _transformer(p: PyTree, h: Array) -> Array:
     """Pre-norm attention and MLP without biases on `h` `[b, L, D]`."""
     heads = lambda x: x.reshape(*x.shape[:2], -1, HEAD)
     q, k, v = (heads(x) for x in jnp.split(_norm(h) @ p["qkv"], 3, -1))
     return _mlp(p, h + jax.nn.dot_product_attention(q, k, v).reshape(h.shape) @ p["out"])
 
 
-def _mixer(p: dict, h: Array) -> Array:
+def _mixer(p: PyTree, h: Array) -> Array:
     """A linear map over tokens and an MLP over channels."""
     return _mlp(p, h + jnp.einsum("bld,lm->bmd", _norm(h), p["mix"]))
 
 
-def _conv(p: dict, h: Array) -> Array:
+def _conv(p: PyTree, h: Array) -> Array:
     """A residual block of two 3 x 3 convolutions; the tokens are a square image."""
     side = round(h.shape[1] ** 0.5)
     convolve = lambda x, w: lax.conv_general_dilated(

@@ -12,10 +12,11 @@ import jax
 import numpy as np
 
 from dynexit.bench.problems import HEAD, Cell, Problem
+from dynexit.core.shapes import Int
 from dynexit.core.system import cores
 
 
-def regrouping(cell: Cell, problem: Problem, depths: np.ndarray) -> Callable[[], Any]:
+def regrouping(cell: Cell, problem: Problem, depths: Int[np.ndarray, "B"]) -> Callable[[], Any]:
     """A call that runs a cell of transformer blocks with PyTorch.
 
     Args:
@@ -46,14 +47,14 @@ def regrouping(cell: Cell, problem: Problem, depths: np.ndarray) -> Callable[[],
     rows, wanted = torch.from_numpy(np.array(problem.state)), torch.from_numpy(depths)
     norm = lambda x: functional.layer_norm(x, x.shape[-1:], eps=1e-6)
 
-    def block(p, h):
+    def block(p: dict[str, Any], h: Any) -> Any:
         split = lambda x: x.reshape(*x.shape[:2], -1, HEAD).transpose(1, 2)
         q, k, v = map(split, (norm(h) @ p["qkv"]).chunk(3, -1))
         mixed = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(h.shape)
         h = h + mixed @ p["out"]
         return h + functional.gelu(norm(h) @ p["up"], approximate="tanh") @ p["down"]
 
-    def run():
+    def run() -> np.ndarray:
         with torch.inference_mode():
             h, index = rows, torch.arange(cell.batch)
             output = torch.zeros(cell.batch, weights["head"].shape[-1])

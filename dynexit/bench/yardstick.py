@@ -11,7 +11,7 @@ timings is an underestimate.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
@@ -29,11 +29,13 @@ from dynexit.bench.yardstick_programs import (
     trials,
     unrolled,
 )
+from dynexit.core.shapes import Int
 from dynexit.engine.tuning.tune import Tuned, tune
 from dynexit.evaluation.latency import Timing, measure
 
 COMPARISON = 3  # times as many repeats if only two programs are compared
-Peer = Callable[[Cell, Problem, np.ndarray], Callable[[], Any]]
+Peer: TypeAlias = Callable[[Cell, Problem, Int[np.ndarray, "B"]], Callable[[], Any]]
+Record: TypeAlias = dict[str, Any]
 
 
 def run_cell(
@@ -43,7 +45,7 @@ def run_cell(
     peers: Mapping[str, Peer],
     log: Callable[[str], None],
     exhaustive: bool = False,
-) -> list[dict]:
+) -> list[Record]:
     """Times all programs of a cell, interleaved, for several distributions of depths.
 
     Args:
@@ -80,7 +82,7 @@ def run_cell(
         name: compiled(f, params, state, depths) for name, f in stream_programs(cell, make).items()
     }
     built: dict[Choice, Compiled] = {}
-    records = []
+    records: list[Record] = []
     for distribution, target in loads:
         drawn = draw(distribution, target, cell.depth, cell.batch)
         depths = jnp.asarray(drawn)
@@ -131,10 +133,10 @@ def _records(
     programs: Mapping[str, Compiled],
     calls: Mapping[str, Callable[[], Any]],
     drawn: np.ndarray,
-) -> list[dict]:
+) -> list[Record]:
     best = min(t.median for name, t in timing.items() if kind[name] == "full")
     share = float(drawn.mean()) / cell.depth
-    records = []
+    records: list[Record] = []
     for name, t in timing.items():
         record = cell._asdict() | {"mean": share, "program": name, "kind": kind[name]}
         record |= {"seconds": t.median, "low": t.low, "high": t.high, "speedup": best / t.median}
@@ -159,7 +161,7 @@ def _chosen(tuned: Tuned) -> str:
 
 
 def _tuned_over_best(
-    records: Sequence[dict], calls: Mapping[str, Callable[[], Any]], repeats: int
+    records: Sequence[Record], calls: Mapping[str, Callable[[], Any]], repeats: int
 ) -> float:
     """Seconds of the tuned program over those of the fastest one, timed again in alternation.
 

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +20,8 @@ FULL_TILES = (1, 2, 4, 8, 16, 32, 64)
 SLOTS = (16, 32, 64)
 SINGLE_SIZES = (4, 8, 16, 32, 64)  # tile sizes that are also timed without smaller tiles
 PER_ROW_BATCH = 32  # for larger batches per_row is timed only with `exhaustive`
-Choice = tuple[Any, Any]  # executor and tile, for `run_until`
-Make = Callable[[PyTree], Step]
+Choice: TypeAlias = tuple[Any, Any]  # executor and tile, for `run_until`
+Make: TypeAlias = Callable[[PyTree], Step]
 
 
 class Compiled(NamedTuple):
@@ -161,7 +161,7 @@ def stream_programs(cell: Cell, make: Make) -> dict[str, Any]:
     }
 
 
-def unrolled(problem: Problem, depth: int) -> tuple[Compiled, tuple]:
+def unrolled(problem: Problem, depth: int) -> tuple[Compiled, tuple[PyTree, PyTree]]:
     """A program of `depth` unrolled blocks and the last exit.
 
     The weights of each block are separate arrays, so that no weights are copied.
@@ -176,7 +176,7 @@ def unrolled(problem: Problem, depth: int) -> tuple[Compiled, tuple]:
     step = problem.step(problem.params)
     weights = [jax.tree.map(jnp.asarray, step.select(jnp.int32(i))) for i in range(depth)]
 
-    def run(weights: list, h: PyTree) -> PyTree:
+    def run(weights: list[PyTree], h: PyTree) -> PyTree:
         output = None
         for i, w in enumerate(weights):
             h, output = step.apply(w, jnp.int32(i), h)  # XLA removes unused outputs

@@ -4,16 +4,18 @@ If the shapes of a run allow a count of 2^31 or more, its counter is two uint32 
 and an int64 at the end; otherwise it is an int32.
 """
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dynexit.core.shapes import Array
+from dynexit.core.shapes import Array, Int, Num
+
+Counter: TypeAlias = Num[Array, "..."]  # int32 `[]`, or two words, uint32 `[2]`
 
 
-def no_rows(most: Any) -> Array:
+def no_rows(most: Any) -> Counter:
     """A counter of 0.
 
     Args:
@@ -25,7 +27,7 @@ def no_rows(most: Any) -> Array:
     return jnp.zeros(2, jnp.uint32)
 
 
-def counted(count: Array, rows: Any) -> Array:
+def counted(count: Counter, rows: int | Int[Array, ""]) -> Counter:
     """The counter increased by `rows`, int32 `[]`, not negative."""
     if count.ndim == 0:
         return count + rows
@@ -33,7 +35,7 @@ def counted(count: Array, rows: Any) -> Array:
     return jnp.stack([low, count[1] + (low < count[0]).astype(jnp.uint32)])
 
 
-def total(count: Array) -> Array:
+def total(count: Counter) -> Int[Array, ""]:
     """The value of the counter: int32 or int64 `[]`."""
     if count.ndim == 0:
         return count
@@ -42,7 +44,7 @@ def total(count: Array) -> Array:
         return low + high * 2**32
 
 
-def summed(parts: Array, most: int) -> Array:
+def summed(parts: Int[Array, "B"], most: int) -> Int[Array, ""]:
     """The sum of int32 parts, at most `most`: int32 or int64 `[]`."""
     if most < 2**31:
         return parts.sum(dtype=jnp.int32)

@@ -7,7 +7,7 @@ as the savings of the exits.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -15,16 +15,17 @@ from jax import lax
 from jax.tree_util import Partial
 
 from dynexit.core.checks import Stage, batch_size, check_step, same_for_all, shapes
-from dynexit.core.shapes import Array, PyTree
+from dynexit.core.shapes import Array, Int, PyTree, Rows
 from dynexit.core.types import Criterion, Step
 from dynexit.criteria.memory import first_memory
 from dynexit.engine.executors.tiling import default_tiling
 from dynexit.engine.rows import has_nan
 
-Read = Callable[[PyTree], dict]
+Entries: TypeAlias = dict[str, PyTree]  # of an output, or their shapes
+Read: TypeAlias = Callable[[Rows], Entries]
 
 
-def deferred_readout(step: Step, read: Callable[..., dict], *weights: PyTree) -> Step:
+def deferred_readout(step: Step, read: Callable[..., Entries], *weights: PyTree) -> Step:
     """A step with further output entries, computed once per row unless the criterion reads them.
 
     `run_all`, `run_full` and other functions that return every exit compute all entries at every
@@ -101,7 +102,7 @@ def partition(
 
 
 def goes_without(
-    criterion: Criterion, output: dict, late: dict, rows: int, exits: int, i: Any = 0
+    criterion: Criterion, output: Entries, late: Entries, rows: Any, exits: int, i: Any = 0
 ) -> bool:
     """Whether neither the score nor its memory depends on the entries `late` of an output.
 
@@ -114,13 +115,13 @@ def goes_without(
     return same_for_all(score, (criterion, jnp.int32(i), output, memory), several)
 
 
-def lacking(criterion: Criterion, late: dict) -> Criterion:
+def lacking(criterion: Criterion, late: Entries) -> Criterion:
     """The criterion for outputs without the entries `late`, on which it does not depend.
 
     `late` holds shapes, for any number of rows.
     """
 
-    def filled(output: dict, make: Callable) -> dict:
+    def filled(output: Entries, make: Callable[..., Any]) -> Entries:
         rows = jax.tree.leaves(output)[0].shape[0]
         return {**output, **jax.tree.map(lambda a: make((rows, *a.shape[1:]), a.dtype), late)}
 
@@ -133,8 +134,12 @@ def lacking(criterion: Criterion, late: dict) -> Criterion:
 
 
 def completed(
-    read: Read | None, output: PyTree, nan_exits: Array, state: PyTree, tile: int | None = None
-) -> tuple[PyTree, Array]:
+    read: Read | None,
+    output: Rows,
+    nan_exits: Int[Array, "B"],
+    state: Rows,
+    tile: int | None = None,
+) -> tuple[Rows, Int[Array, "B"]]:
     """`Halted.output` and `Halted.nan_exits` with the deferred entries, `tile` rows at a time.
 
     `state` holds the states with which rows exited. With `tile` None, a tile has the default size
@@ -157,7 +162,7 @@ def read_throughout(step: Any) -> Any:
     )
 
 
-def _in_tiles(read: Read, state: PyTree, tile: int) -> dict:
+def _in_tiles(read: Read, state: Rows, tile: int) -> Entries:
     """`read` for all rows, `tile` rows at a time."""
     rows = batch_size(state)
     if not isinstance(rows, int) or rows <= tile:  # a symbolic number of rows cannot be cut
@@ -172,11 +177,15 @@ def _in_tiles(read: Read, state: PyTree, tile: int) -> dict:
     )
 
 
-def _opaque(apply: Callable, weights: PyTree, i: Any, state: PyTree, *side: Any) -> tuple:
+def _opaque(
+    apply: Callable[..., Any], weights: PyTree, i: Any, state: PyTree, *side: Any
+) -> tuple[PyTree, ...]:
     return apply(weights, i, state, *side)
 
 
-def _both(apply: Callable, read: Read, weights: PyTree, i: Any, state: PyTree, *side: Any) -> tuple:
+def _both(
+    apply: Callable[..., Any], read: Read, weights: PyTree, i: Any, state: PyTree, *side: Any
+) -> tuple[PyTree, ...]:
     state, output, *rest = apply(weights, i, state, *side)
     later = read(state)
     if not isinstance(output, dict) or not isinstance(later, dict):

@@ -9,7 +9,7 @@ import contextlib
 import errno
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
 
@@ -206,7 +206,7 @@ def _shapes(tree: PyTree, name: str) -> PyTree:
       TypeError: a leaf is not an array.
     """
 
-    def shape(path, leaf):
+    def shape(path: Any, leaf: Any) -> jax.ShapeDtypeStruct:
         try:
             return jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf))
         except TypeError as error:
@@ -253,7 +253,7 @@ def _checked_path(path: Any) -> Path:
 
 
 @contextlib.contextmanager
-def _draft(path: Path) -> Iterator[tuple[BinaryIO, Path]]:
+def _draft(path: Path) -> Generator[tuple[BinaryIO, Path], None, None]:
     """A temporary file that replaces `path` on success and is removed on an error.
 
     It is opened before the long work, so that an invalid path is reported early.

@@ -16,7 +16,7 @@ from jax import lax
 from jax.extend import core
 from jax.interpreters import ad, batching, mlir
 
-from dynexit.core.shapes import Array, PyTree
+from dynexit.core.shapes import Array, Bool, Int, Num, PyTree
 
 COLLECTIVES = frozenset(
     "all_gather all_gather_invariant all_gather_reduced all_to_all pbroadcast pmax pmin ppermute "
@@ -25,7 +25,9 @@ COLLECTIVES = frozenset(
 )
 
 
-def while_loop(go_on: Callable[[Any], Array], body: Callable[[Any], Any], carry: Any) -> Any:
+def while_loop(
+    go_on: Callable[[Any], Bool[Array, ""]], body: Callable[[Any], Any], carry: Any
+) -> Any:
     """`lax.while_loop`, inside or outside of `jax.shard_map`.
 
     Raises:
@@ -36,7 +38,7 @@ def while_loop(go_on: Callable[[Any], Array], body: Callable[[Any], Any], carry:
     return lax.while_loop(go_on, body, carry)
 
 
-def repeat(times: Array, body: Callable[[Any], Any], carry: Any) -> Any:
+def repeat(times: Int[Array, ""], body: Callable[[Any], Any], carry: Any) -> Any:
     """Applies `body` for `times` iterations, int32 `[]`, as `while_loop`."""
     carry = _spread(body, carry)
     _refuse_collectives(body, carry, times)
@@ -50,7 +52,10 @@ def scan(body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: PyTree) ->
 
 
 def maybe(
-    decision: Array, run: Callable[[Any], Any], otherwise: Callable[[Any], Any], operand: Any
+    decision: Bool[Array, ""],
+    run: Callable[[Any], Any],
+    otherwise: Callable[[Any], Any],
+    operand: Any,
 ) -> Any:
     """`lax.cond`, inside or outside of `jax.shard_map`; raises as `while_loop`."""
     axes = _manual_axes()
@@ -90,7 +95,7 @@ batching.defvectorized(_forward_only)
 mlir.register_lowering(_forward_only, lambda context, a, name: [a])
 
 
-def summed_like(gradient: Array, value: Array) -> Array:
+def summed_like(gradient: Num[Array, "..."], value: Num[Array, "..."]) -> Num[Array, "..."]:
     """The gradient of a value that is equal on all devices: the sum of their gradients."""
     axes = tuple(sorted(_varying(gradient) - _varying(value)))
     return lax.psum(gradient, axes) if axes else gradient
@@ -101,14 +106,14 @@ def _manual_axes() -> tuple[str, ...]:
     return tuple(jax.sharding.get_abstract_mesh().manual_axes)
 
 
-def _varying(a: Any) -> frozenset:
+def _varying(a: Any) -> frozenset[Any]:
     """The axes along which an array, or a shape, is declared as varying."""
     a = a if isinstance(a, jax.ShapeDtypeStruct) else jax.typeof(a)
     kind = getattr(a, "manual_axis_type", a)  # `a.vma` before jax 0.10.2
     return getattr(kind, "varying", getattr(kind, "vma", frozenset()))
 
 
-def _vary(a: Any, axes: frozenset) -> Any:
+def _vary(a: Any, axes: frozenset[Any]) -> Any:
     missing = tuple(sorted(axes - _varying(a)))
     return lax.pcast(a, missing, to="varying") if missing else a
 
@@ -147,7 +152,7 @@ def _refuse_collectives(body: Callable[[Any], Any], carry: Any, decision: Any) -
             )
 
 
-def _collectives(jaxpr: Any) -> Iterator[tuple[str, set]]:
+def _collectives(jaxpr: Any) -> Iterator[tuple[str, set[Any]]]:
     """Every collective in a program, with its mesh axes."""
     for equation in jaxpr.eqns:
         if equation.primitive.name in COLLECTIVES:

@@ -1,21 +1,23 @@
 """`run_observed`: every exit of the network, with the outputs reduced as they are computed."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
-from dynexit.core.checks import Stage, stages_of
-from dynexit.core.shapes import PyTree
+from dynexit.core.checks import Depth, Stage, stages_of
+from dynexit.core.shapes import Array, ExitRows, Int, PyTree, Rows
 from dynexit.core.types import Step
 from dynexit.engine.run import run_all
+
+Observe: TypeAlias = Callable[[Int[Array, ""], Rows, Rows], tuple[Rows, Rows]]
 
 
 def run_observed(
     step: Step | Sequence[Step],
-    state: PyTree,
-    depth: int | Sequence[int],
-    observe: Callable[[Any, PyTree, PyTree], tuple[PyTree, PyTree]],
-    memory: PyTree = (),
-) -> PyTree:
+    state: Rows,
+    depth: Depth,
+    observe: Observe,
+    memory: Rows = (),
+) -> ExitRows:
     """`run_all` that reduces the output of each exit before the next block runs.
 
     Args:
@@ -44,7 +46,7 @@ def run_observed(
     return run_all(watched if several else watched[0], (state, memory), depth)
 
 
-def _watched(stage: Stage, observe: Callable) -> Step:
+def _watched(stage: Stage, observe: Observe) -> Step:
     def apply(weights: PyTree, i: Any, carried: PyTree) -> tuple[PyTree, PyTree]:
         state, memory = carried
         state, output = stage.step.apply(weights, i, state)

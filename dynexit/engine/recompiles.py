@@ -21,10 +21,10 @@ import numpy as np
 COMPILATIONS = 3  # of the same code for the same shapes, before the warning
 DEEPEST = 12  # levels of nested functions and containers that are compared
 PACKAGE = Path(__file__).parents[1]
-_compiled: dict[Any, list] = {}
+_compiled: dict[Any, list[Any]] = {}
 
 
-def watched_jit(name: str, **options: Any) -> Callable[[Callable], Any]:
+def watched_jit(name: str, **options: Any) -> Callable[[Callable[..., Any]], Any]:
     """`jax.jit` that warns once if eager calls compile the same code three times.
 
     Code is the same if its functions differ in identity only.
@@ -37,7 +37,7 @@ def watched_jit(name: str, **options: Any) -> Callable[[Callable], Any]:
       A decorator; the decorated function has the `lower` of the compiled function.
     """
 
-    def wrap(f: Callable) -> Any:
+    def wrap(f: Callable[..., Any]) -> Any:
         traces = 0
 
         @functools.wraps(f)
@@ -73,7 +73,7 @@ def _level_of_caller() -> int:
     return level - 1
 
 
-def _count(name: str, args: tuple) -> None:
+def _count(name: str, args: tuple[Any, ...]) -> None:
     key = (name, code_of(args))
     kinds = _compiled.setdefault(key, [])
     kind = jax.tree.structure(args)  # holds the functions, which JAX compares by identity
@@ -124,7 +124,7 @@ def code_of(x: Any, depth: int = 0) -> Any:
     return x
 
 
-def _captured(cell: Any, inner: Callable) -> Any:
+def _captured(cell: Any, inner: Callable[[Any], Any]) -> Any:
     try:
         x = cell.cell_contents
     except ValueError:  # not assigned yet

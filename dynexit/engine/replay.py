@@ -13,7 +13,7 @@ from jax import lax
 
 from dynexit.core.checks import batch_size, shapes
 from dynexit.core.meshes import on_auto_axes
-from dynexit.core.shapes import Array, PyTree
+from dynexit.core.shapes import AnyArray, Array, Bool, ExitRows, Int, PyTree
 from dynexit.core.stacking import length
 from dynexit.core.types import Criterion, Halted
 from dynexit.criteria.memory import check_exits, checked, first_memory
@@ -23,7 +23,7 @@ from dynexit.engine.rows import decide_exit, read_exit, where_rows
 TOGETHER = 8  # operating points whose decisions are held at the same time
 
 
-def replay(criterion: Criterion, outputs: PyTree) -> Halted:
+def replay(criterion: Criterion, outputs: ExitRows) -> Halted:
     """The exits and outputs of `run_until`, from the outputs of `run_all`.
 
     Args:
@@ -54,9 +54,9 @@ def replay(criterion: Criterion, outputs: PyTree) -> Halted:
 def replay_scores(
     criterion: Callable[[PyTree], Criterion],
     points: PyTree,
-    scores: PyTree,
-    nan: Any = None,
-) -> Array:
+    scores: ExitRows,
+    nan: Bool[AnyArray, "E M"] | None = None,
+) -> Int[Array, "K M"]:
     """The exit of every row at every operating point, from stored scores: `decide` alone runs.
 
     It holds the scores, the result and the decisions of a few points in memory, for any K and any
@@ -87,7 +87,9 @@ def replay_scores(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _replay_scores(criterion, points, scores, nan) -> Array:
+def _replay_scores(
+    criterion: Callable[[PyTree], Criterion], points: PyTree, scores: PyTree, nan: Any
+) -> Array:
     exits = length(scores, "scores")
     rows = batch_size(jax.tree.map(lambda a: a[0], scores), "scores[0]")
     if length(points, "points") == 0 or exits == 0:
@@ -98,7 +100,7 @@ def _replay_scores(criterion, points, scores, nan) -> Array:
         rule = criterion(point)
         check_exits(rule, exits)
 
-        def body(carry, x):
+        def body(carry: Any, x: Any) -> tuple[Any, None]:
             exit, alive, memory = carry
             i, score, nan = x
             fires, new = decide_exit(rule, i, i == exits - 1, score, memory, nan)
@@ -125,7 +127,7 @@ def _replay(criterion: Criterion, outputs: PyTree) -> Halted:
     batch = batch_size(one, "outputs[0]")
     memory = first_memory(criterion, batch, shapes(one), exits)
 
-    def body(carry, x):
+    def body(carry: Any, x: Any) -> tuple[Any, None]:
         i, output = x
         kept, exit, alive, memory, nans = carry
         fires, new, nan = read_exit(criterion, i, i == exits - 1, output, memory)

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from dynexit.core.checks import Stage
-from dynexit.core.shapes import Array, PyTree
+from dynexit.core.shapes import Array, Bool, Int, PyTree, Rows
 from dynexit.core.types import Criterion, Memory
 from dynexit.engine import loops
-from dynexit.engine.counts import counted, no_rows
+from dynexit.engine.counts import Counter, counted, no_rows
 
 
 class Job(NamedTuple):
@@ -29,12 +29,12 @@ class Job(NamedTuple):
         self,
         stage: Stage,
         weights: PyTree,
-        i: Any,
-        state: PyTree,
-        row: Array,
-        present: Array,
+        i: Int[Array, "..."],
+        state: Rows,
+        row: Int[Array, "B"],
+        present: Bool[Array, "B"],
         side: PyTree,
-    ) -> tuple:
+    ) -> tuple[Rows, Rows, PyTree]:
         """A step on some rows: `(state, output, side)`.
 
         Args:
@@ -47,7 +47,7 @@ class Job(NamedTuple):
         return stage.step.apply(weights, i, state, jnp.where(present, row, self.rows), side)
 
 
-class Rows(NamedTuple):
+class RowCarry(NamedTuple):
     """The carry of `B` rows.
 
     Attributes:
@@ -62,22 +62,22 @@ class Rows(NamedTuple):
       side: the arrays that are indexed by row; None if there are none.
     """
 
-    row: Array
-    state: PyTree
-    output: PyTree
-    exit: Array
+    row: Int[Array, "B"]
+    state: Rows
+    output: Rows
+    exit: Int[Array, "B"]
     memory: Memory
-    alive: Array
-    nan_exits: Array
-    executed: Array
+    alive: Bool[Array, "B"]
+    nan_exits: Int[Array, "B"]
+    executed: Counter
     side: PyTree
 
 
 def begin(
-    state: PyTree, output: PyTree, memory: Memory, batch: Any, exits: int, side: PyTree = None
-) -> Rows:
+    state: Rows, output: PyTree, memory: Memory, batch: Any, exits: int, side: PyTree = None
+) -> RowCarry:
     """The rows before the first exit; `output` holds shapes, `exits` is the number of exits."""
-    return Rows(
+    return RowCarry(
         row=jnp.arange(batch, dtype=jnp.int32),
         state=state,
         output=zeros(output),
@@ -91,8 +91,12 @@ def begin(
 
 
 def read_exit(
-    criterion: Criterion, exit: Any, last: Any, output: PyTree, memory: Memory
-) -> tuple[Array, Memory, Array]:
+    criterion: Criterion,
+    exit: Int[Array, "..."],
+    last: Bool[Array, "..."],
+    output: Rows,
+    memory: Memory,
+) -> tuple[Bool[Array, "B"], Memory, Bool[Array, "B"]]:
     """Scores one exit and decides on it.
 
     Args:
@@ -119,8 +123,13 @@ def read_exit(
 
 
 def decide_exit(
-    criterion: Criterion, exit: Any, last: Any, score: PyTree, memory: PyTree, nan: Array
-) -> tuple[Array, PyTree]:
+    criterion: Criterion,
+    exit: Int[Array, "..."],
+    last: Bool[Array, "..."],
+    score: Rows,
+    memory: Rows,
+    nan: Bool[Array, "B"],
+) -> tuple[Bool[Array, "B"], Rows]:
     """The decision on a score, `(exits [b], memory)`; the arguments are those of `read_exit`.
 
     Raises:
@@ -152,7 +161,7 @@ def check_score(score: PyTree, rows: Any) -> None:
             )
 
 
-def _pair(result: Any, name: str, wanted: str) -> tuple:
+def _pair(result: Any, name: str, wanted: str) -> tuple[Any, Any]:
     if not (isinstance(result, tuple) and len(result) == 2):
         raise TypeError(
             f"`criterion.{name}` must return the pair {wanted}, got {type(result).__name__}"
@@ -171,12 +180,12 @@ def _check_kept(name: str, old: PyTree, new: PyTree) -> None:
 
 def advance(
     stage: Stage,
-    i: Any,
+    i: Int[Array, ""],
     job: Job,
-    rows: Rows,
+    rows: RowCarry,
     empty: PyTree = None,
     differentiated: bool = False,
-) -> Rows:
+) -> RowCarry:
     """One step on the whole batch; rows that have exited do not change.
 
     Args:
@@ -196,7 +205,7 @@ def advance(
     read = output, rows.memory
     read = jax.lax.stop_gradient(read) if differentiated else read
     exits, memory, nan = read_exit(job.criterion, exit, exit == job.last, *read)
-    return Rows(
+    return RowCarry(
         row=rows.row,
         state=where_rows(rows.alive, state, rows.state if empty is None else empty),
         output=where_rows(rows.alive, output, rows.output),
@@ -210,8 +219,8 @@ def advance(
 
 
 def advance_alone(
-    stage: Stage, job: Job, rows: Rows, space: PyTree, differentiated: bool = False
-) -> Rows:
+    stage: Stage, job: Job, rows: RowCarry, space: PyTree, differentiated: bool = False
+) -> RowCarry:
     """`advance` for a stage of one step, which may change the state's shape to `space`.
 
     It does not run if every row has exited.
@@ -221,7 +230,7 @@ def advance_alone(
     return loops.maybe(rows.alive.any(), run, lambda rows: rows._replace(state=empty), rows)
 
 
-def live_in_all(alive: Array, tree: PyTree) -> PyTree:
+def live_in_all(alive: Bool[Array, "B"], tree: Rows) -> Rows:
     """The rows `[b, ...]`, in which a live row, as a constant, replaces each exited row.
 
     The results of a step for exited rows are not used, but their derivatives are multiplied by
@@ -233,7 +242,7 @@ def live_in_all(alive: Array, tree: PyTree) -> PyTree:
     return where_rows(alive, tree, jax.lax.stop_gradient(filler))
 
 
-def clear_exited(rows: Rows) -> Rows:
+def clear_exited(rows: RowCarry) -> RowCarry:
     """Sets the states of exited rows to zero, before a stage that these rows do not enter."""
     return rows._replace(
         state=where_rows(rows.alive, rows.state, jax.tree.map(jnp.zeros_like, rows.state))
@@ -245,7 +254,7 @@ def zeros(space: PyTree) -> PyTree:
     return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), space)
 
 
-def has_nan(output: PyTree) -> Array:
+def has_nan(output: Rows) -> Bool[Array, "B"]:
     """Whether any floating-point entry of a row is NaN: bool `[b]`.
 
     If the output has an entry "mask", bool `[b, ...]`, entries where it is False are ignored.
@@ -263,7 +272,7 @@ def has_nan(output: PyTree) -> Array:
     return found
 
 
-def where_rows(mask: Array, new: PyTree, old: PyTree) -> PyTree:
+def where_rows(mask: Bool[Array, "B"], new: Rows, old: Rows) -> Rows:
     """`new` for rows where `mask` `[b]` is True, else `old`, per leaf."""
     pick = lambda a, b: jnp.where(mask.reshape(mask.shape + (1,) * (a.ndim - 1)), a, b)
     return jax.tree.map(pick, new, old)
@@ -274,7 +283,7 @@ def last_exit(stages: tuple[Stage, ...]) -> int:
     return stages[-1].first + stages[-1].steps - 1
 
 
-def exit_depth(stages: tuple[Stage, ...], exit: Array) -> Array:
+def exit_depth(stages: tuple[Stage, ...], exit: Int[Array, "B"]) -> Int[Array, "B"]:
     """The number of blocks executed by a row that exited at `exit`."""
     if len(stages) == 1:
         return (exit + 1) * stages[0].step.blocks

@@ -1,7 +1,7 @@
 """`run_all`, `run_full` and `run_until`: every exit, the last exit, or one exit per row."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from dynexit.core.checks import (
     stages_of,
 )
 from dynexit.core.meshes import on_auto_axes
-from dynexit.core.shapes import PyTree
+from dynexit.core.shapes import ExitRows, PyTree, Rows
 from dynexit.core.stacking import refuse_other_leaves
 from dynexit.core.types import Criterion, Halted, Step
 from dynexit.criteria.memory import first_memory
@@ -34,13 +34,13 @@ from dynexit.engine.executors.tiling import Tiling, default_tiling
 from dynexit.engine.recompiles import watched_jit
 from dynexit.engine.rows import Job, begin, exit_depth, last_exit
 
-Executor = Literal["auto", "compacted", "masked", "per_row"]
+Executor: TypeAlias = Literal["auto", "compacted", "masked", "per_row"]
 # a scan of at most this many steps is unrolled: gradients of convolutions are slow in a loop on CPU
 UNROLLED = 4
 EXECUTORS = ("auto", "compacted", "masked", "per_row")
 
 
-def run_all(step: Step | Sequence[Step], state: PyTree, depth: Depth = None) -> PyTree:
+def run_all(step: Step | Sequence[Step], state: Rows, depth: Depth = None) -> ExitRows:
     """Runs every block and returns the output of every exit; reverse-mode differentiable.
 
     The blocks run in a `lax.scan`. As every function that runs a step, `run_all` is compiled. Equal
@@ -72,10 +72,10 @@ def run_all(step: Step | Sequence[Step], state: PyTree, depth: Depth = None) -> 
 
 
 @watched_jit("run_all", static_argnames=("depth",), inline=True)
-def _run_all(step, state, depth):
+def _run_all(step: Any, state: PyTree, depth: Any) -> PyTree:
     stages = stages_of(step, depth)
     walk(stages, state)
-    outputs = []
+    outputs: list[PyTree] = []
     for stage in stages:
         state, read = _scan(stage, state, stage.steps)
         outputs.append(read)
@@ -84,9 +84,7 @@ def _run_all(step, state, depth):
     )
 
 
-def run_full(
-    step: Step | Sequence[Step], state: PyTree, depth: Depth = None
-) -> tuple[PyTree, PyTree]:
+def run_full(step: Step | Sequence[Step], state: Rows, depth: Depth = None) -> tuple[Rows, Rows]:
     """Runs every block and reads the last exit only: the plain network without early exits.
 
     It is the reference for the time that exits save.
@@ -105,7 +103,7 @@ def run_full(
 
 
 @watched_jit("run_full", static_argnames=("depth",), inline=True)
-def _run_full(step, state, depth):
+def _run_full(step: Any, state: PyTree, depth: Any) -> tuple[PyTree, ...]:
     stages = stages_of(step, depth)
     walk(stages, state)
     for k, stage in enumerate(stages):
@@ -118,7 +116,7 @@ def _run_full(step, state, depth):
 
 def run_until(
     step: Step | Sequence[Step],
-    state: PyTree,
+    state: Rows,
     depth: Depth = None,
     criterion: Criterion | None = None,
     executor: Executor = "auto",
@@ -180,14 +178,23 @@ def run_until(
     refuse_other_leaves(criterion, "criterion")
     depth, tile = depth_of(step, depth), checked_tile(tile, len(stages))
 
-    def run(state, step, criterion, side):
+    def run(state: PyTree, step: Any, criterion: Criterion, side: PyTree) -> Halted:
         return _run_until(step, state, depth, criterion, executor, tile, keep_state, side)
 
     return on_auto_axes(run, state, freeze(step), criterion, side)
 
 
 @watched_jit("run_until", static_argnames=("depth", "executor", "tile", "keep_state"))
-def _run_until(step, state, depth, criterion, executor, tile, keep_state, side) -> Halted:
+def _run_until(
+    step: Any,
+    state: PyTree,
+    depth: Any,
+    criterion: Criterion,
+    executor: Executor,
+    tile: Any,
+    keep_state: bool,
+    side: PyTree,
+) -> Halted:
     step, criterion, read = partition(step, depth, state, criterion, side)
     stages = stages_of(step, depth)
     spaces, output = walk(stages, state, side)
@@ -240,7 +247,8 @@ def walk(
     stages: tuple[Stage, ...], state: PyTree, side: PyTree = None
 ) -> tuple[tuple[PyTree, ...], PyTree]:
     """Checks the stages; returns the shapes of the state after each stage, and of the output."""
-    spaces, outputs = [], []
+    spaces: list[PyTree] = []
+    outputs: list[PyTree] = []
     space = shapes(state)
     for k, stage in enumerate(stages):
         space, output = check_step(stage, space, f"step[{k}]" if len(stages) > 1 else "step", side)
@@ -256,7 +264,7 @@ def _scan(stage: Stage, state: PyTree, steps: int, read: bool = True) -> tuple[P
     tied = weights is None
     constant = stage.step.select(jnp.int32(0)) if tied else None
 
-    def body(state, x):
+    def body(state: PyTree, x: Any) -> tuple[PyTree, PyTree]:
         i, w = x
         state, output = stage.step.apply(constant if tied else w, i, state)
         return state, output if read else None

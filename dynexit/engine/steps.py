@@ -2,18 +2,19 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 import jax
 from jax import lax
 from jax.tree_util import Partial
 
 from dynexit.core.checks import describe, positive_integer
-from dynexit.core.shapes import PyTree
+from dynexit.core.shapes import PyTree, Rows
 from dynexit.core.stacking import length, refuse_other_leaves, take
 from dynexit.core.types import Step
 from dynexit.engine.deferred import deferred_parts, deferred_readout
 
-Block = Callable[[PyTree, PyTree], PyTree]
+Block: TypeAlias = Callable[[PyTree, Rows], Rows]  # `(params, state)` -> state, or output
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Run:
     block: Block
     head: Block
 
-    def __call__(self, weights, i, state):
+    def __call__(self, weights: PyTree, i: Any, state: Rows) -> tuple[Rows, Rows]:
         state = self.block(weights, state)
         return state, self.head(weights, state)
 
@@ -35,7 +36,7 @@ class _RunSeveral:
     block: Block
     head: Block
 
-    def __call__(self, weights, i, state):
+    def __call__(self, weights: PyTree, i: Any, state: PyTree) -> tuple[PyTree, PyTree]:
         state, _ = lax.scan(lambda s, w: (self.block(w, s), None), state, weights)
         return state, self.head(take(weights, length(weights, "weights") - 1), state)
 
@@ -47,7 +48,7 @@ class _RunAgain:
     once: Run
     times: int
 
-    def __call__(self, weights, i, state):
+    def __call__(self, weights: PyTree, i: Any, state: PyTree) -> tuple[PyTree, PyTree]:
         state, _ = lax.scan(
             lambda s, _: (self.once.block(weights, s), None), state, None, length=self.times
         )
@@ -60,7 +61,7 @@ class _Remat:
 
     block: Block
 
-    def __call__(self, weights, state):
+    def __call__(self, weights: PyTree, state: PyTree) -> PyTree:
         return jax.checkpoint(self.block, prevent_cse=False)(weights, state)
 
 
@@ -71,11 +72,13 @@ class _RunSwitched:
     blocks: tuple[Block, ...]
     heads: tuple[Block, ...]
 
-    def __call__(self, params, _, i, state):
-        def branch(k):
+    def __call__(
+        self, params: list[PyTree], _: PyTree, i: Any, state: PyTree
+    ) -> tuple[PyTree, PyTree]:
+        def branch(k: int) -> Callable[[PyTree], tuple[PyTree, PyTree]]:
             block, head = self.blocks[k % len(self.blocks)], self.heads[k % len(self.heads)]
 
-            def run(state):
+            def run(state: PyTree) -> tuple[PyTree, PyTree]:
                 new = block(params[k], state)
                 return new, head(params[k], new)
 
@@ -91,7 +94,7 @@ class _RunSwitched:
             raise
 
 
-def _refuse_unequal(branches: Sequence[Callable], state: PyTree) -> None:
+def _refuse_unequal(branches: Sequence[Callable[[PyTree], Any]], state: PyTree) -> None:
     """Refuses branches whose results differ in structure, shape or dtype.
 
     Raises:
@@ -114,15 +117,15 @@ def _refuse_unequal(branches: Sequence[Callable], state: PyTree) -> None:
                     )
 
 
-def _read_again(read, state):
+def _read_again(read: Callable[[PyTree], PyTree], state: PyTree) -> PyTree:
     return jax.checkpoint(read, prevent_cse=False)(state)
 
 
-def _whole(params, i):
+def _whole(params: PyTree, i: Any) -> PyTree:
     return params
 
 
-def _nothing(i):
+def _nothing(i: Any) -> PyTree:
     return ()
 
 
@@ -192,7 +195,7 @@ def switched_step(
     if not params:
         raise ValueError("`params` must hold at least one block, got none")
     refuse_other_leaves(params, "params")
-    functions = []
+    functions: list[tuple[Any, ...]] = []
     for name, given in (("block", block), ("head", head)):
         several = tuple(given) if isinstance(given, (tuple, list)) else (given,)
         if len(several) not in (1, len(params)):

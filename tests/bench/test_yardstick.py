@@ -205,7 +205,7 @@ def test_the_tuned_program_is_timed_again_with_the_fastest(monkeypatch):
         record("tuned", "executor", 1.0),
         record("tile 4", "trial", 0.9),
     ]
-    calls = {"full": None, "tuned": None, "tile 4": None}
+    calls = dict.fromkeys(("full", "tuned", "tile 4"), lambda: None)
     assert yardstick._tuned_over_best(records, calls, 2) == 1.5
     assert rounds == [(["tile 4", "tuned"], 6)]
     records[2]["seconds"] = 1.1

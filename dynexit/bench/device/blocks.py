@@ -1,16 +1,17 @@
 """Full depth and programs with exits, at one batch size and several mean depths."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from dynexit.bench.device import candidates, vit
-from dynexit.bench.device.state import State
+from dynexit.bench.device.state import Record, State
 from dynexit.bench.device.timing import Timing, compiled, measure, prescribed, seconds_of
 from dynexit.bench.device.vit import Problem
+from dynexit.core.shapes import Array, Float, Int, PyTree
 from dynexit.engine.executors.tiling import Tiling
 from dynexit.engine.run import run_all, run_full
 from dynexit.engine.tuning.tune import tune
@@ -18,7 +19,8 @@ from dynexit.engine.tuning.tune import tune
 SECTION = "blocks"
 CALLS = 4  # least calls of each program: one is checked and three are timed
 TUNING = 8  # duration of the measurement of tile costs, in calls at full depth
-Run = Callable[..., Any]  # (params, state, depths) -> outputs, exit depths, rows executed
+# (params, state, depths) -> outputs, exit depths, rows executed
+Run: TypeAlias = Callable[..., Any]
 
 
 def run_blocks(suite: State, batch: int) -> None:
@@ -67,9 +69,9 @@ def compare(
     made: Problem,
     full: Mapping[str, Run],
     programs: Mapping[str, Run],
-    depths: np.ndarray,
-    reference: Any,
-    notes: Mapping[str, dict] | None = None,
+    depths: Int[np.ndarray, "B"],
+    reference: Float[np.ndarray, "E B C"],
+    notes: Mapping[str, Record] | None = None,
 ) -> None:
     """Checks programs against the outputs of every exit, times them interleaved and adds records.
 
@@ -81,7 +83,7 @@ def compare(
       full: programs that run all blocks, `(params, state)`; "full" gives the ideal seconds.
       programs: programs with exits, `(params, state, depths)`.
       depths: int32 `[B]`, depth at which each row exits.
-      reference: `[E, B, classes]`, from `dx.run_all`.
+      reference: `[E, B, C]`, from `dx.run_all`.
       notes: additional entries of records, by program.
     """
     _, params, state = made
@@ -96,7 +98,7 @@ def compare(
     if not suite.has_time(section, f"{label}, {fraction:.0%}", once * len(calls) * CALLS):
         return
     expected = vit.at_exits(reference, depths)
-    checked: dict[str, dict] = {}
+    checked: dict[str, Record] = {}
     for name, call in calls.items():
         what = f"{label}, {fraction:.0%}, {name}"
         try:
@@ -125,8 +127,8 @@ def _ratios(full: Timing, t: Timing, fraction: float) -> dict[str, float]:
     return {"speedup": full.median / t.median, "ideal": ideal, "efficiency": ideal / t.median}
 
 
-def reference_outputs(made: Problem) -> np.ndarray:
-    """The outputs of every exit, by `dx.run_all`: float32 `[E, B, classes]`."""
+def reference_outputs(made: Problem) -> Float[np.ndarray, "E B C"]:
+    """The outputs of every exit, by `dx.run_all`: float32 `[E, B, C]`."""
     run = lambda p, h: run_all(vit.stacked(made.shape, p), h, made.shape.depth)
     return np.asarray(jax.jit(run)(made.params, made.state), np.float32)
 
@@ -141,7 +143,7 @@ def full_program(made: Problem, attention: Any = None) -> Run:
 def run_until_program(made: Problem, executor: str, tile: Any) -> Run:
     """`dx.run_until` with an executor and tiles, not compiled."""
 
-    def run(p, h, depths):
+    def run(p: PyTree, h: Array, depths: Array) -> tuple[Array, Array, Array]:
         step = vit.stacked(made.shape, p)
         return vit.run_with(step, h, depths, made.shape.depth, executor, tile)
 
@@ -177,9 +179,10 @@ def _fixed_programs(suite: State, made: Problem, costs: dict[int, float]) -> dic
 
 def _other_full_programs(suite: State, made: Problem) -> dict[str, Run]:
     """Full depth as straight-line code, and on a GPU with the attention of cuDNN."""
-    shape, found = made.shape, {}
+    shape = made.shape
+    found: dict[str, Run] = {}
 
-    def unrolled(p, h):
+    def unrolled(p: PyTree, h: Array) -> PyTree:
         step = vit.stacked(shape, p)
         output = None
         for i in range(shape.depth):  # the compiler removes unused outputs

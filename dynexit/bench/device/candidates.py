@@ -6,13 +6,17 @@ into the next size. `shrinking` is one compiled program with a `lax.while_loop` 
 """
 
 import functools
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from dynexit.core.shapes import Array, Float, Int, PyTree
 from dynexit.core.types import Step
+
+Results: TypeAlias = tuple[Array, Array]  # outputs `[B, C]` and exit depths int32 `[B]`
 
 
 def falling(batch: int, count: int) -> tuple[int, ...]:
@@ -21,8 +25,12 @@ def falling(batch: int, count: int) -> tuple[int, ...]:
 
 
 def shrinking(
-    step: Step, state: jax.Array, depths: jax.Array, depth: int, sizes: tuple[int, ...]
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+    step: Step,
+    state: Float[Array, "B ..."],
+    depths: Int[Array, "B"],
+    depth: int,
+    sizes: tuple[int, ...],
+) -> tuple[Float[Array, "B C"], Int[Array, "B"], Int[Array, ""]]:
     """Runs rows to prescribed depths, with one while loop for each batch size.
 
     Args:
@@ -33,7 +41,7 @@ def shrinking(
       sizes: decreasing batch sizes, B first.
 
     Returns:
-      Outputs `[B, classes]`, exit depths int32 `[B]`, rows executed int32 `[]`.
+      Outputs `[B, C]`, exit depths int32 `[B]`, rows executed int32 `[]`.
     """
     batch = sizes[0]
     results = _results(step, state, depth)
@@ -41,10 +49,10 @@ def shrinking(
     i, executed = jnp.int32(0), jnp.int32(0)
     for size, below in zip(sizes, (*sizes[1:], 0), strict=True):
 
-        def go_on(carry, below=below):
+        def go_on(carry: Any, below: int = below) -> Array:
             return (carry[2] < batch).sum() > below
 
-        def body(carry, size=size):
+        def body(carry: Any, size: int = size) -> tuple[Any, ...]:
             i, state, row, wanted, results, executed = carry
             state, row, results = _advance(step, depth, i, state, row, wanted, results)
             return i + 1, state, row, wanted, results, executed + size
@@ -66,11 +74,13 @@ class HostLoop:
       sizes: decreasing batch sizes, B first.
     """
 
-    def __init__(self, make: Any, depth: int, sizes: tuple[int, ...]):
+    def __init__(self, make: Callable[[PyTree], Step], depth: int, sizes: tuple[int, ...]) -> None:
         self.depth, self.sizes, batch = depth, sizes, sizes[0]
 
         @jax.jit
-        def advance(params, i, state, row, wanted, results):
+        def advance(
+            params: PyTree, i: Array, state: Array, row: Array, wanted: Array, results: Results
+        ) -> tuple[Any, ...]:
             done = _advance(make(params), depth, i, state, row, wanted, results)
             return *done, (done[1] < batch).sum()
 
@@ -79,8 +89,8 @@ class HostLoop:
         self._results = jax.jit(lambda params, state: _results(make(params), state, depth))
 
     def __call__(
-        self, params: Any, state: jax.Array, depths: jax.Array
-    ) -> tuple[jax.Array, jax.Array, int]:
+        self, params: PyTree, state: Float[Array, "B ..."], depths: Int[Array, "B"]
+    ) -> tuple[Float[Array, "B C"], Int[Array, "B"], int]:
         """As `shrinking`; the number of rows executed is an int."""
         batch = self.sizes[0]
         results = self._results(params, state)
@@ -98,14 +108,16 @@ class HostLoop:
         return *results, executed
 
 
-def _results(step: Step, state: jax.Array, depth: int) -> tuple[jax.Array, jax.Array]:
+def _results(step: Step, state: Array, depth: int) -> Results:
     apply = functools.partial(step.apply, step.select(jnp.int32(0)), jnp.int32(0))
     output = jax.eval_shape(apply, state)[1]
     batch = state.shape[0]
     return jnp.zeros(output.shape, output.dtype), jnp.full(batch, depth, jnp.int32)
 
 
-def _advance(step, depth, i, state, row, wanted, results):
+def _advance(
+    step: Step, depth: int, i: Array, state: Array, row: Array, wanted: Array, results: Results
+) -> tuple[Array, Array, Results]:
     """One block on all rows of the current size; `row` is B for padding rows."""
     outputs, exits = results
     batch = exits.shape[0]
@@ -117,7 +129,9 @@ def _advance(step, depth, i, state, row, wanted, results):
     return state, jnp.where(fires, batch, row), (outputs, exits)
 
 
-def _regroup(state, row, wanted, batch: int, size: int):
+def _regroup(
+    state: Array, row: Array, wanted: Array, batch: int, size: int
+) -> tuple[Array, Array, Array]:
     """The survivors first, truncated to `size` rows."""
     order = jnp.argsort(row == batch, stable=True)[:size]
     return state[order], row[order], wanted[order]

@@ -10,7 +10,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from dynexit.bench.device import vit
 from dynexit.bench.device.processes import Child
 from dynexit.bench.device.state import State
 from dynexit.bench.device.timing import compiled, prescribed, timing_of
+from dynexit.core.shapes import Array, PyTree
 
 SECTION = "loops"
 FLAGS = {  # by the name of the variant; the first that the installed XLA accepts is used
@@ -32,7 +33,7 @@ FLAGS = {  # by the name of the variant; the first that the installed XLA accept
 }
 BLOCK_BATCH = 8  # rows of the loops over transformer blocks
 START_SECONDS = 120.0  # at most, for a child to start and compile
-Program = tuple[Callable[[], Any], int]  # the call, and how many iterations it runs
+Program: TypeAlias = tuple[Callable[[], Any], int]  # the call, and how many iterations it runs
 
 
 def run_loops(suite: State) -> None:
@@ -53,7 +54,8 @@ def run_loops(suite: State) -> None:
 
 
 def _in_children(suite: State) -> None:
-    children, used = {}, {}
+    children: dict[str, Child] = {}
+    used: dict[str, str] = {}
     try:
         for variant, alternatives in FLAGS.items():
             for flags in alternatives:
@@ -72,7 +74,7 @@ def _in_children(suite: State) -> None:
         if not children:
             raise RuntimeError("no process could measure the loops")
         suite.log("loops: timing")
-        rounds: dict[str, list[dict]] = {variant: [] for variant in children}
+        rounds: dict[str, list[dict[str, float]]] = {variant: [] for variant in children}
         for _ in range(suite.rounds):
             for variant, child in children.items():
                 rounds[variant].append(child.request("time", START_SECONDS))
@@ -110,7 +112,7 @@ def loop_programs(small: bool, iterations: int) -> dict[str, Program]:
 
 def time_once(programs: dict[str, Program]) -> dict[str, float]:
     """Seconds per iteration of each program, from one call."""
-    seconds = {}
+    seconds: dict[str, float] = {}
     for name, (call, iterations) in programs.items():
         start = time.perf_counter()
         jax.block_until_ready(call())
@@ -121,18 +123,17 @@ def time_once(programs: dict[str, Program]) -> dict[str, float]:
 def _bodies() -> dict[str, Callable[[Any, Any], Any]]:
     """`body(x, none) -> x` on `[256, 256]`; `none` is a traced 0, unknown to the compiler."""
 
-    def small(x, none):
+    def small(x: Array, none: Array) -> Array:
         return x * 0.999 + 0.001
 
-    def product(x, none):
+    def product(x: Array, none: Array) -> Array:
         return jnp.tanh(x.astype(jnp.bfloat16) @ x.astype(jnp.bfloat16)).astype(x.dtype)
 
-    def conditional(x, none):
+    def conditional(x: Array, none: Array) -> Array:
         return lax.cond(x[0, 0] > 2.0, lambda x: x + 1.0, lambda x: small(x, none), x)
 
-    def nested(
-        x, none
-    ):  # like the compacted executor: a loop per tile size, most with no iterations
+    # like the compacted executor: a loop per tile size, most with no iterations
+    def nested(x: Array, none: Array) -> Array:
         for times in (none + 1, none, none):
             x = lax.fori_loop(0, times, lambda _, x: small(x, none), x)
         return x
@@ -142,12 +143,12 @@ def _bodies() -> dict[str, Callable[[Any, Any], Any]]:
     return found | {"while with 3 inner loops": nested}
 
 
-def _start() -> jax.Array:
+def _start() -> Array:
     return jnp.full((256, 256), 0.5, jnp.float32)
 
 
 def _dynamic(body: Callable[[Any, Any], Any], iterations: int) -> Program:
-    def run(x, count, none):
+    def run(x: Array, count: Array, none: Array) -> Any:
         condition = lambda carry: (carry[0] < count) & (carry[1].max() < 2.0)  # x stays below 2
         step = lambda carry: (carry[0] + 1, body(carry[1], none))
         return lax.while_loop(condition, step, (jnp.int32(0), x))
@@ -169,10 +170,10 @@ def _block_loops(shape: vit.Shape) -> dict[str, Program]:
     made = vit.problem(shape, BLOCK_BATCH)
     drawn = prescribed(shape.depth, 0.5, BLOCK_BATCH)
     arguments = made.params, made.state, jnp.asarray(drawn)
-    found = {}
+    found: dict[str, Program] = {}
     for executor in ("masked", "compacted"):
 
-        def run(p, h, depths, executor=executor):
+        def run(p: PyTree, h: Array, depths: Array, executor: str = executor) -> Any:
             step = vit.stacked(shape, p)
             return vit.run_with(step, h, depths, shape.depth, executor)
 

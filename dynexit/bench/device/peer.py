@@ -12,6 +12,7 @@ from dynexit.bench.device.blocks import full_program, reference_outputs
 from dynexit.bench.device.state import State
 from dynexit.bench.device.timing import measure, prescribed
 from dynexit.bench.device.vit import Problem
+from dynexit.core.shapes import Int
 
 SECTION = "peer"
 
@@ -60,7 +61,7 @@ class Regrouping:
       made: network and batch; weights and state are copied.
     """
 
-    def __init__(self, made: Problem):
+    def __init__(self, made: Problem) -> None:
         import torch  # pyright: ignore[reportMissingImports]
 
         self._torch, self._heads, self._depth = torch, made.shape.heads, made.shape.depth
@@ -72,7 +73,7 @@ class Regrouping:
         of_block = lambda i: {name: w[i].contiguous() for name, w in weights.items()}
         self._blocks = [of_block(i) for i in range(self._depth)]
 
-    def run(self, depths: np.ndarray) -> Any:
+    def run(self, depths: Int[np.ndarray, "B"]) -> Any:
         """Runs rows to `depths`, int32 `[B]`; returns outputs on the host, in the batch's order."""
         torch = self._torch
         with torch.inference_mode():
@@ -105,7 +106,7 @@ class Regrouping:
     def _norm(self, x: Any) -> Any:
         return self._torch.nn.functional.layer_norm(x, x.shape[-1:], eps=1e-6)
 
-    def _block(self, p: dict, h: Any) -> Any:
+    def _block(self, p: dict[str, Any], h: Any) -> Any:
         functional = self._torch.nn.functional
         split = lambda x: x.unflatten(-1, (self._heads, -1)).transpose(1, 2)
         q, k, v = map(split, (self._norm(h) @ p["qkv"]).chunk(3, -1))
@@ -113,5 +114,5 @@ class Regrouping:
         h = h + mixed.transpose(1, 2).flatten(2) @ p["out"]
         return h + functional.gelu(self._norm(h) @ p["up"], approximate="tanh") @ p["down"]
 
-    def _head(self, p: dict, h: Any) -> Any:
+    def _head(self, p: dict[str, Any], h: Any) -> Any:
         return (self._norm(h[:, 0]) @ p["head"]).float()

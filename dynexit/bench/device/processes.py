@@ -22,7 +22,7 @@ class Child:
       flags: appended to XLA_FLAGS.
     """
 
-    def __init__(self, module: str, arguments: Sequence[str], flags: str):
+    def __init__(self, module: str, arguments: Sequence[str], flags: str) -> None:
         environment = dict(os.environ, XLA_PYTHON_CLIENT_PREALLOCATE="false")
         environment["XLA_FLAGS"] = f"{environment.get('XLA_FLAGS', '')} {flags}".strip()
         self._messages = tempfile.TemporaryFile()

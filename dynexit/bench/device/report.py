@@ -8,10 +8,10 @@ from pathlib import Path
 
 import jax
 
-from dynexit.bench.device.state import State
+from dynexit.bench.device.state import Record, State
 
 
-def hardware() -> dict:
+def hardware() -> Record:
     """Devices, versions, flags and processor, as entries of the JSON file."""
     devices = jax.devices()
     affinity = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))
@@ -65,7 +65,7 @@ def table(suite: State) -> str:
     return "\n".join(lines)
 
 
-def _loops(records: Sequence[dict]) -> list[str]:
+def _loops(records: Sequence[Record]) -> list[str]:
     variants = list(dict.fromkeys(r["variant"] for r in records))
     names = dict.fromkeys(r["program"] for r in records)
     cell = {(r["program"], r["variant"]): f"{r['microseconds']:.4g}" for r in records}
@@ -73,10 +73,10 @@ def _loops(records: Sequence[dict]) -> list[str]:
     return _grid(["loops, microseconds per iteration", *variants], rows)
 
 
-def _by_mean(title: str, records: Sequence[dict]) -> list[str]:
+def _by_mean(title: str, records: Sequence[Record]) -> list[str]:
     """Programs by mean depth; the fastest program with exits has an asterisk."""
     means = sorted({r["mean_depth"] for r in records})
-    cells = {}
+    cells: dict[tuple[str, float], str] = {}
     for mean in means:
         here = [r for r in records if r["mean_depth"] == mean]
         dynamic = [r["seconds"] for r in here if "full" not in r["program"]]
@@ -92,8 +92,8 @@ def _by_mean(title: str, records: Sequence[dict]) -> list[str]:
     return _grid([title, *heads], rows)
 
 
-def _training(records: Sequence[dict]) -> list[str]:
-    rows = []
+def _training(records: Sequence[Record]) -> list[str]:
+    rows: list[list[str]] = []
     for r in records:
         size = lambda name, r=r: f"{r[name] / 2**20:.4g}" if name in r else ""
         row = [r["program"], f"{1e3 * r['seconds']:.4g}", size("temporary_bytes")]

@@ -7,11 +7,14 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from dynexit.bench.device.vit import SMALL, VIT_B16, Shape, disagreement, tolerance
+from dynexit.core.shapes import Float
+
+Record: TypeAlias = dict[str, Any]  # one entry of the JSON file
 
 
 class State:
@@ -36,7 +39,9 @@ class State:
       records, errors, skipped: the contents of the JSON file.
     """
 
-    def __init__(self, out: Any, small: bool, seconds: float, hardware: dict):
+    def __init__(
+        self, out: str | os.PathLike[str] | None, small: bool, seconds: float, hardware: Record
+    ):
         self.out = None if out is None else Path(out)
         self.small, self.seconds, self.hardware = small, seconds, hardware
         self.shape: Shape = SMALL if small else VIT_B16
@@ -47,13 +52,13 @@ class State:
         self.rounds, self.limit = (3, 1.0) if small else (9, 8.0)
         self.tile_sizes = 2 if small else 5
         self.loop_iterations = 100 if small else 4000
-        self.records: list[dict] = []
-        self.errors: list[dict] = []
-        self.skipped: list[dict] = []
+        self.records: list[Record] = []
+        self.errors: list[Record] = []
+        self.skipped: list[Record] = []
         self._began = time.perf_counter()
         self._expected_end = 0.0
 
-    def options(self) -> dict:
+    def options(self) -> Record:
         """The options as entries of the JSON file."""
         names = "small seconds batches means queue slots train_batch rounds loop_iterations".split()
         return {"shape": self.shape._asdict()} | {name: getattr(self, name) for name in names}
@@ -76,7 +81,7 @@ class State:
         text = f"[{self.elapsed():6.1f} s, about {to_come:.0f} s to go] {line}"
         print(text, file=sys.stderr, flush=True)
 
-    def add(self, record: dict) -> None:
+    def add(self, record: Record) -> None:
         """Adds a record and writes the file."""
         self.records.append(record)
         self.save()
@@ -114,8 +119,13 @@ class State:
             return None
 
     def agreement(
-        self, section: str, what: str, found: Any, expected: np.ndarray, dtype: str
-    ) -> dict:
+        self,
+        section: str,
+        what: str,
+        found: Any,
+        expected: Float[np.ndarray, "..."],
+        dtype: str,
+    ) -> Record:
         """Compares a program's outputs with those of `dx.run_all` at the same exits.
 
         Returns:
@@ -130,9 +140,9 @@ class State:
             self.fail(section, what, AssertionError(text))
         return {"error": error if np.isfinite(error) else None, "agrees": agrees}
 
-    def content(self) -> dict:
+    def content(self) -> Record:
         """The contents of the JSON file."""
-        found = {"suite": "device", "version": 1, "hardware": self.hardware}
+        found: Record = {"suite": "device", "version": 1, "hardware": self.hardware}
         found |= {"options": self.options(), "elapsed": self.elapsed(), "records": self.records}
         return found | {"errors": self.errors, "skipped": self.skipped}
 

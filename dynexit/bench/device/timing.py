@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from dynexit.core.shapes import Int, PyTree
+
 LEAST_ROUNDS = 3  # rounds that are timed even if they exceed the limit
 
 
@@ -23,7 +25,7 @@ class Timing(NamedTuple):
     low: float
     high: float
 
-    def record(self, per: float = 1.0) -> dict:
+    def record(self, per: float = 1.0) -> dict[str, float]:
         """The timing as entries of a JSON record.
 
         Args:
@@ -80,7 +82,7 @@ def seconds_of(call: Callable[[], Any]) -> float:
     return _timed(call)
 
 
-def compiled(f: Any, *arguments: Any) -> Compiled:
+def compiled(f: Callable[..., Any], *arguments: PyTree) -> Compiled:
     """Compiles a function for given arguments.
 
     Args:
@@ -95,7 +97,7 @@ def compiled(f: Any, *arguments: Any) -> Compiled:
     return Compiled(program, time.perf_counter() - start, _memory(program))
 
 
-def prescribed(depth: int, mean: float, batch: int) -> np.ndarray:
+def prescribed(depth: int, mean: float, batch: int) -> Int[np.ndarray, "B"]:
     """Depths of a batch from a truncated geometric distribution, in a fixed random order.
 
     P(k) is proportional to q^k for k = 1..depth, with q chosen for the mean. The rows take the
@@ -110,7 +112,7 @@ def prescribed(depth: int, mean: float, batch: int) -> np.ndarray:
       int32 `[batch]`, within 1..depth.
     """
     blocks = np.arange(1, depth + 1)
-    low, high = -5.0, 5.0
+    low, high, weight = -5.0, 5.0, np.ones(depth)
     for _ in range(60):  # bisection on ln q
         middle = (low + high) / 2
         weight = np.exp(middle * (blocks - (depth if middle > 0 else 1)))

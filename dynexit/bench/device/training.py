@@ -1,23 +1,24 @@
 """Training steps: seconds and memory of `jax.value_and_grad` with one exit and with all exits."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from dynexit.bench.device import vit
-from dynexit.bench.device.state import State
-from dynexit.bench.device.timing import compiled, measure, prescribed
+from dynexit.bench.device.state import Record, State
+from dynexit.bench.device.timing import Compiled, compiled, measure, prescribed
 from dynexit.bench.device.vit import Shape, tolerance
+from dynexit.core.shapes import Array, PyTree
 from dynexit.criteria.confidence import at_depth
 from dynexit.engine.gradients.bounded import run_bounded
 from dynexit.engine.run import run_all, run_full
 
 SECTION = "training"
 MEAN_DEPTH = 0.5  # of the runs that exit
-Loss = Callable[..., jax.Array]  # (params, state, labels, depths) -> scalar
+Loss: TypeAlias = Callable[..., Array]  # (params, state, labels, depths) -> scalar
 
 
 def run_training(suite: State) -> None:
@@ -27,7 +28,7 @@ def run_training(suite: State) -> None:
     depths = prescribed(shape.depth, MEAN_DEPTH, batch)
     labels = jnp.arange(batch, dtype=jnp.int32) % shape.classes
     arguments = params, state, labels, jnp.asarray(depths)
-    programs = {}
+    programs: dict[str, Compiled] = {}
     for name, (loss, _, _) in losses(shape).items():
         build = lambda loss=loss: compiled(jax.value_and_grad(loss), *arguments)
         if (program := suite.attempt(SECTION, name, build)) is not None:
@@ -55,16 +56,16 @@ def losses(shape: Shape) -> dict[str, tuple[Loss, int, bool]]:
     depth = shape.depth
     stacked = vit.stacked
 
-    def full(p, h, labels, depths):
+    def full(p: PyTree, h: Array, labels: Array, depths: Array) -> Array:
         return _cross_entropy(run_full(stacked(shape, p), h, depth)[1], labels)
 
-    def all_exits(blocks):
+    def all_exits(blocks: int) -> Loss:
         return lambda p, h, labels, depths: _cross_entropy(
             run_all(stacked(shape, p, blocks), h, depth), labels
         )
 
-    def bounded(blocks, executor):
-        def loss(p, h, labels, depths):
+    def bounded(blocks: int, executor: Any) -> Loss:
+        def loss(p: PyTree, h: Array, labels: Array, depths: Array) -> Array:
             rule = at_depth(depths)
             halted = run_bounded(stacked(shape, p, blocks), h, depth, rule, executor)
             return _cross_entropy(halted.output, labels)
@@ -81,14 +82,16 @@ def losses(shape: Shape) -> dict[str, tuple[Loss, int, bool]]:
     }
 
 
-def _cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+def _cross_entropy(logits: Array, labels: Array) -> Array:
     """The mean over all leading axes of logits `[..., B, classes]`."""
     logs = jax.nn.log_softmax(logits)
     chosen = jnp.broadcast_to(labels, logs.shape[:-1])[..., None]
     return -jnp.take_along_axis(logs, chosen, axis=-1).mean()
 
 
-def _check(suite: State, programs: dict[str, Any], arguments: tuple) -> dict[str, dict]:
+def _check(
+    suite: State, programs: dict[str, Compiled], arguments: tuple[Any, ...]
+) -> dict[str, Record]:
     """Compares the loss and the gradient norm of each program with references.
 
     Programs with equal results are compared: those with one exit with `run_full`, and those that
@@ -102,7 +105,8 @@ def _check(suite: State, programs: dict[str, Any], arguments: tuple) -> dict[str
     norm = jax.jit(lambda g: jnp.sqrt(sum(jnp.sum(a.astype(jnp.float32) ** 2) for a in g.values())))
     of_logits = {0: taken, 1: jnp.asarray(outputs[-1]), shape.depth: jnp.asarray(outputs)}
     known = {kind: _cross_entropy(logits, labels) for kind, logits in of_logits.items()}
-    found, norms = {}, {}
+    found: dict[str, Record] = {}
+    norms: dict[int, float] = {}
     for name, program in programs.items():
         _, exits, dynamic = losses(shape)[name]
         kind = 0 if dynamic else exits

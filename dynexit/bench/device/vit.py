@@ -6,17 +6,21 @@ normalisation and a linear classifier on the first token.
 
 import functools
 import math
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from dynexit.core.shapes import AnyArray, Array, Float, Int, PyTree, Rows
 from dynexit.core.types import Step
 from dynexit.criteria.confidence import at_depth
 from dynexit.engine.run import run_until
 from dynexit.engine.steps import stacked_step, tied_step
+
+Weights: TypeAlias = dict[str, Array]
 
 
 class Shape(NamedTuple):
@@ -51,12 +55,12 @@ class Problem(NamedTuple):
     Attributes:
       shape: the sizes.
       params: weights, leaves `[depth, ...]`.
-      state: `[batch, tokens, width]`.
+      state: `[B, L, D]`.
     """
 
     shape: Shape
-    params: dict[str, jax.Array]
-    state: jax.Array
+    params: Weights
+    state: Float[Array, "B L D"]
 
     @property
     def batch(self) -> int:
@@ -72,7 +76,7 @@ def problem(shape: Shape, batch: int) -> Problem:
 
 
 @functools.lru_cache(maxsize=1)
-def _weights(shape: Shape) -> dict[str, jax.Array]:
+def _weights(shape: Shape) -> Weights:
     """Random weights from NumPy, since compiling a random generator takes longer."""
     width, hidden = shape.width, shape.hidden
     sizes = {"qkv": (width, 3 * width), "out": (width, width), "up": (width, hidden)}
@@ -82,21 +86,23 @@ def _weights(shape: Shape) -> dict[str, jax.Array]:
     return {name: jnp.asarray(scaled(size)).astype(shape.dtype) for name, size in sizes.items()}
 
 
-def norm(x: jax.Array) -> jax.Array:
+def norm(x: Float[Array, "*b D"]) -> Float[Array, "*b D"]:
     """Layer normalisation in float32, without scale and bias."""
     wide = x.astype(jnp.float32)
     wide = wide - wide.mean(-1, keepdims=True)
     return (wide * lax.rsqrt((wide * wide).mean(-1, keepdims=True) + 1e-6)).astype(x.dtype)
 
 
-def block(heads: int, attention: Any, p: dict[str, jax.Array], h: jax.Array) -> jax.Array:
+def block(
+    heads: int, attention: Any, p: Weights, h: Float[Array, "b L D"]
+) -> Float[Array, "b L D"]:
     """One transformer block.
 
     Args:
       heads: attention heads.
       attention: `implementation` of `jax.nn.dot_product_attention`.
       p: weights of this block.
-      h: `[b, tokens, width]`.
+      h: `[b, L, D]`.
 
     Returns:
       The next state, as `h`.
@@ -108,57 +114,64 @@ def block(heads: int, attention: Any, p: dict[str, jax.Array], h: jax.Array) -> 
     return h + jax.nn.gelu(norm(h) @ p["up"], approximate=True) @ p["down"]
 
 
-def head(p: dict[str, jax.Array], h: jax.Array) -> jax.Array:
-    """The exit: float32 `[b, classes]`."""
+def head(p: Weights, h: Float[Array, "b L D"]) -> Float[Array, "b C"]:
+    """The exit: float32 `[b, C]`."""
     return (norm(h[:, 0]) @ p["head"]).astype(jnp.float32)
 
 
 @functools.cache
-def block_of(heads: int, attention: Any = None) -> Any:
+def block_of(heads: int, attention: Any = None) -> Callable[[PyTree, Rows], Rows]:
     """`block(p, h)`; the same function for the same arguments, so that programs are reused."""
     return functools.partial(block, heads, attention)
 
 
-def stacked(shape: Shape, params: Any, blocks: int = 1, attention: Any = None) -> Step:
+def stacked(shape: Shape, params: PyTree, blocks: int = 1, attention: Any = None) -> Step:
     """The network with an exit after every `blocks` blocks."""
     return stacked_step(block_of(shape.heads, attention), head, params, blocks)
 
 
-def tied(shape: Shape, params: Any) -> Step:
+def tied(shape: Shape, params: PyTree) -> Step:
     """The network that repeats its first block."""
     first = jax.tree.map(lambda a: a[0], params)
     return tied_step(block_of(shape.heads), head, first)
 
 
 def run_with(
-    step: Step, state: Any, depths: Any, depth: int, executor: Any, tile: Any = None
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+    step: Step,
+    state: Float[Array, "B L D"],
+    depths: Int[Array, "B"],
+    depth: int,
+    executor: Any,
+    tile: Any = None,
+) -> tuple[Float[Array, "B C"], Int[Array, "B"], Int[Array, ""]]:
     """`dx.run_until` at prescribed depths.
 
     Args:
       step: with an exit after every block.
-      state: `[B, tokens, width]`.
+      state: `[B, L, D]`.
       depths: int32 `[B]`, depth at which each row exits.
       depth: number of blocks.
       executor, tile: as for `dx.run_until`.
 
     Returns:
-      Outputs `[B, classes]`, exit depths int32 `[B]`, rows executed int32 `[]`.
+      Outputs `[B, C]`, exit depths int32 `[B]`, rows executed int32 `[]`.
     """
     rule = at_depth(depths)
     halted = run_until(step, state, depth, rule, executor, tile, False)
     return halted.output, halted.exit_depth, halted.rows_executed
 
 
-def at_exits(outputs: Any, depths: np.ndarray) -> np.ndarray:
+def at_exits(
+    outputs: Float[AnyArray, "E B C"], depths: Int[np.ndarray, "B"]
+) -> Float[np.ndarray, "B C"]:
     """The rows' outputs at their exits.
 
     Args:
-      outputs: `[E, B, classes]`, from `dx.run_all` with an exit after every block.
+      outputs: `[E, B, C]`, from `dx.run_all` with an exit after every block.
       depths: int32 `[B]`.
 
     Returns:
-      float32 `[B, classes]`.
+      float32 `[B, C]`.
     """
     return np.asarray(outputs, np.float32)[depths - 1, np.arange(len(depths))]
 
@@ -168,7 +181,7 @@ def tolerance(dtype: str) -> float:
     return 2e-3 if dtype == "float32" and jax.default_backend() == "cpu" else 0.1
 
 
-def disagreement(found: Any, expected: np.ndarray) -> float:
+def disagreement(found: Float[AnyArray, "*s"], expected: Float[np.ndarray, "*s"]) -> float:
     """Largest difference relative to the largest expected entry; NaN if any is not finite."""
     found = np.asarray(found, np.float32)
     return float(np.abs(found - expected).max() / np.abs(expected).max())

@@ -27,15 +27,15 @@ gather puts them back into the order of the batch.
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
 from dynexit.core.checks import Stage
-from dynexit.core.shapes import Array, PyTree
+from dynexit.core.shapes import Array, Int, PyTree
 from dynexit.engine import loops
-from dynexit.engine.counts import counted
+from dynexit.engine.counts import Counter, counted
 from dynexit.engine.executors.moves import (
     empty_rows,
     extended,
@@ -46,10 +46,11 @@ from dynexit.engine.executors.moves import (
     write_tile,
 )
 from dynexit.engine.executors.tiling import Tiling
-from dynexit.engine.rows import Job, Rows, read_exit, where_rows
+from dynexit.engine.rows import Job, RowCarry, read_exit, where_rows
 
 DECISION_BYTES = 2**18  # of output that one call of the criterion reads
 SHARE = 4  # exited rows are moved in groups of the largest tile divided by this number
+Tiles: TypeAlias = tuple[Any, ...]  # the carry of a loop over tiles, rows so far first
 
 
 class Live(NamedTuple):
@@ -65,7 +66,7 @@ class Live(NamedTuple):
     state: PyTree
     memory: PyTree
     output: PyTree
-    source: Array
+    source: Int[Array, "places"]
 
 
 class Exited(NamedTuple):
@@ -88,18 +89,18 @@ class Carry(NamedTuple):
         exited rows.
       nan_exits: int32 `[P]`, by position: the number of exits at which the output held a NaN.
       exit: int32 `[P]`, by position: the last exit that the row has reached.
-      count: int32 `[]`, the number of live rows.
+      alive: int32 `[]`, the number of live rows.
       executed: rows x steps so far, a counter.
       side: the arrays that are indexed by row.
     """
 
     live: Live
     exited: Exited
-    row: Array
-    nan_exits: Array
-    exit: Array
-    count: Array
-    executed: Array
+    row: Int[Array, "P"]
+    nan_exits: Int[Array, "P"]
+    exit: Int[Array, "P"]
+    alive: Int[Array, ""]
+    executed: Counter
     side: PyTree
 
 
@@ -123,11 +124,11 @@ class Plan(NamedTuple):
 def run_compacted(
     stages: tuple[Stage, ...],
     job: Job,
-    rows: Rows,
+    rows: RowCarry,
     spaces: tuple[PyTree, ...],
     tilings: tuple[Tiling, ...],
     keep_state: bool,
-) -> tuple[Rows, tuple]:
+) -> tuple[RowCarry, tuple[PyTree, ...]]:
     """Runs blocks on tiles of live rows; the results are those of `run_masked`.
 
     Args:
@@ -139,9 +140,9 @@ def run_compacted(
     plans, places = plan_for(batch, rows.output, tilings)
     few = plans[0].few
     carry = all_live(rows, few, places)
-    states = []
+    states: list[Callable[[Array], PyTree]] = []
     for k, (stage, space, plan) in enumerate(zip(stages, spaces, plans, strict=True)):
-        before = carry.count
+        before = carry.alive
         carry = with_room(carry, empty_rows(space, few - 1 + batch) if keep_state else None)
         run = run_once if stage.steps == 1 else run_loop
         carry = run(stage, job, carry, space, plan)
@@ -152,7 +153,7 @@ def run_compacted(
     place, nan_exits, exit = in_row_order(*(a[:batch] for a in account))
     back = lambda tree: jax.tree.map(lambda a: a[place], tree)
     exited = by_position(carry, few)
-    final = Rows(
+    final = RowCarry(
         row=rows.row,
         state=None,
         output=back(exited.output),
@@ -197,7 +198,7 @@ def with_room(carry: Carry, state: PyTree) -> Carry:
     return carry._replace(exited=carry.exited._replace(state=state))
 
 
-def all_live(rows: Rows, few: int, places: Any) -> Carry:
+def all_live(rows: RowCarry, few: int, places: Any) -> Carry:
     """The carry in which all rows are live, without a buffer for the states of exited rows.
 
     Args:
@@ -218,11 +219,11 @@ def all_live(rows: Rows, few: int, places: Any) -> Carry:
 def run_loop(stage: Stage, job: Job, carry: Carry, space: PyTree, plan: Plan) -> Carry:
     """All steps of a stage that keeps the shape of the state."""
 
-    def body(loop):
+    def body(loop: Any) -> tuple[Array, Carry]:
         i, carry = loop
         return i + 1, advance_live(stage, i, job, carry, plan)
 
-    go_on = lambda loop: (loop[0] < stage.steps) & (loop[1].count > 0)
+    go_on = lambda loop: (loop[0] < stage.steps) & (loop[1].alive > 0)
     return loops.while_loop(go_on, body, (jnp.int32(0), carry))[1]
 
 
@@ -233,7 +234,12 @@ def run_once(stage: Stage, job: Job, carry: Carry, space: PyTree, plan: Plan) ->
 
 
 def advance_live(
-    stage: Stage, i: Array | None, job: Job, carry: Carry, plan: Plan, new: PyTree = None
+    stage: Stage,
+    i: Int[Array, ""] | None,
+    job: Job,
+    carry: Carry,
+    plan: Plan,
+    new: PyTree = None,
 ) -> Carry:
     """One step on all live rows.
 
@@ -246,14 +252,14 @@ def advance_live(
       plan: the numbers of rows that are processed together.
       new: the buffer for the new states if their shape changes; None to write in place.
     """
-    live, count, few = carry.live, carry.count, plan.few
+    live, count, few = carry.live, carry.alive, plan.few
     together = i is not None
     exit = stage.first + i if together else carry.exit + 1
     weights = stage.step.select(i if together else jnp.int32(0))  # once, not once per tile
 
-    def run(tiles, size: int):
+    def run(tiles: Any, size: int) -> Tiles:
         begin, state, output, side = tiles
-        at = i if together else take_tile(exit, begin, size)
+        at = take_tile(exit, begin, size) if i is None else i
         place = take_tile(live.source, begin + few - 1, size)
         before = read_rows(state if new is None else live.state, place)
         row = take_tile(carry.row, begin, size)
@@ -278,7 +284,7 @@ def advance_live(
         row=row,
         nan_exits=nan_exits,
         exit=exit if together else own[0],
-        count=survivors,
+        alive=survivors,
         executed=counted(carry.executed, ran),
         side=side,
     )
@@ -293,14 +299,14 @@ def _decide(
     """
     places, rows = jax.tree.leaves(output)[0].shape[0], plan.decided
 
-    def ask(begin, memory):
+    def ask(begin: Any, memory: PyTree) -> tuple[PyTree, Array, Array]:
         before = read_rows(memory, take_tile(live.source, begin + plan.few - 1, rows))
         read = output if rows == places else take_tile(output, begin, rows)
         at = exit if rows == places or exit.ndim == 0 else take_tile(exit, begin, rows)
         exits, after, nan = read_exit(job.criterion, at, at == job.last, read, before)
         return after, exits.astype(jnp.int32), nan.astype(jnp.int32)
 
-    def ask_some(carry):
+    def ask_some(carry: Any) -> tuple[Any, ...]:
         begin, *buffers = carry
         return begin + rows, *write_tile(tuple(buffers), ask(begin, buffers[0]), begin)
 
@@ -311,7 +317,9 @@ def _decide(
     return loops.while_loop(go_on, ask_some, (jnp.int32(0), live.memory, zeros, zeros))[1:]
 
 
-def in_tiles(run: Callable, carry: tuple, sizes: Sequence[int], ends: Array) -> tuple:
+def in_tiles(
+    run: Callable[..., Tiles], carry: Tiles, sizes: Sequence[int], ends: Int[Array, "sizes"]
+) -> Tiles:
     """Calls `run(carry, size)` for each tile; each size is one more copy of `run` in the program.
 
     Args:
@@ -334,7 +342,7 @@ def _move(live: Live, exited: Exited, survivors: Array, count: Array, few: int) 
     """
     tree = None if exited.state is None else live.state, live.output, live.memory
 
-    def move(carry):
+    def move(carry: Any) -> tuple[Array, PyTree]:
         end, buffers = carry
         rows = read_rows(tree, take_tile(live.source, end - 1, few))
         return end - few, write_tile(buffers, rows, end - 1)
@@ -361,8 +369,8 @@ def _state_after(exited: Exited, before: Array | None, after: Carry | None, plac
         return state
     batch, places = place.shape[0], after.row.shape[0]
     source = after.live.source[-places:]
-    here = jnp.arange(places, dtype=jnp.int32) < after.count
+    here = jnp.arange(places, dtype=jnp.int32) < after.alive
     stands = jnp.zeros(batch, jnp.int32)
     stands = stands.at[jnp.where(here, after.row, batch)].set(source, mode="drop")
     survived = jax.tree.map(lambda a: a[stands], after.live.state)
-    return where_rows(place < after.count, survived, state)
+    return where_rows(place < after.alive, survived, state)

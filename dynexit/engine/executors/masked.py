@@ -5,12 +5,12 @@ import jax.numpy as jnp
 from dynexit.core.checks import Stage
 from dynexit.core.shapes import PyTree
 from dynexit.engine import loops
-from dynexit.engine.rows import Job, Rows, advance, advance_alone, clear_exited
+from dynexit.engine.rows import Job, RowCarry, advance, advance_alone, clear_exited
 
 
 def run_masked(
-    stages: tuple[Stage, ...], job: Job, rows: Rows, spaces: tuple[PyTree, ...]
-) -> tuple[Rows, tuple]:
+    stages: tuple[Stage, ...], job: Job, rows: RowCarry, spaces: tuple[PyTree, ...]
+) -> tuple[RowCarry, tuple[PyTree, ...]]:
     """Runs all rows together; rows that have exited do not change.
 
     Args:
@@ -23,7 +23,7 @@ def run_masked(
       rows: the rows after the last stage.
       states: the state of every row after each stage, zeros for a row that did not enter it.
     """
-    states = []
+    states: list[PyTree] = []
     for stage, space in zip(stages, spaces, strict=True):
         if stage.steps == 1:
             rows = advance_alone(stage, job, rows, space)
@@ -33,7 +33,7 @@ def run_masked(
     return rows, tuple(states)
 
 
-def _loop(stage: Stage, job: Job, rows: Rows) -> Rows:
+def _loop(stage: Stage, job: Job, rows: RowCarry) -> RowCarry:
     body = lambda carry: (carry[0] + 1, advance(stage, carry[0], job, carry[1]))
     go_on = lambda carry: (carry[0] < stage.steps) & carry[1].alive.any()
     return loops.while_loop(go_on, body, (jnp.int32(0), rows))[1]

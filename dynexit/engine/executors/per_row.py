@@ -1,17 +1,19 @@
 """The per-row executor: a loop over rows, each run to its own depth, with little memory."""
 
+from typing import Any
+
 import jax
 
 from dynexit.core.checks import Stage
 from dynexit.core.shapes import PyTree
 from dynexit.engine import loops
 from dynexit.engine.executors.masked import run_masked
-from dynexit.engine.rows import Job, Rows
+from dynexit.engine.rows import Job, RowCarry
 
 
 def run_per_row(
-    stages: tuple[Stage, ...], job: Job, rows: Rows, spaces: tuple[PyTree, ...]
-) -> tuple[Rows, tuple]:
+    stages: tuple[Stage, ...], job: Job, rows: RowCarry, spaces: tuple[PyTree, ...]
+) -> tuple[RowCarry, tuple[PyTree, ...]]:
     """Runs one row at a time; arguments and results are those of `run_masked`."""
     alone = lambda tree: jax.tree.map(lambda a: a[None], tree)
     one_row = tuple(
@@ -19,7 +21,7 @@ def run_per_row(
         for space in spaces
     )
 
-    def run(common, row):
+    def run(common: Any, row: Any) -> tuple[Any, PyTree]:
         executed, side = common
         row, states = run_masked(
             stages, job, alone(row)._replace(executed=executed, side=side), one_row

@@ -19,6 +19,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,8 +29,8 @@ from jax.sharding import PartitionSpec as P
 from jax.tree_util import Partial
 
 from dynexit.core.checks import Stage, batch_size, depth_of, stages_of
-from dynexit.core.shapes import Array, PyTree
-from dynexit.core.types import Criterion, Halted, Step
+from dynexit.core.shapes import Array, PyTree, Rows
+from dynexit.core.types import Criterion, Halted, Memory, Step
 from dynexit.criteria.memory import first_memory
 from dynexit.engine.counts import total
 from dynexit.engine.executors.compacted import (
@@ -49,7 +50,7 @@ from dynexit.engine.run import checked_tile, run_until, walk
 
 def run_sharded(
     step: Step,
-    state: PyTree,
+    state: Rows,
     depth: int | None = None,
     criterion: Criterion | None = None,
     mesh: Mesh | None = None,
@@ -138,7 +139,17 @@ def _segments(stage: Stage, rebalance: Sequence[int]) -> tuple[int, ...]:
 @watched_jit(
     "run_sharded", static_argnames=("depth", "mesh", "axis", "segments", "tile", "keep_state")
 )
-def _run(step, state, depth, criterion, mesh, axis, segments, tile, keep_state) -> Halted:
+def _run(
+    step: Step,
+    state: PyTree,
+    depth: Any,
+    criterion: Criterion,
+    mesh: Mesh,
+    axis: str,
+    segments: tuple[int, ...],
+    tile: Any,
+    keep_state: bool,
+) -> Halted:
     stages = stages_of(step, depth)
     batch, local = batch_size(state), batch_size(state) // mesh.shape[axis]
     _, output = walk(stages, state)
@@ -154,7 +165,9 @@ def _run(step, state, depth, criterion, mesh, axis, segments, tile, keep_state) 
     row = jnp.arange(batch, dtype=jnp.int32)
     if len(segments) == 2:
 
-        def alone(step, criterion, memory, state, row):
+        def alone(
+            step: Step, criterion: Criterion, memory: Memory, state: PyTree, row: Array
+        ) -> Halted:
             halted = run_until(
                 step, state, depth, known(criterion, memory), "compacted", tile, keep_state
             )
@@ -166,7 +179,9 @@ def _run(step, state, depth, criterion, mesh, axis, segments, tile, keep_state) 
     _, read = walk(stages, jax.tree.map(lambda a: a[:local], state))
     (plan,), places = plan_for(local, read, [tiling])
 
-    def together(step, criterion, memory, state, row):
+    def together(
+        step: Step, criterion: Criterion, memory: Memory, state: PyTree, row: Array
+    ) -> tuple[PyTree, Array]:
         job = Job(known(criterion, memory), last_exit(stages), batch)
         rows = begin(state, read, memory, local, last_exit(stages) + 1)._replace(row=row)
         carry, parts = all_live(rows, plan.few, places), []
@@ -174,7 +189,7 @@ def _run(step, state, depth, criterion, mesh, axis, segments, tile, keep_state) 
             if start:
                 carry = _rebalance(carry, axis, local, plan.few)
             room = empty_rows(state, plan.few - 1 + local) if keep_state else None
-            before, carry = carry.count, with_room(carry, room)
+            before, carry = carry.alive, with_room(carry, room)
             part = Stage(_later(step, start), stop - start, start, start * step.blocks)
             carry = run_loop(part, job, carry, None, plan)
             parts.append(_exited(carry, before, local, plan.few, batch))
@@ -195,11 +210,11 @@ def _given(memory: PyTree, batch: int, output: PyTree = None) -> PyTree:
     return memory
 
 
-def _exited(carry: Carry, before: Array, local: int, few: int, batch: int) -> tuple:
+def _exited(carry: Carry, before: Array, local: int, few: int, batch: int) -> PyTree:
     """The rows that exited since `before` rows were live; the index of any other position is B."""
     position = jnp.arange(local, dtype=jnp.int32)
     row, nan_exits, exit = (a[:local] for a in (carry.row, carry.nan_exits, carry.exit))
-    row = jnp.where((position >= carry.count) & (position < before), row, batch)
+    row = jnp.where((position >= carry.alive) & (position < before), row, batch)
     return row, nan_exits, exit, by_position(carry, few)
 
 
@@ -216,7 +231,7 @@ def _rebalance(carry: Carry, axis: str, local: int, few: int) -> Carry:
     """Redistributes survivors evenly over the devices."""
     devices, me = lax.axis_size(axis), lax.axis_index(axis)
     each = -(-local // devices)  # rows from one device to another, at most
-    counts = lax.all_gather(carry.count, axis)
+    counts = lax.all_gather(carry.alive, axis)
     before = jnp.cumsum(counts) - counts
     offsets = jnp.arange(each, dtype=jnp.int32) * devices
     # the first row that is sent to device `to`, if `start` rows are on the devices before
@@ -238,4 +253,4 @@ def _rebalance(carry: Carry, axis: str, local: int, few: int) -> Carry:
     source = jnp.arange(1 - few, carry.row.shape[0], dtype=jnp.int32)
     live = live._replace(state=state, memory=memory, source=source)
     count = come.sum(dtype=jnp.int32)
-    return carry._replace(live=live, row=row, nan_exits=nan_exits, count=count)
+    return carry._replace(live=live, row=row, nan_exits=nan_exits, alive=count)

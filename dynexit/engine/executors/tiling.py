@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dynexit.core.shapes import Array
+from dynexit.core.shapes import Array, Float, Int, PyTree
 from dynexit.core.types import Step
 
 # bytes of state: a tile's overhead is about the cost of rows with this much state (2 CPU cores)
@@ -49,7 +49,7 @@ class Tiling:
     sizes: tuple[int, ...]
     costs: tuple[float, ...]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.sizes or len(self.sizes) != len(self.costs):
             raise ValueError(
                 "`sizes` and `costs` must have the same length, at least 1, got "
@@ -72,11 +72,11 @@ class Tiling:
         kept = [(s, c) for s, c in zip(self.sizes, self.costs, strict=True) if s <= batch]
         return Tiling(*zip(*(kept or [(batch, self.costs[-1])]), strict=True))
 
-    def counts(self, batch: int) -> np.ndarray:
+    def counts(self, batch: int) -> Int[np.ndarray, "n sizes"]:
         """Tiles of each size for n live rows, n = 0..batch: int32 `[batch + 1, sizes]`."""
         return _plans(self.within(batch), batch)[0]
 
-    def rows(self, batch: int) -> np.ndarray:
+    def rows(self, batch: int) -> Int[np.ndarray, "n"]:
         """Rows that a block runs for n live rows, with padding rows: int64 `[batch + 1]`."""
         return self.counts(batch) @ np.array(self.within(batch).sizes)
 
@@ -84,7 +84,7 @@ class Tiling:
         """The number of rows by which the last tile of a plan may exceed the batch."""
         return int(self.rows(batch).max()) - batch if isinstance(batch, int) else self.sizes[0] - 1
 
-    def ends(self, live: Array, batch: Any) -> Array:
+    def ends(self, live: Int[Array, ""], batch: Any) -> Int[Array, "sizes"]:
         """Where the tiles of each size end for `live` rows (int32 `[]`, traced): int32 `[sizes]`.
 
         The tiling must be `within` the batch.
@@ -93,7 +93,7 @@ class Tiling:
             return jnp.asarray((self.counts(batch) * self.sizes).cumsum(1), jnp.int32)[live]
         return jnp.cumsum(self.counts_for(live) * jnp.asarray(self.sizes, jnp.int32))
 
-    def counts_for(self, live: Array) -> Array:
+    def counts_for(self, live: Int[Array, ""]) -> Int[Array, "sizes"]:
         """A row of `counts` for a symbolic batch size: int32 `[sizes]` for `live` rows.
 
         `live` is int32 `[]`, traced. For many rows the plans repeat, with more tiles of the size
@@ -105,13 +105,13 @@ class Tiling:
         more = (jnp.maximum(live - known, 0) + size - 1) // size
         return table[live - more * size].at[cheapest].add(more)
 
-    def seconds(self, batch: int) -> np.ndarray:
+    def seconds(self, batch: int) -> Float[np.ndarray, "n"]:
         """Costs of the plans for n live rows, n = 0..batch: float64 `[batch + 1]`."""
         return _plans(self.within(batch), batch)[1]
 
 
 def default_tiling(
-    state: Any, batch: int, tile: int | None = None, step: Step | None = None
+    state: PyTree, batch: Any, tile: int | None = None, step: Step | None = None
 ) -> Tiling:
     """A tiling without measurements, from the model c(s) = s + a constant.
 
@@ -186,7 +186,9 @@ def _plans(tiling: Tiling, batch: int) -> tuple[np.ndarray, np.ndarray]:
     return counts, seconds
 
 
-def choose_sizes(costs: dict[int, float], batch: int, live: np.ndarray, most: int = 3) -> Tiling:
+def choose_sizes(
+    costs: dict[int, float], batch: int, live: Int[np.ndarray, "..."], most: int = 3
+) -> Tiling:
     """Chooses tile sizes greedily by the expected cost of the plans.
 
     Args:

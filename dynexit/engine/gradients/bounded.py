@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from dynexit.core.checks import Depth, Stage, batch_size, depth_of, stages_of
 from dynexit.core.meshes import on_auto_axes
-from dynexit.core.shapes import PyTree
+from dynexit.core.shapes import PyTree, Rows
 from dynexit.core.types import Criterion, Halted, Step
 from dynexit.criteria.memory import first_memory
 from dynexit.engine import loops
@@ -18,7 +18,7 @@ from dynexit.engine.gradients.retraced import run_retraced
 from dynexit.engine.recompiles import watched_jit
 from dynexit.engine.rows import (
     Job,
-    Rows,
+    RowCarry,
     advance,
     advance_alone,
     begin,
@@ -34,7 +34,7 @@ EXECUTORS = ("masked", "compacted")
 
 def run_bounded(
     step: Step | Sequence[Step],
-    state: PyTree,
+    state: Rows,
     depth: Depth = None,
     criterion: Criterion | None = None,
     executor: Literal["masked", "compacted"] = "masked",
@@ -80,7 +80,7 @@ def run_bounded(
     tile = checked_tile(tile, len(stages_of(step, depth)))
     depth = depth_of(step, depth)
 
-    def run(state, step, criterion):
+    def run(state: PyTree, step: Any, criterion: Criterion) -> Halted:
         if executor == "compacted":
             return run_retraced(step, state, depth, criterion, tile)
         return _run_masked(step, state, depth, criterion)
@@ -89,14 +89,14 @@ def run_bounded(
 
 
 @watched_jit("run_bounded", static_argnames=("depth",))
-def _run_masked(step, state, depth, criterion) -> Halted:
+def _run_masked(step: Any, state: PyTree, depth: Any, criterion: Criterion) -> Halted:
     stages = stages_of(step, depth)
     spaces, output = walk(stages, state)
     batch = batch_size(state)
     job = Job(criterion, last_exit(stages), batch)
     memory = first_memory(criterion, batch, output, job.last + 1)
     rows = begin(state, output, memory, batch, job.last + 1)
-    states = []
+    states: list[PyTree] = []
     for stage, space in zip(stages, spaces, strict=True):
         if stage.steps == 1:
             rows = advance_alone(stage, job, rows, space, differentiated=True)
@@ -116,13 +116,13 @@ def _run_masked(step, state, depth, criterion) -> Halted:
     )
 
 
-def _tree(stage: Stage, job: Job, rows: Rows) -> Rows:
+def _tree(stage: Stage, job: Job, rows: RowCarry) -> RowCarry:
     """All steps of a stage, as nested checkpointed scans of 4 iterations each.
 
     The backward pass of one scan holds 4 states at a time.
     """
 
-    def one(rows: Rows, i: Any):
+    def one(rows: RowCarry, i: Any) -> tuple[RowCarry, None]:
         run = lambda rows: advance(stage, i, job, rows, differentiated=True)
         return loops.maybe(rows.alive.any() & (i < stage.steps), run, lambda rows: rows, rows), None
 

@@ -15,7 +15,8 @@ gradient.
 
 import dataclasses
 import functools
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,7 @@ from jax import dtypes
 from jax.tree_util import Partial
 
 from dynexit.core.checks import Stage, batch_size, shapes, stages_of
-from dynexit.core.shapes import Array, PyTree
+from dynexit.core.shapes import Array, PyTree, Rows
 from dynexit.core.stacking import take
 from dynexit.core.types import Criterion, Halted, Step
 from dynexit.engine import loops
@@ -35,10 +36,19 @@ from dynexit.engine.recompiles import watched_jit
 from dynexit.engine.rows import where_rows
 from dynexit.engine.run import run_until, stacked_weights, walk
 
+Apply: TypeAlias = Callable[..., tuple[PyTree, ...]]  # of a step
+Floats: TypeAlias = list[Array]  # the floating-point leaves of a tree
+# by stage: whether its weights are tied, its blocks a step, its depth, its tiling
+Form: TypeAlias = tuple[tuple[bool, ...], tuple[int, ...], tuple[int, ...], Any]
+
 
 @watched_jit("run_bounded", static_argnames=("depth", "tile"))
 def run_retraced(
-    step: Step | tuple, state: PyTree, depth: int | tuple, criterion: Criterion, tile: Any
+    step: Step | tuple[Step, ...],
+    state: Rows,
+    depth: int | tuple[int, ...],
+    criterion: Criterion,
+    tile: Any,
 ) -> Halted:
     """`run_until` with a gradient; `depth` and `tile` are hashable.
 
@@ -59,14 +69,22 @@ def run_retraced(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _run(form: tuple, weights: list, applies: list, state: PyTree, criterion: Criterion) -> Halted:
+def _run(
+    form: Form,
+    weights: list[PyTree],
+    applies: list[Apply],
+    state: PyTree,
+    criterion: Criterion,
+) -> Halted:
     tied, blocks, depth, tile = form
     return run_until(
         _steps(tied, blocks, weights, applies), state, depth, criterion, "compacted", tile
     )
 
 
-def _steps(tied: tuple, blocks: tuple, weights: list, applies: list) -> tuple[Step, ...]:
+def _steps(
+    tied: tuple[bool, ...], blocks: tuple[int, ...], weights: list[PyTree], applies: list[Apply]
+) -> tuple[Step, ...]:
     return tuple(
         Step(Partial(_constant if t else take, w), apply, b)
         for w, t, apply, b in zip(weights, tied, applies, blocks, strict=True)
@@ -87,13 +105,21 @@ class _Recording:
 
     stage: int
 
-    def __call__(self, apply, w, i, state, rows, side):
+    def __call__(
+        self, apply: Apply, w: PyTree, i: Any, state: PyTree, rows: Array, side: PyTree
+    ) -> tuple[PyTree, ...]:
         k = self.stage
         record = jax.tree.map(lambda r, a: r.at[i, rows].set(a, mode="drop"), side[k], state)
         return *apply(w, i, state), (*side[:k], record, *side[k + 1 :])
 
 
-def _forward(form, weights, applies, state, criterion):
+def _forward(
+    form: Form,
+    weights: list[PyTree],
+    applies: list[Apply],
+    state: PyTree,
+    criterion: Criterion,
+) -> tuple[Halted, tuple[PyTree, ...]]:
     """The run, and the states with which every row entered every step.
 
     The states have leaves `[steps, B, ...]`, by stage.
@@ -122,7 +148,7 @@ def _forward(form, weights, applies, state, criterion):
     )
 
 
-def _backward(form, kept, given: Halted):
+def _backward(form: Form, kept: tuple[PyTree, ...], given: Halted) -> tuple[PyTree, ...]:
     weights, applies, state, criterion, records, exit = kept
     tied, blocks, depth, tile = form
     stages = stages_of(_steps(tied, blocks, weights, applies), depth)
@@ -130,7 +156,7 @@ def _backward(form, kept, given: Halted):
     order = jnp.argsort(exit, descending=True).astype(jnp.int32)
     sorted_rows = lambda tree: jax.tree.map(lambda a: a[order], _floats(tree))
     of_outputs, exit = sorted_rows(given.output), exit[order]
-    after, of_weights, of_applies = None, [], []
+    after, of_weights, of_applies = None, list[PyTree](), list[PyTree]()
     for k, stage in reversed(list(enumerate(stages))):
         space = jax.tree.map(lambda a: a[0], records[k])
         if isinstance(tile, tuple):
@@ -159,10 +185,10 @@ def _retrace(
     record: PyTree,
     order: Array,
     exit: Array,
-    after: list,
-    of_outputs: list,
+    after: Floats,
+    of_outputs: Floats,
     tiling: Tiling,
-) -> tuple[list, list, list]:
+) -> tuple[Floats, Floats, Floats]:
     """The gradients of the input, the weights and the `apply` of one stage.
 
     They follow from the gradients of its final states, `after`, and of the outputs, `of_outputs`.
@@ -176,13 +202,13 @@ def _retrace(
     if last == 0:
         before = extended(zeros(jax.tree.map(lambda a: a[0], record)), tiling.padding(batch))
 
-    def retrace_step(carry):
+    def retrace_step(carry: Any) -> tuple[Any, ...]:
         i, after, of_weights, of_apply = carry
         w = weights if tied else take(weights, i)
         live = (exit >= stage.first + i).sum(dtype=jnp.int32)
         entered = jax.tree.map(lambda a: a[i], record)
 
-        def retrace_tile(carry, size: int):
+        def retrace_tile(carry: Any, size: int) -> tuple[Any, ...]:
             begin, before, of_w, of_apply = carry
             place = begin + jnp.arange(size, dtype=jnp.int32)
             row = order[jnp.minimum(place, live - 1)]  # padding rows retrace the last live row
@@ -192,7 +218,7 @@ def _retrace(
             masked = lambda mask, tree: where_rows(mask, tree, [jnp.zeros_like(a) for a in tree])
             state = jax.tree.map(lambda a: a[row], entered)
 
-            def run(floats):
+            def run(floats: list[Floats]) -> tuple[Floats, Floats]:
                 apply, w_tile, s = (
                     _put(f, t) for f, t in zip(floats, (stage.step.apply, w, state), strict=True)
                 )
@@ -229,7 +255,7 @@ def _is_float(a: Any) -> bool:
     return jnp.issubdtype(jnp.result_type(a), jnp.inexact)
 
 
-def _floats(tree: PyTree) -> list:
+def _floats(tree: PyTree) -> Floats:
     """The leaves that have gradients."""
     return [
         a
@@ -238,13 +264,13 @@ def _floats(tree: PyTree) -> list:
     ]
 
 
-def _put(floats: list, tree: PyTree) -> PyTree:
+def _put(floats: Floats, tree: PyTree) -> PyTree:
     """The tree with its floating-point leaves replaced by `floats`."""
     new = iter(floats)
     return jax.tree.map(lambda a: next(new) if _is_float(a) else a, tree)
 
 
-def _with_integers(floats: list, tree: PyTree) -> PyTree:
+def _with_integers(floats: Floats, tree: PyTree) -> PyTree:
     """Gradients in the structure of `tree`; those of integers have the dtype float0."""
     new = iter(floats)
     return jax.tree.map(

@@ -9,19 +9,19 @@ from jax import lax
 from jax.core import Tracer
 
 from dynexit.core.checks import positive_integer
-from dynexit.core.shapes import Array, PyTree
+from dynexit.core.shapes import AnyArray, Array, Int, PyTree, Rows
 from dynexit.core.types import Step
 from dynexit.engine import loops
 
 
 def run_truncated(
     step: Step,
-    state: PyTree,
-    free: Any,
-    steps: Any,
+    state: Rows,
+    free: int | Int[AnyArray, ""],
+    steps: int | Int[AnyArray, ""],
     most: int,
     injected: Sequence[str] = (),
-) -> tuple[PyTree, PyTree]:
+) -> tuple[Rows, Rows]:
     """Runs `free` steps without gradients, then `steps` steps with gradients.
 
     s_{i+1} = f(s_i) for i < free + steps; dL/ds_i = 0 for i < free. With free = 0 the gradient is
@@ -74,7 +74,7 @@ def run_truncated(
     )
     state = {**begun, **{name: state[name] for name in injected}} if injected else begun
 
-    def one(state: PyTree, j: Any):
+    def one(state: PyTree, j: Any) -> tuple[PyTree, None]:
         i = free + j - (most - steps)
         return loops.maybe(
             j >= most - steps, lambda state: forward(step, i, state), lambda state: state, state

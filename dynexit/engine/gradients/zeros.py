@@ -25,14 +25,14 @@ def zero_stays_zero(f: Callable[..., PyTree]) -> Callable[..., PyTree]:
     """`f`, a function of trees of arrays without arrays in its closure, with this reverse pass."""
 
     @jax.custom_vjp
-    def run(*args):
+    def run(*args: PyTree) -> PyTree:
         return f(*args)
 
-    def forward(*args):
+    def forward(*args: PyTree) -> tuple[PyTree, Any]:
         leaves, tree = jax.tree.flatten(args)
         moving = [k for k, a in enumerate(leaves) if _is_float(a)]
 
-        def of_floats(floats: list) -> tuple[list, list]:
+        def of_floats(floats: list[Array]) -> tuple[list[Array], list[Array]]:
             given = list(leaves)
             for k, a in zip(moving, floats, strict=True):
                 given[k] = a
@@ -46,7 +46,7 @@ def zero_stays_zero(f: Callable[..., PyTree]) -> Callable[..., PyTree]:
         out = jax.tree.unflatten(structure, [next(whole[kind]) for kind in kinds])
         return out, (pull, args)
 
-    def backward(kept, given):
+    def backward(kept: Any, given: PyTree) -> PyTree:
         pull, args = kept
         floats = [a for a in jax.tree.leaves(given) if a.dtype != dtypes.float0]
         closed = jax.make_jaxpr(pull)(floats)
@@ -58,7 +58,7 @@ def zero_stays_zero(f: Callable[..., PyTree]) -> Callable[..., PyTree]:
     return run
 
 
-def _evaluate(jaxpr: core.Jaxpr, consts: list, args: list) -> list:
+def _evaluate(jaxpr: core.Jaxpr, consts: list[Any], args: list[Any]) -> list[Any]:
     """Evaluates a program in which products and quotients of zero are zero."""
     values: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
     values |= zip(jaxpr.invars, args, strict=True)

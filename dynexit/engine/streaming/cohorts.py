@@ -15,16 +15,16 @@ one tile that is not full, for any distribution of depths. Smaller tile sizes ar
 only the block and its head are compiled for each size.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from dynexit.core.checks import Stage
-from dynexit.core.shapes import Array, PyTree
-from dynexit.core.types import Criterion, Halted
+from dynexit.core.shapes import Array, Int, PyTree, Rows
+from dynexit.core.types import Criterion, Halted, Memory
 from dynexit.engine import loops
-from dynexit.engine.counts import counted, no_rows, total
+from dynexit.engine.counts import Counter, counted, no_rows, total
 from dynexit.engine.executors.compacted import in_tiles
 from dynexit.engine.executors.moves import (
     empty_rows,
@@ -56,17 +56,17 @@ class Flow(NamedTuple):
     waiting: Waiting
     exited: Exited
     output: PyTree
-    counts: Array
-    done: Array
-    executed: Array
+    counts: Int[Array, "cohorts"]
+    done: Int[Array, ""]
+    executed: Counter
 
 
 def run_cohorts(
     stage: Stage,
-    queue: PyTree,
-    rows: Array,
+    queue: Rows,
+    rows: Int[Array, ""],
     criterion: Criterion,
-    memory: PyTree,
+    memory: Memory,
     output: PyTree,
     slots: int,
     tiling: Tiling,
@@ -106,7 +106,7 @@ def run_cohorts(
         tiles = _take(source, flow, i, rows, taken, tile)
         weights = stage.step.select(i)
 
-        def run(carry, size: int):
+        def run(carry: Any, size: int) -> tuple[Any, ...]:
             begin, state, output = carry
             results = stage.step.apply(weights, i, take_tile(state, begin, size))
             return begin + size, *write_tile((state, output), results, begin)

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from dynexit.core.checks import Stage
-from dynexit.core.shapes import Array, PyTree
-from dynexit.core.types import Halted
+from dynexit.core.shapes import Array, Int, PyTree, Rows
+from dynexit.core.types import Halted, Memory
 from dynexit.engine.executors.moves import empty_rows
 from dynexit.engine.rows import exit_depth
 
@@ -21,10 +21,10 @@ class Waiting(NamedTuple):
       nan_exits: int32 `[b]`, the number of exits at which its output held a NaN.
     """
 
-    state: PyTree
-    memory: PyTree
-    row: Array
-    nan_exits: Array
+    state: Rows
+    memory: Memory
+    row: Int[Array, "b"]
+    nan_exits: Int[Array, "b"]
 
 
 class Exited(NamedTuple):
@@ -34,22 +34,26 @@ class Exited(NamedTuple):
     int32 `[b]`.
     """
 
-    state: PyTree
-    output: PyTree
-    memory: PyTree
-    row: Array
-    nan_exits: Array
-    exit: Array
+    state: Rows
+    output: Rows
+    memory: Memory
+    row: Int[Array, "b"]
+    nan_exits: Int[Array, "b"]
+    exit: Int[Array, "b"]
 
 
-def none_exited(queue: PyTree, output: PyTree, memory: PyTree, rows: int, keep: bool) -> Exited:
+def none_exited(queue: Rows, output: PyTree, memory: Memory, rows: int, keep: bool) -> Exited:
     """Empty buffers for this number of rows, with the shapes and types of the given rows."""
     state, output, memory = empty_rows((queue if keep else None, output, memory), rows)
     return Exited(state, output, memory, *jnp.zeros((3, rows), jnp.int32))
 
 
 def in_queue_order(
-    exited: Exited, count: int, rows: Array, stage: Stage, executed: Array
+    exited: Exited,
+    count: int,
+    rows: Int[Array, ""],
+    stage: Stage,
+    executed: Int[Array, ""],
 ) -> Halted:
     """The results of the first `rows` of `count` rows in the order of the queue.
 

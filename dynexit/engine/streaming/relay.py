@@ -10,17 +10,22 @@ largest depth of each token.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
 from dynexit.core.checks import describe, positive_integer
-from dynexit.core.shapes import Array, PyTree
-from dynexit.core.types import Criterion
+from dynexit.core.shapes import Array, Bool, Int, PyTree, Rows
+from dynexit.core.types import Criterion, Memory
 from dynexit.criteria.memory import first_memory
 from dynexit.engine.executors.tiling import Tiling
 from dynexit.engine.rows import read_exit
+
+Finish: TypeAlias = Callable[
+    [PyTree, Rows, Int[Array, "b"], Bool[Array, "b"], Int[Array, "b"]],
+    tuple[PyTree, Bool[Array, "b"]],
+]
 
 
 class Relayed(NamedTuple):
@@ -34,8 +39,8 @@ class Relayed(NamedTuple):
     """
 
     state: PyTree
-    nan_exits: Array
-    turns: Array
+    nan_exits: Int[Array, "B"]
+    turns: Int[Array, ""]
 
 
 class Turn(NamedTuple):
@@ -45,21 +50,21 @@ class Turn(NamedTuple):
     and `memory` that of the criterion.
     """
 
-    age: Array
-    over: Array
-    memory: PyTree
+    age: Int[Array, "B"]
+    over: Bool[Array, "B"]
+    memory: Memory
     state: PyTree
-    nan_exits: Array
-    turns: Array
+    nan_exits: Int[Array, "B"]
+    turns: Int[Array, ""]
 
 
 def run_relay(
-    step: Callable[[Array, PyTree], tuple[PyTree, PyTree]],
-    finish: Callable[[PyTree, PyTree, Array, Array, Array], tuple[PyTree, Array]],
+    step: Callable[[Int[Array, "B"], PyTree], tuple[PyTree, Rows]],
+    finish: Finish,
     state: PyTree,
     depth: int,
     criterion: Criterion,
-    over: Array,
+    over: Bool[Array, "B"],
     tiling: Tiling,
 ) -> Relayed:
     """Iterates rows that each begin a new run when they exit, until all rows are finished.

@@ -18,10 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from dynexit.core.checks import Stage
-from dynexit.core.shapes import Array, PyTree
-from dynexit.core.types import Criterion, Halted
+from dynexit.core.shapes import Array, Int, PyTree, Rows
+from dynexit.core.types import Criterion, Halted, Memory
 from dynexit.engine import loops
-from dynexit.engine.counts import counted, no_rows, total
+from dynexit.engine.counts import Counter, counted, no_rows, total
 from dynexit.engine.executors.compacted import (
     advance_live,
     all_live,
@@ -56,20 +56,20 @@ class Pool(NamedTuple):
     """
 
     slots: Waiting
-    age: Array
+    age: Int[Array, "S"]
     exited: Exited
-    alive: Array
-    drawn: Array
-    done: Array
-    executed: Array
+    alive: Int[Array, ""]
+    drawn: Int[Array, ""]
+    done: Int[Array, ""]
+    executed: Counter
 
 
 def run_slots(
     stage: Stage,
-    queue: PyTree,
-    rows: Array,
+    queue: Rows,
+    rows: Int[Array, ""],
     criterion: Criterion,
-    memory: PyTree,
+    memory: Memory,
     output: PyTree,
     slots: int,
     tiling: Tiling,
@@ -180,11 +180,11 @@ def _last_turns(stage: Stage, job: Job, output: PyTree, tiling: Tiling, pool: Po
         row=row,
         nan_exits=nan_exits,
         exit=exit,
-        count=pool.alive,
+        alive=pool.alive,
         executed=pool.executed,
     )
     carry = loops.while_loop(
-        lambda carry: carry.count > 0,
+        lambda carry: carry.alive > 0,
         lambda carry: advance_live(stage, None, job, carry, plan),
         carry,
     )

@@ -5,8 +5,6 @@ refilled from the queue (`slots.py`). If each block has its own weights, rows th
 block are gathered into tiles (`cohorts.py`).
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +19,7 @@ from dynexit.core.checks import (
     stages_of,
 )
 from dynexit.core.meshes import on_auto_axes
-from dynexit.core.shapes import Array, PyTree
+from dynexit.core.shapes import Array, Int, PyTree, Rows
 from dynexit.core.types import Criterion, Halted, Step
 from dynexit.criteria.memory import first_memory
 from dynexit.engine import loops
@@ -34,7 +32,7 @@ from dynexit.engine.streaming.slots import run_slots
 
 def run_stream(
     step: Step,
-    queue: PyTree,
+    queue: Rows,
     depth: int | None = None,
     criterion: Criterion | None = None,
     slots: int | None = None,
@@ -79,8 +77,8 @@ def run_stream(
 
 def streamed(
     step: Step,
-    queue: PyTree,
-    rows: Any,
+    queue: Rows,
+    rows: Int[Array, ""],
     depth: int,
     criterion: Criterion | None,
     slots: int | None,
@@ -88,7 +86,7 @@ def streamed(
 ) -> Halted:
     """`stream`, on a mesh of any kind."""
 
-    def run(queue, rows, step, criterion):
+    def run(queue: PyTree, rows: Array, step: Step, criterion: Criterion) -> Halted:
         return stream(step, queue, rows, depth, criterion, slots, keep_state)
 
     return on_auto_axes(run, queue, rows, step, criterion)
@@ -116,8 +114,8 @@ def checked_slots(
 @watched_jit("run_stream", static_argnames=("depth", "slots", "keep_state"))
 def stream(
     step: Step,
-    queue: PyTree,
-    rows: Array,
+    queue: Rows,
+    rows: Int[Array, ""],
     depth: int,
     criterion: Criterion,
     slots: int | None,

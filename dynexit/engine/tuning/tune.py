@@ -24,7 +24,7 @@ import numpy as np
 
 from dynexit.core.checks import Depth, Stage, batch_size, depth_of, stages_of
 from dynexit.core.meshes import on_auto_axes
-from dynexit.core.shapes import Array, PyTree
+from dynexit.core.shapes import AnyArray, Array, Int, PyTree, Rows
 from dynexit.core.types import Criterion, Memory, Step
 from dynexit.engine.deferred import partition, read_throughout
 from dynexit.engine.executors.compacted import all_live, plan_for, run_loop, run_once
@@ -67,12 +67,12 @@ class Tuned(NamedTuple):
 
 def tune(
     step: Step | Sequence[Step],
-    state: PyTree,
+    state: Rows,
     depth: Depth = None,
-    exits: Any = None,
+    exits: Int[AnyArray, "M"] | None = None,
     sizes: Sequence[int] | None = None,
     repeats: int = 3,
-    cache: str | os.PathLike | None = None,
+    cache: str | os.PathLike[str] | None = None,
     costs: Sequence[dict[int, float]] | None = None,
     criterion: Criterion | None = None,
 ) -> Tuned:
@@ -190,7 +190,7 @@ def _known_or_measured(
     batch: int,
     sizes: list[int],
     repeats: int,
-    cache: str | os.PathLike | None,
+    cache: str | os.PathLike[str] | None,
 ) -> tuple[tuple[dict[int, float], ...], str]:
     """Costs by stage, and their origin."""
     path = None if cache is None else tune_cache.checked_path(cache)
@@ -235,11 +235,11 @@ def _entering(stages: tuple[Stage, ...], state: PyTree) -> list[PyTree]:
     return states
 
 
-def _nothing(i, output, memory):
+def _nothing(i: Any, output: PyTree, memory: PyTree) -> tuple[PyTree, PyTree]:
     return jnp.zeros(jax.tree.leaves(output)[0].shape[0], bool), memory
 
 
-def _stay(i, score, memory):
+def _stay(i: Any, score: PyTree, memory: PyTree) -> tuple[PyTree, PyTree]:
     return score, memory
 
 
@@ -258,7 +258,7 @@ def _measure(
         ends = [tiles * size if other <= size else 0 for other in falling]
         ends = jax.device_put(np.array(ends, np.int32))
 
-        def run(ends=ends):
+        def run(ends: Array = ends) -> Any:
             tiles = lambda state, step: _in_tiles(step, state, ends, depth, falling)
             return on_auto_axes(tiles, state, stage.step)
 
@@ -299,14 +299,20 @@ def _in_tiles(
     (plan,), places = plan_for(batch, output, [Tiling(sizes, (1.0,) * len(sizes))])
     carry = all_live(begin(state, output, Memory((), ()), batch, stage.steps), plan.few, places)
     job = Job(never, stage.steps - 1, batch)
-    carry = carry._replace(count=ends[-1])
+    carry = carry._replace(alive=ends[-1])
     plan = plan._replace(tiling=_Given(sizes, ends))
     run = run_once if stage.steps == 1 else run_loop
     carry = run(stage, job, carry, walk((stage,), state)[0][0], plan)
     return carry.exited.output, carry.executed
 
 
-def _expected(stages, costs, tilings, live: np.ndarray, batch: int) -> dict[str, float]:
+def _expected(
+    stages: tuple[Stage, ...],
+    costs: tuple[dict[int, float], ...],
+    tilings: tuple[Tiling, ...],
+    live: np.ndarray,
+    batch: int,
+) -> dict[str, float]:
     """Expected seconds per batch by executor, averaged over the random batches."""
     seconds: dict[str, float] = dict.fromkeys(("compacted", "masked", "per_row", "full"), 0.0)
     for stage, cost, tiling in zip(stages, costs, tilings, strict=True):

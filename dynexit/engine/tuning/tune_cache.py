@@ -15,7 +15,7 @@ import math
 import os
 import uuid
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ def key_of(
     return f"{about}, depth {depth}, batch {batch}, sizes {tried}, {digest.hexdigest()}"
 
 
-def checked_path(cache: str | os.PathLike) -> Path:
+def checked_path(cache: str | os.PathLike[str]) -> Path:
     """`cache` as a path; the file need not exist.
 
     Raises:
@@ -135,7 +135,7 @@ def _load(path: Path, warn: bool) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def _alone(folder: Path) -> Generator[None, None, None]:
     """Locks a folder for one process, if the system can.
 
     Otherwise the last of two writers wins; the file is complete in either case.
