@@ -8,16 +8,19 @@ them:
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dynexit.core.shapes import Array
+from dynexit.core.shapes import AnyArray, Array, Float, Key, Rows, Shaped
+
+Images: TypeAlias = Shaped[Array, "B H W C"]
+Augment: TypeAlias = Callable[[Key[Array, ""], Rows], Rows]
 
 
-def random_crop(key: Array, images: Array, padding: int) -> Array:
+def random_crop(key: Key[Array, ""], images: Images, padding: int) -> Images:
     """Shifts each image by up to `padding` pixels in both directions; the border is 0.
 
     Args:
@@ -48,7 +51,7 @@ def random_crop(key: Array, images: Array, padding: int) -> Array:
     return jax.vmap(crop)(padded, corners)
 
 
-def random_flip(key: Array, images: Array) -> Array:
+def random_flip(key: Key[Array, ""], images: Images) -> Images:
     """Mirrors each image left to right with chance 1/2.
 
     Args:
@@ -70,7 +73,7 @@ def random_flip(key: Array, images: Array) -> Array:
     return jnp.where(flip, images[:, :, ::-1, :], images)
 
 
-def cutout(key: Array, images: Array, size: int) -> Array:
+def cutout(key: Key[Array, ""], images: Images, size: int) -> Images:
     """Sets a square of each image to 0; its centre is any pixel, so that at the border less is cut.
 
     Args:
@@ -108,7 +111,7 @@ def cutout(key: Array, images: Array, size: int) -> Array:
     return jnp.where(square, jnp.zeros((), images.dtype), images)
 
 
-def chain(*functions: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:
+def chain(*functions: Augment) -> Augment:
     """One augmentation that applies several, each with its own key.
 
     Args:
@@ -122,7 +125,7 @@ def chain(*functions: Callable[[Array, Array], Array]) -> Callable[[Array, Array
       (2, 8, 8, 1)
     """
 
-    def augment(key: Array, inputs: Array) -> Array:
+    def augment(key: Key[Array, ""], inputs: Rows) -> Rows:
         for index, function in enumerate(functions):
             inputs = function(jax.random.fold_in(key, index), inputs)
         return inputs
@@ -130,7 +133,12 @@ def chain(*functions: Callable[[Array, Array], Array]) -> Callable[[Array, Array
     return augment
 
 
-def to_float(inputs: Array, maximum: float, mean: Any = 0.0, std: Any = 1.0) -> Array:
+def to_float(
+    inputs: Shaped[AnyArray, "*shape C"],
+    maximum: float,
+    mean: float | Float[AnyArray, "C"] = 0.0,
+    std: float | Float[AnyArray, "C"] = 1.0,
+) -> Float[Array, "*shape C"]:
     """Scales stored values to floats: (inputs / maximum - mean) / std.
 
     Args:
