@@ -260,7 +260,7 @@ def time_points(
         ran[k] = [calls.dynamic(operating_point, x) for x in few]
         return ran[k]
 
-    for k in index:
+    for k in index.tolist():
         one = jax.tree.map(lambda a, k=k: jnp.asarray(a[k]), points)
         every[str(k)] = functools.partial(dynamic, k, one)
         if calls.streamed is not None:
