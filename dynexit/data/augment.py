@@ -7,20 +7,21 @@ them:
     prepare = functools.partial(to_float, maximum=255.0, mean=0.286, std=0.353)
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dynexit.core.shapes import AnyArray, Array, Float, Key, Rows, Shaped
+from dynexit.core.shapes import AnyArray, Array, Float, Key, Num, Rows, Shaped
 
-Images: TypeAlias = Shaped[Array, "B H W C"]
+Images: TypeAlias = Shaped[AnyArray, "B H W C"]
+PerChannel: TypeAlias = float | Sequence[float] | Num[AnyArray, "C"]
 Augment: TypeAlias = Callable[[Key[Array, ""], Rows], Rows]
 
 
-def random_crop(key: Key[Array, ""], images: Images, padding: int) -> Images:
+def random_crop(key: Key[Array, ""], images: Images, padding: int) -> Shaped[Array, "B H W C"]:
     """Shifts each image by up to `padding` pixels in both directions; the border is 0.
 
     Args:
@@ -51,7 +52,7 @@ def random_crop(key: Key[Array, ""], images: Images, padding: int) -> Images:
     return jax.vmap(crop)(padded, corners)
 
 
-def random_flip(key: Key[Array, ""], images: Images) -> Images:
+def random_flip(key: Key[Array, ""], images: Images) -> Shaped[Array, "B H W C"]:
     """Mirrors each image left to right with chance 1/2.
 
     Args:
@@ -73,7 +74,7 @@ def random_flip(key: Key[Array, ""], images: Images) -> Images:
     return jnp.where(flip, images[:, :, ::-1, :], images)
 
 
-def cutout(key: Key[Array, ""], images: Images, size: int) -> Images:
+def cutout(key: Key[Array, ""], images: Images, size: int) -> Shaped[Array, "B H W C"]:
     """Sets a square of each image to 0; its centre is any pixel, so that at the border less is cut.
 
     Args:
@@ -136,9 +137,9 @@ def chain(*functions: Augment) -> Augment:
 def to_float(
     inputs: Shaped[AnyArray, "*shape C"],
     maximum: float,
-    mean: float | Float[AnyArray, "C"] = 0.0,
-    std: float | Float[AnyArray, "C"] = 1.0,
-) -> Float[Array, "*shape C"]:
+    mean: PerChannel = 0.0,
+    std: PerChannel = 1.0,
+) -> Float[AnyArray, "*shape C"]:
     """Scales stored values to floats: (inputs / maximum - mean) / std.
 
     Args:
@@ -172,6 +173,6 @@ def to_float(
     return (scaled - per_channel(mean)) / per_channel(std)
 
 
-def _check_images(images: Array) -> None:
+def _check_images(images: Images) -> None:
     if images.ndim != 4:
         raise ValueError(f"`images` must have shape [B, H, W, C], got {images.shape}.")

@@ -193,7 +193,7 @@ def _heaviest_cut(W: np.ndarray) -> tuple[float, np.ndarray]:
     return best, side
 
 
-def _square(similarities: AnyArray) -> np.ndarray:
+def _square(similarities: Num[AnyArray, "..."]) -> np.ndarray:
     S = np.asarray(similarities, np.float64)
     if S.ndim != 2 or S.shape != (len(S), len(S)) or np.isnan(S).any():
         raise ValueError(

@@ -60,7 +60,7 @@ class AfterUpdate:
         first: int,
     ):
         self.settings, self.saver = settings, saver
-        self.last: dict[str, int | float] = {}
+        self.last: dict[str, float] = {}
         self._records, self._mirror, self._bar, self._stream = records, mirror, bar, stream
         self._evaluate, self._evaluated = evaluate, ""
         self._watch = CollapseWatch()
@@ -125,7 +125,7 @@ class AfterUpdate:
         self._logged_step, self._logged_at = step, now
         return {"seconds": round(now - self._began, 3), "examples_per_second": round(speed, 1)}
 
-    def _log(self, clock: dict[str, float], training: dict[str, int | float] | None = None) -> None:
+    def _log(self, clock: dict[str, float], training: dict[str, float] | None = None) -> None:
         record = {**self.last, **clock}
         self._records.write(record)
         self._mirror.write(record)

@@ -42,7 +42,7 @@ class CollapseWatch:
     def __init__(self):
         self._streak: dict[str, int] = {}
 
-    def look(self, record: Mapping[str, int | float]) -> list[str]:
+    def look(self, record: Mapping[str, float]) -> list[str]:
         """Reads one record; returns a sentence for every collapse that has lasted long enough."""
         found = []
         for key, value in record.items():

@@ -209,7 +209,7 @@ def _add(totals: dict[str, Any], sums: dict[str, Array] | None) -> None:
         totals[name] = totals[name] + np.asarray(value, np.float64)
 
 
-def _flat(means: Mapping[str, np.ndarray]) -> dict[str, float]:
+def _flat(means: Mapping[str, Any]) -> dict[str, float]:
     """`[E]` as the mean over the exits and one number for each exit."""
     exits = {
         f"{name}_exit_{e}": float(each)

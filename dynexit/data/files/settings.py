@@ -224,7 +224,7 @@ class FromFolders(_Files):
       ...         (pathlib.Path(folder) / kind).mkdir()
       ...         for i in range(5):
       ...             np.save(pathlib.Path(folder) / kind / f"{i}.npy", np.zeros((4, 4), np.uint8))
-      ...     data = FromFolders(folder).build()
+      ...     data = FromFolders(pathlib.Path(folder)).build()
       >>> data.inputs, data.classes, data.train.size
       ((4, 4, 1), ('cat', 'dog'), 6)
     """
