@@ -93,7 +93,7 @@ def _some(rows: np.ndarray, count: int) -> np.ndarray:
     return np.sort(np.random.default_rng(0).permutation(rows)[:count])
 
 
-def _answered(answer: np.ndarray, label: np.ndarray, names: Sequence[str]) -> tuple[str, bool]:
+def _answered(answer: Any, label: Any, names: Sequence[str]) -> tuple[str, bool]:
     """Title of an example, and whether its answer is right; many places are only counted."""
     counted = places_counted(label)
     wrong = int(((answer != label) & counted).sum())
