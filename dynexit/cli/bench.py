@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from dynexit.cli.bench_tables import by_load, show, summarize
-from dynexit.cli.options import Flag, parse
+from dynexit.cli.options import Flag, Options, parse
 from dynexit.cli.positional import split
 from dynexit.runs.experiment_file import SettingsError
 from dynexit.runs.pipeline import hardware, log
@@ -87,13 +87,13 @@ def _suite(words: Sequence[str]) -> str:
     return SUITE.default
 
 
-def _device(o: dict) -> int:
+def _device(o: Options) -> int:
     from dynexit.bench import device_suite
 
     return 1 if device_suite.run(o["out"], o["small"], o["seconds"]).errors else 0
 
 
-def _executors(o: dict) -> int:
+def _executors(o: Options) -> int:
     from dynexit.bench.masked_peer import vmapped
     from dynexit.bench.problems import cells
     from dynexit.bench.torch_peer import regrouping
@@ -118,12 +118,12 @@ def _executors(o: dict) -> int:
     return 0
 
 
-def _invalid_device(o: dict) -> list[str]:
+def _invalid_device(o: Options) -> list[str]:
     seconds = o["seconds"]
     return [] if seconds >= 0 else [f"--seconds must be at least 0, got {seconds:g}"]
 
 
-def _invalid_executors(o: dict) -> list[str]:
+def _invalid_executors(o: Options) -> list[str]:
     found = [
         f"--{n} must be at least 1, got {min(o[n])}"
         for n in ("batch", "width", "depth")

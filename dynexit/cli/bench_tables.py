@@ -1,14 +1,17 @@
 """The tables of `dynexit bench`: one per network, batch and load, and a summary."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any, TypeAlias
 
 from dynexit.runs.pipeline import hardware, table
+
+Record: TypeAlias = dict[str, Any]  # of `run_cell`
 
 CELL = ("block", "width", "tokens", "depth", "dtype", "batch", "distribution", "target_mean")
 NEAR = 1.05  # ratio to the fastest that counts as near
 
 
-def by_load(records: Iterable[dict]) -> list[list[dict]]:
+def by_load(records: Iterable[Record]) -> list[list[Record]]:
     """Groups records by network, batch and load, in the order of the records.
 
     Args:
@@ -17,13 +20,13 @@ def by_load(records: Iterable[dict]) -> list[list[dict]]:
     Returns:
       The groups.
     """
-    groups: dict[tuple, list[dict]] = {}
+    groups: dict[tuple[Any, ...], list[Record]] = {}
     for record in records:
         groups.setdefault(tuple(record[key] for key in CELL), []).append(record)
     return list(groups.values())
 
 
-def show(records: Sequence[dict]) -> None:
+def show(records: Sequence[Record]) -> None:
     """Prints the table of one network, batch and load.
 
     Args:
@@ -61,7 +64,7 @@ def show(records: Sequence[dict]) -> None:
     table(f"{hardware()}\n{title}", head, rows, width=125)
 
 
-def summarize(records: Sequence[dict], peers: Sequence[str]) -> None:
+def summarize(records: Sequence[Record], peers: Sequence[str]) -> None:
     """Prints a row per network, batch and load, with the tuned, default and masked executors.
 
     Args:

@@ -8,10 +8,12 @@ import io
 import types
 import typing
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
 from dynexit.core.settings import validate
 from dynexit.runs.experiment_file import SettingsError
+
+Options: TypeAlias = dict[str, Any]  # values of flags, by name
 
 
 class Flag(NamedTuple):
@@ -25,7 +27,7 @@ class Flag(NamedTuple):
 
 def parse(
     argv: Sequence[str], prog: str, flags: Sequence[Flag], settings: Any = None, summary: str = ""
-) -> tuple[dict, Any]:
+) -> tuple[Options, Any]:
     """Reads `--name value` options into the values of `flags` and into `settings`.
 
     Args:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from dynexit.cli.options import Flag, parse
 from dynexit.cli.positional import split
@@ -43,6 +44,7 @@ def labels_of(words: Sequence[str]) -> list[str]:
       (['a/run', 'b/run'], ['first', 'second'])
     """
     parts = [Path(word).resolve().parts for word in words]
+    labels: list[str] = []
     for count in range(1, max(map(len, parts)) + 1):
         labels = [Path(*each[-count:]).as_posix() for each in parts]
         if len(set(labels)) == len(labels):
@@ -50,7 +52,7 @@ def labels_of(words: Sequence[str]) -> list[str]:
     return [f"{label} ({k})" for k, label in enumerate(labels, 1)]  # one run twice
 
 
-def finished(folder: Path) -> dict:
+def finished(folder: Path) -> dict[str, Any]:
     """The report of a run.
 
     Raises:

@@ -8,8 +8,9 @@ from typing import Any
 
 from dynexit.cli.options import Flag, parse
 from dynexit.cli.positional import split
+from dynexit.core.settings import Training
 from dynexit.core.system import memory
-from dynexit.runs.experiment_file import ExperimentFile, SettingsError, load
+from dynexit.runs.experiment_file import Experiment, ExperimentFile, SettingsError, load
 from dynexit.runs.pipeline import REPORT, draw_training, finish, log
 from dynexit.runs.recorded_settings import to_dict
 from dynexit.runs.run_folder import claim, default_folder, read, refuse_folder
@@ -74,8 +75,8 @@ def _run(
     folder: Path,
     file: ExperimentFile,
     settings: Any,
-    experiment: Any,
-    config: dict,
+    experiment: Experiment,
+    config: dict[str, Any],
     argv: Sequence[str],
     named: bool,
 ) -> int:
@@ -106,7 +107,7 @@ def _run(
     return 0
 
 
-def started_from(folder: Path, experiment: Any) -> Any:
+def started_from(folder: Path, experiment: Experiment) -> Experiment:
     """The experiment with the newest weights of a run in place of random ones.
 
     Raises:
@@ -125,7 +126,7 @@ def started_from(folder: Path, experiment: Any) -> Any:
     return experiment._replace(model=experiment.model._replace(init=lambda key: params))
 
 
-def _built(file: ExperimentFile, settings: Any) -> Any:
+def _built(file: ExperimentFile, settings: Any) -> Experiment:
     """The experiment; loads JAX and the data.
 
     Raises:
@@ -151,7 +152,7 @@ def _built(file: ExperimentFile, settings: Any) -> Any:
     return experiment
 
 
-def _refuse_data(experiment: Any, settings: Any) -> None:
+def _refuse_data(experiment: Experiment, settings: Any) -> None:
     from dynexit.data.late_faults import refuse_late_faults
 
     try:
@@ -160,7 +161,7 @@ def _refuse_data(experiment: Any, settings: Any) -> None:
         raise ValueError(error) from error
 
 
-def refuse_too_large(experiment: Any, training: Any) -> None:
+def refuse_too_large(experiment: Experiment, training: Training) -> None:
     """Refuses a model whose training state no device holds; nothing is computed.
 
     Raises:

@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from dynexit.data.tasks.parity import parity as parity
     from dynexit.data.tasks.prefix_sums import prefix_sums as prefix_sums
     from dynexit.data.tasks.procedural import generated as generated
-    from dynexit.data.tasks.settings import Addition as Addition
-    from dynexit.data.tasks.settings import Chomsky as Chomsky
-    from dynexit.data.tasks.settings import Copying as Copying
-    from dynexit.data.tasks.settings import Graphs as Graphs
-    from dynexit.data.tasks.settings import Mazes as Mazes
-    from dynexit.data.tasks.settings import Parity as Parity
-    from dynexit.data.tasks.settings import PrefixSums as PrefixSums
-    from dynexit.data.tasks.settings import Sudoku as Sudoku
+    from dynexit.data.tasks.settings_grids import Graphs as Graphs
+    from dynexit.data.tasks.settings_grids import Mazes as Mazes
+    from dynexit.data.tasks.settings_grids import Sudoku as Sudoku
+    from dynexit.data.tasks.settings_sequences import Addition as Addition
+    from dynexit.data.tasks.settings_sequences import Chomsky as Chomsky
+    from dynexit.data.tasks.settings_sequences import Copying as Copying
+    from dynexit.data.tasks.settings_sequences import Parity as Parity
+    from dynexit.data.tasks.settings_sequences import PrefixSums as PrefixSums
     from dynexit.data.tasks.sudoku import sudoku as sudoku
     from dynexit.data.text.python_source import python_source as python_source
     from dynexit.data.text.settings import PythonSource as PythonSource

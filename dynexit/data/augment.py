@@ -7,17 +7,21 @@ them:
     prepare = functools.partial(to_float, maximum=255.0, mean=0.286, std=0.353)
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dynexit.core.shapes import Array
+from dynexit.core.shapes import AnyArray, Array, Float, Key, Num, Rows, Shaped
+
+Images: TypeAlias = Shaped[AnyArray, "B H W C"]
+PerChannel: TypeAlias = float | Sequence[float] | Num[AnyArray, "C"]
+Augment: TypeAlias = Callable[[Key[Array, ""], Rows], Rows]
 
 
-def random_crop(key: Array, images: Array, padding: int) -> Array:
+def random_crop(key: Key[Array, ""], images: Images, padding: int) -> Shaped[Array, "B H W C"]:
     """Shifts each image by up to `padding` pixels in both directions; the border is 0.
 
     Args:
@@ -48,7 +52,7 @@ def random_crop(key: Array, images: Array, padding: int) -> Array:
     return jax.vmap(crop)(padded, corners)
 
 
-def random_flip(key: Array, images: Array) -> Array:
+def random_flip(key: Key[Array, ""], images: Images) -> Shaped[Array, "B H W C"]:
     """Mirrors each image left to right with chance 1/2.
 
     Args:
@@ -70,7 +74,7 @@ def random_flip(key: Array, images: Array) -> Array:
     return jnp.where(flip, images[:, :, ::-1, :], images)
 
 
-def cutout(key: Array, images: Array, size: int) -> Array:
+def cutout(key: Key[Array, ""], images: Images, size: int) -> Shaped[Array, "B H W C"]:
     """Sets a square of each image to 0; its centre is any pixel, so that at the border less is cut.
 
     Args:
@@ -108,7 +112,7 @@ def cutout(key: Array, images: Array, size: int) -> Array:
     return jnp.where(square, jnp.zeros((), images.dtype), images)
 
 
-def chain(*functions: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:
+def chain(*functions: Augment) -> Augment:
     """One augmentation that applies several, each with its own key.
 
     Args:
@@ -122,7 +126,7 @@ def chain(*functions: Callable[[Array, Array], Array]) -> Callable[[Array, Array
       (2, 8, 8, 1)
     """
 
-    def augment(key: Array, inputs: Array) -> Array:
+    def augment(key: Key[Array, ""], inputs: Rows) -> Rows:
         for index, function in enumerate(functions):
             inputs = function(jax.random.fold_in(key, index), inputs)
         return inputs
@@ -130,7 +134,12 @@ def chain(*functions: Callable[[Array, Array], Array]) -> Callable[[Array, Array
     return augment
 
 
-def to_float(inputs: Array, maximum: float, mean: Any = 0.0, std: Any = 1.0) -> Array:
+def to_float(
+    inputs: Shaped[AnyArray, "*shape C"],
+    maximum: float,
+    mean: PerChannel = 0.0,
+    std: PerChannel = 1.0,
+) -> Float[AnyArray, "*shape C"]:
     """Scales stored values to floats: (inputs / maximum - mean) / std.
 
     Args:
@@ -164,6 +173,6 @@ def to_float(inputs: Array, maximum: float, mean: Any = 0.0, std: Any = 1.0) -> 
     return (scaled - per_channel(mean)) / per_channel(std)
 
 
-def _check_images(images: Array) -> None:
+def _check_images(images: Images) -> None:
     if images.ndim != 4:
         raise ValueError(f"`images` must have shape [B, H, W, C], got {images.shape}.")

@@ -8,7 +8,7 @@ import tempfile
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 from dynexit.data import store
@@ -27,8 +27,8 @@ PATIENCE = 4.0
 
 def prepare(
     name: str,
-    raw: str | os.PathLike | None = None,
-    folder: str | os.PathLike | None = None,
+    raw: store.PathLike | None = None,
+    folder: store.PathLike | None = None,
     progress: bool = True,
 ) -> Path:
     """Writes a data set into the data folder, where `digits()` and `fashion_mnist()` read it.
@@ -68,7 +68,7 @@ def prepare(
 
 
 @contextlib.contextmanager
-def _raw_folder(raw: str | os.PathLike | None, progress: bool) -> Iterator[Path]:
+def _raw_folder(raw: store.PathLike | None, progress: bool) -> Generator[Path, None, None]:
     if raw is not None:
         yield Path(raw)
     elif fashion_mnist.has_raw(fashion_mnist.DEBIAN):

@@ -5,12 +5,15 @@ A batch is a pure function of (seed, step, size), so the step is the whole state
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from dynexit.core.data import SPLITS, Source
 from dynexit.core.labels import as_labels, check_labels
+from dynexit.data.host_shapes import Int
+
+Batch: TypeAlias = dict[str, Any]  # "inputs", "labels" and others, leaves `[b, ...]`
 
 
 def from_arrays(split: str, inputs: Any, labels: Any, ignore_label: int | None = None) -> Source:
@@ -58,7 +61,7 @@ def from_arrays(split: str, inputs: Any, labels: Any, ignore_label: int | None =
     return from_leaves(split, {"inputs": inputs, "labels": labels})
 
 
-def from_leaves(split: str, leaves: dict, ignore_label: int | None = None) -> Source:
+def from_leaves(split: str, leaves: Batch, ignore_label: int | None = None) -> Source:
     """A split over any arrays of one length, as `from_arrays`.
 
     Labels have any shape, and examples may have other leaves.
@@ -101,7 +104,7 @@ def from_leaves(split: str, leaves: dict, ignore_label: int | None = None) -> So
         leaf.flags.writeable = False
     count = len(whole["labels"])
 
-    def batch(seed: int, step: int, size: int) -> dict:
+    def batch(seed: int, step: int, size: int) -> Batch:
         rows = batch_indices(count, seed, step, size)
         return _each(lambda leaf: leaf[rows], whole)
 
@@ -143,7 +146,7 @@ def _shapes(tree: Any) -> Any:
     return _each(lambda leaf: leaf.shape, tree)
 
 
-def batch_indices(count: int, seed: int, step: int, size: int) -> np.ndarray:
+def batch_indices(count: int, seed: int, step: int, size: int) -> Int[np.ndarray, "size"]:
     """The rows of batch `step`: positions `step * size ...` of an endless row of shuffled epochs.
 
     Epoch e is the permutation of `0..count-1` drawn from Philox with the key (seed, e): nothing
@@ -185,7 +188,7 @@ def batch_indices(count: int, seed: int, step: int, size: int) -> np.ndarray:
 @functools.lru_cache(
     maxsize=8
 )  # an epoch is drawn once and read by many batches; calibration and train may alternate
-def permutation(count: int, seed: int, epoch: int) -> np.ndarray:
+def permutation(count: int, seed: int, epoch: int) -> Int[np.ndarray, "count"]:
     """A shuffle of `0..count-1`, int64 `[count]`, read-only; a pure function of its arguments."""
     order = np.random.Generator(
         np.random.Philox(key=np.array([seed, epoch], np.uint64))
@@ -194,7 +197,7 @@ def permutation(count: int, seed: int, epoch: int) -> np.ndarray:
     return order
 
 
-def host_slice(batch: dict, index: int, count: int) -> dict:
+def host_slice(batch: Batch, index: int, count: int) -> Batch:
     """The part of a global batch that host `index` of `count` feeds.
 
     The parts, concatenated, are the batch.

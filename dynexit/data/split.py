@@ -2,8 +2,10 @@
 
 import numpy as np
 
+from dynexit.data.host_shapes import Int, Num
 
-def stratified_order(labels: np.ndarray, seed: int) -> np.ndarray:
+
+def stratified_order(labels: Num[np.ndarray, "n"], seed: int) -> Int[np.ndarray, "n"]:
     """A shuffle of which every long enough stretch holds the classes in proportion.
 
     The r-th of the n rows of a class is put at the fraction (r + 1/2) / n of the way; ties are
@@ -25,8 +27,8 @@ def stratified_order(labels: np.ndarray, seed: int) -> np.ndarray:
 
 
 def stratified_split(
-    labels: np.ndarray, calibration: float, test: float, seed: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    labels: Num[np.ndarray, "n"], calibration: float, test: float, seed: int
+) -> tuple[Int[np.ndarray, "train"], Int[np.ndarray, "calibration"], Int[np.ndarray, "test"]]:
     """The rows of train, calibration and test: disjoint, and a function of labels and seed.
 
     Args:
@@ -54,4 +56,5 @@ def stratified_split(
             f"got {calibration} and {test} of {count} rows"
         )
     parts = np.split(stratified_order(labels, seed), [count - held - tested, count - tested])
-    return tuple(map(np.sort, parts))  # type: ignore[return-value]
+    first, second, third = map(np.sort, parts)
+    return first, second, third

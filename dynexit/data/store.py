@@ -16,19 +16,25 @@ import io
 import os
 import shutil
 import tempfile
+from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from dynexit.core.files import local, lock
+from dynexit.data.host_shapes import Num
 
 if TYPE_CHECKING:
-    import tensorflow_datasets as tfds
+    import tensorflow_datasets
+
+Builder: TypeAlias = "tensorflow_datasets.core.DatasetBuilder"
+PathLike: TypeAlias = str | os.PathLike[str]
 
 VERSION = "1.0.0"
 
-Arrays = dict[str, tuple[np.ndarray, np.ndarray]]
+Pair: TypeAlias = tuple[Num[np.ndarray, "_n ..."], Num[np.ndarray, "_n"]]
+Arrays: TypeAlias = dict[str, Pair]
 """Name of a split to (images uint8 `[n, ...]`, labels int32 `[n]`)."""
 
 
@@ -59,7 +65,7 @@ class Recipe(NamedTuple):
     cure: str
 
 
-def data_folder(folder: str | os.PathLike | None = None) -> Path:
+def data_folder(folder: PathLike | None = None) -> Path:
     """The folder of the data: `folder`, else an environment variable, else the default.
 
     The variables are `$DYNEXIT_DATA` and `$TFDS_DATA_DIR`; the default is `~/tensorflow_datasets`.
@@ -73,12 +79,12 @@ def data_folder(folder: str | os.PathLike | None = None) -> Path:
     return local(chosen, "folder").expanduser()
 
 
-def home(recipe: Recipe, folder: str | os.PathLike | None = None) -> Path:
+def home(recipe: Recipe, folder: PathLike | None = None) -> Path:
     """The folder of one prepared data set; it exists only when it is whole."""
     return data_folder(folder) / f"dynexit_{recipe.name}" / VERSION
 
 
-def load(recipe: Recipe, folder: str | os.PathLike | None = None) -> Arrays:
+def load(recipe: Recipe, folder: PathLike | None = None) -> Arrays:
     """Reads a prepared data set into memory, checked.
 
     Args:
@@ -109,7 +115,7 @@ def load(recipe: Recipe, folder: str | os.PathLike | None = None) -> Arrays:
 
 
 def prepare(
-    recipe: Recipe, arrays: Arrays, folder: str | os.PathLike | None = None, progress: bool = True
+    recipe: Recipe, arrays: Arrays, folder: PathLike | None = None, progress: bool = True
 ) -> Path:
     """Writes a data set as array_record files, reads them back and compares.
 
@@ -152,10 +158,10 @@ def prepare(
 
 def builder(
     recipe: Recipe,
-    folder: str | os.PathLike | None = None,
+    folder: PathLike | None = None,
     arrays: Arrays | None = None,
     progress: bool = False,
-):
+) -> Builder:
     """The tensorflow-datasets builder, without TensorFlow.
 
     `as_data_source("train")` reads single records.
@@ -168,12 +174,12 @@ def builder(
     """
     import tensorflow_datasets as tfds
 
-    class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    class Written(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         name = f"dynexit_{recipe.name}"
         VERSION = tfds.core.Version(VERSION)
         pkg_dir_path = tfds.core.Path(__file__).parent
 
-        def _info(self) -> "tfds.core.DatasetInfo":
+        def _info(self) -> tfds.core.DatasetInfo:
             return tfds.core.DatasetInfo(
                 builder=self,
                 description=recipe.description,
@@ -192,11 +198,13 @@ def builder(
                 ),
             )
 
-        def _split_generators(self, dl_manager):
+        def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
             del dl_manager  # nothing is downloaded
             return {split: self._generate_examples(*pair) for split, pair in (arrays or {}).items()}
 
-        def _generate_examples(self, images, labels):
+        def _generate_examples(
+            self, images: np.ndarray, labels: np.ndarray
+        ) -> Iterator[tuple[int, dict[str, Any]]]:
             from tqdm import tqdm
 
             for row in tqdm(
@@ -204,10 +212,10 @@ def builder(
             ):
                 yield row, {"image": images[row], "label": int(labels[row])}
 
-    return Builder(data_dir=os.fspath(data_folder(folder)), file_format="array_record")
+    return Written(data_dir=os.fspath(data_folder(folder)), file_format="array_record")
 
 
-def read_records(recipe: Recipe, folder: str | os.PathLike | None = None) -> Arrays:
+def read_records(recipe: Recipe, folder: PathLike | None = None) -> Arrays:
     """Decodes every record, in the order of the raw files; see `load`.
 
     It decodes some 25,000 examples a second.
@@ -235,7 +243,7 @@ def read_records(recipe: Recipe, folder: str | os.PathLike | None = None) -> Arr
     return arrays
 
 
-def _write(recipe: Recipe, arrays: Arrays, folder, progress: bool) -> None:
+def _write(recipe: Recipe, arrays: Arrays, folder: PathLike | None, progress: bool) -> None:
     import tensorflow_datasets as tfds
 
     place = home(recipe, folder)
@@ -294,7 +302,7 @@ def _read_arrays(recipe: Recipe, path: Path) -> Arrays:
         return {split: (leaves[f"{split}_images"], leaves[f"{split}_labels"]) for split in splits}
 
 
-def _whole(recipe: Recipe, arrays: Arrays, folder) -> bool:
+def _whole(recipe: Recipe, arrays: Arrays, folder: PathLike | None) -> bool:
     """Whether the prepared data is there and is, in both forms, what it should be."""
     try:
         return _same(load(recipe, folder), arrays) and _same(read_records(recipe, folder), arrays)
@@ -323,7 +331,7 @@ def _require_space(place: Path, arrays: Arrays) -> None:
 
 
 @contextlib.contextmanager
-def _locked(place: Path):
+def _locked(place: Path) -> Generator[None, None, None]:
     """One process at a time; the lock ends with the process."""
     with open(place / ".lock", "w") as file:
         lock(file, wait=True)

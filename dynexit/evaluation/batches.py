@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from dynexit.core.shapes import PyTree
+from dynexit.core.shapes import Int, PyTree, Rows, Shaped
 from dynexit.core.types import Experiment, Source
 
 HASHED = 2**24  # bytes that are hashed at a time
@@ -23,13 +23,13 @@ class Batch(NamedTuple):
       kept: rows that are not padding; the last batch is padded with the first rows of the split.
     """
 
-    inputs: PyTree
-    labels: np.ndarray
-    rows: np.ndarray
+    inputs: Rows
+    labels: Shaped[np.ndarray, "B ..."]
+    rows: Int[np.ndarray, "B"]
     kept: int
 
 
-def batches(examples: dict, size: int) -> Iterator[Batch]:
+def batches(examples: dict[str, Any], size: int) -> Iterator[Batch]:
     """Yields the examples in order, `size` at a time; arrays in a file are read in parts.
 
     Example:
@@ -46,7 +46,7 @@ def batches(examples: dict, size: int) -> Iterator[Batch]:
         yield Batch(inputs, np.asarray(examples["labels"][taken]), rows, kept)
 
 
-def taken_rows(tree: PyTree, rows: Any) -> PyTree:
+def taken_rows(tree: PyTree, rows: slice | Int[np.ndarray, "B"]) -> Rows:
     """Some rows of arrays `[M, ...]`, in memory."""
     return jax.tree.map(lambda a: np.asarray(a[rows]), tree)
 
@@ -56,12 +56,12 @@ def rows_of(source: Source) -> int:
     return len(source.examples()["labels"])
 
 
-def prepared(experiment: Experiment, inputs: PyTree) -> PyTree:
+def prepared(experiment: Experiment, inputs: Rows) -> Rows:
     """The inputs after `experiment.prepare`, as the model takes them."""
     return experiment.prepare(inputs) if experiment.prepare is not None else inputs
 
 
-def fingerprint(examples: dict) -> str:
+def fingerprint(examples: dict[str, Any]) -> str:
     """sha256 of all arrays of the examples: equal splits have equal fingerprints."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_flatten_with_path(examples)[0]:

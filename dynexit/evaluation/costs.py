@@ -8,7 +8,7 @@ import numpy as np
 
 from dynexit.core.checks import stages_of
 from dynexit.core.cost import cost_of
-from dynexit.core.shapes import PyTree
+from dynexit.core.shapes import Float, Int, PyTree, Rows
 from dynexit.core.types import Criterion, Model
 from dynexit.engine.deferred import partition
 
@@ -25,18 +25,18 @@ class RowCosts(NamedTuple):
     """
 
     embed: float
-    blocks: np.ndarray
-    heads: np.ndarray
-    depths: np.ndarray
+    blocks: Float[np.ndarray, "E"]
+    heads: Float[np.ndarray, "E"]
+    depths: Int[np.ndarray, "E"]
     late: float = 0.0
 
     @property
-    def until(self) -> np.ndarray:
+    def until(self) -> Float[np.ndarray, "E"]:
         """float64 `[E]`: of a row that exits at each exit; all heads up to it are read."""
         return self.embed + np.cumsum(self.blocks + self.heads) + self.late
 
     @property
-    def alone(self) -> np.ndarray:
+    def alone(self) -> Float[np.ndarray, "E"]:
         """float64 `[E]`: of a network cut after each exit, whose last head is the only one."""
         return self.embed + np.cumsum(self.blocks) + self.heads + self.late
 
@@ -47,7 +47,7 @@ class RowCosts(NamedTuple):
 
 
 def costs_of(
-    model: Model, params: PyTree, inputs: PyTree, criterion: Criterion | None = None
+    model: Model, params: PyTree, inputs: Rows, criterion: Criterion | None = None
 ) -> RowCosts:
     """Counts FLOPs from the lowered programs; nothing is run.
 

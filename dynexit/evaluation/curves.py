@@ -2,8 +2,10 @@
 
 import numpy as np
 
+from dynexit.core.shapes import Int, Num
 
-def rank_correlation(a: np.ndarray, b: np.ndarray) -> float | None:
+
+def rank_correlation(a: Num[np.ndarray, "M"], b: Num[np.ndarray, "M"]) -> float | None:
     """Spearman's correlation of two lists `[M]`; None where one of them is constant.
 
     Ties share their rank.
@@ -19,7 +21,7 @@ def rank_correlation(a: np.ndarray, b: np.ndarray) -> float | None:
     return float(ranks[0] @ ranks[1] / scale) if scale > 0 else None
 
 
-def spread(values: np.ndarray, count: int) -> np.ndarray:
+def spread(values: Num[np.ndarray, "K"], count: int) -> Int[np.ndarray, "P"]:
     """At most `count` indices, in rising order of their values, which are evenly spread.
 
     Example:
@@ -31,12 +33,14 @@ def spread(values: np.ndarray, count: int) -> np.ndarray:
     return np.array(sorted(nearest, key=lambda k: values[k]))
 
 
-def depth_histogram(exit: np.ndarray, exits: int) -> np.ndarray:
+def depth_histogram(exit: Int[np.ndarray, "M"], exits: int) -> Int[np.ndarray, "E"]:
     """int64 `[E]`: rows that exited at each exit."""
     return np.bincount(exit, minlength=exits)
 
 
-def upper_envelope(cost: np.ndarray, accuracy: np.ndarray) -> np.ndarray:
+def upper_envelope(
+    cost: Num[np.ndarray, "K"], accuracy: Num[np.ndarray, "K"]
+) -> Int[np.ndarray, "P"]:
     """Indices, in rising cost, of the points that no cheaper point matches in accuracy.
 
     Example:

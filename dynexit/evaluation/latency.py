@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,8 +11,9 @@ from jax import lax
 from jax.tree_util import Partial
 
 from dynexit.core.checks import one_depth
-from dynexit.core.shapes import Array, PyTree
+from dynexit.core.shapes import Array, Int, PyTree, Rows, Shaped
 from dynexit.core.types import Method, Model
+from dynexit.engine.executors.tiling import Tiling
 from dynexit.engine.run import run_full, run_until
 from dynexit.engine.streaming.stream import run_stream
 
@@ -59,8 +60,8 @@ def measure(programs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str
 
 
 def full_depth(
-    model: Model, method: Method, params: PyTree, inputs: PyTree, tile: int | None = None
-) -> Array:
+    model: Model, method: Method, params: PyTree, inputs: Rows, tile: int | None = None
+) -> Shaped[Array, "B ..."]:
     """Classes `[B, ...]` at full depth: embedding, all blocks by `lax.scan`, the last head alone.
 
     With `tile` the batch is split into tiles of so many rows. Tiles are often faster than the whole
@@ -80,10 +81,10 @@ class Ran(NamedTuple):
       rows_executed: `[]`.
     """
 
-    classes: Array
-    exit_depth: Array
-    nan_exits: Array
-    rows_executed: Array
+    classes: Shaped[Array, "B ..."]
+    exit_depth: Int[Array, "B"]
+    nan_exits: Int[Array, "B"]
+    rows_executed: Int[Array, ""]
 
 
 def dynamic_depth(
@@ -91,9 +92,9 @@ def dynamic_depth(
     method: Method,
     params: PyTree,
     operating_point: PyTree,
-    inputs: PyTree,
+    inputs: Rows,
     executor: Any = "auto",
-    tile: Any = None,
+    tile: int | Tiling | Sequence[Tiling] | None = None,
 ) -> Ran:
     """Runs each row until the method's criterion at `operating_point` lets it exit.
 
@@ -109,7 +110,7 @@ def dynamic_depth(
 
 
 def streamed_depth(
-    model: Model, method: Method, params: PyTree, operating_point: PyTree, inputs: PyTree
+    model: Model, method: Method, params: PyTree, operating_point: PyTree, inputs: Rows
 ) -> Ran:
     """`dynamic_depth` through `run_stream`, with all rows in one queue; the weights are tied."""
     state, criterion = model.embed(params, inputs), method.criterion(operating_point)
@@ -124,10 +125,10 @@ def depth_together(
     method: Method,
     params: PyTree,
     operating_point: PyTree,
-    inputs: PyTree,
-    exit: Array,
+    inputs: Rows,
+    exit: Int[Array, ""],
     tile: int | None = None,
-) -> Array:
+) -> Shaped[Array, "B ..."]:
     """Classes `[B, ...]` if all rows exit at `exit`, int32 `[]`.
 
     Every exit up to there is read and the criterion is evaluated, but its decision has no effect.
@@ -146,7 +147,11 @@ def depth_together(
 
 
 def _decide_at(
-    decide: Callable, exit: Array, i: Array, score: PyTree, memory: PyTree
+    decide: Callable[..., tuple[Array, PyTree]],
+    exit: Array,
+    i: Array,
+    score: PyTree,
+    memory: PyTree,
 ) -> tuple[Array, PyTree]:
     exits, memory = decide(i, score, memory)
     return (i >= exit) | (exits & (i < 0)), memory  # i is never below 0; the compiler cannot know
@@ -159,7 +164,7 @@ def _in_tiles(run: Callable[[PyTree], Array], inputs: PyTree, tile: int | None) 
     return classes.reshape(-1, *classes.shape[2:])
 
 
-def in_batches(inputs: PyTree, batch_size: int) -> list[PyTree]:
+def in_batches(inputs: PyTree, batch_size: int) -> list[Rows]:
     """A split `[M, ...]` on the device as batches `[B, ...]`, padded with the first rows."""
     rows = len(jax.tree.leaves(inputs)[0])
     index = np.arange(-(-rows // batch_size) * batch_size) % rows

@@ -10,7 +10,8 @@ import numpy as np
 from dynexit.calibration.curve import Curve, curve
 from dynexit.calibration.records import Records
 from dynexit.core.labels import exact
-from dynexit.core.shapes import PyTree
+from dynexit.core.settings import Evaluation
+from dynexit.core.shapes import Int, PyTree, Rows, Shaped
 from dynexit.core.types import Experiment
 from dynexit.engine.replay import replay_scores
 from dynexit.engine.streaming.stream import is_tied
@@ -50,8 +51,8 @@ class Evaluated(NamedTuple):
 
     records: Records
     costs: RowCosts
-    classes: np.ndarray
-    exit: np.ndarray
+    classes: Shaped[np.ndarray, "M ..."]
+    exit: Int[np.ndarray, "M"]
     nan_exits: int
     agreement: float
     timings: Timings
@@ -59,14 +60,14 @@ class Evaluated(NamedTuple):
     timed: TimedPoints
     tuned: Tuned | None
     score: Callable[[Any, Any], Any] = exact
-    steps: np.ndarray | None = None
+    steps: Int[np.ndarray, "M"] | None = None
 
 
 def evaluate(
     experiment: Experiment,
     params: PyTree,
     calibrated: Calibrated,
-    evaluation: Any,
+    evaluation: Evaluation,
     log: Callable[[str], None],
 ) -> Evaluated:
     """Measures the test split, read batch by batch.
@@ -132,9 +133,9 @@ def evaluate(
 def _live(
     dynamic: Callable[[PyTree, PyTree], Ran],
     operating_point: PyTree,
-    examples: dict,
+    examples: dict[str, Any],
     size: int,
-    prepare: Callable[[PyTree], PyTree],
+    prepare: Callable[[PyTree], Rows],
 ) -> tuple[Ran, float]:
     """Result of the dynamic program for all rows, and rows x steps executed per row of the split.
 
@@ -148,7 +149,7 @@ def _live(
     return jax.tree.map(lambda *a: np.concatenate(a), *parts), executed
 
 
-def _row_shapes(examples: dict) -> list[tuple[int, ...]]:
+def _row_shapes(examples: dict[str, Any]) -> list[tuple[int, ...]]:
     return [np.shape(leaf)[1:] for leaf in jax.tree.leaves(examples["inputs"])]
 
 

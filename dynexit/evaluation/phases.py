@@ -1,12 +1,12 @@
 """Phases of a trained network: contiguous layers with similar states."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from dynexit.core.checks import positive_integer
-from dynexit.core.shapes import PyTree
+from dynexit.core.shapes import AnyArray, Float, Num, PyTree
 
 
 class Phases(NamedTuple):
@@ -23,7 +23,7 @@ class Phases(NamedTuple):
     score: float
 
 
-def mean_over_places(state: Any) -> np.ndarray:
+def mean_over_places(state: Num[AnyArray, "B *places D"]) -> Float[np.ndarray, "B D"]:
     """`[B, ..., D]` to `[B, D]`, the mean over all axes between; `[B, D]` is unchanged."""
     state = np.asarray(state, np.float64)
     return state.reshape(state.shape[0], -1, state.shape[-1]).mean(axis=1)
@@ -31,8 +31,8 @@ def mean_over_places(state: Any) -> np.ndarray:
 
 def similarity(
     states: Mapping[str, PyTree] | Sequence[PyTree],
-    summary: Callable[[PyTree], np.ndarray] = mean_over_places,
-) -> np.ndarray:
+    summary: Callable[[PyTree], Num[AnyArray, "B n"]] = mean_over_places,
+) -> Float[np.ndarray, "L L"]:
     """S[l, m] = mean over rows of cos(v_l, v_m), where v_l is a summary of layer l's state.
 
     Args:
@@ -70,7 +70,7 @@ def similarity(
     return np.einsum("lbn,mbn->lm", unit, unit) / stacked.shape[1]
 
 
-def phases(similarities: Any, count: int) -> Phases:
+def phases(similarities: Num[AnyArray, "L L"], count: int) -> Phases:
     """The best cut into contiguous phases.
 
     It maximises the sum over phases of (sum of S within) / (layers), by dynamic programming in
@@ -116,7 +116,7 @@ def phases(similarities: Any, count: int) -> Phases:
     return Phases(cuts, tuple(int(n) for n in np.diff(cuts)), float(best[count, layers]))
 
 
-def phases_by_cut(similarities: Any, count: int) -> Phases:
+def phases_by_cut(similarities: Num[AnyArray, "L L"], count: int) -> Phases:
     """Phases by bisection: the cluster with the heaviest maximal cut of W = 1 - S is split.
 
     Splits are repeated until there are `count` clusters. The search is exhaustive, up to 2^(L - 1)
@@ -193,7 +193,7 @@ def _heaviest_cut(W: np.ndarray) -> tuple[float, np.ndarray]:
     return best, side
 
 
-def _square(similarities: Any) -> np.ndarray:
+def _square(similarities: Num[AnyArray, "..."]) -> np.ndarray:
     S = np.asarray(similarities, np.float64)
     if S.ndim != 2 or S.shape != (len(S), len(S)) or np.isnan(S).any():
         raise ValueError(

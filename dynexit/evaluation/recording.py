@@ -13,7 +13,7 @@ import numpy as np
 from dynexit.calibration.records import Records, observed
 from dynexit.core.checks import shapes, stages_of
 from dynexit.core.labels import rows_counted
-from dynexit.core.shapes import Array, PyTree
+from dynexit.core.shapes import AnyArray, Array, Bool, ExitRows, PyTree, Rows, Shaped
 from dynexit.core.types import Criterion, Experiment, Source
 from dynexit.criteria.memory import first_memory
 from dynexit.engine.observe import run_observed
@@ -57,8 +57,12 @@ def record(
 
 
 def kept_of(
-    experiment: Experiment, params: PyTree, criterion: Criterion, inputs: PyTree, labels: Array
-) -> dict:
+    experiment: Experiment,
+    params: PyTree,
+    criterion: Criterion,
+    inputs: Rows,
+    labels: Shaped[AnyArray, "B ..."],
+) -> dict[str, ExitRows]:
     """The part of a batch that `record` keeps, leaves `[E, B, ...]`; traced."""
     model, method, labels = experiment.model, experiment.method, jnp.asarray(labels)
     state, step = model.embed(params, prepared(experiment, inputs)), model.steps(params)
@@ -75,7 +79,7 @@ def fitted(
     params: PyTree,
     source: Source,
     batch_size: int,
-    rows: np.ndarray | None = None,
+    rows: Bool[np.ndarray, "M"] | None = None,
 ) -> tuple[PyTree, tuple[str, ...]]:
     """What the method fits on a split (`Candidates.fit`), and remarks.
 

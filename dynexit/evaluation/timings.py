@@ -10,7 +10,7 @@ import numpy as np
 
 from dynexit.calibration.curve import Curve
 from dynexit.core.settings import Evaluation
-from dynexit.core.shapes import PyTree
+from dynexit.core.shapes import Array, Float, Int, PyTree, Rows, Shaped
 from dynexit.core.types import Experiment
 from dynexit.engine.tuning.tune import Tuned
 from dynexit.evaluation import latency
@@ -103,15 +103,15 @@ class TimedPoints(NamedTuple):
         all blocks.
     """
 
-    index: np.ndarray
-    speedup: np.ndarray
-    seconds: np.ndarray
+    index: Int[np.ndarray, "P"]  # pyright: ignore[reportIncompatibleMethodOverride]  not tuple's
+    speedup: Float[np.ndarray, "P"]
+    seconds: Float[np.ndarray, "P"]
     full: float
-    streamed: np.ndarray | None
-    block_ratio: np.ndarray
+    streamed: Float[np.ndarray, "P"] | None
+    block_ratio: Float[np.ndarray, "P"]
 
     @property
-    def efficiency_streamed(self) -> np.ndarray | None:
+    def efficiency_streamed(self) -> Float[np.ndarray, "P"] | None:
         """float64 `[P]`: 1 where the stream's throughput follows the mean depth."""
         return None if self.streamed is None else self.full * self.block_ratio / self.streamed
 
@@ -126,11 +126,11 @@ class Programs(NamedTuple):
       together: takes the exit of all rows and the rows of a tile.
     """
 
-    full: dict[int | None, Callable[[PyTree], jax.Array]]
-    dynamic: Callable[[PyTree, PyTree], Ran]
-    masked: Callable[[PyTree, PyTree], Ran]
-    streamed: Callable[[PyTree, PyTree], Ran] | None
-    together: Callable[[PyTree, PyTree, int, int | None], jax.Array]
+    full: dict[int | None, Callable[[Rows], Shaped[Array, "B ..."]]]
+    dynamic: Callable[[PyTree, Rows], Ran]
+    masked: Callable[[PyTree, Rows], Ran]
+    streamed: Callable[[PyTree, Rows], Ran] | None
+    together: Callable[[PyTree, Rows, int, int | None], Shaped[Array, "B ..."]]
 
 
 def named(tile: int | None) -> str:
@@ -186,7 +186,7 @@ def programs(
     )
 
 
-def timed_rows(rows: int, evaluation: Evaluation, row_bytes: int = 0) -> np.ndarray:
+def timed_rows(rows: int, evaluation: Evaluation, row_bytes: int = 0) -> Int[np.ndarray, "m"]:
     """Indices of the rows that are timed: all, or whole batches of them.
 
     Rows are evenly spread, because a split may be in order of difficulty. Timed batches are on the
@@ -205,11 +205,11 @@ def timed_rows(rows: int, evaluation: Evaluation, row_bytes: int = 0) -> np.ndar
 
 def time_all(
     calls: Programs,
-    operating_point,
-    batches,
-    evaluation,
+    operating_point: PyTree,
+    batches: list[Rows],
+    evaluation: Evaluation,
     costs: RowCosts,
-    exits: np.ndarray,
+    exits: Int[np.ndarray, "m"],
     occupancy: float,
 ) -> Timings:
     """Times full depth and the executors on all timed batches, whose rows exit at `exits`."""
@@ -239,7 +239,13 @@ def time_all(
 
 
 def time_points(
-    calls: Programs, points, drawn: Curve, batches, evaluation, costs: RowCosts, tile: int | None
+    calls: Programs,
+    points: PyTree,
+    drawn: Curve,
+    batches: list[Rows],
+    evaluation: Evaluation,
+    costs: RowCosts,
+    tile: int | None,
 ) -> TimedPoints:
     """Times some points of the curve on the first batches, beside full depth in tiles."""
     index = spread(drawn.cost, 8)
@@ -254,7 +260,7 @@ def time_points(
         ran[k] = [calls.dynamic(operating_point, x) for x in few]
         return ran[k]
 
-    for k in index:
+    for k in index.tolist():
         one = jax.tree.map(lambda a, k=k: jnp.asarray(a[k]), points)
         every[str(k)] = functools.partial(dynamic, k, one)
         if calls.streamed is not None:

@@ -2,21 +2,25 @@
 
 import dataclasses
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from dynexit.core.settings import Calibration
 from dynexit.runs.experiment_file import SettingsError
 from dynexit.runs.run_folder import Run, write_json
 
 if TYPE_CHECKING:
-    from dynexit.calibration.rules.rule import Rule
-    from dynexit.evaluation.calibrate import Calibrated
+    import dynexit.calibration.rules.rule
+    import dynexit.evaluation.calibrate
+
+# names alone: they would load JAX
+Rule: TypeAlias = "dynexit.calibration.rules.rule.Rule"
+Calibrated: TypeAlias = "dynexit.evaluation.calibrate.Calibrated"
 
 CALIBRATION = "calibration.json"
 SCHEMA = 1
 
 
-def rule_of(settings: Calibration) -> "Rule":
+def rule_of(settings: Calibration) -> Rule:
     """The rule that the settings name."""
     from dynexit.calibration.rules.accept_loss import accept_loss
     from dynexit.calibration.rules.budget import budget
@@ -30,7 +34,7 @@ def rule_of(settings: Calibration) -> "Rule":
     return accept_loss(settings.accept_loss, settings.max_negative_flips)
 
 
-def write_choice(run: Run, calibrated: "Calibrated", rule: Calibration, step: int) -> dict:
+def write_choice(run: Run, calibrated: Calibrated, rule: Calibration, step: int) -> dict[str, Any]:
     """Writes `calibration.json`; returns its content."""
     choice, costs = calibrated.choice, calibrated.costs
     content = {
@@ -59,7 +63,7 @@ def write_choice(run: Run, calibrated: "Calibrated", rule: Calibration, step: in
     return content
 
 
-def read_choice(run: Run) -> tuple["Calibrated", dict] | None:
+def read_choice(run: Run) -> tuple[Calibrated, dict[str, Any]] | None:
     """What `write_choice` wrote, and the content of the file; None where there is no such file.
 
     Raises:
@@ -81,7 +85,7 @@ def read_choice(run: Run) -> tuple["Calibrated", dict] | None:
         raise SettingsError(f"{path} is damaged: {error}; {again}") from error
 
 
-def _calibrated(content: dict) -> "Calibrated":
+def _calibrated(content: dict[str, Any]) -> Calibrated:
     import numpy as np
 
     from dynexit.calibration.choose import Choice

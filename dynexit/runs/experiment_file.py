@@ -8,7 +8,12 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+if TYPE_CHECKING:
+    import dynexit.core.types
+
+Experiment: TypeAlias = "dynexit.core.types.Experiment"  # a name alone: it would load JAX
 
 
 class SettingsError(ValueError):
@@ -34,7 +39,7 @@ class ExperimentFile(NamedTuple):
     summary: str
     settings: Any
     smoke: Any
-    build: Callable[[Any], Any]
+    build: Callable[[Any], Experiment]
 
 
 def load(path: str | Path) -> ExperimentFile:
@@ -71,7 +76,7 @@ def load(path: str | Path) -> ExperimentFile:
             "dx.Settings"
         )
 
-    def built(settings: Any) -> Any:
+    def built(settings: Any) -> Experiment:
         import_from(folder)  # another experiment may have been loaded in between
         return build(settings)
 

@@ -10,9 +10,8 @@ from typing import Any
 from dynexit.core.files import replacing
 from dynexit.core.settings import Calibration, Evaluation
 from dynexit.core.system import cores
-from dynexit.runs.choice_file import CALIBRATION, read_choice, rule_of, write_choice
-from dynexit.runs.experiment_file import SettingsError
-from dynexit.runs.rows import write_rows
+from dynexit.runs.choice_file import CALIBRATION, Calibrated, read_choice, rule_of, write_choice
+from dynexit.runs.experiment_file import Experiment, SettingsError
 from dynexit.runs.run_folder import Run, versions, write_json, write_text
 
 REPORT, TRAINING = "report.json", "training.png"
@@ -45,7 +44,7 @@ def hardware() -> str:
     return f"{len(devices)} x {devices[0].device_kind}, {cores()} host cores"
 
 
-def restored(run: Run, checkpoint: str | int = "newest") -> tuple[Any, Any, int]:
+def restored(run: Run, checkpoint: str | int = "newest") -> tuple[Experiment, Any, int]:
     """The experiment, built from its file, with the parameters of a checkpoint and their step.
 
     Args:
@@ -82,7 +81,9 @@ def draw_training(folder: Path) -> Path | None:
     return folder / TRAINING
 
 
-def finish(run: Run, experiment: Any, params: Any, step: int, rule: Calibration) -> dict:
+def finish(
+    run: Run, experiment: Experiment, params: Any, step: int, rule: Calibration
+) -> dict[str, Any]:
     """Chooses an operating point, writes it to `calibration.json`, and measures it.
 
     Args:
@@ -106,8 +107,8 @@ def finish(run: Run, experiment: Any, params: Any, step: int, rule: Calibration)
 
 
 def remeasure(
-    run: Run, experiment: Any, params: Any, step: int, batch_size: int | None = None
-) -> dict:
+    run: Run, experiment: Experiment, params: Any, step: int, batch_size: int | None = None
+) -> dict[str, Any]:
     """Measures at the recorded operating point; a run that has none yet is calibrated first.
 
     Args:
@@ -136,19 +137,20 @@ def remeasure(
 
 def measured(
     run: Run,
-    experiment: Any,
+    experiment: Experiment,
     params: Any,
     step: int,
-    calibrated: Any,
-    chosen: dict,
+    calibrated: Calibrated,
+    chosen: dict[str, Any],
     settings: Evaluation,
-) -> dict:
+) -> dict[str, Any]:
     """Evaluates, writes `report.json`, `report.md` and the plots, and prints the table."""
     import jax
 
     from dynexit import evaluation
     from dynexit.calibration.choose import refuse_same_split
     from dynexit.evaluation.batches import rows_of
+    from dynexit.runs.rows import write_rows
 
     choice = calibrated.choice
     evaluated = evaluation.evaluate(experiment, params, calibrated, settings, log)

@@ -13,7 +13,7 @@ from dynexit.core.settings import in_words, validate
 from dynexit.runs.experiment_file import SettingsError
 
 
-def to_dict(settings: Any) -> dict:
+def to_dict(settings: Any) -> dict[str, Any]:
     """A tree of settings as nested dicts that JSON can hold.
 
     Paths and members of an `Enum` become strings, tuples become lists.
@@ -31,7 +31,7 @@ def to_dict(settings: Any) -> dict:
     return _encoded(settings)
 
 
-def from_dict(default: Any, values: dict, where: str, log: Callable[[str], None]) -> Any:
+def from_dict(default: Any, values: dict[str, Any], where: str, log: Callable[[str], None]) -> Any:
     """The inverse of `to_dict`: an instance of `default`'s class, validated.
 
     Args:
@@ -144,7 +144,7 @@ def _decoded(value: Any, hint: Any) -> Any:
     return value
 
 
-def _first_that_fits(value: Any, hints: tuple) -> Any:
+def _first_that_fits(value: Any, hints: tuple[Any, ...]) -> Any:
     for hint in [each for each in hints if (value is None) is (each is type(None))]:
         try:
             return _decoded(value, hint)
@@ -153,7 +153,7 @@ def _first_that_fits(value: Any, hints: tuple) -> Any:
     raise TypeError("of none of the types")
 
 
-def _sequence(value: Any, kind: type, arguments: tuple) -> Any:
+def _sequence(value: Any, kind: type, arguments: tuple[Any, ...]) -> Any:
     if not isinstance(value, list):
         raise TypeError("not a list")
     hints = [Any] * len(value)

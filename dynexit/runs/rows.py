@@ -7,9 +7,15 @@ from typing import Any
 import numpy as np
 
 from dynexit.core.files import replacing
+from dynexit.core.shapes import AnyArray, Int, Shaped
 
 
-def write_rows(path: Path, examples: dict, answers: np.ndarray, exits: np.ndarray) -> None:
+def write_rows(
+    path: Path,
+    examples: dict[str, Any],
+    answers: Shaped[AnyArray, "M ..."],
+    exits: Int[AnyArray, "M"],
+) -> None:
     """Writes one line for each row: what the source says of it, its answer and its exit.
 
     Args:

@@ -53,7 +53,7 @@ class Run(NamedTuple):
     folder: Path
     file: ExperimentFile
     settings: Any
-    recorded: dict
+    recorded: dict[str, Any]
 
 
 def default_folder(name: str) -> Path:
@@ -131,7 +131,11 @@ def claim(
 
 
 def _claimed(
-    folder: Path, file: ExperimentFile, settings: Any, recorded: dict, log: Callable[[str], None]
+    folder: Path,
+    file: ExperimentFile,
+    settings: Any,
+    recorded: dict[str, Any],
+    log: Callable[[str], None],
 ) -> Run:
     made = not folder.exists()
     if not made and not (folder / SETTINGS).exists() and _holds_something(folder):
@@ -225,7 +229,7 @@ def reopen(folder: Path, experiment: Path | None, log: Callable[[str], None]) ->
     return Run(folder, file, settings, recorded)
 
 
-def read(folder: Path) -> dict:
+def read(folder: Path) -> dict[str, Any]:
     """`settings.json` of a run.
 
     Raises:
@@ -290,7 +294,7 @@ def commit(folder: Path) -> str | None:
         return None
 
 
-def _changed(recorded: dict, path: Path, sha256: str) -> str:
+def _changed(recorded: dict[str, Any], path: Path, sha256: str) -> str:
     return (
         f"{path}, or a file that it imports, is not what this run was trained from "
         f"(sha256 {sha256[:12]}, recorded {str(recorded['sha256'])[:12]})"

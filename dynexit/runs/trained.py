@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dynexit.runs.experiment_file import Experiment
 from dynexit.runs.pipeline import log, restored
 from dynexit.runs.run_folder import reopen
 
@@ -17,7 +18,7 @@ class Trained(NamedTuple):
       settings: the run's.
     """
 
-    experiment: Any
+    experiment: Experiment
     params: Any
     step: int
     settings: Any

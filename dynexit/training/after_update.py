@@ -5,9 +5,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dynexit.core.settings import Training
-from dynexit.core.shapes import Array
+from dynexit.core.shapes import Array, Shaped
 from dynexit.training import evals
 from dynexit.training.collapse import CollapseWatch
 from dynexit.training.logs import Mirror, Records
@@ -30,7 +31,7 @@ class Flight(NamedTuple):
     """
 
     step: int
-    metrics: dict[str, Array]
+    metrics: dict[str, Shaped[Array, ""]]
     snapshot: TrainState | None
 
 
@@ -95,7 +96,7 @@ class AfterUpdate:
         if flight.snapshot is not None or best is not None:
             self.saver.save(step, flight.snapshot, best)
 
-    def _fail(self, step: int, values: dict[str, Array], state: TrainState) -> None:
+    def _fail(self, step: int, values: dict[str, np.ndarray], state: TrainState) -> None:
         good = step - 1
         if self.saver.saved != good:
             self.saver.save(good, state)

@@ -12,7 +12,7 @@ all processes restore, so they must see the folder.
 import contextlib
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dynexit.core.shapes import PyTree
+from dynexit.core.shapes import Array, PyTree
 from dynexit.training import manifest
 from dynexit.training.manifest import Damaged, Incomplete
 from dynexit.training.optimizer import path_name
@@ -156,7 +156,7 @@ def newest_first(folder: Path) -> list[Path]:
 
 
 @contextlib.contextmanager
-def orbax() -> Iterator[tuple[Any, Any, Any]]:
+def orbax() -> Generator[tuple[Any, Any, Any], None, None]:
     """An orbax checkpointer of this process alone, orbax's argument classes, and its mark for numpy
     leaves.
     """
@@ -229,7 +229,7 @@ def _data(leaf: Any) -> Any:
     )
 
 
-def _placed(array: np.ndarray, leaf: Any) -> jax.Array:
+def _placed(array: np.ndarray, leaf: Any) -> Array:
     if isinstance(leaf, jax.ShapeDtypeStruct):
         return jnp.asarray(array)
     if _is_key(leaf):

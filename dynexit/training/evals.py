@@ -8,7 +8,7 @@ examples, `M = min(eval_rows, size of the split)`. An update is about three such
 
 import collections
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -17,16 +17,17 @@ from jax.sharding import Mesh
 
 from dynexit.core.labels import check_labels, rows_counted
 from dynexit.core.settings import Training
-from dynexit.core.shapes import Array, PyTree
+from dynexit.core.shapes import Array, Int, PyTree
 from dynexit.core.types import Experiment
+from dynexit.data.source import Batch
 from dynexit.engine.run import run_all
 from dynexit.objectives.multi_exit import multi_exit_cross_entropy
 from dynexit.training.logs import EVAL
 from dynexit.training.sharding import put_batch, replicated
 from dynexit.training.state import cast
 
-Evaluate = Callable[[PyTree], dict[str, float]]
-Evals = Sequence[tuple[str, Callable[[PyTree], Mapping[str, Any]]]]
+Evaluate: TypeAlias = Callable[[PyTree], dict[str, float]]
+Evals: TypeAlias = Sequence[tuple[str, Callable[[PyTree], Mapping[str, Any]]]]
 
 
 def is_due(settings: Training, step: int) -> bool:
@@ -127,12 +128,14 @@ def in_short(metrics: Mapping[str, float]) -> str:
     return ""
 
 
-def _sums(experiment: Experiment, settings: Training) -> Callable[[PyTree, dict], dict]:
+def _sums(
+    experiment: Experiment, settings: Training
+) -> Callable[[PyTree, Batch], dict[str, Array]]:
     """`sums(params, batch) -> {name: [] or [E]}`, sums over the rows with `batch["counts"]`."""
     model, method = experiment.model, experiment.method
     compute = jnp.dtype(settings.precision)
 
-    def sums(params: PyTree, batch: dict) -> dict[str, Array]:
+    def sums(params: PyTree, batch: Batch) -> dict[str, Array]:
         inputs, labels, counts = batch["inputs"], batch["labels"], batch["counts"]
         if experiment.prepare is not None:
             inputs = experiment.prepare(inputs)
@@ -146,7 +149,8 @@ def _sums(experiment: Experiment, settings: Training) -> Callable[[PyTree, dict]
         if (logits := _logits(outputs, labels)) is not None:
             rows["loss"] = multi_exit_cross_entropy(logits, labels)
         if method.objective is not None:
-            rows["objective"], own = jax.vmap(_objective(method), (1, 0))(outputs, labels)
+            of_one_row = _of_one_row(method.objective)
+            rows["objective"], own = jax.vmap(of_one_row, (1, 0))(outputs, labels)
             rows = {**own, **rows}
         total = lambda a: jnp.where(counts, a.astype(jnp.float32), 0.0).sum(-1)
         return {name: total(each) for name, each in rows.items()}
@@ -154,15 +158,17 @@ def _sums(experiment: Experiment, settings: Training) -> Callable[[PyTree, dict]
     return sums
 
 
-def _objective(method: Any) -> Callable[[PyTree, Array], tuple[Array, dict[str, Array]]]:
+def _of_one_row(
+    objective: Callable[[PyTree, Array, Array], tuple[Array, dict[str, Array]]],
+) -> Callable[[PyTree, Array], tuple[Array, dict[str, Array]]]:
     """The objective of one row: outputs `[E, ...]`, a label `[...]`."""
 
-    def objective(output: PyTree, label: Array) -> tuple[Array, dict[str, Array]]:
+    def of_one_row(output: PyTree, label: Array) -> tuple[Array, dict[str, Array]]:
         outputs = jax.tree.map(lambda a: a[:, None], output)
-        losses, metrics = method.objective(outputs, label[None], jnp.float32(1))
+        losses, metrics = objective(outputs, label[None], jnp.float32(1))
         return losses[0], metrics
 
-    return objective
+    return of_one_row
 
 
 def _logits(outputs: PyTree, labels: Array) -> Array | None:
@@ -175,7 +181,7 @@ def _logits(outputs: PyTree, labels: Array) -> Array | None:
     return logits if fits and floats and jnp.issubdtype(labels.dtype, jnp.integer) else None
 
 
-def spread(count: int, wanted: int | None) -> np.ndarray:
+def spread(count: int, wanted: int | None) -> Int[np.ndarray, "M"]:
     """Indices of at most `wanted` of `count` rows, evenly spread; None for all.
 
     Example:
@@ -186,7 +192,7 @@ def spread(count: int, wanted: int | None) -> np.ndarray:
     return np.arange(wanted) * count // wanted
 
 
-def _batches(examples: dict, rows: np.ndarray, size: int) -> Iterator[dict]:
+def _batches(examples: Batch, rows: np.ndarray, size: int) -> Iterator[Batch]:
     """The rows in batches of `size`; the last is padded. "counts" is False for padding rows and
     for rows without a label.
     """
@@ -203,7 +209,7 @@ def _add(totals: dict[str, Any], sums: dict[str, Array] | None) -> None:
         totals[name] = totals[name] + np.asarray(value, np.float64)
 
 
-def _flat(means: Mapping[str, np.ndarray]) -> dict[str, float]:
+def _flat(means: Mapping[str, Any]) -> dict[str, float]:
     """`[E]` as the mean over the exits and one number for each exit."""
     exits = {
         f"{name}_exit_{e}": float(each)

@@ -46,7 +46,7 @@ class Records:
     def __enter__(self) -> "Records":
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         if self._file is not None:
             self._file.close()
 
@@ -126,7 +126,7 @@ class Mirror:
     def __enter__(self) -> "Mirror":
         return self
 
-    def __exit__(self, kind, *exception) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         if self._run is not None:
             self._try(lambda: self._run.finish(exit_code=0 if kind is None else 1))
 

@@ -20,6 +20,7 @@ from dynexit.core.settings import Training, valid_seed, validate
 from dynexit.core.shapes import PyTree
 from dynexit.core.types import Experiment
 from dynexit.data.late_faults import refuse_late_faults
+from dynexit.data.source import Batch
 from dynexit.training import evals as evaluation
 from dynexit.training.after_update import AfterUpdate, Flight, on_one_device, progress_bar
 from dynexit.training.after_update import NonFiniteLoss as NonFiniteLoss
@@ -109,7 +110,7 @@ def fit(
     folder, mesh = local(folder, "folder").absolute(), data_mesh() if mesh is None else mesh
     train_step = make_train_step(experiment, settings, mesh, rules)
 
-    def draw(step: int) -> dict:
+    def draw(step: int) -> Batch:
         drawn = experiment.train.batch(seed, step, settings.batch_size)
         check_labels(drawn["labels"], len(experiment.classes), "experiment.train")
         return {**put_batch(drawn, mesh), "step": put(np.asarray(step, np.int32), replicated(mesh))}
@@ -175,7 +176,7 @@ def _steps(
     train_step: TrainStep,
     state: TrainState,
     first: int,
-    batches: Iterator[dict],
+    batches: Iterator[Batch],
     stop: StopRequest,
 ) -> tuple[TrainState, int]:
     """Dispatches each update before it reads the metrics of the one before, so that the device does

@@ -9,9 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 from dynexit.core.settings import Training
-from dynexit.core.shapes import Array, PyTree
+from dynexit.core.shapes import Array, Float, PyTree
 
 NOT_DECAYED = (
     r"(?i)(^|[/_])(bias|b)\d*$",
@@ -25,7 +26,7 @@ NOT_DECAYED = (
 """
 
 
-def path_name(path: Sequence) -> str:
+def path_name(path: Sequence[Any]) -> str:
     """A tree path as a string: `("blocks", "w")` is `"blocks/w"`."""
     return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
 
@@ -46,7 +47,7 @@ def decayed(params: PyTree, not_decayed: Sequence[str] = NOT_DECAYED) -> PyTree:
     )
 
 
-def learning_rate(settings: Training) -> Callable[[Any], Array]:
+def learning_rate(settings: Training) -> Callable[[ArrayLike], Float[Array, ""]]:
     """The learning rate schedule: step int32 `[]` -> float32 `[]`.
 
     With `w = round(warmup * steps)`: `peak * s / w` for `s < w`, then with `t = (s - w) / (steps -
@@ -60,7 +61,7 @@ def learning_rate(settings: Training) -> Callable[[Any], Array]:
     warm = round(settings.warmup * settings.steps)
     rest = max(settings.steps - warm, 1)
 
-    def rate(step: Any) -> Array:
+    def rate(step: ArrayLike) -> Float[Array, ""]:
         s = jnp.asarray(step).astype(jnp.float32)
         t = jnp.clip((s - warm) / rest, 0.0, 1.0)
         if settings.schedule == "cosine":

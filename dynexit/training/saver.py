@@ -50,12 +50,12 @@ class Saver:
         self.best = best_score(folder)
         self._folder, self._keep, self._seed = Path(folder), keep, seed
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
-        self._running: Future | None = None
+        self._running: Future[None] | None = None
 
     def __enter__(self) -> "Saver":
         return self
 
-    def __exit__(self, kind, *exception) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         try:
             self.finish()
         except CheckpointError as error:

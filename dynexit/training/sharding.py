@@ -7,17 +7,18 @@ and places its own rows.
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
 from dynexit.core.labels import as_labels
-from dynexit.core.shapes import Array, PyTree
+from dynexit.core.shapes import Array, PyTree, Rows, Shaped
+from dynexit.data.source import Batch
 from dynexit.training.optimizer import path_name
 
-Rules = Sequence[tuple[str, PartitionSpec]]
+Rules: TypeAlias = Sequence[tuple[str, PartitionSpec]]
 
 
 def data_mesh(devices: Sequence[Any] | None = None) -> Mesh:
@@ -61,7 +62,7 @@ def shardings(tree: PyTree, mesh: Mesh, rules: Rules = ()) -> PyTree:
       ValueError: a spec has more axes than the leaf it matched.
     """
 
-    def place(path, leaf) -> NamedSharding:
+    def place(path: Sequence[Any], leaf: Any) -> NamedSharding:
         name = path_name(path)
         for pattern, spec in rules:
             if re.search(pattern, name):
@@ -76,12 +77,14 @@ def shardings(tree: PyTree, mesh: Mesh, rules: Rules = ()) -> PyTree:
     return jax.tree_util.tree_map_with_path(place, tree)
 
 
-def put(array: np.ndarray, sharding: Sharding) -> Array:
+def put(array: Shaped[np.ndarray, "*shape"], sharding: Sharding) -> Shaped[Array, "*shape"]:
     """Places a host array that every process has; each process transfers its own part."""
     return jax.make_array_from_callback(np.shape(array), sharding, lambda index: array[index])
 
 
-def put_batch(batch: dict, mesh: Mesh, names: Sequence[str] = ("inputs", "labels")) -> dict:
+def put_batch(
+    batch: Batch, mesh: Mesh, names: Sequence[str] = ("inputs", "labels")
+) -> dict[str, Rows]:
     """What a step reads of a host batch, leaves `[B, ...]`, split by rows over the "data" axis.
 
     Args:
@@ -101,7 +104,7 @@ def put_batch(batch: dict, mesh: Mesh, names: Sequence[str] = ("inputs", "labels
     if labels.dtype.kind in "iu":
         labels = as_labels(labels)
 
-    def place(path, leaf) -> Array:
+    def place(path: Sequence[Any], leaf: Any) -> Array:
         leaf = np.asarray(leaf)
         if leaf.dtype.kind in "OSUMmT":
             raise TypeError(f"`{path_name(path)}` must be numbers, got {leaf.dtype}")

@@ -3,6 +3,7 @@
 import signal
 import threading
 from types import FrameType
+from typing import Any
 
 
 class StopRequest:
@@ -20,7 +21,7 @@ class StopRequest:
     def __init__(self, catch: bool = True):
         self.requested = False
         self._catch = catch and threading.current_thread() is threading.main_thread()
-        self._before = {}
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequest":
         if self._catch:
@@ -28,7 +29,7 @@ class StopRequest:
                 self._before[number] = signal.signal(number, self._request)
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         while self._before:
             self._restore(next(iter(self._before)))
 

@@ -5,9 +5,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
+from jax.typing import DTypeLike
 
 from dynexit.core.settings import Training
-from dynexit.core.shapes import Array, PyTree
+from dynexit.core.shapes import Array, Int, Key, PyTree
 from dynexit.core.types import Experiment
 from dynexit.training.optimizer import make_optimizer
 from dynexit.training.sharding import Rules, shardings
@@ -25,14 +26,14 @@ class TrainState(NamedTuple):
         no carry.
     """
 
-    step: Array
+    step: Int[Array, ""]
     params: PyTree
     opt_state: PyTree
-    key: Array
+    key: Key[Array, ""]
     carry: PyTree = None
 
 
-def initial_state(experiment: Experiment, settings: Training, key: Array) -> TrainState:
+def initial_state(experiment: Experiment, settings: Training, key: Key[Array, ""]) -> TrainState:
     """The state before the first step; the key is consumed."""
     init_key, train_key = jax.random.split(key)
     params = experiment.model.init(init_key)
@@ -54,7 +55,7 @@ def _free_slots(experiment: Experiment, settings: Training, params: PyTree) -> P
     )
 
 
-def cast(tree: PyTree, dtype) -> PyTree:
+def cast(tree: PyTree, dtype: DTypeLike) -> PyTree:
     """Casts floating-point leaves to `dtype`; integers and keys are unchanged."""
     return jax.tree.map(
         lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree

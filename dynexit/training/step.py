@@ -1,6 +1,7 @@
 """One training step, compiled: augment, prepare, embed, every exit, objective, gradient, update."""
 
 from collections.abc import Callable
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +9,9 @@ import optax
 from jax.sharding import Mesh
 
 from dynexit.core.settings import Training
-from dynexit.core.shapes import Array, PyTree
+from dynexit.core.shapes import Array, Float, PyTree, Shaped
 from dynexit.core.types import Experiment, Step
+from dynexit.data.source import Batch
 from dynexit.engine.run import run_all
 from dynexit.engine.steps import rematerialised
 from dynexit.objectives.multi_exit import mean_over_rows
@@ -18,7 +20,8 @@ from dynexit.training.optimizer import learning_rate, make_optimizer
 from dynexit.training.sharding import Rules, check_batch_size, replicated, shardings
 from dynexit.training.state import TrainState, cast, state_shapes
 
-TrainStep = Callable[[TrainState, dict], tuple[TrainState, dict[str, Array]]]
+Metrics: TypeAlias = dict[str, Shaped[Array, ""]]
+TrainStep: TypeAlias = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 # folded into a step's key for the method's loss; augmentations fold in small numbers
 LOSS = 2**31 - 1
 DROPOUT = LOSS - 1  # likewise, for `Model.training`
@@ -27,7 +30,7 @@ OWN_METRICS = ("loss", "grad_norm", "learning_rate", "finite")  # and names that
 
 def make_loss(
     experiment: Experiment, settings: Training
-) -> Callable[..., tuple[Array, tuple[dict[str, Array], PyTree]]]:
+) -> Callable[..., tuple[Float[Array, ""], tuple[Metrics, PyTree]]]:
     """`loss(params, carry, inputs [B, ...], labels [B, ...], key, progress []) -> (mean loss [],
     (metrics, carry))`.
 
@@ -45,7 +48,7 @@ def make_loss(
 
     def loss(
         params: PyTree, carry: PyTree, inputs: PyTree, labels: Array, key: Array, progress: Array
-    ) -> tuple[Array, tuple[dict[str, Array], PyTree]]:
+    ) -> tuple[Float[Array, ""], tuple[Metrics, PyTree]]:
         params, inputs = cast(params, compute), cast(inputs, compute)
         model = experiment.model
         if model.training is not None:
@@ -114,7 +117,7 @@ def make_train_step(
     optimizer, rate = make_optimizer(settings), learning_rate(settings)
     gradient = jax.value_and_grad(make_loss(experiment, settings), has_aux=True)
 
-    def train_step(state: TrainState, batch: dict) -> tuple[TrainState, dict[str, Array]]:
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         inputs, key = batch["inputs"], jax.random.fold_in(state.key, state.step)
         if experiment.augment is not None:
             inputs = experiment.augment(key, inputs)

@@ -4,7 +4,7 @@ import contextlib
 import errno
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 CLOSED = (errno.EPIPE, errno.EIO, errno.EBADF)
@@ -66,7 +66,7 @@ class SafeStream:
 
 
 @contextlib.contextmanager
-def safe_output() -> Iterator[None]:
+def safe_output() -> Generator[None, None, None]:
     """A context in which `sys.stdout` and `sys.stderr` are `SafeStream`s.
 
     A stream that is None, because its descriptor was closed before Python started, becomes

@@ -10,7 +10,7 @@ import pytest
 import dynexit as dx
 from dynexit.core.labels import IGNORED
 from dynexit.data.tasks.chomsky import TASKS
-from dynexit.data.tasks.settings import CHOMSKY_SIZES
+from dynexit.data.tasks.settings_sequences import CHOMSKY_SIZES
 
 SMALL = {
     "digits": dx.data.Digits(),

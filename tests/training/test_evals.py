@@ -118,7 +118,7 @@ def test_the_mean_over_rows_of_an_objective_is_that_of_the_batch(method):
     outputs = dict(OUTPUTS)
     labels = jnp.arange(8) % 5
     losses, metrics = method.objective(outputs, labels, jnp.float32(1))
-    by_row = jax.vmap(evals._objective(method), (1, 0))(outputs, labels)
+    by_row = jax.vmap(evals._of_one_row(method.objective), (1, 0))(outputs, labels)
     np.testing.assert_allclose(by_row[0], losses, rtol=2e-5)
     assert by_row[1].keys() == metrics.keys() and metrics
     for name, value in metrics.items():

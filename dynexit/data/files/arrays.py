@@ -4,17 +4,15 @@ import functools
 import os
 import zipfile
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO
 
 import numpy as np
 
 from dynexit.core.labels import IGNORED, as_labels, check_labels
-
-if TYPE_CHECKING:
-    from dynexit.data.files.settings import FromNpz
+from dynexit.data.files.settings import FromNpz
 
 
-def read(path: Path, settings: "FromNpz") -> dict[str, np.ndarray]:
+def read(path: Path, settings: FromNpz) -> dict[str, np.ndarray]:
     """Inputs, labels and ids of a file; nothing in it is executed.
 
     Args:
@@ -81,7 +79,7 @@ def _array(path: Path, name: str, file: np.lib.npyio.NpzFile) -> np.ndarray:
         ) from error
 
 
-def _inputs(path: Path, inputs: np.ndarray, settings: "FromNpz") -> np.ndarray:
+def _inputs(path: Path, inputs: np.ndarray, settings: FromNpz) -> np.ndarray:
     name, kind = f"`{settings.inputs_name}` of {path}", inputs.dtype.kind
     if inputs.ndim < 2 or inputs.size == 0:
         raise ValueError(f"{name} must have shape [n, ...], none of them 0, got {inputs.shape}")

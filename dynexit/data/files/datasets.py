@@ -73,7 +73,9 @@ def folders_dataset(settings: FromFolders) -> Dataset:
 
 
 def _dataset(
-    settings: FromCsv | FromNpz | FromFolders, parts: list[dict], classes: tuple[str, ...]
+    settings: FromCsv | FromNpz | FromFolders,
+    parts: list[dict[str, np.ndarray]],
+    classes: tuple[str, ...],
 ) -> Dataset:
     """Three splits of one part, or one of each; inputs are scaled by their type."""
     if len(parts) == 1:

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
+from dynexit.data.host_shapes import Num
 
-def read(path: Path, grey: bool) -> np.ndarray:
+
+def read(path: Path, grey: bool) -> Num[np.ndarray, "height width channels"]:
     """An image.
 
     Args:
@@ -33,7 +35,7 @@ def read(path: Path, grey: bool) -> np.ndarray:
     return image
 
 
-def read_all(paths: list[Path], grey: bool) -> np.ndarray:
+def read_all(paths: list[Path], grey: bool) -> Num[np.ndarray, "n height width channels"]:
     """Images of one size and type, `[n, height, width, channels]`.
 
     Raises:

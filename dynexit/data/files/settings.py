@@ -2,10 +2,13 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from dynexit.core.data import Dataset, Tokens
 from dynexit.core.files import is_url
 from dynexit.core.settings import between, valid_seed
+from dynexit.data.files.table import Table, classes_of
+from dynexit.data.files.table import read as read_table
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".npy")
 
@@ -27,7 +30,7 @@ class _Files:
     split_seed: int = 0
     """which rows fall into which split; keep it to compare runs"""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("path", "calibration_path", "test_path"):
             value = getattr(self, name)
             if isinstance(value, str):
@@ -107,19 +110,15 @@ class FromCsv(_Files):
     @property
     def classes(self) -> tuple[str, ...]:
         """The distinct labels of the training table, in order; reads the table."""
-        from dynexit.data.files.table import classes_of
-
         return classes_of(self.tables()[0].labels)
 
-    def tables(self) -> list:
+    def tables(self) -> list[Table]:
         """The tables of `paths`; each is read once as long as the file does not change.
 
         Raises:
           ValueError: a table that cannot be used, with the file and the line.
         """
-        from dynexit.data.files.table import read
-
-        return [read(path, self.label, self.columns, self.id) for path in self.paths]
+        return [read_table(path, self.label, self.columns, self.id) for path in self.paths]
 
     def _content(self) -> list[str]:
         self.tables()
@@ -182,7 +181,7 @@ class FromNpz(_Files):
         """ "0" to the largest label of the training split; reads the file."""
         return tuple(map(str, range(int(self.arrays()[0]["labels"].max()) + 1)))
 
-    def arrays(self) -> list[dict]:
+    def arrays(self) -> list[dict[str, Any]]:
         """The checked arrays of `paths`: "inputs", "labels" and perhaps "id".
 
         Raises:
@@ -225,7 +224,7 @@ class FromFolders(_Files):
       ...         (pathlib.Path(folder) / kind).mkdir()
       ...         for i in range(5):
       ...             np.save(pathlib.Path(folder) / kind / f"{i}.npy", np.zeros((4, 4), np.uint8))
-      ...     data = FromFolders(folder).build()
+      ...     data = FromFolders(pathlib.Path(folder)).build()
       >>> data.inputs, data.classes, data.train.size
       ((4, 4, 1), ('cat', 'dog'), 6)
     """

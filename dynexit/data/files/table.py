@@ -22,7 +22,7 @@ class Table(NamedTuple):
     """
 
     columns: tuple[str, ...]
-    values: array
+    values: "array[float]"
     labels: tuple[str, ...]
     ids: tuple[str, ...] | None
     lines: tuple[int, ...]
@@ -54,7 +54,14 @@ def read(
 
 
 @functools.lru_cache(maxsize=6)
-def _read(path: Path, _time, _size, label: str, columns: tuple[str, ...], id_column) -> Table:
+def _read(
+    path: Path,
+    _time: int,
+    _size: int,
+    label: str,
+    columns: tuple[str, ...],
+    id_column: str | None,
+) -> Table:
     with open(path, newline="", encoding="utf-8-sig") as file:
         reader = csv.reader(file)
         names = [name.strip() for name in next(reader, [])]

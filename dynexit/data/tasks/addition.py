@@ -4,9 +4,13 @@ import functools
 
 import numpy as np
 
-from dynexit.core.data import Splits
+from dynexit.core.data import Dataset, Splits
 from dynexit.core.labels import IGNORED
+from dynexit.core.settings import refuse_invalid
+from dynexit.data.host_shapes import Int
+from dynexit.data.source import Batch
 from dynexit.data.tasks.procedural import at_least, generated, ordered
+from dynexit.data.tasks.settings_sequences import Addition
 
 PLUS, BLANK = 10, 11
 """The tokens after the ten digits."""
@@ -78,9 +82,17 @@ def addition(
     )
 
 
+def dataset(settings: Addition) -> Dataset:
+    """The data set of `dx.data.Addition`."""
+    refuse_invalid(settings)
+    s = settings
+    splits = addition(s.length, s.test_length, s.carries, s.test_carries, s.examples)
+    return Dataset(*splits, s.inputs, s.classes)
+
+
 def _draw(
     random: np.random.Generator, size: int, length: int, carries: tuple[int, int] | None
-) -> dict:
+) -> Batch:
     low, high = (0, 0) if carries is None else carries
     chain = random.integers(low, high + 1, size=size)
     shortest = np.maximum(chain, 1)
@@ -148,7 +160,7 @@ def _carried(run: np.ndarray, total: np.ndarray) -> np.ndarray:
     return np.where(total > 9, 1, np.where((total == 9) & (run > 0), run + 1, 0))
 
 
-def longest_chain(digits: np.ndarray) -> np.ndarray:
+def longest_chain(digits: Int[np.ndarray, "2 b places"]) -> Int[np.ndarray, "b"]:
     """The longest carry chain of two numbers: consecutive places with the same carry.
 
     A place whose digits make 10 or more starts a chain whatever comes in (with the carry it cannot

@@ -5,16 +5,20 @@ Training strings are short, test strings long.
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from dynexit.core.data import Splits
+from dynexit.core.data import Dataset, Splits
 from dynexit.core.labels import IGNORED
+from dynexit.core.settings import refuse_invalid
+from dynexit.data.source import Batch
 from dynexit.data.tasks import chomsky_arithmetic as arithmetic
 from dynexit.data.tasks import chomsky_strings as strings
 from dynexit.data.tasks.procedural import generated, ordered
-from dynexit.data.tasks.settings import CHOMSKY_SIZES
+from dynexit.data.tasks.settings_sequences import CHOMSKY_SIZES, Chomsky
+
+Draw: TypeAlias = Callable[[np.random.Generator, int, int], strings.Drawn]
 
 
 class Task(NamedTuple):
@@ -31,7 +35,7 @@ class Task(NamedTuple):
       masked: whether targets count only up to the first 2, included.
     """
 
-    draw: Callable[[np.random.Generator, int, int], strings.Drawn]
+    draw: Draw
     vocabulary: int
     classes: int
     output_length: Callable[[int], int]
@@ -52,7 +56,7 @@ def _one_more(length: int) -> int:
     return length + 1
 
 
-def _task(name: str, draw: Callable, output_length: Callable, *rest) -> Task:
+def _task(name: str, draw: Draw, output_length: Callable[[int], int], *rest: Any) -> Task:
     return Task(draw, *CHOMSKY_SIZES[name], output_length, *rest)
 
 
@@ -143,16 +147,32 @@ def chomsky(
     return splits._replace(train=endless._replace(examples=splits.train.examples))
 
 
+def dataset(settings: Chomsky) -> Dataset:
+    """The data set of `dx.data.Chomsky`."""
+    refuse_invalid(settings)
+    s, task = settings, TASKS[settings.task]
+    splits = chomsky(task, (1, s.length), (s.length + 1, s.test_length), s.examples)
+    prepare = one_hot(task.vocabulary + 2) if s.one_hot else None
+    return Dataset(*splits, s.inputs, s.classes, prepare=prepare)
+
+
+def one_hot(vocabulary: int) -> Callable[[Any], Any]:
+    """`prepare(tokens [b, L]) -> float32 [b, L, vocabulary]`."""
+    import jax
+
+    return lambda tokens: jax.nn.one_hot(tokens, vocabulary)
+
+
 def _one_length(
     random: np.random.Generator, size: int, task: Task, lengths: tuple[int, int]
-) -> dict:
+) -> Batch:
     length = int(random.integers(lengths[0], lengths[1] + 1))
     return _laid_out(random, size, length, task, lengths[1] + task.output_length(lengths[1]))
 
 
 def _every_length(
     random: np.random.Generator, size: int, task: Task, lengths: tuple[int, int]
-) -> dict:
+) -> Batch:
     low, high = lengths
     wanted, counts = np.unique(low + np.arange(size) * (high - low + 1) // size, return_counts=True)
     width = high + task.output_length(high)
@@ -163,7 +183,7 @@ def _every_length(
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _laid_out(random: np.random.Generator, size: int, length: int, task: Task, width: int) -> dict:
+def _laid_out(random: np.random.Generator, size: int, length: int, task: Task, width: int) -> Batch:
     tokens, targets = task.draw(random, size, length)
     if task.masked:
         ended = np.cumsum(targets == 2, axis=1) - (targets == 2) > 0

@@ -4,10 +4,11 @@ Each is a function `(random, size, length) -> (inputs [b, l], targets [b, T])`, 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
+from dynexit.data.host_shapes import Int
 from dynexit.data.tasks.chomsky_strings import Drawn
 
 MODULUS = 5
@@ -49,7 +50,7 @@ def modular_arithmetic(random: np.random.Generator, size: int, length: int) -> D
     return inputs, flat_values(inputs)[:, None]
 
 
-def flat_values(expressions: np.ndarray) -> np.ndarray:
+def flat_values(expressions: Int[np.ndarray, "b l"]) -> Int[np.ndarray, "b"]:
     """Values modulo 5 of expressions without brackets.
 
     Each product is reduced at once. The released code multiplies first, and long runs of `*`
@@ -221,11 +222,11 @@ def _binary(number: int, bits: int = 1) -> list[int]:
     return [int(bit) for bit in reversed(f"{number:0{bits}b}")]
 
 
-def _rows(lists: list) -> np.ndarray:
+def _rows(lists: list[list[int]]) -> np.ndarray:
     return np.array(lists, np.int32)
 
 
-def _ended(results, size: int, length: int) -> np.ndarray:
+def _ended(results: Iterable[list[int]], size: int, length: int) -> np.ndarray:
     """Rows of bits, each followed by 2 and filled up with 0, int32 `[size, length]`."""
     targets = np.zeros((size, length), np.int32)
     for row, bits in enumerate(results):

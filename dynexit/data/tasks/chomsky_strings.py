@@ -3,9 +3,13 @@
 Each is a function `(random, size, length) -> (inputs [b, l], targets [b, T])`, int32.
 """
 
+from typing import TypeAlias
+
 import numpy as np
 
-Drawn = tuple[np.ndarray, np.ndarray]
+from dynexit.data.host_shapes import Int
+
+Drawn: TypeAlias = tuple[Int[np.ndarray, "b l"], Int[np.ndarray, "b T"]]
 
 
 def _bits(random: np.random.Generator, size: int, length: int) -> np.ndarray:

@@ -1,13 +1,18 @@
 """Copy and reverse: strings of decimal digits, to be written again, forwards or backwards."""
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
-from dynexit.core.data import Splits
+from dynexit.core.data import Dataset, Splits
 from dynexit.core.labels import IGNORED
+from dynexit.core.settings import refuse_invalid
+from dynexit.data.source import Batch
 from dynexit.data.tasks.addition import BLANK
 from dynexit.data.tasks.procedural import at_least, generated
+from dynexit.data.tasks.settings_sequences import Copying
 
 
 def copying(
@@ -47,7 +52,29 @@ def copying(
     )
 
 
-def _draw(random: np.random.Generator, size: int, length: int, backwards: bool) -> dict:
+def dataset(settings: Copying) -> Dataset:
+    """The data set of `dx.data.Copying`."""
+    refuse_invalid(settings)
+    s = settings
+    splits = copying(s.length, s.test_length, s.backwards, s.examples)
+    augment = positions_from(s.shift) if s.shift else None
+    return Dataset(*splits, s.inputs, s.classes, augment=augment)
+
+
+def positions_from(shift: int) -> Callable[[Any, Any], Any]:
+    """`augment(key, tokens [b, L]) -> {"tokens", "positions"}`; positions begin at 0..shift."""
+    import jax
+    import jax.numpy as jnp
+
+    def augment(key: Any, tokens: Any) -> Any:
+        begin = jax.random.randint(key, (len(tokens), 1), 0, shift + 1)
+        place = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
+        return {"tokens": tokens, "positions": begin + place}
+
+    return augment
+
+
+def _draw(random: np.random.Generator, size: int, length: int, backwards: bool) -> Batch:
     count = random.integers(1, length + 1, size=(size, 1))
     place = np.arange(length)
     digits = random.integers(0, 10, size=(size, length), dtype=np.int32)

@@ -1,9 +1,14 @@
 """Graph algorithms round by round, on a whole batch: their results and numbers of rounds."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
+
+from dynexit.data.host_shapes import Float, Int, Num
+
+Weights: TypeAlias = Num[np.ndarray, "b n n"]
+Nodes: TypeAlias = Int[np.ndarray, "b"]
 
 
 class Traced(NamedTuple):
@@ -19,10 +24,10 @@ class Traced(NamedTuple):
         up to n rounds; None where they were not wanted.
     """
 
-    predecessors: np.ndarray
-    distances: np.ndarray
-    rounds: np.ndarray
-    hints: np.ndarray | None
+    predecessors: Int[np.ndarray, "b n ..."]
+    distances: Float[np.ndarray, "b n ..."]
+    rounds: Int[np.ndarray, "b"]
+    hints: Int[np.ndarray, "b n n ..."] | None
 
 
 class Algorithm(NamedTuple):
@@ -34,12 +39,12 @@ class Algorithm(NamedTuple):
       sourced: whether paths begin at one node.
     """
 
-    run: Callable[[np.ndarray, np.ndarray, bool], Traced]
+    run: Callable[[Weights, Nodes, bool], Traced]
     weighted: bool
     sourced: bool
 
 
-def run_breadth_first(weights: np.ndarray, source: np.ndarray, hints: bool = False) -> Traced:
+def run_breadth_first(weights: Weights, source: Nodes, hints: bool = False) -> Traced:
     """Breadth-first search: each round reaches the neighbours of all nodes reached.
 
     The lowest of the reached neighbours is the predecessor.
@@ -78,7 +83,7 @@ def run_breadth_first(weights: np.ndarray, source: np.ndarray, hints: bool = Fal
     return Traced(predecessors, distances, rounds, _stacked(frames, nodes))
 
 
-def run_bellman_ford(weights: np.ndarray, source: np.ndarray, hints: bool = False) -> Traced:
+def run_bellman_ford(weights: Weights, source: Nodes, hints: bool = False) -> Traced:
     """Bellman-Ford: each round takes shorter paths by way of the neighbours.
 
     The paths of the neighbours are those of the round before.
@@ -118,7 +123,7 @@ def run_bellman_ford(weights: np.ndarray, source: np.ndarray, hints: bool = Fals
     return Traced(predecessors, _finite(distances), rounds, _stacked(frames, nodes))
 
 
-def run_floyd_warshall(weights: np.ndarray, source: np.ndarray, hints: bool = False) -> Traced:
+def run_floyd_warshall(weights: Weights, source: Nodes, hints: bool = False) -> Traced:
     """Floyd-Warshall: round k allows paths between all pairs by way of node k; n rounds.
 
     The diagonal begins at the length of a node's edge to itself, as in CLRS-30.

@@ -2,14 +2,21 @@
 
 import functools
 from collections.abc import Callable
+from typing import TypeAlias
 
 import numpy as np
 
-from dynexit.core.data import Splits
+from dynexit.core.data import Dataset, Splits
+from dynexit.core.settings import refuse_invalid
+from dynexit.data.host_shapes import Bool
+from dynexit.data.source import Batch
+from dynexit.data.tasks import graph_algorithms
 from dynexit.data.tasks.graph_algorithms import Algorithm
 from dynexit.data.tasks.procedural import at_least, generated
+from dynexit.data.tasks.settings_grids import Graphs
 
-Family = Callable[[np.random.Generator, int, int], np.ndarray]
+Joined: TypeAlias = Bool[np.ndarray, "size nodes nodes"]
+Family: TypeAlias = Callable[[np.random.Generator, int, int], Joined]
 """`family(random, size, nodes) -> bool [size, nodes, nodes]`, symmetric."""
 
 
@@ -31,14 +38,14 @@ def erdos_renyi(probability: float = 0.5) -> Family:
     if not 0 <= probability <= 1:
         raise ValueError(f"`probability` must lie in 0..1, got {probability}.")
 
-    def draw(random: np.random.Generator, size: int, nodes: int) -> np.ndarray:
+    def draw(random: np.random.Generator, size: int, nodes: int) -> Joined:
         joined = random.random((size, nodes, nodes)) < probability
         return joined & joined.swapaxes(1, 2)
 
     return draw
 
 
-def paths(random: np.random.Generator, size: int, nodes: int) -> np.ndarray:
+def paths(random: np.random.Generator, size: int, nodes: int) -> Joined:
     """All nodes in one row, in random order; the farthest node is n / 2 to n - 1 edges away.
 
     Example:
@@ -48,7 +55,7 @@ def paths(random: np.random.Generator, size: int, nodes: int) -> np.ndarray:
     return _grid(random, size, 1, nodes)
 
 
-def grids(random: np.random.Generator, size: int, nodes: int) -> np.ndarray:
+def grids(random: np.random.Generator, size: int, nodes: int) -> Joined:
     """The nodes of a grid in random order, as near to a square as n can be divided.
 
     It is a row where n is prime.
@@ -133,6 +140,16 @@ def graphs(
     )
 
 
+def dataset(settings: Graphs) -> Dataset:
+    """The data set of `dx.data.Graphs`."""
+    refuse_invalid(settings)
+    s = settings
+    family = {"erdos_renyi": erdos_renyi(s.probability), "paths": paths, "grids": grids}[s.family]
+    algorithm = getattr(graph_algorithms, s.algorithm)
+    splits = graphs(algorithm, s.nodes, s.test_nodes, family, hints=s.hints, examples=s.examples)
+    return Dataset(*splits, s.inputs, s.classes)
+
+
 def _draw(
     random: np.random.Generator,
     size: int,
@@ -140,7 +157,7 @@ def _draw(
     family: Family,
     algorithm: Algorithm,
     hints: bool,
-) -> dict:
+) -> Batch:
     joined = family(random, size, nodes)
     weights = joined.astype(np.float32)
     if algorithm.weighted:

@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dynexit.data.host_shapes import Bool, Int, Num
+
 _DRAWS = 12  # a multiple of 1, 2, 3 and 4: a draw of 0..11 modulo the number of choices is uniform
 
 
@@ -16,11 +18,11 @@ class Doors(NamedTuple):
       south: bool `[b, width, width]`, between a cell and its neighbour below.
     """
 
-    east: np.ndarray
-    south: np.ndarray
+    east: Bool[np.ndarray, "b width width"]
+    south: Bool[np.ndarray, "b width width"]
 
 
-def cell_number(index: np.ndarray, side: int) -> np.ndarray:
+def cell_number(index: Int[np.ndarray, "b"], side: int) -> Int[np.ndarray, "b"]:
     """The number of the cell that comes `index`-th, row by row, among the `side * side`.
 
     Example:
@@ -30,7 +32,9 @@ def cell_number(index: np.ndarray, side: int) -> np.ndarray:
     return (index // side + 1) * (side + 2) + index % side + 1
 
 
-def carve(random: np.random.Generator, start: np.ndarray, side: int) -> np.ndarray:
+def carve(
+    random: np.random.Generator, start: Int[np.ndarray, "b"], side: int
+) -> Int[np.ndarray, "b cells"]:
     """Mazes by the depth-first backtracker.
 
     It moves to a random unvisited neighbour; where there is none it moves back.
@@ -86,7 +90,7 @@ def _moves(width: int) -> np.ndarray:
     return table.reshape(-1)
 
 
-def doors_of(parent: np.ndarray, side: int) -> Doors:
+def doors_of(parent: Int[np.ndarray, "b cells"], side: int) -> Doors:
     """The open walls of the trees that `parent`, `[b, width * width]`, describes."""
     width = side + 2
     joined = []
@@ -108,7 +112,9 @@ def open_more(random: np.random.Generator, doors: Doors, fraction: float) -> Doo
     return Doors(east, south)
 
 
-def search(doors: Doors, start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def search(
+    doors: Doors, start: Int[np.ndarray, "b"]
+) -> tuple[Int[np.ndarray, "b cells"], Num[np.ndarray, "b cells"]]:
     """Breadth-first search from `start`, and whether there is more than one shortest path.
 
     Args:
@@ -150,8 +156,11 @@ def search(doors: Doors, start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def walk(
-    parent: np.ndarray, start: np.ndarray, end: np.ndarray, side: int
-) -> tuple[np.ndarray, np.ndarray]:
+    parent: Int[np.ndarray, "b cells"],
+    start: Int[np.ndarray, "b"],
+    end: Int[np.ndarray, "b"],
+    side: int,
+) -> tuple[Num[np.ndarray, "b A A"], Int[np.ndarray, "b"]]:
     """The path from `end` back to `start` along the parents, as an array with walls.
 
     Args:
@@ -187,7 +196,7 @@ def walk(
     return path.reshape(-1, across, across), length
 
 
-def drawn(doors: Doors) -> np.ndarray:
+def drawn(doors: Doors) -> Num[np.ndarray, "b A A"]:
     """The free places, uint8 `[b, 2 side + 1, 2 side + 1]`.
 
     Cells are at odd rows and columns, with open walls between them.

@@ -4,10 +4,14 @@ import functools
 
 import numpy as np
 
-from dynexit.core.data import Splits
+from dynexit.core.data import Dataset, Source, Splits
 from dynexit.core.labels import IGNORED
+from dynexit.core.settings import refuse_invalid
+from dynexit.data.host_shapes import Int, Num
+from dynexit.data.source import Batch
 from dynexit.data.tasks import maze_walls
 from dynexit.data.tasks.procedural import generated
+from dynexit.data.tasks.settings_grids import Mazes
 
 
 def free_places(splits: Splits) -> Splits:
@@ -19,13 +23,13 @@ def free_places(splits: Splits) -> Splits:
       [-1]
     """
 
-    def open_only(batch: dict) -> dict:
+    def open_only(batch: Batch) -> Batch:
         return {
             **batch,
             "labels": np.where(batch["inputs"].any(-1), batch["labels"], np.int32(IGNORED)),
         }
 
-    def of(source):
+    def of(source: Source) -> Source:
         draw, fixed = source.batch, source.examples
         return source._replace(
             batch=lambda seed, step, size: open_only(draw(seed, step, size)),
@@ -35,7 +39,7 @@ def free_places(splits: Splits) -> Splits:
     return Splits(*map(of, splits))
 
 
-def filling_rounds(inputs: np.ndarray) -> np.ndarray:
+def filling_rounds(inputs: Num[np.ndarray, "b A A 3"]) -> Int[np.ndarray, "b"]:
     """Rounds of dead-end filling that solve each maze.
 
     A free place with one free neighbour that is no start or end is filled.
@@ -131,7 +135,16 @@ def mazes(
     return generated(train, examples, test_draw=test)
 
 
-def _draw(random: np.random.Generator, size: int, side: int, scale: int, loops: float) -> dict:
+def dataset(settings: Mazes) -> Dataset:
+    """The data set of `dx.data.Mazes`."""
+    refuse_invalid(settings)
+    s = settings
+    splits = free_places(mazes(s.size, s.test_size, s.scale, s.loops, s.examples))
+    prepare = lambda images: images.astype("float32")
+    return Dataset(*splits, s.inputs, s.classes, prepare=prepare)
+
+
+def _draw(random: np.random.Generator, size: int, side: int, scale: int, loops: float) -> Batch:
     start, end = _ends(random, size, side)
     parent = maze_walls.carve(random, start, side)
     doors = maze_walls.doors_of(parent, side)

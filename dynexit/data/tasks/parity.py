@@ -4,8 +4,11 @@ import functools
 
 import numpy as np
 
-from dynexit.core.data import Splits
+from dynexit.core.data import Dataset, Splits
+from dynexit.core.settings import refuse_invalid
+from dynexit.data.source import Batch
 from dynexit.data.tasks.procedural import at_least, generated, ordered
+from dynexit.data.tasks.settings_sequences import Parity
 
 PARITY_CLASSES = ("even", "odd")
 
@@ -61,7 +64,14 @@ def parity(
     )
 
 
-def _draw(random: np.random.Generator, size: int, length: int, nonzeros: tuple[int, int]) -> dict:
+def dataset(settings: Parity) -> Dataset:
+    """The data set of `dx.data.Parity`."""
+    refuse_invalid(settings)
+    splits = parity(settings.length, *settings.nonzeros(), examples=settings.examples)
+    return Dataset(*splits, settings.inputs, settings.classes)
+
+
+def _draw(random: np.random.Generator, size: int, length: int, nonzeros: tuple[int, int]) -> Batch:
     count = random.integers(nonzeros[0], nonzeros[1] + 1, size=(size, 1))
     signs = random.integers(0, 2, size=(size, length), dtype=np.int8) * 2 - 1
     places = random.random((size, length), dtype=np.float32).argsort(axis=1)

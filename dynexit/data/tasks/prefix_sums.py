@@ -4,8 +4,11 @@ import functools
 
 import numpy as np
 
-from dynexit.core.data import Splits
+from dynexit.core.data import Dataset, Splits
+from dynexit.core.settings import refuse_invalid
+from dynexit.data.source import Batch
 from dynexit.data.tasks.procedural import at_least, generated
+from dynexit.data.tasks.settings_sequences import PrefixSums
 
 
 def prefix_sums(length: int, test_length: int | None = None, examples: int = 5000) -> Splits:
@@ -44,7 +47,14 @@ def prefix_sums(length: int, test_length: int | None = None, examples: int = 500
     )
 
 
-def _draw(random: np.random.Generator, size: int, length: int) -> dict:
+def dataset(settings: PrefixSums) -> Dataset:
+    """The data set of `dx.data.PrefixSums`."""
+    refuse_invalid(settings)
+    splits = prefix_sums(settings.length, settings.test_length, settings.examples)
+    return Dataset(*splits, settings.inputs, settings.classes)
+
+
+def _draw(random: np.random.Generator, size: int, length: int) -> Batch:
     bits = random.integers(0, 2, size=(size, length), dtype=np.int8)
     return {
         "inputs": bits[:, :, None] - np.float32(0.5),

@@ -5,13 +5,14 @@ Loads no JAX.
 
 import functools
 from collections.abc import Callable
+from typing import TypeAlias
 
 import numpy as np
 
 from dynexit.core.data import Source, Splits
-from dynexit.data.source import from_leaves
+from dynexit.data.source import Batch, from_leaves
 
-Draw = Callable[[np.random.Generator, int], dict]
+Draw: TypeAlias = Callable[[np.random.Generator, int], Batch]
 """`draw(random, size) -> batch`, leaves `[size, ...]`: "inputs", "labels" and "steps" (int32
 `[size]`).
 """
@@ -57,7 +58,7 @@ def generated(
     at_least(1, examples=examples)
     fixed = _fixed("train", _TRAIN_EXAMPLES, draw, examples)
 
-    def batch(seed: int, step: int, size: int) -> dict:
+    def batch(seed: int, step: int, size: int) -> Batch:
         at_least(0, seed=seed, step=step)
         at_least(1, size=size)
         return draw(_stream(_TRAIN, seed, step), size)

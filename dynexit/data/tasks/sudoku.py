@@ -5,8 +5,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dynexit.core.data import Splits
+from dynexit.core.data import Dataset, Splits
+from dynexit.core.settings import refuse_invalid
+from dynexit.data.host_shapes import Int
+from dynexit.data.source import Batch
 from dynexit.data.tasks.procedural import at_least, generated, ordered
+from dynexit.data.tasks.settings_grids import Sudoku
 
 FEWEST = {2: 4, 3: 26}
 """The fewest clues, by the side of a box; with fewer clues of 9x9 too many draws are rejected."""
@@ -68,7 +72,17 @@ def sudoku(
     return generated(train, examples, test, calibration)
 
 
-def solved(puzzles: np.ndarray, box: int) -> tuple[np.ndarray, np.ndarray]:
+def dataset(settings: Sudoku) -> Dataset:
+    """The data set of `dx.data.Sudoku`."""
+    refuse_invalid(settings)
+    clues = (settings.fewest, settings.most)
+    splits = sudoku(settings.box, clues, examples=settings.examples)
+    return Dataset(*splits, settings.inputs, settings.classes)
+
+
+def solved(
+    puzzles: Int[np.ndarray, "b places"], box: int
+) -> tuple[Int[np.ndarray, "b places"], Int[np.ndarray, "b"]]:
     """Puzzles after as many rounds of naked singles as change anything.
 
     Args:
@@ -96,7 +110,7 @@ def solved(puzzles: np.ndarray, box: int) -> tuple[np.ndarray, np.ndarray]:
         rounds += found
 
 
-def eighth(puzzles: np.ndarray) -> np.ndarray:
+def eighth(puzzles: Int[np.ndarray, "b 16"]) -> Int[np.ndarray, "b"]:
     """The eighth of all puzzles of 4x4 that each is in, int `[b]` in 0..7, by a hash of its digits.
 
     Example:
@@ -111,7 +125,7 @@ def eighth(puzzles: np.ndarray) -> np.ndarray:
 
 def _draw(
     random: np.random.Generator, size: int, box: int, clues: tuple[int, int], eighths: Sequence[int]
-) -> dict:
+) -> Batch:
     labels = np.zeros((size, box**4), np.int8)
     inputs = np.zeros_like(labels)
     wanted = random.integers(clues[0], clues[1] + 1, size=size)
@@ -185,7 +199,7 @@ def _grids(random: np.random.Generator, size: int, box: int) -> np.ndarray:
 
 
 @functools.cache
-def all_grids() -> np.ndarray:
+def all_grids() -> Int[np.ndarray, "288 16"]:
     """All complete grids of 4x4, int8 `[288, 16]`, read-only.
 
     Example:

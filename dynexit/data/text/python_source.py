@@ -3,11 +3,13 @@
 import functools
 import sysconfig
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from dynexit.core.data import SPLITS, Source, Splits
-from dynexit.data.source import from_leaves
+from dynexit.data.host_shapes import Num
+from dynexit.data.source import Batch, from_leaves
 from dynexit.data.tasks.procedural import at_least
 
 VOCABULARY = 128
@@ -53,7 +55,7 @@ def python_source(length: int, examples: int = 500, folder: Path | None = None) 
             )
     fixed = {split: _evenly(split, text[split], length, examples) for split in SPLITS}
 
-    def batch(seed: int, step: int, size: int) -> dict:
+    def batch(seed: int, step: int, size: int) -> Batch:
         at_least(0, seed=seed, step=step)
         at_least(1, size=size)
         random = np.random.Generator(np.random.Philox(key=np.array([seed, step], np.uint64)))
@@ -65,7 +67,7 @@ def python_source(length: int, examples: int = 500, folder: Path | None = None) 
     return Splits(train, fixed["calibration"], fixed["test"])
 
 
-def decoded(tokens: np.ndarray) -> str:
+def decoded(tokens: Num[Any, "L"]) -> str:
     """The text of tokens `[L]`.
 
     Example:
@@ -90,11 +92,11 @@ def _texts(folder: Path) -> dict[str, np.ndarray]:
     return {split: np.frombuffer(b"\n".join(texts), np.uint8) for split, texts in parts.items()}
 
 
-def _evenly(split: str, text: np.ndarray, length: int, examples: int):
+def _evenly(split: str, text: np.ndarray, length: int, examples: int) -> Source:
     starts = np.linspace(0, len(text) - length - 1, examples).astype(np.int64)
     return from_leaves(split, _windows(text, starts, length))
 
 
-def _windows(text: np.ndarray, starts: np.ndarray, length: int) -> dict:
+def _windows(text: np.ndarray, starts: np.ndarray, length: int) -> Batch:
     characters = text[starts[:, None] + np.arange(length + 1)].astype(np.int32)
     return {"inputs": characters[:, :-1], "labels": characters[:, 1:]}

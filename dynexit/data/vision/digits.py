@@ -2,8 +2,7 @@
 
 import functools
 import logging
-import os
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
@@ -12,11 +11,7 @@ from dynexit.core.settings import refuse_invalid
 from dynexit.data import store
 from dynexit.data.source import from_arrays
 from dynexit.data.split import stratified_order
-
-if TYPE_CHECKING:
-    import tensorflow_datasets as tfds
-
-    from dynexit.data.vision.settings import Digits
+from dynexit.data.vision.settings import Digits
 
 DIGITS_CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -36,7 +31,7 @@ RECIPE = store.Recipe(
 )
 
 
-def digits(seed_of_split: int = 0, folder: str | os.PathLike | None = None) -> Splits:
+def digits(seed_of_split: int = 0, folder: store.PathLike | None = None) -> Splits:
     """scikit-learn's digits as `train` (1,000), `calibration` (347) and `test` (450).
 
     The splits are stratified by class and disjoint.
@@ -72,7 +67,7 @@ def digits(seed_of_split: int = 0, folder: str | os.PathLike | None = None) -> S
     )
 
 
-def dataset(settings: "Digits") -> Dataset:
+def dataset(settings: Digits) -> Dataset:
     """The data set of `dx.data.Digits`."""
     from dynexit.data.augment import random_crop, to_float
 
@@ -90,7 +85,7 @@ def dataset(settings: "Digits") -> Dataset:
     )
 
 
-def _pixels(images):
+def _pixels(images: Any) -> Any:
     """Images `[b, 8, 8, 1]` as sequences of pixels `[b, 64, 1]`, row by row."""
     return images.reshape(len(images), 64, 1)
 
@@ -105,7 +100,7 @@ def shifted(source: Source, by: int) -> Source:
     return from_arrays(source.split, np.concatenate(moved), labels)
 
 
-def digits_builder(folder: str | os.PathLike | None = None) -> "tfds.core.DatasetBuilder":
+def digits_builder(folder: store.PathLike | None = None) -> store.Builder:
     """The tensorflow-datasets builder of the digits: one split "scans" in scikit-learn's order."""
     return store.builder(RECIPE, folder)
 
@@ -119,7 +114,7 @@ def read_raw() -> store.Arrays:
 
 
 @functools.lru_cache(maxsize=1)
-def _scans(folder) -> tuple[np.ndarray, np.ndarray]:
+def _scans(folder: store.PathLike | None) -> store.Pair:
     try:
         return store.load(RECIPE, folder)["scans"]
     except store.DataNotPrepared:

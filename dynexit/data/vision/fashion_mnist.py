@@ -3,21 +3,17 @@
 import functools
 import gzip
 import hashlib
-import os
 import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dynexit.core.data import Dataset, Source, Splits
 from dynexit.core.settings import refuse_invalid
 from dynexit.data import store
+from dynexit.data.host_shapes import Num
 from dynexit.data.source import from_arrays
 from dynexit.data.vision.settings import FashionMnist
-
-if TYPE_CHECKING:
-    import tensorflow_datasets as tfds
 
 FASHION_MNIST_CLASSES = FashionMnist.classes
 
@@ -53,7 +49,7 @@ RAW = {
 }
 
 
-def fashion_mnist(folder: str | os.PathLike | None = None) -> Splits:
+def fashion_mnist(folder: store.PathLike | None = None) -> Splits:
     """Fashion-MNIST as `train` (55,000), `calibration` (5,000) and `test` (10,000).
 
     The calibration split is held out of the training set.
@@ -101,7 +97,7 @@ def _first(source: Source, count: int | None) -> Source:
     return from_arrays(source.split, whole["inputs"][:count], whole["labels"][:count])
 
 
-def hold_out(train, test, calibration: int) -> Splits:
+def hold_out(train: store.Pair, test: store.Pair, calibration: int) -> Splits:
     """Three sources from two published splits; calibration rows are taken from the training set.
 
     A fixed shuffle selects them.
@@ -122,7 +118,7 @@ def hold_out(train, test, calibration: int) -> Splits:
     )
 
 
-def fashion_mnist_builder(folder: str | os.PathLike | None = None) -> "tfds.core.DatasetBuilder":
+def fashion_mnist_builder(folder: store.PathLike | None = None) -> store.Builder:
     """The tensorflow-datasets builder of the data: "train" (60,000), "test" (10,000).
 
     The splits are those published.
@@ -130,12 +126,12 @@ def fashion_mnist_builder(folder: str | os.PathLike | None = None) -> "tfds.core
     return store.builder(RECIPE, folder)
 
 
-def has_raw(folder: str | os.PathLike) -> bool:
+def has_raw(folder: store.PathLike) -> bool:
     """Whether all four idx files are in `folder`, each plain or as `.gz`."""
     return all(_raw_file(Path(folder), name) is not None for name in RAW)
 
 
-def read_raw(folder: str | os.PathLike) -> store.Arrays:
+def read_raw(folder: store.PathLike) -> store.Arrays:
     """Reads the four idx files, each plain or as `.gz`, and checks the SHA-256 of what they hold.
 
     Args:
@@ -154,7 +150,7 @@ def read_raw(folder: str | os.PathLike) -> store.Arrays:
     }
 
 
-def parse_idx(content: bytes) -> np.ndarray:
+def parse_idx(content: bytes) -> Num[np.ndarray, "..."]:
     """Decodes an idx file of unsigned bytes.
 
     The file holds two zeros, the type 8, the rank, big-endian int32 sizes, then the values.
@@ -187,7 +183,7 @@ def parse_idx(content: bytes) -> np.ndarray:
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
 
-def _pair(folder: Path, images: str, labels: str) -> tuple[np.ndarray, np.ndarray]:
+def _pair(folder: Path, images: str, labels: str) -> store.Pair:
     return parse_idx(_content(folder, images))[..., None], parse_idx(
         _content(folder, labels)
     ).astype(np.int32)

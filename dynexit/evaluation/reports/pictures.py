@@ -7,15 +7,16 @@ from typing import Any
 import numpy as np
 
 from dynexit.core.labels import places_counted
-from dynexit.evaluation.reports.plots import DYNAMIC, INK, figure_of, save
+from dynexit.core.shapes import Int, Shaped
+from dynexit.evaluation.reports.plots import DYNAMIC, INK, Content, figure_of, save
 
 
 def examples_by_depth(
     inputs: Any,
-    labels: np.ndarray,
-    classes: np.ndarray,
-    exit: np.ndarray,
-    content: dict,
+    labels: Shaped[np.ndarray, "M ..."],
+    classes: Shaped[np.ndarray, "M ..."],
+    exit: Int[np.ndarray, "M"],
+    content: Content,
     path: Path,
     columns: int = 8,
 ) -> Path | None:
@@ -92,7 +93,7 @@ def _some(rows: np.ndarray, count: int) -> np.ndarray:
     return np.sort(np.random.default_rng(0).permutation(rows)[:count])
 
 
-def _answered(answer: np.ndarray, label: np.ndarray, names: Sequence[str]) -> tuple[str, bool]:
+def _answered(answer: Any, label: Any, names: Sequence[str]) -> tuple[str, bool]:
     """Title of an example, and whether its answer is right; many places are only counted."""
     counted = places_counted(label)
     wrong = int(((answer != label) & counted).sum())

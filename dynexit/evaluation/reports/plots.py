@@ -2,16 +2,27 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from dynexit.evaluation.curves import upper_envelope
 
+if TYPE_CHECKING:
+    import matplotlib.axes
+    import matplotlib.figure
+
+Figure: TypeAlias = "matplotlib.figure.Figure"
+Axes: TypeAlias = "matplotlib.axes.Axes"
+Content: TypeAlias = dict[str, Any]  # of `report.json`
+
 INK, SOFT, DYNAMIC, FULL = "#22313f", "#9fb3c8", "#d1495b", "#00798c"
 RUNS = ("#00798c", "#d1495b", "#edae49", "#66a182", "#2e4057", "#8d6a9f")
 
 
-def figure_of(columns: int = 1, width: float = 5.6, height: float = 4.0):
+def figure_of(
+    columns: int = 1, width: float = 5.6, height: float = 4.0
+) -> tuple[Figure, np.ndarray]:
     """A figure without a window and its row of axes."""
     import matplotlib
 
@@ -29,7 +40,7 @@ def figure_of(columns: int = 1, width: float = 5.6, height: float = 4.0):
     return figure, axes[0]
 
 
-def save(figure, path: Path) -> Path:
+def save(figure: Figure, path: Path) -> Path:
     """Writes the figure to `path`, closes it and returns the path."""
     from matplotlib import pyplot
 
@@ -38,7 +49,7 @@ def save(figure, path: Path) -> Path:
     return path
 
 
-def _accuracy_axis(ax, accuracies: Sequence[float]) -> None:
+def _accuracy_axis(ax: Axes, accuracies: Sequence[float]) -> None:
     """Percent, from a little below what matters to a little above the best."""
     values = np.asarray(accuracies, np.float64)
     top, low = values.max(), np.percentile(values, 5)
@@ -47,7 +58,7 @@ def _accuracy_axis(ax, accuracies: Sequence[float]) -> None:
     ax.set_ylabel("test accuracy (%)")
 
 
-def accuracy_against_compute(content: dict, path: Path) -> Path:
+def accuracy_against_compute(content: Content, path: Path) -> Path:
     """Accuracy against FLOPs for every candidate, and against measured time for the timed ones.
 
     Args:
@@ -143,7 +154,7 @@ def accuracy_against_compute(content: dict, path: Path) -> Path:
     return save(figure, path)
 
 
-def depth_histogram(content: dict, path: Path) -> Path:
+def depth_histogram(content: Content, path: Path) -> Path:
     """How many rows of the test split exit at each depth.
 
     Args:
@@ -173,7 +184,7 @@ def depth_histogram(content: dict, path: Path) -> Path:
     return save(figure, path)
 
 
-def compare_runs(contents: Sequence[dict], names: Sequence[str], path: Path) -> Path:
+def compare_runs(contents: Sequence[Content], names: Sequence[str], path: Path) -> Path:
     """Several runs in one figure: accuracy against the fraction of FLOPs and the speed-up.
 
     Args:
@@ -241,7 +252,7 @@ def compare_runs(contents: Sequence[dict], names: Sequence[str], path: Path) -> 
     return save(figure, path)
 
 
-def efficiency_by_depth(records: Sequence[dict], path: Path) -> Path:
+def efficiency_by_depth(records: Sequence[dict[str, Any]], path: Path) -> Path:
     """Efficiency of every program of `dynexit bench` against mean depth.
 
     There is one panel for each network and batch.

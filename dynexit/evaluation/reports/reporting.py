@@ -9,11 +9,12 @@ from dynexit.calibration.records import Records
 from dynexit.evaluation.curves import depth_histogram, rank_correlation
 from dynexit.evaluation.latency import Timing
 from dynexit.evaluation.measure import Evaluated
+from dynexit.evaluation.reports.plots import Content
 
 SCHEMA = 1  # of report.json; it grows where an entry changes its name or meaning
 
 
-def report(evaluated: Evaluated, operating_point: Any, about: dict) -> dict:
+def report(evaluated: Evaluated, operating_point: Any, about: Content) -> Content:
     """The numbers of a run, as JSON can hold them.
 
     Args:
@@ -106,7 +107,9 @@ def _losses(records: Records, exits: np.ndarray) -> Any:
     return losses[exits, np.arange(losses.shape[1])].mean(axis=-1, dtype=np.float64).tolist()
 
 
-def _best_fixed(accuracy: np.ndarray, alone: np.ndarray, cost: float, depths: np.ndarray) -> dict:
+def _best_fixed(
+    accuracy: np.ndarray, alone: np.ndarray, cost: float, depths: np.ndarray
+) -> Content:
     """The best fixed depth of no more FLOPs, inner exits unread; chosen on the test split."""
     affordable = np.flatnonzero(alone <= cost * (1 + 1e-9))
     if not affordable.size:
@@ -119,7 +122,7 @@ def _spread(timing: Timing) -> list[float]:
     return [timing.low, timing.high]
 
 
-def summary(content: dict) -> list[tuple[str, str, str]]:
+def summary(content: Content) -> list[tuple[str, str, str]]:
     """Rows (what, full depth, dynamic depth) of the table that is printed and written."""
     r = content
     gained = (r["accuracy_dynamic"] - r["accuracy_full"]) * 100
@@ -147,7 +150,7 @@ def summary(content: dict) -> list[tuple[str, str, str]]:
     ]
 
 
-def _others(r: dict) -> str:
+def _others(r: Content) -> str:
     others = ("masked", "streamed", "ceiling")
     return ", ".join(
         f"{name}: {r[f'efficiency_{name}']:.2f}"
@@ -163,7 +166,7 @@ def _flops(count: float) -> str:
     return f"{count:.0f} FLOP"
 
 
-def markdown(content: dict) -> str:
+def markdown(content: Content) -> str:
     """The report as Markdown."""
     r = content
     title = f"# {r['name']}\n\n{r['summary'].strip()}\n"
@@ -237,7 +240,7 @@ def markdown(content: dict) -> str:
     )
 
 
-def _streamed(points: dict) -> list[str]:
+def _streamed(points: dict[str, Any]) -> list[str]:
     found = points["efficiency_streamed"]
     if found is None:
         return []
@@ -248,7 +251,7 @@ def _streamed(points: dict) -> list[str]:
     return [f"- Throughput of the stream along the curve: efficiency {listed} of the block FLOPs."]
 
 
-def _fixed(r: dict) -> list[str]:
+def _fixed(r: Content) -> list[str]:
     if r["accuracy_fixed"] is None:
         return ["- No fixed depth costs as little."]
     better = (r["accuracy_dynamic"] - r["accuracy_fixed"]) * 100
@@ -258,7 +261,7 @@ def _fixed(r: dict) -> list[str]:
     ]
 
 
-def _follows(r: dict) -> list[str]:
+def _follows(r: Content) -> list[str]:
     found = r["depth_follows_steps"]
     if found is None:
         return []

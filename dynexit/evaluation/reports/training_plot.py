@@ -4,10 +4,11 @@ import itertools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
+from dynexit.core.shapes import Float, Int
 from dynexit.evaluation.reports.plots import DYNAMIC, FULL, INK, SOFT, figure_of, save
 
 STEPS = ("mean_steps", "row_steps", "q_steps", "ponder", "tick_certain")  # in steps
@@ -15,10 +16,11 @@ RATIOS = ("halting_entropy", "q_at_limit", "at_limit")  # nats, or a fraction of
 STYLES = ("o-", "s--", "^:", "d-.")
 MOST_NAMED = 8  # exits with a legend entry each
 
-Curve = tuple[np.ndarray, np.ndarray]
+Records: TypeAlias = Sequence[Mapping[str, Any]]  # of `metrics.jsonl`
+Curve: TypeAlias = tuple[Int[np.ndarray, "K"], Float[np.ndarray, "K"]]
 
 
-def training_curves(records: Sequence[Mapping[str, Any]], path: Path) -> Path:
+def training_curves(records: Records, path: Path) -> Path:
     """Draws the curves that the records have.
 
     The panels are the accuracy of every exit on the calibration split; the training loss and every
@@ -45,7 +47,7 @@ def training_curves(records: Sequence[Mapping[str, Any]], path: Path) -> Path:
     return save(figure, path)
 
 
-def curve(records: Sequence[Mapping[str, Any]], name: str) -> Curve:
+def curve(records: Records, name: str) -> Curve:
     """Steps and values of the records that have the metric `name`; null values are left out.
 
     Example:
@@ -57,34 +59,32 @@ def curve(records: Sequence[Mapping[str, Any]], name: str) -> Curve:
     return np.asarray(steps, np.int64), np.asarray(values, np.float64)
 
 
-def exits_of(records: Sequence[Mapping[str, Any]], what: str) -> list[int]:
+def exits_of(records: Records, what: str) -> list[int]:
     """The exits for which the records have `eval_<what>_exit_<e>`, in order."""
     pattern = re.compile(rf"eval_{what}_exit_(\d+)")
     names = {name for record in records for name in record}
     return sorted(int(match[1]) for name in names if (match := pattern.fullmatch(name)))
 
 
-def best_step(records: Sequence[Mapping[str, Any]]) -> int | None:
+def best_step(records: Records) -> int | None:
     """The first step of the highest mean accuracy over the exits; None without an accuracy."""
     steps, values = curve(records, "eval_accuracy")
     return int(steps[np.argmax(values)]) if len(steps) else None
 
 
-def _accuracy(ax: Any, records: Sequence[Mapping[str, Any]], figure: Any) -> None:
+def _accuracy(ax: Any, records: Records, figure: Any) -> None:
     _exits(ax, records, "accuracy", figure, scale=100)
     ax.set_ylabel("calibration accuracy (%)")
 
 
-def _loss(ax: Any, records: Sequence[Mapping[str, Any]], figure: Any) -> None:
+def _loss(ax: Any, records: Records, figure: Any) -> None:
     ax.plot(*curve(records, "loss"), color=INK, linewidth=1, linestyle="--", label="training")
     _exits(ax, records, "loss", figure)
     ax.set_ylabel("loss: training, and calibration (nats)")
     ax.legend(frameon=False, fontsize=8)
 
 
-def _exits(
-    ax: Any, records: Sequence[Mapping[str, Any]], what: str, figure: Any, scale: float = 1
-) -> None:
+def _exits(ax: Any, records: Records, what: str, figure: Any, scale: float = 1) -> None:
     """One curve for each exit, from light to dark; a colour bar in place of a long legend."""
     from matplotlib import cm, colors
 
@@ -111,7 +111,7 @@ def _exits(
     ax.legend(frameon=False, fontsize=8)
 
 
-def _halting_curves(records: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[str]]:
+def _halting_curves(records: Records) -> tuple[list[str], list[str]]:
     """Names of the halting statistics: those in steps, and the others.
 
     They are those of the evaluation where it has them.
@@ -125,7 +125,7 @@ def _halting_curves(records: Sequence[Mapping[str, Any]]) -> tuple[list[str], li
     return choose(STEPS), choose(RATIOS)
 
 
-def _halting(ax: Any, records: Sequence[Mapping[str, Any]], figure: Any) -> None:
+def _halting(ax: Any, records: Records, figure: Any) -> None:
     """Steps on the left axis, entropy and fractions on the right."""
     steps, ratios = _halting_curves(records)
     right = ax.twinx() if steps and ratios else ax
