@@ -73,6 +73,7 @@ def test_modules_and_their_public_functions_are_documented(name):
     assert undocumented == []
 
 
+@pytest.mark.typed
 @pytest.mark.parametrize("name", MODULES)
 def test_examples_run(name):
     failed, _ = doctest.testmod(

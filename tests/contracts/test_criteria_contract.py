@@ -13,6 +13,8 @@ import pytest
 import dynexit as dx
 from dynexit import criteria
 
+pytestmark = pytest.mark.typed
+
 E, B, C, D = 5, 8, 4, 6
 
 

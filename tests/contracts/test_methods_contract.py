@@ -28,6 +28,8 @@ from dynexit.training.sharding import data_mesh
 from dynexit.training.state import state_shapes
 from dynexit.training.step import OWN_METRICS, make_loss
 
+pytestmark = pytest.mark.typed
+
 ROWS, CLASSES, SEED = 8, 3, 5
 TRAINING = dx.Training(
     steps=3,
@@ -398,6 +400,7 @@ def test_a_method_says_whether_it_suits_a_model(name):
         assert sentence.startswith("most must")
 
 
+@pytest.mark.refuses
 @pytest.mark.parametrize(("name", "field"), FIELDS)
 def test_values_out_of_range_are_refused_by_name(name, field):
     default: Any = SETTINGS[name]()

@@ -17,6 +17,8 @@ import dynexit as dx
 from dynexit.core.settings import validate
 from dynexit.models.features import features
 
+pytestmark = pytest.mark.typed
+
 ROWS, CLASSES = 6, 5
 IMAGE, TOKENS = (8, 4, 2), dx.Tokens(7, 4)
 ZOO = dx.models
@@ -301,6 +303,7 @@ def test_the_engine_takes_it(case):
     close(exits.output, jax.tree.map(lambda a: a[depths - 1, np.arange(ROWS)], outputs), 1e-4)
 
 
+@pytest.mark.refuses
 def test_wrong_inputs_are_named(case):
     model, params, inputs = case.model, case.params, case.inputs
     for wrong in (inputs.astype(jnp.float32) if case.tokens else inputs[..., :-1], inputs[0]):
@@ -321,6 +324,7 @@ def test_any_number_of_rows(case):
     assert outputs.shape[:2] == (case.exits, shape[0])
 
 
+@pytest.mark.refuses
 @pytest.mark.parametrize("name", MODELS)
 def test_data_that_do_not_fit_are_refused(name):
     settings, shape = MODELS[name]

@@ -18,6 +18,8 @@ from dynexit.objectives.distillation import distilled_cross_entropy
 from dynexit.objectives.multi_exit import deep_supervision, multi_exit_cross_entropy, weighted
 from dynexit.objectives.ponder import geometric_last, kl_posterior_prior, ponder_loss
 
+pytestmark = pytest.mark.typed
+
 E, B, C = 4, 6, 5
 DONE = jnp.float32(0.5)
 
