@@ -12,8 +12,8 @@ from dynexit.models.recurrent.recurrent_network import Network, causal_keeping
 
 _Slots: TypeAlias = Float[Array, "blocks B slots L heads d"]
 _Places: TypeAlias = Float[Array, "blocks b L heads d"]
-Part: TypeAlias = tuple[_Slots, _Slots]
-Kept: TypeAlias = tuple[_Places, _Places]
+Part: TypeAlias = tuple[_Slots, _Slots]  # keys and values of all rows
+Kept: TypeAlias = tuple[_Places, _Places]  # of some rows, one of each token
 
 
 class Cache(NamedTuple):

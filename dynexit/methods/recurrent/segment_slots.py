@@ -14,7 +14,7 @@ from dynexit.methods.answers import predict
 from dynexit.objectives.multi_exit import mean_over_rows
 
 Answer: TypeAlias = Callable[[Float[Array, "S B ... C"], Int[Array, "B ..."]], Float[Array, "S B"]]
-"""The cross-entropy of logits and labels."""
+"""The cross-entropy of each segment and row, of logits and labels."""
 
 
 def segment_slots(most: int, explore: float, halting_weight: float, answer: Answer) -> Carried:
