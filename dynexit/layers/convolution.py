@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dynexit.core.shapes import AnyArray, Array, Bool, Float
+from dynexit.core.shapes import AnyArray, Array, Bool, Float, Shaped
 
 _LAYOUTS = {1: ("NWC", "WIO", "NWC"), 2: ("NHWC", "HWIO", "NHWC")}
 
@@ -37,7 +37,7 @@ def convolve(
     return _convolve(x, kernel)
 
 
-def _convolve(x: AnyArray, kernel: Array, stride: int = 1) -> Array:
+def _convolve(x: Shaped[AnyArray, "b ..."], kernel: Array, stride: int = 1) -> Array:
     strides, layout = (stride,) * (x.ndim - 2), _LAYOUTS[x.ndim - 2]
     x = jnp.asarray(x)
     return lax.conv_general_dilated(x, kernel, strides, "SAME", dimension_numbers=layout)

@@ -60,7 +60,9 @@ def check_tokens(tokens: Any, name: str, length: int | None = None) -> None:
 
 def read_tokens(
     inputs: PyTree, padding: int | None = None, others: Sequence[str] = ()
-) -> tuple[Shaped[AnyArray, "B ..."], Bool[Array, "B L"] | None, dict[str, AnyArray]]:
+) -> tuple[
+    Shaped[AnyArray, "B ..."], Bool[Array, "B L"] | None, dict[str, Shaped[AnyArray, "..."]]
+]:
     """Tokens, which of them are real, and what else was given.
 
     Args:

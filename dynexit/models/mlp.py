@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from dynexit.core.settings import refuse_invalid, refuse_unfit
-from dynexit.core.shapes import AnyArray, Array, Float, PyTree
+from dynexit.core.shapes import AnyArray, Array, Float, PyTree, Shaped
 from dynexit.core.types import Model
 from dynexit.engine.steps import stacked_step
 from dynexit.layers.dense import Dense
@@ -54,7 +54,7 @@ def mlp(settings: Mlp, inputs: tuple[int, ...], classes: int) -> Model:
         example = jax.ShapeDtypeStruct((1, *inputs), jnp.float32)
         return {"embed": initial(embed.module, keys[0], example), "blocks": blocks}
 
-    def begin(params: PyTree, x: AnyArray) -> Array:
+    def begin(params: PyTree, x: Shaped[AnyArray, "B ..."]) -> Array:
         check_input(x, inputs, "arrays")
         return embed(params, x)
 

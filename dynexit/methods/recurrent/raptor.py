@@ -110,7 +110,7 @@ def raptor(
     def criterion(operating_point: PyTree) -> Criterion:
         return criteria.residual_below(operating_point["threshold"])
 
-    def per_exit(thresholds: float | AnyArray) -> dict[str, AnyArray]:
+    def per_exit(thresholds: PyTree) -> PyTree:
         return {
             "threshold": np.where(
                 first[:-1], np.float32(0), np.asarray(thresholds, np.float32)[..., None]

@@ -10,7 +10,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from dynexit.core.settings import refuse_invalid, refuse_unfit
-from dynexit.core.shapes import AnyArray, Array, Float, Int, PyTree
+from dynexit.core.shapes import AnyArray, Array, Float, Int, PyTree, Shaped
 from dynexit.core.stacking import take
 from dynexit.core.types import Model, Step
 from dynexit.layers.attention import SelfAttention
@@ -112,7 +112,7 @@ def block_recurrent(
         blocks = draw(jax.random.split(keys[1], len(counts)))
         return {"embed": first, "blocks": blocks, "heads": heads}
 
-    def begin(params: PyTree, images: AnyArray) -> Array:
+    def begin(params: PyTree, images: Shaped[AnyArray, "B ..."]) -> Array:
         check_input(images, image, "images")
         return embed(params, images)
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from dynexit.core.settings import refuse_invalid, refuse_unfit
-from dynexit.core.shapes import AnyArray, Array, Float, PyTree
+from dynexit.core.shapes import AnyArray, Array, Float, PyTree, Shaped
 from dynexit.core.types import Model
 from dynexit.layers.convolution import Convolution
 from dynexit.layers.dense import Dense
@@ -80,7 +80,7 @@ def equilibrium(
             "head": initial(head.module, keys[2], z),
         }
 
-    def begin(params: PyTree, images: AnyArray) -> PyTree:
+    def begin(params: PyTree, images: Shaped[AnyArray, "B ..."]) -> PyTree:
         check_input(images, image, "images")
         x = embed(params, images)
         return begin_fixed_point(x, jnp.zeros_like(x), mixing)

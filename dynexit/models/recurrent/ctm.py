@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from dynexit.core.settings import refuse_invalid, refuse_unfit
-from dynexit.core.shapes import AnyArray, Array, Float, PyTree, Rows
+from dynexit.core.shapes import AnyArray, Array, Float, PyTree, Rows, Shaped
 from dynexit.core.types import Model
 from dynexit.engine.steps import tied_step
 from dynexit.layers.attention import Projected, attend
@@ -153,7 +153,7 @@ def ctm(settings: Ctm, inputs: tuple[int, ...], classes: int) -> Model:
             "head": initial(head.module, keys[4], state),
         }
 
-    def embed(params: PyTree, x: AnyArray) -> PyTree:
+    def embed(params: PyTree, x: Shaped[AnyArray, "B ..."]) -> PyTree:
         check_input(x, inputs, "strings")
         keys, values = embedding(params, x)
         return start(params["start"], keys, values, action, out)

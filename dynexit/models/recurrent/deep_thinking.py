@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from dynexit.core.settings import refuse_invalid, refuse_unfit
-from dynexit.core.shapes import AnyArray, Array, Bool, Float, PyTree, Rows
+from dynexit.core.shapes import AnyArray, Array, Bool, Float, PyTree, Rows, Shaped
 from dynexit.core.types import Model
 from dynexit.engine.steps import tied_step
 from dynexit.layers.convolution import Convolution
@@ -98,7 +98,7 @@ def deep_thinking(settings: DeepThinking, inputs: Any, classes: int) -> Model:
             "head": initial(head.module, keys[2], state),
         }
 
-    def embed(params: PyTree, x: AnyArray) -> PyTree:
+    def embed(params: PyTree, x: Shaped[AnyArray, "B ..."]) -> PyTree:
         if tokens and jnp.issubdtype(jnp.result_type(x), jnp.integer):
             check_tokens(x, "inputs")
             x = jax.nn.one_hot(x, channels, dtype=params["embed"]["conv"]["kernel"].dtype)

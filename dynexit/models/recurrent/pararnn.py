@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from dynexit.core.settings import refuse_invalid, refuse_unfit
-from dynexit.core.shapes import AnyArray, Array, Float, PyTree, Rows
+from dynexit.core.shapes import AnyArray, Array, Float, PyTree, Rows, Shaped
 from dynexit.core.types import Model
 from dynexit.engine.steps import stacked_step
 from dynexit.layers.dense import Dense
@@ -117,7 +117,7 @@ def para_gru(settings: ParaGru, inputs: tuple[int, ...], classes: int) -> Model:
         first = initial(embed.module, keys[0], jnp.zeros((1, places, channels)))
         return {"embed": first, "blocks": blocks}
 
-    def begin(params: PyTree, x: AnyArray) -> PyTree:
+    def begin(params: PyTree, x: Shaped[AnyArray, "B ..."]) -> PyTree:
         check_input(x, inputs, "sequences")
         projected = embed(params, x.reshape(x.shape[0], places, channels))
         return {"x": projected, "newton_residual": jnp.zeros(x.shape[0], x.dtype)}

@@ -9,7 +9,7 @@ import numpy as np
 
 from dynexit.core.data import Tokens
 from dynexit.core.settings import refuse_invalid, refuse_unfit
-from dynexit.core.shapes import AnyArray, Array, Bool, Float, Int, PyTree, Rows
+from dynexit.core.shapes import AnyArray, Array, Bool, Float, Int, PyTree, Rows, Shaped
 from dynexit.core.types import Model, Step
 from dynexit.engine.steps import tied_step
 from dynexit.layers.attention import SelfAttention
@@ -164,7 +164,7 @@ def universal_transformer(settings: UniversalTransformer, inputs: Tokens, classe
     return Model(init, embed, steps, s.steps, step_names(s.steps, 2))
 
 
-def _embedded(table: Array, tokens: AnyArray) -> Array:
+def _embedded(table: Array, tokens: Shaped[AnyArray, "B ..."]) -> Array:
     """The first state `[B, L, D]`, sqrt(D) times the embedding.
 
     Raises:

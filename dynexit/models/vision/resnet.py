@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from dynexit.core.settings import refuse_invalid, refuse_unfit
-from dynexit.core.shapes import AnyArray, Array, Float, PyTree
+from dynexit.core.shapes import AnyArray, Array, Float, PyTree, Shaped
 from dynexit.core.types import Model, Step
 from dynexit.engine.steps import stacked_step
 from dynexit.layers.convolution import Convolution
@@ -89,7 +89,7 @@ def resnet(settings: Resnet, image: tuple[int, ...], classes: int) -> Model:
             params["blocks"].append(weights)
         return params
 
-    def begin(params: PyTree, images: AnyArray) -> Array:
+    def begin(params: PyTree, images: Shaped[AnyArray, "B ..."]) -> Array:
         check_input(images, image, "images")
         return stem(params, images)
 

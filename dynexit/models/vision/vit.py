@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from dynexit.core.settings import refuse_invalid, refuse_unfit
-from dynexit.core.shapes import AnyArray, Array, Float, PyTree
+from dynexit.core.shapes import AnyArray, Array, Float, PyTree, Shaped
 from dynexit.core.types import Model
 from dynexit.engine.steps import stacked_step
 from dynexit.layers.attention import SelfAttention
@@ -68,7 +68,7 @@ def vit(settings: Vit, image: tuple[int, ...], classes: int) -> Model:
         }
         return {"embed": initial(embed.module, keys[0], pixels), "blocks": blocks}
 
-    def begin(params: PyTree, images: AnyArray) -> Array:
+    def begin(params: PyTree, images: Shaped[AnyArray, "B ..."]) -> Array:
         check_input(images, image, "images")
         return embed(params, images)
 
