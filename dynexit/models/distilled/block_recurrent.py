@@ -10,7 +10,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from dynexit.core.settings import refuse_invalid, refuse_unfit
-from dynexit.core.shapes import AnyArray, Array, Float, Int, PyTree, Shaped
+from dynexit.core.shapes import AnyArray, Array, Float, Int, Num, PyTree, Shaped
 from dynexit.core.stacking import take
 from dynexit.core.types import Model, Step
 from dynexit.layers.attention import SelfAttention
@@ -31,7 +31,7 @@ class DepthScale(nn.Module):
     width: int
 
     @nn.compact
-    def __call__(self, t: Int[Array, "b"], dtype: Any) -> list[Float[Array, "b 1 D"]]:
+    def __call__(self, t: Num[Array, "b"], dtype: Any) -> list[Float[Array, "b 1 D"]]:
         small = nn.initializers.normal(1e-4)
         hidden = nn.silu(Dense(16, name="in")(t.astype(dtype)[:, None]))
         out = Dense(3 * self.width, kernel_init=small, bias_init=small, name="out")
@@ -44,7 +44,7 @@ class Block(nn.Module):
     heads: int
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b L D"], t: Int[Array, "b"]) -> Float[Array, "b L D"]:
+    def __call__(self, x: Float[Array, "b L D"], t: Num[Array, "b"]) -> Float[Array, "b L D"]:
         attention = merged(self, SelfAttention(self.heads))
         inner = merged(self, MLP(4 * x.shape[-1]))
         first, second, whole = DepthScale(x.shape[-1], name="depth")(t, x.dtype)
