@@ -1,7 +1,7 @@
 """Decoding with a recurrent-depth model: a number of iterations per token and per row."""
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -82,7 +82,7 @@ def decode(
     warm: bool = False,
     keys: Key[Array, "B"] | None = None,
     temperature: float | Float[AnyArray, ""] = 1.0,
-    stop: int | None = None,
+    stop: SupportsIndex | None = None,
 ) -> Decoded:
     """Continues prompts with a recurrent-depth model; the criterion is applied at every iteration.
 
