@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from dynexit.core.settings import refuse_invalid, refuse_unfit
-from dynexit.core.shapes import Array, Float, PyTree
+from dynexit.core.shapes import AnyArray, Array, Float, PyTree, Shaped
 from dynexit.core.types import Model
 from dynexit.layers.dense import Dense
 from dynexit.layers.heads import LogitsHead
@@ -62,9 +62,9 @@ def neural_ode(
             "head": initial(head.module, keys[2], y[None]),
         }
 
-    def begin(params: PyTree, x: Array) -> PyTree:
+    def begin(params: PyTree, x: Shaped[AnyArray, "B ..."]) -> PyTree:
         check_input(x, inputs, "arrays")
-        y = jnp.pad(embed(params, wide(x)), ((0, 0), (0, s.extra)))
+        y = jnp.pad(embed(params, wide(jnp.asarray(x))), ((0, 0), (0, s.extra)))
         return begin_ode(slope, params, (), y, solver)
 
     steps = lambda params: ode_step(slope, head, params, solver)

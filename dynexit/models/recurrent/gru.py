@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from dynexit.core.settings import refuse_invalid, refuse_unfit
-from dynexit.core.shapes import Array, PyTree, Rows
+from dynexit.core.shapes import AnyArray, Array, Float, PyTree, Rows, Shaped
 from dynexit.core.types import Model
 from dynexit.engine.steps import tied_step
 from dynexit.layers.dense import Dense
@@ -60,7 +60,7 @@ def gru_ponder(settings: Gru, inputs: tuple[int, ...], classes: int) -> Model:
     reads = Head(classes, s.halt_reads, s.halt_layers, s.halt_detach, s.halt_bias)
     head = Apply(reads, "head")
 
-    def first(x: Array) -> PyTree:
+    def first(x: Float[AnyArray, "B n"]) -> Rows:
         h = jnp.zeros((x.shape[0], s.width), x.dtype)
         return {"x": x, "h": h} | ({} if s.halt_reads == "state" else {"previous": h})
 
@@ -72,7 +72,7 @@ def gru_ponder(settings: Gru, inputs: tuple[int, ...], classes: int) -> Model:
             "head": initial(head.module, keys[1], example),
         }
 
-    def embed(params: PyTree, x: Array) -> PyTree:
+    def embed(params: PyTree, x: Shaped[AnyArray, "B ..."]) -> Rows:
         check_input(x, inputs, "vectors")
         return first(x)
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dynexit.core.shapes import Array, Float, PyTree, Rows
+from dynexit.core.shapes import AnyArray, Array, Float, PyTree, Rows
 
 Pairing = Literal["random", "first_last"]
 Pairs = tuple[tuple[int, ...], tuple[int, ...]]
@@ -14,7 +14,7 @@ LARGEST_DECAY = 15.0
 
 
 @jax.custom_vjp
-def decay_in_range(decay: Float[Array, "pairs"]) -> Float[Array, "pairs"]:
+def decay_in_range(decay: Float[AnyArray, "pairs"]) -> Float[Array, "pairs"]:
     """clip(decay, 0, 15), with the gradient of a projection onto that interval.
 
     Outside the interval the gradient passes where a descent along it leads back inside. A plain
