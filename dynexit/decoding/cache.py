@@ -1,16 +1,19 @@
 """The KV cache of a recurrent-depth decoder, with one or several iterations per token."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
-from dynexit.core.shapes import Array, PyTree
+from dynexit.core.shapes import Array, Float, Int, PyTree
 from dynexit.core.types import Step
 from dynexit.engine.run import run_all, run_full
 from dynexit.models.recurrent.recurrent_network import Network, causal_keeping
 
-Pair = tuple[Array, Array]
+_Slots: TypeAlias = Float[Array, "blocks B slots L heads d"]
+_Places: TypeAlias = Float[Array, "blocks b L heads d"]
+Part: TypeAlias = tuple[_Slots, _Slots]  # keys and values of all rows
+Kept: TypeAlias = tuple[_Places, _Places]  # of some rows, one of each token
 
 
 class Cache(NamedTuple):
@@ -22,21 +25,21 @@ class Cache(NamedTuple):
       depth: int32 `[B, L]`, number of iterations of each token.
     """
 
-    prelude: Pair
-    core: Pair
-    coda: Pair
-    depth: Array
+    prelude: Part
+    core: Part
+    coda: Part
+    depth: Int[Array, "B L"]
 
 
 def prefill(
     network: Network,
     params: PyTree,
-    prompts: Array,
-    lengths: Array,
+    prompts: Int[Array, "B P"],
+    lengths: Int[Array, "B"],
     steps: int,
     slots: int,
     room: int,
-) -> tuple[Cache, Array, Array]:
+) -> tuple[Cache, Float[Array, "B 1 D"], Float[Array, "B V"]]:
     """Runs all prompts at full depth and fills the cache.
 
     Args:
@@ -72,14 +75,14 @@ def prefill(
 def _core(network: Network, params: PyTree, e: Array) -> Step:
     """The core on whole prompts; the output is the new state with its keys and values."""
 
-    def apply(params: PyTree, i: Any, s: Array) -> tuple[Array, PyTree]:
+    def apply(params: PyTree, i: Array, s: Array) -> tuple[Array, PyTree]:
         s, kept = network.think(params, s, e, None, causal_keeping)
         return s, (s, jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), kept))  # rows first
 
     return Step(lambda i: params, apply)
 
 
-def one_slot_of(pair: Pair, rows: Array) -> Pair:
+def one_slot_of(pair: Part, rows: Int[Array, "b"]) -> Kept:
     """Keys and values of some rows, from a part of the cache with one slot.
 
     Args:
@@ -92,7 +95,7 @@ def one_slot_of(pair: Pair, rows: Array) -> Pair:
     return pair[0][:, rows, 0], pair[1][:, rows, 0]
 
 
-def visible_at(pair: Pair, i: Array, depth: Array) -> Pair:
+def visible_at(pair: Part, i: Int[Array, "B"], depth: Int[Array, "B L"]) -> Kept:
     """Keys and values that attention at iteration i reads, for all rows.
 
     Of a token with d iterations it reads iteration min(i, d - 1), or the later one that overwrote
@@ -126,12 +129,12 @@ class Pending(NamedTuple):
       position: int32 `[B]`, token to write to; L for none.
     """
 
-    kept: Pair
-    slot: Array
-    position: Array
+    kept: Kept
+    slot: Int[Array, "B"]
+    position: Int[Array, "B"]
 
 
-def no_pending(pair: Pair) -> Pending:
+def no_pending(pair: Part) -> Pending:
     """An empty `Pending` for a part of the cache."""
     rows, _, room = pair[0].shape[1:4]
     return Pending(
@@ -141,7 +144,13 @@ def no_pending(pair: Pair) -> Pending:
     )
 
 
-def with_pending(pending: Pending, to: Array, slot: Any, position: Array, kept: Pair) -> Pending:
+def with_pending(
+    pending: Pending,
+    to: Int[Array, "b"],
+    slot: int | Int[Array, ""] | Int[Array, "b"],
+    position: Int[Array, "b"],
+    kept: Kept,
+) -> Pending:
     """Replaces the pending keys and values of some rows.
 
     Args:
@@ -161,7 +170,7 @@ def with_pending(pending: Pending, to: Array, slot: Any, position: Array, kept: 
     return jax.tree.map(put, pending, new)
 
 
-def write_pending(pair: Pair, pending: Pending) -> Pair:
+def write_pending(pair: Part, pending: Pending) -> Part:
     """Writes the pending keys and values of all rows to a part of the cache; idempotent."""
     rows = jnp.arange(pending.position.size)
     return jax.tree.map(

@@ -7,11 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from dynexit.core.shapes import Array
+from dynexit.core.shapes import Array, Float, Int
 from dynexit.layers.inputs import check_tokens
 
 
-def checked_prompts(prompts: Any, lengths: Any, vocabulary: int) -> tuple[Array, Array]:
+def checked_prompts(
+    prompts: Any, lengths: Any, vocabulary: int
+) -> tuple[Int[Array, "B P"], Int[Array, "B"]]:
     """Checks prompts and their lengths.
 
     Args:
@@ -80,7 +82,7 @@ def checked_stop(stop: Any, vocabulary: int) -> int | None:
     return int(stop)
 
 
-def checked_sampling(keys: Any, temperature: Any, rows: int) -> Array:
+def checked_sampling(keys: Any, temperature: Any, rows: int) -> Float[Array, ""]:
     """Checks the keys and the temperature.
 
     Args:

@@ -1,13 +1,13 @@
 """Decoding with a recurrent-depth model: a number of iterations per token and per row."""
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsIndex
 
 import jax
 import jax.numpy as jnp
 
 from dynexit.core.checks import one_depth, positive_integer
-from dynexit.core.shapes import Array, PyTree
+from dynexit.core.shapes import AnyArray, Array, Float, Int, Key, PyTree
 from dynexit.core.types import Criterion, Model
 from dynexit.decoding.cache import (
     Cache,
@@ -41,11 +41,11 @@ class Decoded(NamedTuple):
       turns: int32 `[]`, iterations of the whole batch after the prompts.
     """
 
-    tokens: Array
-    steps: Array
-    log_probability: Array
-    nan_exits: Array
-    turns: Array
+    tokens: Int[Array, "B count"]
+    steps: Int[Array, "B count"]
+    log_probability: Float[Array, "B count"]
+    nan_exits: Int[Array, "B"]
+    turns: Int[Array, ""]
 
 
 class Carry(NamedTuple):
@@ -61,28 +61,28 @@ class Carry(NamedTuple):
       written: tokens, iterations and ln p of the tokens generated, each `[B, count]`.
     """
 
-    position: Array
-    made: Array
-    e: Array
-    s: Array
+    position: Int[Array, "B"]
+    made: Int[Array, "B"]
+    e: Float[Array, "B 1 D"]
+    s: Float[Array, "B 1 D"]
     cache: Cache
     pending: dict[str, Pending]
-    written: tuple[Array, Array, Array]
+    written: tuple[Int[Array, "B count"], Int[Array, "B count"], Float[Array, "B count"]]
 
 
 def decode(
     model: Model,
     params: PyTree,
-    prompts: Array,
+    prompts: Int[AnyArray, "B P"],
     count: int,
     criterion: Criterion,
     *,
-    lengths: Array | None = None,
+    lengths: Int[AnyArray, "B"] | None = None,
     slots: int | None = None,
     warm: bool = False,
-    keys: Array | None = None,
-    temperature: Any = 1.0,
-    stop: int | None = None,
+    keys: Key[Array, "B"] | None = None,
+    temperature: float | Float[AnyArray, ""] = 1.0,
+    stop: SupportsIndex | None = None,
 ) -> Decoded:
     """Continues prompts with a recurrent-depth model; the criterion is applied at every iteration.
 

@@ -1,20 +1,27 @@
 """Attention with several heads; queries, keys and values are on axes of their own."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal, TypeAlias
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dynexit.core.shapes import Array
+from dynexit.core.shapes import Array, Bool, Float, Int
 from dynexit.layers.dense import Dense
 from dynexit.layers.linen import merged
 from dynexit.layers.norms import wide
 from dynexit.layers.rotary import rotary
 
+Projected: TypeAlias = Float[Array, "b L heads d"]
 
-def attend(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
+
+def attend(
+    q: Float[Array, "b Q heads d"],
+    k: Float[Array, "b K heads d"],
+    v: Float[Array, "b K heads d"],
+    mask: Bool[Array, "#Q K"] | Bool[Array, "#b #Q K"] | None = None,
+) -> Float[Array, "b Q heads d"]:
     """softmax(q k^T / sqrt(d)) v for each head; the softmax is computed in float32 or better.
 
     Args:
@@ -40,7 +47,7 @@ def attend(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
     return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores).astype(v.dtype), v)
 
 
-def causal_mask(length: int) -> Array:
+def causal_mask(length: int) -> Bool[Array, "L L"]:
     """Bool `[L, L]`: every place attends to itself and to those before it.
 
     Example:
@@ -50,7 +57,9 @@ def causal_mask(length: int) -> Array:
     return jnp.tril(jnp.ones((length, length), bool))
 
 
-def attention_mask(real: Array | None, length: int, causal: bool = False) -> Array | None:
+def attention_mask(
+    real: Bool[Array, "b L"] | None, length: int, causal: bool = False
+) -> Bool[Array, "_ _ L"] | None:
     """The mask of `attend` for sequences with padding.
 
     Args:
@@ -90,10 +99,12 @@ class Heads(nn.Module):
     fused: bool = True
     bias: Literal["all", "query_key", "none"] = "all"
     rotary_base: float | None = None
-    kernel_init: Callable[..., Any] = nn.initializers.lecun_normal()
+    kernel_init: Callable[..., Array] = nn.initializers.lecun_normal()
 
     @nn.compact
-    def __call__(self, x, positions=None):
+    def __call__(
+        self, x: Float[Array, "b L D"], positions: Int[Array, "#b L"] | None = None
+    ) -> tuple[Projected, Projected, Projected]:
         size = self.heads, x.shape[-1] // self.heads
         draw = self.kernel_init
         if self.fused:
@@ -136,10 +147,12 @@ class SelfAttention(nn.Module):
     bias: Literal["all", "query_key", "none"] = "all"
     rotary_base: float | None = None
     causal: bool = False
-    kernel_init: Callable[..., Any] = nn.initializers.lecun_normal()
+    kernel_init: Callable[..., Array] = nn.initializers.lecun_normal()
 
     @nn.compact
-    def __call__(self, x, real=None):
+    def __call__(
+        self, x: Float[Array, "b L D"], real: Bool[Array, "b L"] | None = None
+    ) -> Float[Array, "b L D"]:
         """`real`, bool `[b, L]`, is False at padded places, which no place attends to."""
         heads = Heads(self.heads, self.fused, self.bias, self.rotary_base, self.kernel_init)
         q, k, v = merged(self, heads)(x)

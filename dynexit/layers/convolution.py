@@ -1,20 +1,21 @@
 """Convolutions, also with gradients that are fast inside a loop."""
 
 from collections.abc import Callable
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dynexit.core.shapes import Array
+from dynexit.core.shapes import AnyArray, Array, Bool, Float, Shaped
 
 _LAYOUTS = {1: ("NWC", "WIO", "NWC"), 2: ("NHWC", "HWIO", "NHWC")}
 
 
 @jax.custom_vjp
-def convolve(x: Array, kernel: Array) -> Array:
+def convolve(
+    x: Float[AnyArray, "b *places C"], kernel: Float[Array, "*window C D"]
+) -> Float[Array, "b *places D"]:
     """y[p] = sum_d x[p + d] kernel[d] with stride 1, zeros beyond the edge and the size of x.
 
     XLA compiles its own gradient of a convolution to slow code inside a loop on a CPU. Here both
@@ -36,8 +37,9 @@ def convolve(x: Array, kernel: Array) -> Array:
     return _convolve(x, kernel)
 
 
-def _convolve(x: Array, kernel: Array, stride: int = 1) -> Array:
+def _convolve(x: Shaped[AnyArray, "b ..."], kernel: Array, stride: int = 1) -> Array:
     strides, layout = (stride,) * (x.ndim - 2), _LAYOUTS[x.ndim - 2]
+    x = jnp.asarray(x)
     return lax.conv_general_dilated(x, kernel, strides, "SAME", dimension_numbers=layout)
 
 
@@ -81,10 +83,12 @@ class Convolution(nn.Module):
     window: int = 3
     stride: int = 1
     in_loop: bool = False
-    kernel_init: Callable[..., Any] = nn.initializers.lecun_normal()
+    kernel_init: Callable[..., Array] = nn.initializers.lecun_normal()
 
     @nn.compact
-    def __call__(self, x, open=None):
+    def __call__(
+        self, x: Float[AnyArray, "b *places C"], open: Bool[Array, "b *places"] | None = None
+    ) -> Float[Array, "b ... D"]:
         """The output is zero where `open`, bool `[b, ...]`, is False."""
         shape = (*(self.window,) * (x.ndim - 2), x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32).astype(x.dtype)

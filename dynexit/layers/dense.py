@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jax import lax
+
+from dynexit.core.shapes import AnyArray, Array, Float
 
 
 class Dense(nn.Module):
@@ -34,11 +35,11 @@ class Dense(nn.Module):
     features: int | tuple[int, ...]
     axes: int = 1
     bias: bool = True
-    kernel_init: Callable[..., Any] = nn.initializers.lecun_normal()
-    bias_init: Callable[..., Any] = nn.initializers.zeros
+    kernel_init: Callable[..., Array] = nn.initializers.lecun_normal()
+    bias_init: Callable[..., Array] = nn.initializers.zeros
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Float[AnyArray, "..."]) -> Float[Array, "..."]:
         outs = self.features if isinstance(self.features, tuple) else (self.features,)
         kept, ins = x.shape[: x.ndim - self.axes], x.shape[x.ndim - self.axes :]
         matrix = math.prod(ins), math.prod(outs)

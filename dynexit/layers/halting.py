@@ -1,12 +1,13 @@
 """Halting logits of a state."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dynexit.core.shapes import Array, Bool, Float
 from dynexit.layers.dense import Dense
 from dynexit.layers.pooling import mean_over_places
 
@@ -37,10 +38,15 @@ class HaltingHead(nn.Module):
     detach: bool = False
     bias: float = 0.0
     pool: Literal["none", "mean"] = "none"
-    kernel_init: Callable[..., Any] = nn.initializers.lecun_normal()
+    kernel_init: Callable[..., Array] = nn.initializers.lecun_normal()
 
     @nn.compact
-    def __call__(self, h, previous=None, real=None):
+    def __call__(
+        self,
+        h: Float[Array, "b *places D"],
+        previous: Float[Array, "b *places D"] | None = None,
+        real: Bool[Array, "b *places"] | None = None,
+    ) -> Float[Array, "b ..."]:
         """The logits.
 
         Args:
@@ -51,11 +57,11 @@ class HaltingHead(nn.Module):
         Returns:
           `[b, ...]`, or `[b]` with pooling; in the type of h.
         """
-        u: Any = h
+        u = h
         if self.reads == "concat":
             u = jnp.concatenate([h, jnp.asarray(previous)], axis=-1)
         elif self.reads == "diff":
-            u = h - previous
+            u = h - jnp.asarray(previous)
         u = jax.lax.stop_gradient(u) if self.detach else u
         u = mean_over_places(u, real) if self.pool == "mean" else u
         for k in range(self.layers):

@@ -4,6 +4,7 @@ from typing import Literal
 
 import flax.linen as nn
 
+from dynexit.core.shapes import Array, Bool, Float
 from dynexit.layers.dense import Dense
 from dynexit.layers.norms import LayerNorm
 from dynexit.layers.pooling import mean_over_places
@@ -29,7 +30,9 @@ class LogitsHead(nn.Module):
     pool: Literal["none", "mean"] = "none"
 
     @nn.compact
-    def __call__(self, x, real=None):
+    def __call__(
+        self, x: Float[Array, "b *places D"], real: Bool[Array, "b *places"] | None = None
+    ) -> Float[Array, "b ... C"]:
         """`real`, bool `[b, ...]`, is False at padded places, which the mean excludes."""
         x = mean_over_places(x, real) if self.pool == "mean" else x
         x = LayerNorm(name="norm")(x) if self.norm else x

@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from dynexit.core.shapes import Array, PyTree
+from dynexit.core.shapes import AnyArray, Array, Bool, PyTree, Shaped
 
 
 def check_input(inputs: Any, shape: Sequence[int | None], what: str) -> None:
@@ -60,7 +60,9 @@ def check_tokens(tokens: Any, name: str, length: int | None = None) -> None:
 
 def read_tokens(
     inputs: PyTree, padding: int | None = None, others: Sequence[str] = ()
-) -> tuple[Any, Array | None, dict[str, Any]]:
+) -> tuple[
+    Shaped[AnyArray, "B ..."], Bool[Array, "B L"] | None, dict[str, Shaped[AnyArray, "..."]]
+]:
     """Tokens, which of them are real, and what else was given.
 
     Args:
@@ -106,7 +108,9 @@ def read_tokens(
     return tokens, real, rest
 
 
-def patches(images: Array, patch: int, stride: int) -> Array:
+def patches(
+    images: Shaped[AnyArray, "b H W C"], patch: int, stride: int
+) -> Shaped[AnyArray, "b rows columns _"]:
     """Square patches of images, cut every `stride` pixels.
 
     Args:

@@ -1,17 +1,19 @@
 """Linen modules as pure functions of plain dicts of arrays."""
 
 import dataclasses
-from typing import Any
+from typing import Any, TypeVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.errors import InvalidRngError
 
-from dynexit.core.shapes import Array, PyTree
+from dynexit.core.shapes import Array, Key, PyTree
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
-def apply_linen(module: nn.Module, params: PyTree, *inputs: Any) -> Any:
+def apply_linen(module: nn.Module, params: PyTree, *inputs: PyTree) -> PyTree:
     """Calls a module with its parameters and without random streams.
 
     Args:
@@ -63,11 +65,11 @@ class Apply:
     module: nn.Module
     part: str
 
-    def __call__(self, p: PyTree, *inputs: Any) -> Any:
+    def __call__(self, p: PyTree, *inputs: PyTree) -> PyTree:
         return apply_linen(self.module, p[self.part], *inputs)
 
 
-def initial(module: nn.Module, key: Array, *example: PyTree) -> PyTree:
+def initial(module: nn.Module, key: Key[Array, ""], *example: PyTree) -> PyTree:
     """Draws the parameters of a module, for inputs of float32 and of integers.
 
     Args:
@@ -92,7 +94,7 @@ def initial(module: nn.Module, key: Array, *example: PyTree) -> PyTree:
     return module.init(key, *jax.tree.map(zeros, example))["params"]
 
 
-def initial_stack(module: nn.Module, key: Array, example: PyTree, blocks: int) -> PyTree:
+def initial_stack(module: nn.Module, key: Key[Array, ""], example: PyTree, blocks: int) -> PyTree:
     """Draws the parameters of `blocks` equal modules.
 
     Args:
@@ -109,7 +111,7 @@ def initial_stack(module: nn.Module, key: Array, example: PyTree, blocks: int) -
     return jax.vmap(lambda k: initial(module, k, example))(jax.random.split(key, blocks))
 
 
-def merged(parent: nn.Module, module: Any) -> Any:
+def merged(parent: nn.Module, module: Module) -> Module:
     """Puts the parameters of `module` directly among those of `parent`.
 
     Args:

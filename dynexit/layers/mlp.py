@@ -1,10 +1,11 @@
 """The two-layer network within a block."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import flax.linen as nn
 
+from dynexit.core.shapes import Array, Float
 from dynexit.layers.dense import Dense
 
 
@@ -31,14 +32,14 @@ class MLP(nn.Module):
     """
 
     hidden: int
-    activation: Callable[[Any], Any] = nn.gelu
+    activation: Callable[[Array], Array] = nn.gelu
     gate: Literal["none", "separate", "fused"] = "none"
     bias: bool = True
-    kernel_init: Callable[..., Any] = nn.initializers.lecun_normal()
-    out_init: Callable[..., Any] = nn.initializers.lecun_normal()
+    kernel_init: Callable[..., Array] = nn.initializers.lecun_normal()
+    out_init: Callable[..., Array] = nn.initializers.lecun_normal()
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
         layer = lambda features, name: Dense(
             features, bias=self.bias, kernel_init=self.kernel_init, name=name
         )

@@ -6,10 +6,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dynexit.core.shapes import Array
+from dynexit.core.shapes import Array, Float
 
 
-def wide(x: Any) -> Array:
+def wide(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """`x` in float32, or in float64 where it is float64.
 
     Example:
@@ -42,7 +42,7 @@ class LayerNorm(nn.Module):
     epsilon: float = 1e-6
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
         x_wide = wide(x)
         norm = nn.LayerNorm(self.epsilon, **_types(x_wide))
         return norm(x_wide).astype(x.dtype)
@@ -67,7 +67,7 @@ class RMSNorm(nn.Module):
     scaled: bool = True
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
         x_wide = wide(x)
         mean_square = jnp.mean(x_wide * x_wide, axis=-1, keepdims=True)
         normed = x_wide * jax.lax.rsqrt(mean_square + self.epsilon)
@@ -97,7 +97,7 @@ class GroupNorm(nn.Module):
     epsilon: float = 1e-6
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
         x_wide = wide(x)
         norm = nn.GroupNorm(
             num_groups=None,

@@ -2,11 +2,13 @@
 
 import jax.numpy as jnp
 
-from dynexit.core.shapes import Array
+from dynexit.core.shapes import Array, Bool, Float
 from dynexit.layers.norms import wide
 
 
-def mean_over_places(x: Array, real: Array | None = None) -> Array:
+def mean_over_places(
+    x: Float[Array, "b *places D"], real: Bool[Array, "b *places"] | None = None
+) -> Float[Array, "b D"]:
     """The mean over all axes between the first and the last.
 
     Args:

@@ -2,10 +2,12 @@
 
 import jax.numpy as jnp
 
-from dynexit.core.shapes import Array
+from dynexit.core.shapes import Array, Float, Int
 
 
-def rotary(x: Array, positions: Array, base: float = 10_000.0) -> Array:
+def rotary(
+    x: Float[Array, "b L heads d"], positions: Int[Array, "#b L"], base: float = 10_000.0
+) -> Float[Array, "b L heads d"]:
     """Rotates pairs of channels by angles that grow with the position.
 
     Channels j and j + d/2 are rotated by position * base^(-2j/d), so that the product of a query

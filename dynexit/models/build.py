@@ -109,7 +109,7 @@ def build(
             blocks.append(found)
         return {"embed": params, "blocks": blocks if several else blocks[0]}
 
-    def model(on: "Mode", training: Callable | None = None) -> Model:
+    def model(on: "Mode", training: Callable[[Array], Model] | None = None) -> Model:
         def steps(params: PyTree) -> Any:
             blocks = params["blocks"] if several else [params["blocks"]]
             found = tuple(
@@ -234,9 +234,9 @@ def _initial_each(
 class Mode(NamedTuple):
     """How parts become the three functions of a model: at inference, or in training."""
 
-    embed: Callable[[Part, PyTree, Any], Any]
-    block: Callable[[Part], Any]
-    head: Callable[[Part], Any]
+    embed: Callable[[Part, PyTree, PyTree], PyTree]
+    block: Callable[[Part], Callable[[PyTree, PyTree], PyTree]]
+    head: Callable[[Part], Callable[[PyTree, PyTree], PyTree]]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,20 +4,20 @@ import dataclasses
 
 import jax
 
-from dynexit.core.shapes import Array, PyTree
+from dynexit.core.shapes import Array, PyTree, Rows
 from dynexit.core.types import Model, Step
 from dynexit.engine.run import run_all
 
 
 def _read_state(step: Step) -> Step:
-    def apply(weights, i, state):
+    def apply(weights: PyTree, i: int | Array, state: PyTree) -> tuple[PyTree, PyTree]:
         state, _ = step.apply(weights, i, state)
         return state, state
 
     return dataclasses.replace(step, apply=apply)
 
 
-def features(model: Model, params: PyTree, inputs: Array) -> dict[str, PyTree]:
+def features(model: Model, params: PyTree, inputs: Rows) -> dict[str, Rows]:
     """Runs the whole network and returns the state after every block, or after every step where one
     executes several.
 

@@ -1,12 +1,11 @@
 """Residual MLP with an exit after every block."""
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from dynexit.core.settings import refuse_invalid, refuse_unfit
+from dynexit.core.shapes import AnyArray, Array, Float, PyTree, Shaped
 from dynexit.core.types import Model
 from dynexit.engine.steps import stacked_step
 from dynexit.layers.dense import Dense
@@ -24,7 +23,7 @@ class Embed(nn.Module):
     width: int
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Float[AnyArray, "b ..."]) -> Float[Array, "b D"]:
         return Dense(self.width, name="inputs")(x.reshape(x.shape[0], -1))
 
 
@@ -32,7 +31,7 @@ class Block(nn.Module):
     """x + down(gelu(up(norm(x)))) on `[b, D]`, with a hidden width of 2 D."""
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, "b D"]) -> Float[Array, "b D"]:
         inner = merged(self, MLP(2 * x.shape[-1]))
         return x + inner(LayerNorm(name="norm")(x))
 
@@ -45,7 +44,7 @@ def mlp(settings: Mlp, inputs: tuple[int, ...], classes: int) -> Model:
     embed = Apply(Embed(width), "embed")
     block, head = Apply(Block(), "block"), Apply(LogitsHead(classes), "head")
 
-    def init(key):
+    def init(key: Array) -> PyTree:
         keys = jax.random.split(key, 3)
         rows = jax.ShapeDtypeStruct((1, width), jnp.float32)
         blocks = {
@@ -55,7 +54,7 @@ def mlp(settings: Mlp, inputs: tuple[int, ...], classes: int) -> Model:
         example = jax.ShapeDtypeStruct((1, *inputs), jnp.float32)
         return {"embed": initial(embed.module, keys[0], example), "blocks": blocks}
 
-    def begin(params: Any, x: Any) -> Any:
+    def begin(params: PyTree, x: Shaped[AnyArray, "B ..."]) -> Array:
         check_input(x, inputs, "arrays")
         return embed(params, x)
 

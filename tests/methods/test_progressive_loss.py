@@ -49,14 +49,14 @@ def test_loss_and_gradient_are_the_loop(alpha, key):
     wanted = jax.value_and_grad(lambda p: alpha * after(p, n, k) + (1 - alpha) * after(p, 0, 6))(
         PARAMS
     )
-    found = jax.value_and_grad(lambda p: method.loss(MODEL, p, X, LABELS, key, 0.0)[0].mean())(
-        PARAMS
-    )
+    found = jax.value_and_grad(
+        lambda p: method.loss(MODEL, p, X, LABELS, key, jnp.float32(0.0))[0].mean()
+    )(PARAMS)
     close = lambda a, b: np.testing.assert_allclose(
         a, b, rtol=1e-3, atol=4e-5 * np.abs(b).max()
     )  # rounding follows the largest
     jax.tree.map(close, found, wanted)
-    metrics = method.loss(MODEL, PARAMS, X, LABELS, key, 0.0)[1]
+    metrics = method.loss(MODEL, PARAMS, X, LABELS, key, jnp.float32(0.0))[1]
     assert int(metrics["iterations"]) == n + k and ("loss_full" in metrics) == (alpha < 1)
 
 
@@ -73,7 +73,7 @@ def test_exits_several_iterations_apart_are_the_same_network_read_less_often():
     assert halted.exit_depth.tolist() == [3, 9, 6, 3]
     key = jax.random.key(1)
     n, k = map(int, progress_drawn(key, 5))
-    losses, metrics = deep_thinking(5).loss(seldom, PARAMS, X, LABELS, key, 0.0)
+    losses, metrics = deep_thinking(5).loss(seldom, PARAMS, X, LABELS, key, jnp.float32(0.0))
     np.testing.assert_allclose(losses.mean(), after(PARAMS, n, k), rtol=1e-4)
     assert int(metrics["iterations"]) == n + k
     with pytest.raises(ValueError, match=r"`step` must be from `tied_step` .* of 2 blocks"):
@@ -112,7 +112,9 @@ def test_a_row_leaves_once_no_place_moves_for_two_iterations():
         (lambda: deep_thinking(3, thresholds=(-1e-3,)), "`thresholds` must have shape"),
         (lambda: deep_thinking(0), "`most` must be at least 1"),
         (
-            lambda: deep_thinking(10).loss(MODEL, PARAMS, X, LABELS, jax.random.key(0), 0.0),
+            lambda: deep_thinking(10).loss(
+                MODEL, PARAMS, X, LABELS, jax.random.key(0), jnp.float32(0.0)
+            ),
             "has 9 iterations, fewer than the 10",
         ),
     ],

@@ -134,7 +134,9 @@ def test_the_embedding_and_the_teacher_get_no_gradient():
     with_labels = raptor(TEACHER, TAUGHT, COUNTS, labels=1.0)
     slope = jax.jit(
         jax.grad(
-            lambda p: with_labels.loss(STUDENT, p, INPUTS, LABELS, None, jnp.float32(0.9))[0].mean()
+            lambda p: with_labels.loss(
+                STUDENT, p, INPUTS, LABELS, jax.random.key(0), jnp.float32(0.9)
+            )[0].mean()
         )
     )(PARAMS)
     assert (
@@ -185,9 +187,9 @@ def distilled(counts, steps=600, last=1.0):
         params, moments = carry
         inputs = jax.random.normal(jax.random.fold_in(jax.random.key(5), k), (16, *IMAGE))
         progress = last * k / jnp.float32(steps)
-        loss = lambda p: method.loss(student, p, inputs, jnp.zeros(16, jnp.int32), None, progress)[
-            0
-        ].mean()
+        loss = lambda p: method.loss(
+            student, p, inputs, jnp.zeros(16, jnp.int32), jax.random.key(0), progress
+        )[0].mean()
         moved, moments = optimizer.update(jax.grad(loss)(params), moments, params)
         return (optax.apply_updates(params, moved), moments), None
 

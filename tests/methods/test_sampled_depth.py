@@ -37,7 +37,9 @@ def test_all_devices_draw_the_same_depth_and_the_key_alone_decides_it():
     """One device with all rows, other rows and weights, and four devices with a row each."""
     method = recurrent_depth(6.0, truncate=1, noise=0.0)
     tokens = jnp.concatenate([TOKENS, TOKENS[:1]])
-    drawn = lambda p, x, key: method.loss(MODEL, p, x, x, key, 0.0)[1]["iterations"][None]
+    drawn = lambda p, x, key: method.loss(MODEL, p, x, x, key, jnp.float32(0.0))[1]["iterations"][
+        None
+    ]
     whole, rows = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec("data")
     mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     one, four = (
@@ -86,7 +88,9 @@ def test_loss_and_gradient_are_the_loop(key):
     method = recurrent_depth(6.0, truncate=3, noise=0.0)
 
     def mean(params):
-        losses, metrics = method.loss(MODEL, params, TOKENS, LABELS, jax.random.key(key), 0.0)
+        losses, metrics = method.loss(
+            MODEL, params, TOKENS, LABELS, jax.random.key(key), jnp.float32(0.0)
+        )
         return losses.mean(), metrics["iterations"]
 
     (value, r), gradient = jax.jit(jax.value_and_grad(mean, has_aux=True))(PARAMS)
@@ -118,7 +122,7 @@ def test_two_first_states_come_to_one_answer():
         def update(carry, k):
             params, moments = carry
             first, second = jax.random.split(jax.random.fold_in(jax.random.key(5), k))
-            loss = lambda p: method.loss(model, p, *bits(first), second, 0.0)[0].mean()
+            loss = lambda p: method.loss(model, p, *bits(first), second, jnp.float32(0.0))[0].mean()
             value, slope = jax.value_and_grad(loss)(params)
             moved, moments = optimizer.update(slope, moments)
             return (optax.apply_updates(params, moved), moments), value
@@ -152,7 +156,11 @@ def test_two_first_states_come_to_one_answer():
 def test_steps_never_exceed_the_model():
     method = recurrent_depth(500.0)
     assert (
-        int(method.loss(MODEL, PARAMS, TOKENS, LABELS, jax.random.key(0), 0.0)[1]["iterations"])
+        int(
+            method.loss(MODEL, PARAMS, TOKENS, LABELS, jax.random.key(0), jnp.float32(0.0))[1][
+                "iterations"
+            ]
+        )
         == 24
     )
 

@@ -64,7 +64,7 @@ def test_every_parameter_is_trained_by_the_last_exit_but_the_heads_before_it():
     loss = lambda p: dx.methods.fixed_depth().objective(
         dx.run_all(model.steps(p), model.embed(p, jnp.asarray(TOKENS)), 2),
         jnp.asarray(TOKENS) % 3,
-        0.0,
+        jnp.float32(0.0),
     )[0]
     slopes = jax.grad(lambda p: loss(p).sum())(params)
     assert all(

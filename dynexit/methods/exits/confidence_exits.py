@@ -1,7 +1,7 @@
 """Confidence exits: a row exits once the probability of its likeliest class passes a threshold."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -10,22 +10,25 @@ from dynexit.calibration.candidates import RATIOS, geometric_fractions, threshol
 from dynexit.calibration.records import Records
 from dynexit.calibration.temperature import temperature_fit
 from dynexit.core.checks import positive_integer
-from dynexit.core.shapes import Array, PyTree
+from dynexit.core.shapes import AnyArray, Array, Float, PyTree
 from dynexit.core.types import Candidates, Criterion, Method
 from dynexit.methods.answers import accuracy, logits_of, predict
 from dynexit.objectives import weights as depth_weights
 from dynexit.objectives.distillation import self_distillation
 from dynexit.objectives.multi_exit import mean_over_rows, multi_exit_cross_entropy, weighted
 
+Weights: TypeAlias = (
+    str | Sequence[float] | Float[AnyArray, "E"] | Callable[[Float[Array, ""]], Float[Array, "E"]]
+)
 NAMED_WEIGHTS = {"uniform": depth_weights.uniform, "linear": depth_weights.linear}
 
 
 def confidence_exits(
-    weights: str | Callable[[Array], Array] | Any = "uniform",
+    weights: Weights = "uniform",
     label_smoothing: float = 0.0,
     distill: float = 0.0,
     distill_temperature: float = 1.0,
-    ratios: Any = RATIOS,
+    ratios: Sequence[float] | Float[AnyArray, "K"] = RATIOS,
     shared: int = 40,
 ) -> Method:
     """The exits of BranchyNet, SDN and MSDNet, with one calibrated temperature per exit.
@@ -111,7 +114,7 @@ def confidence_exits(
     return Method(objective, criterion, Candidates(full, points, temperature_fit()), predict)
 
 
-def _exit_weights(weights: Any, exits: int, progress: Array) -> Any:
+def _exit_weights(weights: Weights, exits: int, progress: Array) -> Any:
     if isinstance(weights, str):
         return NAMED_WEIGHTS[weights](exits)
     return weights(progress) if callable(weights) else weights

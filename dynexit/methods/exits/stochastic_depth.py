@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dynexit.core.checks import described
-from dynexit.core.shapes import Array, PyTree
+from dynexit.core.shapes import AnyArray, Array, Bool, PyTree
 from dynexit.core.types import Method, Model, Step
 from dynexit.engine.run import run_all
 from dynexit.transforms.stochastic_depth import dropped_blocks, survival
@@ -93,7 +93,9 @@ def stochastic_depth(method: Method, last: float = 0.5, by: By = "batch") -> Met
     return method._replace(objective=None, loss=loss)
 
 
-def changing(steps: Sequence[Step], depths: Sequence[int], state: PyTree) -> list[np.ndarray]:
+def changing(
+    steps: Sequence[Step], depths: Sequence[int], state: PyTree
+) -> list[Bool[AnyArray, "N"]]:
     """For each stage bool `[N]`: blocks that change the shape of the state, always kept."""
     found = []
     for step, depth in zip(steps, depths, strict=True):

@@ -1,10 +1,10 @@
 """Adaptive computation time: the answer is a mean weighted by learned halting probabilities."""
 
-from typing import Any
+from collections.abc import Sequence
 
 from dynexit import criteria
 from dynexit.calibration.candidates import levels
-from dynexit.core.shapes import Array, PyTree
+from dynexit.core.shapes import AnyArray, Array, Float, PyTree
 from dynexit.core.types import Criterion, Method
 from dynexit.methods.answers import accuracy, predict, row_means
 from dynexit.objectives.act import act_account
@@ -13,7 +13,11 @@ from dynexit.objectives.multi_exit import multi_exit_cross_entropy
 THRESHOLDS = (*(j / 20 for j in range(20)), 0.975, 0.99, 1.0)  # 1.0 is never passed: full depth
 
 
-def act(tau: float = 0.01, label_smoothing: float = 0.0, thresholds: Any = THRESHOLDS) -> Method:
+def act(
+    tau: float = 0.01,
+    label_smoothing: float = 0.0,
+    thresholds: Sequence[float] | Float[AnyArray, "K"] = THRESHOLDS,
+) -> Method:
     """The loss of the mean answer plus a ponder cost, and an exit once the probability is spent.
 
     Training: L_b = CE_b(mean answer at the halting step) + tau mean over the places (n + R).

@@ -1,13 +1,12 @@
 """PonderNet: a learned halting probability per step, and an exit at a quantile of its sum."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import jax
 
 from dynexit import criteria
 from dynexit.calibration.candidates import levels
-from dynexit.core.shapes import Array, PyTree
+from dynexit.core.shapes import AnyArray, Array, Float, PyTree
 from dynexit.core.types import Criterion, Method
 from dynexit.engine.replay import replay
 from dynexit.methods.answers import accuracy, predict, row_means
@@ -20,10 +19,12 @@ QUANTILES = (*(j / 40 for j in range(40)), 0.99, 0.999, 1.0)  # 1.0 is never pas
 def pondernet(
     prior_rate: float = 0.2,
     beta: float = 0.01,
-    prior: Callable[[int, float], Array] = geometric_last,
-    divergence: Callable[[Array, Array], Array] = kl_prior_posterior,
+    prior: Callable[[int, float], Float[Array, "N"]] = geometric_last,
+    divergence: Callable[
+        [Float[Array, "N B"], Float[Array, "N"]], Float[Array, "B"]
+    ] = kl_prior_posterior,
     label_smoothing: float = 0.0,
-    quantiles: Any = QUANTILES,
+    quantiles: Sequence[float] | Float[AnyArray, "K"] = QUANTILES,
 ) -> Method:
     """Halting as a latent variable with a truncated geometric prior, and a deterministic exit.
 

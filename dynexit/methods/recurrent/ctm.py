@@ -1,7 +1,6 @@
 """The continuous thought machine: training at its best and its most certain tick."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +8,7 @@ import jax.numpy as jnp
 from dynexit import criteria
 from dynexit.calibration.candidates import levels
 from dynexit.core.labels import exact
-from dynexit.core.shapes import Array, PyTree
+from dynexit.core.shapes import AnyArray, Array, Float, PyTree
 from dynexit.core.types import Criterion, Method
 from dynexit.methods.answers import predict, row_means
 from dynexit.objectives.multi_exit import multi_exit_cross_entropy
@@ -19,7 +18,7 @@ CLOSE = (0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995, 0.9998, 0.9999, 0.99999)
 THRESHOLDS = (*(j / 20 for j in range(19)), *CLOSE, 1.0)  # 1.0 is never passed: full depth
 
 
-def ctm(thresholds: Any = THRESHOLDS) -> Method:
+def ctm(thresholds: Sequence[float] | Float[AnyArray, "K"] = THRESHOLDS) -> Method:
     """The loss of the continuous thought machine, and an exit by certainty.
 
     The certainty is c_tb = 1 - H(p_tb) / ln C, averaged over the places of a row.

@@ -1,6 +1,6 @@
 """Deep thinking: training for progress from any state, exit once the answer has settled."""
 
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -8,7 +8,7 @@ import numpy as np
 from dynexit import criteria
 from dynexit.calibration.candidates import levels
 from dynexit.core.checks import one_depth, positive_integer
-from dynexit.core.shapes import Array, PyTree
+from dynexit.core.shapes import AnyArray, Array, Float, Int, Key, PyTree
 from dynexit.core.types import Criterion, Method, Model
 from dynexit.engine.gradients.truncated import run_truncated
 from dynexit.engine.steps import every_iteration
@@ -21,7 +21,7 @@ THRESHOLDS = (0.0, *(10.0**e for e in np.arange(-6.0, -0.9, 0.25)))  # 0 is neve
 def deep_thinking(
     most: int,
     alpha: float = 1.0,
-    thresholds: Any = THRESHOLDS,
+    thresholds: Sequence[float] | Float[AnyArray, "K"] = THRESHOLDS,
     settled: int = 2,
 ) -> Method:
     """The progressive loss of DT-recall, and an exit once the answer has settled.
@@ -69,7 +69,7 @@ def deep_thinking(
             )
         step, state = every_iteration(model.steps(params)), model.embed(params, inputs)
 
-        def after(free: Any, steps: Any) -> tuple[Array, Array]:
+        def after(free: int | Array, steps: int | Array) -> tuple[Array, Array]:
             _, output = run_truncated(step, state, free, steps, most, ("input",))
             return multi_exit_cross_entropy(logits_of(output)[None], labels)[0], accuracy(
                 output, labels
@@ -92,7 +92,7 @@ def deep_thinking(
     return Method(None, criterion, candidates, predict, loss)
 
 
-def progress_drawn(key: Array, most: int) -> tuple[Array, Array]:
+def progress_drawn(key: Key[Array, ""], most: int) -> tuple[Int[Array, ""], Int[Array, ""]]:
     """n ~ U{0..m-1} and k ~ U{1..m-n}, int32 `[]`; the key is consumed.
 
     Example:

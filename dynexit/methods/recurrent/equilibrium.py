@@ -1,6 +1,6 @@
 """Deep equilibrium: training at the fixed point, exit at a tolerance of the residual."""
 
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from jax import lax
 from dynexit import criteria
 from dynexit.calibration.candidates import levels
 from dynexit.core.checks import entries, positive_integer
-from dynexit.core.shapes import Array, PyTree
+from dynexit.core.shapes import AnyArray, Array, Float, Key, PyTree
 from dynexit.core.types import Criterion, Method, Model, Step
 from dynexit.engine.run import run_until
 from dynexit.methods.answers import accuracy, logits_of, predict, row_means
@@ -29,7 +29,7 @@ def equilibrium(
     damping: float = 0.0,
     jacobian: float = 0.0,
     label_smoothing: float = 0.0,
-    thresholds: Any = THRESHOLDS,
+    thresholds: Sequence[float] | Float[AnyArray, "K"] = THRESHOLDS,
     mixing: Mixing | None = None,
 ) -> Method:
     """The loss at the fixed point, with its implicit gradient or that of a few last iterations.
@@ -143,12 +143,14 @@ def refuse(
         )
 
 
-def one_step(step: Step, state: PyTree, z: Array) -> Array:
+def one_step(step: Step, state: PyTree, z: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
     """The step as a map of z `[b, ...]`; the rest of the state is the first one."""
     return step.apply(step.select(jnp.int32(0)), jnp.int32(0), {**state, "z": z})[0]["z"]
 
 
-def steepness(step: Step, state: PyTree, z: Array, key: Array) -> Array:
+def steepness(
+    step: Step, state: PyTree, z: Float[Array, "b ..."], key: Key[Array, ""]
+) -> Float[Array, "b"]:
     """||v^T df/dz||^2 / n with one v ~ N(0, 1), float32 `[b]`, in the mean ||df/dz||_F^2 / n.
 
     The key is consumed.

@@ -1,12 +1,12 @@
 """Neural ODEs: the loss at the end of the integration, and an exit by integrated time."""
 
-from typing import Any
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 
 from dynexit import criteria
 from dynexit.calibration.candidates import levels
-from dynexit.core.shapes import Array, PyTree
+from dynexit.core.shapes import AnyArray, Array, Float, PyTree
 from dynexit.core.types import Criterion, Method
 from dynexit.methods.answers import accuracy, logits_of, predict, row_means
 from dynexit.objectives.multi_exit import multi_exit_cross_entropy
@@ -17,7 +17,9 @@ THRESHOLDS = (*(j / 10 for j in range(10)), ARRIVED, 1.0)
 
 
 def neural_ode(
-    early: float = 0.0, label_smoothing: float = 0.0, thresholds: Any = THRESHOLDS
+    early: float = 0.0,
+    label_smoothing: float = 0.0,
+    thresholds: Sequence[float] | Float[AnyArray, "K"] = THRESHOLDS,
 ) -> Method:
     """The loss at the end of the integration, optionally with the mean loss of all exits.
 

@@ -10,7 +10,7 @@ from jax import lax
 
 from dynexit import criteria
 from dynexit.calibration.candidates import levels
-from dynexit.core.shapes import Array, PyTree
+from dynexit.core.shapes import AnyArray, Array, Bool, Float, PyTree
 from dynexit.core.types import Candidates, Criterion, Method, Model, Step
 from dynexit.engine.run import run_all
 from dynexit.methods.answers import accuracy, logits_of, predict, row_means
@@ -28,7 +28,7 @@ def raptor(
     forcing: float = 0.25,
     joint: float = 0.5,
     labels: float = 0.0,
-    thresholds: Any = THRESHOLDS,
+    thresholds: Sequence[float] | Float[AnyArray, "K"] = THRESHOLDS,
 ) -> Method:
     """Distils all states of a teacher into recurrent blocks, with teacher forcing, then without.
 
@@ -110,7 +110,7 @@ def raptor(
     def criterion(operating_point: PyTree) -> Criterion:
         return criteria.residual_below(operating_point["threshold"])
 
-    def per_exit(thresholds: Any) -> dict[str, np.ndarray]:
+    def per_exit(thresholds: PyTree) -> PyTree:
         return {
             "threshold": np.where(
                 first[:-1], np.float32(0), np.asarray(thresholds, np.float32)[..., None]
@@ -124,7 +124,7 @@ def raptor(
     return Method(None, criterion, candidates, predict, loss)
 
 
-def teacher_forcing_weight(progress: Array, forcing: float = 0.25) -> Array:
+def teacher_forcing_weight(progress: Float[Array, ""], forcing: float = 0.25) -> Float[Array, ""]:
     """lam, from 1 to 0 over the first `forcing` of the training, float32 `[]`.
 
     Example:
@@ -134,14 +134,16 @@ def teacher_forcing_weight(progress: Array, forcing: float = 0.25) -> Array:
     return jnp.clip(1 - progress / forcing, 0.0, 1.0) if forcing else jnp.zeros_like(progress)
 
 
-def one_step_errors(step: Step, states: Array) -> Array:
+def one_step_errors(step: Step, states: Float[Array, "_ B ..."]) -> Float[Array, "B"]:
     """Teacher forcing: mean_l d(B(a_{l-1}, l), a_l), float32 `[B]`; a is `[N + 1, B, ..., D]`."""
     layers = jnp.arange(len(states) - 1, dtype=jnp.int32)
     made = jax.vmap(lambda i, state: step.apply(step.select(i), i, state)[0])(layers, states[:-1])
     return squared(made, states[1:]).mean(0)
 
 
-def rollout(step: Step, states: Array, given: Any) -> dict[str, PyTree]:
+def rollout(
+    step: Step, states: Float[Array, "_ B ..."], given: Bool[AnyArray, "N"]
+) -> dict[str, PyTree]:
     """The student's states, reset to the teacher's before the layers that are `given`, bool `[N]`.
 
     Returns:
@@ -159,7 +161,7 @@ def rollout(step: Step, states: Array, given: Any) -> dict[str, PyTree]:
     return run_all(Step(select, apply), states[0], len(states) - 1)
 
 
-def squared(a: Array, b: Array) -> Array:
+def squared(a: Float[Array, "N B *rest"], b: Float[Array, "N B *rest"]) -> Float[Array, "N B"]:
     """The mean square of a difference over all axes but the first two, float32 `[N, B]`."""
     moved = jnp.square(a.astype(jnp.float32) - b.astype(jnp.float32))
     return moved.mean(axis=tuple(range(2, moved.ndim)))

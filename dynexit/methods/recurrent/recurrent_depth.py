@@ -1,7 +1,7 @@
 """Recurrent depth: a random number of iterations in training, exit by divergence."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -12,7 +12,7 @@ from dynexit import criteria
 from dynexit.calibration.candidates import levels
 from dynexit.core.checks import entries, one_depth, positive_integer
 from dynexit.core.labels import share
-from dynexit.core.shapes import Array, PyTree
+from dynexit.core.shapes import AnyArray, Array, Float, Int, Key, PyTree
 from dynexit.core.types import Criterion, Method, Model
 from dynexit.engine.gradients.truncated import run_truncated
 from dynexit.engine.steps import every_iteration
@@ -28,7 +28,7 @@ def recurrent_depth(
     truncate: int = 8,
     sigma: float = 0.5,
     noise: float = 1.0,
-    thresholds: Any = THRESHOLDS,
+    thresholds: Sequence[float] | Float[AnyArray, "K"] = THRESHOLDS,
     rule: str = "divergence",
     score: Callable[[Any, Any], Any] = share,
 ) -> Method:
@@ -100,7 +100,7 @@ def recurrent_depth(
     return Method(None, criterion, candidates, predict, loss, score)
 
 
-def sampled_steps(key: Array, mean: float, sigma: float = 0.5) -> Array:
+def sampled_steps(key: Key[Array, ""], mean: float, sigma: float = 0.5) -> Int[Array, ""]:
     """Draws r = Poisson(rate) + 1 with rate ~ LogNormal(ln mean - sigma^2 / 2, sigma).
 
     The mean E[r] is mean + 1.
@@ -126,7 +126,7 @@ def sampled_steps(key: Array, mean: float, sigma: float = 0.5) -> Array:
     return jax.random.poisson(second, rate).astype(jnp.int32) + 1
 
 
-def first_state(key: Array, like: Array) -> Array:
+def first_state(key: Key[Array, ""], like: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """sqrt(D) n, n ~ N(0, 2 / (5 D)) cut at 3 deviations, in the shape `[..., D]` of `like`.
 
     The key is consumed.

@@ -1,21 +1,23 @@
 """Segments in slots: one segment per update, and halted rows are replaced at once."""
 
 from collections.abc import Callable
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 
 from dynexit.core.checks import entries, one_depth
 from dynexit.core.labels import exact, rows_counted
-from dynexit.core.shapes import Array, PyTree
+from dynexit.core.shapes import Array, Bool, Float, Int, Key, PyTree
 from dynexit.core.types import Carried, Model
 from dynexit.methods.answers import predict
 from dynexit.objectives.multi_exit import mean_over_rows
 
+Answer: TypeAlias = Callable[[Float[Array, "S B ... C"], Int[Array, "B ..."]], Float[Array, "S B"]]
+"""The cross-entropy of each segment and row, of logits and labels."""
 
-def segment_slots(
-    most: int, explore: float, halting_weight: float, answer: Callable[[Array, Array], Array]
-) -> Carried:
+
+def segment_slots(most: int, explore: float, halting_weight: float, answer: Answer) -> Carried:
     """Runs one segment of every slot per update; no segment is run for a halted row.
 
     The row of the batch at the same index replaces a halted row and starts at the fixed first
@@ -103,7 +105,7 @@ def segment_slots(
     return Carried(begin, loss)
 
 
-def least_segments(key: Array, rows: int, most: int, explore: float) -> Array:
+def least_segments(key: Key[Array, ""], rows: int, most: int, explore: float) -> Int[Array, "rows"]:
     """Segments before which a row may not halt, int32 `[rows]`.
 
     The number is 1, and with probability `explore` U{2..most}. The key is consumed.
@@ -117,6 +119,8 @@ def least_segments(key: Array, rows: int, most: int, explore: float) -> Array:
     return jnp.where(jax.random.bernoulli(first, explore, (rows,)), drawn, 1)
 
 
-def binary_cross_entropy(logits: Array, targets: Array) -> Array:
+def binary_cross_entropy(
+    logits: Float[Array, "*rows"], targets: Bool[Array, "*rows"]
+) -> Float[Array, "*rows"]:
     """-t ln sigmoid(q) - (1 - t) ln sigmoid(-q); targets are bools in the shape of the logits."""
     return -jax.nn.log_sigmoid(jnp.where(targets, logits, -logits))

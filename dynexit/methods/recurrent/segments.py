@@ -1,7 +1,7 @@
 """Segments: deep supervision of a recursive network, which learns when its answer is right."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
@@ -12,11 +12,12 @@ from dynexit import criteria
 from dynexit.calibration.candidates import levels
 from dynexit.core.checks import entries, one_depth, positive_integer
 from dynexit.core.labels import exact, rows_counted
-from dynexit.core.shapes import Array, PyTree
+from dynexit.core.shapes import AnyArray, Array, Bool, Float, Int, PyTree
 from dynexit.core.types import Criterion, Method, Model, Step
 from dynexit.engine.run import run_all
 from dynexit.methods.answers import predict, row_means
 from dynexit.methods.recurrent.segment_slots import (
+    Answer,
     binary_cross_entropy,
     least_segments,
     segment_slots,
@@ -49,7 +50,7 @@ def segments(
     halting_weight: float = 0.5,
     loss: Loss = "softmax",
     rule: Rule = "right",
-    thresholds: Any = None,
+    thresholds: Sequence[float] | Float[AnyArray, "K"] | None = None,
     refill: bool = False,
 ) -> Method:
     """Deep supervision over segments, with a halting logit that learns whether the answer is right.
@@ -129,8 +130,8 @@ def segments(
 
 
 def segments_loss(
-    most: int, explore: float, halting_weight: float, answer: Callable[[Array, Array], Array]
-) -> Callable:
+    most: int, explore: float, halting_weight: float, answer: Answer
+) -> Callable[[Model, PyTree, PyTree, Array, Array, Array], tuple[Array, dict[str, Array]]]:
     """One update for all segments of a batch, the `Method.loss` of `segments`.
 
     The arguments are those of `segment_slots`.
@@ -181,7 +182,7 @@ def detached(step: Step) -> Step:
     return dataclasses.replace(step, apply=apply)
 
 
-def live_segments(sure: Array, least: Array) -> Array:
+def live_segments(sure: Float[Array, "S B"], least: Int[Array, "B"]) -> Bool[Array, "S B"]:
     """Segments that rows take part in: up to and including the first s >= least with q > 0.
 
     Args:
@@ -201,11 +202,11 @@ def live_segments(sure: Array, least: Array) -> Array:
     return before == 0
 
 
-def probability_right(output: PyTree) -> Array:
+def probability_right(output: PyTree) -> Float[Array, "b"]:
     """sigmoid(q) of an output, `[b]`."""
     return jax.nn.sigmoid(output["halt_logit"].astype(jnp.float32))
 
 
-def stillness(output: PyTree) -> Array:
+def stillness(output: PyTree) -> Float[Array, "b"]:
     """Minus the relative change of an output, `[b]`."""
     return -output["change"]

@@ -88,8 +88,9 @@ class RecurrentDepth:
         from dynexit.methods.recurrent.recurrent_depth import recurrent_depth
 
         refuse_invalid(self)
-        score = {"share": labels.share, "exact": labels.exact}[self.score]
-        return recurrent_depth(**{**dataclasses.asdict(self), "score": score})
+        fields = dataclasses.asdict(self)
+        fields["score"] = {"share": labels.share, "exact": labels.exact}[self.score]
+        return recurrent_depth(**fields)
 
 
 @dataclasses.dataclass(frozen=True)

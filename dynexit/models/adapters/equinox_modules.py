@@ -22,11 +22,11 @@ class _Equinox:
     """
 
     structure: Any
-    static: tuple
+    static: tuple[tuple[Any] | None, ...]
     paths: tuple[tuple[str, ...], ...]
     keyed: bool
 
-    def _module(self, params: PyTree) -> Any:
+    def module(self, params: PyTree) -> Any:
         leaves = [
             functools.reduce(dict.__getitem__, path, params) if leaf is None else leaf[0]
             for path, leaf in zip(self.paths, self.static, strict=True)
@@ -36,7 +36,7 @@ class _Equinox:
     def __call__(self, params: PyTree, x: Any) -> Any:
         import equinox
 
-        module = equinox.nn.inference_mode(self._module(params))
+        module = equinox.nn.inference_mode(self.module(params))
         return jax.vmap(lambda row: module(row, key=None) if self.keyed else module(row))(x)
 
 
@@ -45,11 +45,11 @@ class _EquinoxTrained:
     call: _Equinox
 
     def __call__(self, params: PyTree, x: Any, keys: Array) -> Any:
-        module = self.call._module(params)
+        module = self.call.module(params)
         return jax.vmap(lambda row, key: module(row, key=key))(x, keys)
 
 
-def equinox_part(instance: Any, make: Callable | None, name: str) -> Part:
+def equinox_part(instance: Any, make: Callable[..., Any] | None, name: str) -> Part:
     """An equinox module, or its constructor, as a part."""
     import equinox
 
@@ -68,8 +68,8 @@ def equinox_part(instance: Any, make: Callable | None, name: str) -> Part:
         found, structure = jax.tree_util.tree_flatten_with_path(module)
         one = lambda key: jax.tree_util.keystr((key,), simple=True)
         paths = tuple(tuple(map(one, path)) for path, _ in found)
-        static: list = []
-        params: dict = {}
+        static: list[tuple[Any] | None] = []
+        params: dict[str, Any] = {}
         for path, (_, leaf) in zip(paths, found, strict=True):
             what = f"`{name}.{'.'.join(path)}`"
             if not isinstance(leaf, (jax.Array, np.ndarray)):

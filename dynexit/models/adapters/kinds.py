@@ -57,7 +57,7 @@ class _NoWeights:
         return self.function(x)
 
 
-def _required(function: Callable) -> list[str]:
+def _required(function: Callable[..., Any]) -> list[str]:
     """The parameters without a default."""
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     return [
@@ -73,5 +73,5 @@ def _class_of(value: Any) -> Any:
     return value
 
 
-def _is(value: Any, kind: type) -> bool:
+def _is(value: Any, kind: type[Any]) -> bool:
     return isinstance(value, type) and issubclass(value, kind)

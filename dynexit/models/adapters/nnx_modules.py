@@ -18,8 +18,8 @@ FROZEN = "_frozen"  # beside a module's weights: its other variables, which get 
 class _NNX:
     """`graphs` are those of inference and of training; `streams` the paths of the random state."""
 
-    graphs: tuple[nnx.GraphDef, nnx.GraphDef]
-    streams: tuple[tuple, ...]
+    graphs: tuple[nnx.GraphDef[Any], nnx.GraphDef[Any]]
+    streams: tuple[tuple[Any, ...], ...]
     name: str = dataclasses.field(compare=False)
 
     def __call__(self, params: PyTree, x: Any, key: Array | None = None) -> Any:
@@ -48,12 +48,12 @@ class _NNX:
             )
         return y
 
-    def _random(self, key: Array | None) -> dict:
+    def _random(self, key: Array | None) -> dict[str, Any]:
         """The random state; at inference nothing reads it."""
         if not self.streams:
             return {}
         keys = jax.random.split(jax.random.key(0) if key is None else key, len(self.streams))
-        tree: dict = {}
+        tree: dict[str, Any] = {}
         for k, (*parents, last) in enumerate(self.streams):
             inner = tree
             for name in parents:
@@ -62,7 +62,7 @@ class _NNX:
         return tree
 
 
-def nnx_part(instance: nnx.Module | None, make: Callable | None, name: str) -> Part:
+def nnx_part(instance: nnx.Module | None, make: Callable[..., Any] | None, name: str) -> Part:
     """An NNX module, or its constructor, as a part."""
 
     def constructed(key: Array) -> nnx.Module:
@@ -104,7 +104,7 @@ def nnx_part(instance: nnx.Module | None, make: Callable | None, name: str) -> P
     return Part(init, call, RowByRow(call) if random else None)
 
 
-def _merged(*trees: dict) -> dict:
+def _merged(*trees: dict[str, Any]) -> dict[str, Any]:
     names = {name: [t[name] for t in trees if name in t] for tree in trees for name in tree}
     return {
         name: _merged(*found) if isinstance(found[0], dict) else found[0]

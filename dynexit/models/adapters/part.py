@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from dynexit.core.shapes import Array, PyTree
+from dynexit.core.shapes import Array, Key, PyTree
 
 NORMALISE = "normalise within a row instead (LayerNorm, GroupNorm)"
 
@@ -25,9 +25,9 @@ class Part(NamedTuple):
       traced: whether `init` needs `example`.
     """
 
-    init: Callable[[Array, PyTree], PyTree]
-    apply: Callable[[PyTree, Any], Any]
-    train: Callable[[PyTree, Any, Array], Any] | None = None
+    init: Callable[[Key[Array, ""], PyTree], PyTree]
+    apply: Callable[[PyTree, PyTree], PyTree]
+    train: Callable[[PyTree, PyTree, Key[Array, "b"]], PyTree] | None = None
     traced: bool = False
 
 
@@ -35,9 +35,9 @@ class Part(NamedTuple):
 class RowByRow:
     """`call(params, x [1, ...], key)` for every row with a key of its own."""
 
-    call: Callable[[PyTree, Any, Array], Any]
+    call: Callable[[PyTree, PyTree, Key[Array, ""]], PyTree]
 
-    def __call__(self, params: PyTree, x: Any, keys: Array) -> Any:
+    def __call__(self, params: PyTree, x: PyTree, keys: Key[Array, "b"]) -> PyTree:
         def one(row: Any, key: Array) -> Any:
             alone = jax.tree.map(lambda a: a[None], row)
             return jax.tree.map(lambda a: a[0], self.call(params, alone, key))
@@ -45,7 +45,7 @@ class RowByRow:
         return jax.vmap(one)(x, keys)
 
 
-def names_of(function: Callable) -> dict[str, inspect.Parameter]:
+def names_of(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """The parameters of a function by name."""
     try:
         return dict(inspect.signature(function).parameters)

@@ -10,7 +10,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from dynexit.core.settings import refuse_invalid, refuse_unfit
-from dynexit.core.shapes import Array, PyTree
+from dynexit.core.shapes import AnyArray, Array, Float, Int, Num, PyTree, Shaped
 from dynexit.core.stacking import take
 from dynexit.core.types import Model, Step
 from dynexit.layers.attention import SelfAttention
@@ -31,7 +31,7 @@ class DepthScale(nn.Module):
     width: int
 
     @nn.compact
-    def __call__(self, t, dtype):
+    def __call__(self, t: Num[Array, "b"], dtype: Any) -> list[Float[Array, "b 1 D"]]:
         small = nn.initializers.normal(1e-4)
         hidden = nn.silu(Dense(16, name="in")(t.astype(dtype)[:, None]))
         out = Dense(3 * self.width, kernel_init=small, bias_init=small, name="out")
@@ -44,7 +44,7 @@ class Block(nn.Module):
     heads: int
 
     @nn.compact
-    def __call__(self, x, t):
+    def __call__(self, x: Float[Array, "b L D"], t: Num[Array, "b"]) -> Float[Array, "b L D"]:
         attention = merged(self, SelfAttention(self.heads))
         inner = merged(self, MLP(4 * x.shape[-1]))
         first, second, whole = DepthScale(x.shape[-1], name="depth")(t, x.dtype)
@@ -59,7 +59,7 @@ class Select:
 
     phase: tuple[int, ...]
 
-    def __call__(self, params: PyTree, i: Any) -> PyTree:
+    def __call__(self, params: PyTree, i: int | Int[Array, "..."]) -> PyTree:
         block = take(params["blocks"], jnp.asarray(self.phase, jnp.int32)[i])
         return {"block": block, "head": take(params["heads"], i)}
 
@@ -71,7 +71,9 @@ class Layer:
     block: Apply
     head: Apply
 
-    def __call__(self, weights: PyTree, i: Any, x: Array) -> tuple[Array, PyTree]:
+    def __call__(
+        self, weights: PyTree, i: int | Int[Array, "..."], x: Float[Array, "b L D"]
+    ) -> tuple[Float[Array, "b L D"], PyTree]:
         new = self.block(weights, x, jnp.broadcast_to(i + 1, x.shape[:1]))
         residual = relative_residual(x, new).astype(new.dtype)
         return new, {"logits": self.head(weights, new), "residual": residual}
@@ -110,7 +112,7 @@ def block_recurrent(
         blocks = draw(jax.random.split(keys[1], len(counts)))
         return {"embed": first, "blocks": blocks, "heads": heads}
 
-    def begin(params: PyTree, images: Any) -> Array:
+    def begin(params: PyTree, images: Shaped[AnyArray, "B ..."]) -> Array:
         check_input(images, image, "images")
         return embed(params, images)
 

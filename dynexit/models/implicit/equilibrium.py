@@ -1,14 +1,14 @@
 """Deep equilibrium: a small convolutional cell whose fixed point is the answer."""
 
 import dataclasses
-from typing import Any
+from typing import TypeAlias
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from dynexit.core.settings import refuse_invalid, refuse_unfit
-from dynexit.core.shapes import Array, PyTree
+from dynexit.core.shapes import AnyArray, Array, Float, PyTree, Shaped
 from dynexit.core.types import Model
 from dynexit.layers.convolution import Convolution
 from dynexit.layers.dense import Dense
@@ -20,6 +20,8 @@ from dynexit.models.implicit.settings import Equilibrium
 from dynexit.solvers.anderson import Mixing
 from dynexit.solvers.fixed_point import begin_fixed_point, fixed_point_step
 
+State: TypeAlias = Float[Array, "b h w D"]
+
 
 class Embed(nn.Module):
     """Patches of images `[b, H, W, C]`, projected to `[b, H / patch, W / patch, D]`."""
@@ -28,7 +30,7 @@ class Embed(nn.Module):
     width: int
 
     @nn.compact
-    def __call__(self, images):
+    def __call__(self, images: Float[AnyArray, "b H W C"]) -> State:
         return Dense(self.width, name="patches")(patches(images, self.patch, self.patch))
 
 
@@ -39,7 +41,7 @@ class Cell(nn.Module):
     """
 
     @nn.compact
-    def __call__(self, state):
+    def __call__(self, state: dict[str, State]) -> State:
         width, he = state["z"].shape[-1], nn.initializers.he_normal()
         convolution = lambda name: Convolution(width, in_loop=True, kernel_init=he, name=name)
         inner = nn.relu(convolution("in")(state["z"]))
@@ -54,7 +56,7 @@ class Map:
 
     cell: Apply
 
-    def __call__(self, params: PyTree, x: Array, z: Array) -> Array:
+    def __call__(self, params: PyTree, x: State, z: State) -> State:
         return self.cell(params, {"input": x, "z": z})
 
 
@@ -78,7 +80,7 @@ def equilibrium(
             "head": initial(head.module, keys[2], z),
         }
 
-    def begin(params: PyTree, images: Any) -> PyTree:
+    def begin(params: PyTree, images: Shaped[AnyArray, "B ..."]) -> PyTree:
         check_input(images, image, "images")
         x = embed(params, images)
         return begin_fixed_point(x, jnp.zeros_like(x), mixing)

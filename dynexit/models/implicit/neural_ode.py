@@ -1,14 +1,13 @@
 """A network of continuous depth: a small vector field, in as many solver steps as a row needs."""
 
 import dataclasses
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from dynexit.core.settings import refuse_invalid, refuse_unfit
-from dynexit.core.shapes import Array, PyTree
+from dynexit.core.shapes import AnyArray, Array, Float, PyTree, Shaped
 from dynexit.core.types import Model
 from dynexit.layers.dense import Dense
 from dynexit.layers.heads import LogitsHead
@@ -26,7 +25,7 @@ class Field(nn.Module):
     hidden: int
 
     @nn.compact
-    def __call__(self, t, y):
+    def __call__(self, t: Float[Array, ""], y: Float[Array, "D"]) -> Float[Array, "D"]:
         inner = nn.tanh(Dense(self.hidden, name="in")(jnp.concatenate([y, t[None]])))
         return Dense(y.shape[0], name="out")(inner)
 
@@ -37,7 +36,9 @@ class Slope:
 
     field: Apply
 
-    def __call__(self, params: PyTree, t: Array, y: Array, x: PyTree) -> Array:
+    def __call__(
+        self, params: PyTree, t: Float[Array, ""], y: Float[Array, "D"], x: PyTree
+    ) -> Float[Array, "D"]:
         return self.field(params, t, y)
 
 
@@ -61,9 +62,9 @@ def neural_ode(
             "head": initial(head.module, keys[2], y[None]),
         }
 
-    def begin(params: PyTree, x: Any) -> PyTree:
+    def begin(params: PyTree, x: Shaped[AnyArray, "B ..."]) -> PyTree:
         check_input(x, inputs, "arrays")
-        y = jnp.pad(embed(params, wide(x)), ((0, 0), (0, s.extra)))
+        y = jnp.pad(embed(params, wide(jnp.asarray(x))), ((0, 0), (0, s.extra)))
         return begin_ode(slope, params, (), y, solver)
 
     steps = lambda params: ode_step(slope, head, params, solver)

@@ -1,17 +1,17 @@
 """Continuous thought machine: neurons that read their own history and answer by synchronisation."""
 
 import math
-from typing import Any
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from dynexit.core.settings import refuse_invalid, refuse_unfit
-from dynexit.core.shapes import Array, PyTree
+from dynexit.core.shapes import AnyArray, Array, Float, PyTree, Rows, Shaped
 from dynexit.core.types import Model
 from dynexit.engine.steps import tied_step
-from dynexit.layers.attention import attend
+from dynexit.layers.attention import Projected, attend
 from dynexit.layers.dense import Dense
 from dynexit.layers.inputs import check_input
 from dynexit.layers.linen import Apply, initial, step_names
@@ -27,7 +27,7 @@ from dynexit.models.recurrent.synchronisation import (
 from dynexit.transforms.best_so_far import best_so_far
 
 
-def uniform(bound: float):
+def uniform(bound: float) -> Callable[[Array, tuple[int, ...]], Array]:
     """An initialiser, uniform in -bound..bound."""
     return lambda key, shape: jax.random.uniform(key, shape, jnp.float32, -bound, bound)
 
@@ -39,7 +39,7 @@ class Embed(nn.Module):
     heads: int
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Float[AnyArray, "b L channels"]) -> tuple[Projected, Projected]:
         e = Dense(self.features, name="input")(x)
         draw = nn.initializers.normal(1.0)
         where = self.param("position_embedding", draw, e.shape[1:], jnp.float32)
@@ -54,7 +54,7 @@ class NeuronModels(nn.Module):
     hidden: int
 
     @nn.compact
-    def __call__(self, history):
+    def __call__(self, history: Float[Array, "b D M"]) -> Float[Array, "b D"]:
         # Neurons first: the products of matrices then need no transposition in between.
         x, zeros = history.swapaxes(0, 1), nn.initializers.zeros
         for name, features in (("first", 2 * self.hidden), ("second", 2)):
@@ -75,7 +75,7 @@ class Tick(nn.Module):
     out: Pairs
 
     @nn.compact
-    def __call__(self, state):
+    def __call__(self, state: Rows) -> Rows:
         z, keys, values = state["z"], state["keys"], state["values"]
         zeros = nn.initializers.zeros
         decay = lambda name, pairs: self.param(
@@ -101,13 +101,13 @@ class Head(nn.Module):
     answers: int | None
 
     @nn.compact
-    def __call__(self, state):
+    def __call__(self, state: Rows) -> Float[Array, "B ... C"]:
         s = synchronisation(state, "out").astype(state["z"].dtype)
         logits = Dense((self.answers or 1) * self.classes, name="logits")(s)
         return logits if self.answers is None else logits.reshape(-1, self.answers, self.classes)
 
 
-def start(first: PyTree, keys: Array, values: Array, action: Pairs, out: Pairs) -> PyTree:
+def start(first: PyTree, keys: Projected, values: Projected, action: Pairs, out: Pairs) -> Rows:
     """The state before the first tick.
 
     The synchronisation of the answer begins with the first z, that of the query with nothing.
@@ -153,7 +153,7 @@ def ctm(settings: Ctm, inputs: tuple[int, ...], classes: int) -> Model:
             "head": initial(head.module, keys[4], state),
         }
 
-    def embed(params: PyTree, x: Any) -> PyTree:
+    def embed(params: PyTree, x: Shaped[AnyArray, "B ..."]) -> PyTree:
         check_input(x, inputs, "strings")
         keys, values = embedding(params, x)
         return start(params["start"], keys, values, action, out)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from dynexit.core.settings import refuse_invalid, refuse_unfit
-from dynexit.core.shapes import Array, PyTree
+from dynexit.core.shapes import AnyArray, Array, Bool, Float, PyTree, Rows, Shaped
 from dynexit.core.types import Model
 from dynexit.engine.steps import tied_step
 from dynexit.layers.convolution import Convolution
@@ -20,7 +20,7 @@ from dynexit.models.recurrent.settings_reasoners import DeepThinking
 convolution = functools.partial(Convolution, in_loop=True, kernel_init=nn.initializers.he_normal())
 
 
-def open_places(x: Array, walls: bool) -> Array | None:
+def open_places(x: Float[AnyArray, "b *places C"], walls: bool) -> Bool[Array, "b *places"] | None:
     """Bool `[b, ...]`, True where the input is not zero in all channels; None without walls."""
     return (x != 0).any(-1) if walls else None
 
@@ -32,7 +32,7 @@ class Project(nn.Module):
     walls: bool
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Float[AnyArray, "b *places C"]) -> Float[Array, "b *places D"]:
         return nn.relu(convolution(self.width, name="conv")(x, open_places(x, self.walls)))
 
 
@@ -46,7 +46,7 @@ class Think(nn.Module):
     walls: bool
 
     @nn.compact
-    def __call__(self, state):
+    def __call__(self, state: Rows) -> Rows:
         h, x = state["h"], state["input"]
         open = open_places(x, self.walls)
         if self.recall:
@@ -67,7 +67,7 @@ class Head(nn.Module):
     walls: bool
 
     @nn.compact
-    def __call__(self, state):
+    def __call__(self, state: Rows) -> Float[Array, "B ... C"]:
         h, open = state["h"], open_places(state["input"], self.walls)
         for k, width in enumerate(self.widths):
             h = nn.relu(convolution(width, name=f"conv{k}")(h, open))
@@ -98,7 +98,7 @@ def deep_thinking(settings: DeepThinking, inputs: Any, classes: int) -> Model:
             "head": initial(head.module, keys[2], state),
         }
 
-    def embed(params: PyTree, x: Any) -> PyTree:
+    def embed(params: PyTree, x: Shaped[AnyArray, "B ..."]) -> PyTree:
         if tokens and jnp.issubdtype(jnp.result_type(x), jnp.integer):
             check_tokens(x, "inputs")
             x = jax.nn.one_hot(x, channels, dtype=params["embed"]["conv"]["kernel"].dtype)

@@ -1,13 +1,13 @@
 """A gated recurrent unit that reads its input at every step, with a halting logit."""
 
-from typing import Any, Literal
+from typing import Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from dynexit.core.settings import refuse_invalid, refuse_unfit
-from dynexit.core.shapes import Array, PyTree
+from dynexit.core.shapes import AnyArray, Array, Float, PyTree, Rows, Shaped
 from dynexit.core.types import Model
 from dynexit.engine.steps import tied_step
 from dynexit.layers.dense import Dense
@@ -27,7 +27,7 @@ class Cell(nn.Module):
     width: int
 
     @nn.compact
-    def __call__(self, state):
+    def __call__(self, state: Rows) -> Rows:
         h, _ = nn.GRUCell(self.width, dtype=state["x"].dtype, name="cell")(state["h"], state["x"])
         kept = {"previous": state["h"]} if "previous" in state else {}
         return {"x": state["x"], "h": h, **kept}
@@ -43,7 +43,7 @@ class Head(nn.Module):
     bias: float
 
     @nn.compact
-    def __call__(self, state):
+    def __call__(self, state: Rows) -> Rows:
         h = state["h"]
         logits = Dense(self.classes, name="logits")(h)
         halting = HaltingHead(self.reads, self.layers, self.detach, self.bias)
@@ -57,10 +57,10 @@ def gru_ponder(settings: Gru, inputs: tuple[int, ...], classes: int) -> Model:
     refuse_unfit(settings, inputs, classes)
     s = settings
     cell = Apply(Cell(s.width), "block")
-    head = Head(classes, s.halt_reads, s.halt_layers, s.halt_detach, s.halt_bias)
-    head = Apply(head, "head")
+    reads = Head(classes, s.halt_reads, s.halt_layers, s.halt_detach, s.halt_bias)
+    head = Apply(reads, "head")
 
-    def first(x: Array) -> PyTree:
+    def first(x: Float[AnyArray, "B n"]) -> Rows:
         h = jnp.zeros((x.shape[0], s.width), x.dtype)
         return {"x": x, "h": h} | ({} if s.halt_reads == "state" else {"previous": h})
 
@@ -72,7 +72,7 @@ def gru_ponder(settings: Gru, inputs: tuple[int, ...], classes: int) -> Model:
             "head": initial(head.module, keys[1], example),
         }
 
-    def embed(params: PyTree, x: Any) -> PyTree:
+    def embed(params: PyTree, x: Shaped[AnyArray, "B ..."]) -> Rows:
         check_input(x, inputs, "vectors")
         return first(x)
 

@@ -1,14 +1,13 @@
 """Gated recurrent layers whose time axis is solved in parallel, with an exit after every block."""
 
 import math
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from dynexit.core.settings import refuse_invalid, refuse_unfit
-from dynexit.core.shapes import Array, PyTree
+from dynexit.core.shapes import AnyArray, Array, Float, PyTree, Rows, Shaped
 from dynexit.core.types import Model
 from dynexit.engine.steps import stacked_step
 from dynexit.layers.dense import Dense
@@ -21,7 +20,9 @@ from dynexit.models.recurrent.settings_cells import ParaGru
 from dynexit.solvers.newton_scan import newton_scan
 
 
-def para_gru_cell(recurrent: Array, h: Array, u: Array) -> Array:
+def para_gru_cell(
+    recurrent: Float[Array, "3 D"], h: Float[Array, "b D"], u: Float[Array, "b 3 D"]
+) -> Float[Array, "b D"]:
     """One step of a GRU whose recurrent weights, and so its Jacobian, are diagonal.
 
     z = sig(a_z h + u_z); r = sig(a_r h + u_r); n = tanh(a_n h r + u_n); h' = (1 - z) h + z n
@@ -54,7 +55,7 @@ class Recurrent(nn.Module):
     bound: float
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, "b L D"]) -> tuple[Float[Array, "b L D"], Float[Array, "b"]]:
         width = x.shape[-1]
         u = Dense((3, width), name="inputs")(x).astype(jnp.float32)
         draw = nn.initializers.normal(0.3)
@@ -76,7 +77,7 @@ class Block(nn.Module):
     bound: float
 
     @nn.compact
-    def __call__(self, state):
+    def __call__(self, state: Rows) -> Rows:
         x = state["x"]
         recurrent = Recurrent(self.corrections, self.tolerance, self.bound, name="gru")
         inner = merged(self, MLP(2 * x.shape[-1]))
@@ -92,7 +93,7 @@ class Head(nn.Module):
     classes: int
 
     @nn.compact
-    def __call__(self, state):
+    def __call__(self, state: Rows) -> Rows:
         logits = merged(self, LogitsHead(self.classes))(state["x"][:, -1])
         return {"logits": logits, "newton_residual": state["newton_residual"]}
 
@@ -116,7 +117,7 @@ def para_gru(settings: ParaGru, inputs: tuple[int, ...], classes: int) -> Model:
         first = initial(embed.module, keys[0], jnp.zeros((1, places, channels)))
         return {"embed": first, "blocks": blocks}
 
-    def begin(params: PyTree, x: Any) -> PyTree:
+    def begin(params: PyTree, x: Shaped[AnyArray, "B ..."]) -> PyTree:
         check_input(x, inputs, "sequences")
         projected = embed(params, x.reshape(x.shape[0], places, channels))
         return {"x": projected, "newton_residual": jnp.zeros(x.shape[0], x.dtype)}

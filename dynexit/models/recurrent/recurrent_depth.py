@@ -1,7 +1,6 @@
 """Recurrent depth: a prelude reads the tokens, a core is iterated on a state, a coda reads it."""
 
-from typing import Any
-
+from dynexit.core.data import Tokens
 from dynexit.core.settings import refuse_invalid, refuse_unfit
 from dynexit.core.types import Model
 from dynexit.engine.deferred import deferred_readout
@@ -11,7 +10,7 @@ from dynexit.models.recurrent.recurrent_network import Network, Part
 from dynexit.models.recurrent.settings_transformers import RecurrentDepth
 
 
-def recurrent_depth(settings: RecurrentDepth, inputs: Any, classes: int) -> Model:
+def recurrent_depth(settings: RecurrentDepth, inputs: Tokens, classes: int) -> Model:
     """Builds the model of `dx.models.RecurrentDepth`; `inputs` are `dx.Tokens`."""
     refuse_invalid(settings)
     refuse_unfit(settings, inputs, classes)

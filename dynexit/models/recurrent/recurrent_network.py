@@ -4,17 +4,17 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TypeAlias
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dynexit.core.shapes import Array, PyTree
+from dynexit.core.shapes import AnyArray, Array, Bool, Float, Int, Key, PyTree, Rows
 from dynexit.core.stacking import length, take
 from dynexit.core.types import Step
 from dynexit.engine.run import run_all
-from dynexit.layers.attention import Heads, attend, attention_mask
+from dynexit.layers.attention import Heads, Projected, attend, attention_mask
 from dynexit.layers.dense import Dense
 from dynexit.layers.inputs import check_tokens, read_tokens
 from dynexit.layers.linen import apply_linen, initial, initial_stack, merged
@@ -23,15 +23,21 @@ from dynexit.layers.norms import RMSNorm
 from dynexit.solvers.fixed_point import relative_residual
 
 ROPE_BASE = 50_000.0
-Mix = Callable[[PyTree, Array, Array, Array], tuple[Array, PyTree]]
+Places: TypeAlias = Float[Array, "b L D"]
+Positions: TypeAlias = Int[Array, "#b L"] | None
+Mix: TypeAlias = Callable[[PyTree, Projected, Projected, Projected], tuple[Projected, PyTree]]
 """`mix(past, q, k, v) -> (mixed, kept)`: attends, with what a block remembers, and returns what is
 to be kept of these tokens.
 """
 
 
 def causal(
-    past: PyTree, q: Array, k: Array, v: Array, real: Array | None = None
-) -> tuple[Array, None]:
+    past: PyTree,
+    q: Projected,
+    k: Projected,
+    v: Projected,
+    real: Bool[Array, "b L"] | None = None,
+) -> tuple[Projected, None]:
     """All tokens at once, each attending to itself and to those before; nothing is kept.
 
     Tokens attend to no place where `real`, bool `[b, L]`, is False.
@@ -39,7 +45,9 @@ def causal(
     return attend(q, k, v, attention_mask(real, q.shape[1], causal=True)), None
 
 
-def causal_keeping(past: PyTree, q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, Array]]:
+def causal_keeping(
+    past: PyTree, q: Projected, k: Projected, v: Projected
+) -> tuple[Projected, tuple[Projected, Projected]]:
     """As `causal`; keys and values `[b, L, heads, d]` are kept."""
     return causal(past, q, k, v)[0], (k, v)
 
@@ -55,7 +63,12 @@ class Sandwich(nn.Module):
     output_deviation: float
 
     @nn.compact
-    def __call__(self, x, positions=None, mix=functools.partial(causal, None)):
+    def __call__(
+        self,
+        x: Places,
+        positions: Positions = None,
+        mix: Callable[..., tuple[Projected, PyTree]] = functools.partial(causal, None),
+    ) -> tuple[Places, PyTree]:
         width = x.shape[-1]
         draw = nn.initializers.normal(self.deviation)
         draw_out = nn.initializers.normal(self.output_deviation)
@@ -101,7 +114,7 @@ class Network:
         blocks = self.prelude + self.coda + self.core * self.mean_steps
         return Sandwich(self.heads, self.deviation, self.deviation / math.sqrt(2 * blocks))
 
-    def init(self, key: Array) -> PyTree:
+    def init(self, key: Key[Array, ""]) -> PyTree:
         """Draws the parameters; the key is consumed."""
         keys = jax.random.split(key, 6)
         x = jnp.zeros((1, 2, self.width))
@@ -118,11 +131,11 @@ class Network:
     def read(
         self,
         params: PyTree,
-        tokens: Array,
-        positions: Array | None = None,
+        tokens: Int[AnyArray, "b L"],
+        positions: Positions = None,
         mix: Mix = causal,
         past: PyTree = None,
-    ) -> tuple[Array, PyTree]:
+    ) -> tuple[Places, PyTree]:
         """The prelude: e `[b, L, D]` of tokens `[b, L]`."""
         x = math.sqrt(self.width) * params["embed"][tokens]
         return self._through(params["prelude"], x, positions, mix, past)
@@ -130,12 +143,12 @@ class Network:
     def think(
         self,
         params: PyTree,
-        s: Array,
-        e: Array,
-        positions: Array | None = None,
+        s: Places,
+        e: Places,
+        positions: Positions = None,
         mix: Mix = causal,
         past: PyTree = None,
-    ) -> tuple[Array, PyTree]:
+    ) -> tuple[Places, PyTree]:
         """One iteration of the core, `[b, L, D]`."""
         x = jnp.concatenate([s, e], axis=-1) @ params["block"]["adapter"]
         return self._through(params["block"]["core"], x, positions, mix, past)
@@ -143,20 +156,20 @@ class Network:
     def answer(
         self,
         params: PyTree,
-        s: Array,
-        positions: Array | None = None,
+        s: Places,
+        positions: Positions = None,
         mix: Mix = causal,
         past: PyTree = None,
-    ) -> tuple[Array, PyTree]:
+    ) -> tuple[Places, PyTree]:
         """The coda: `[b, L, D]`, of which `logits` are a linear map."""
         u, kept = self._through(params["coda"], self._normed(params, s), positions, mix, past)
         return self._normed(params, u), kept
 
-    def logits(self, params: PyTree, u: Array) -> Array:
+    def logits(self, params: PyTree, u: Float[Array, "*rows D"]) -> Float[Array, "*rows V"]:
         """`[..., V]` of the coda's `[..., D]`."""
         return u @ params["embed"].T
 
-    def embed(self, params: PyTree, inputs: PyTree) -> PyTree:
+    def embed(self, params: PyTree, inputs: Rows) -> Rows:
         """`Model.embed`: inputs are tokens, or a dict of "tokens" and optionally "h" and "mask"."""
         tokens, real, others = read_tokens(inputs, self.padding, ("h",))
         check_tokens(tokens, "inputs")
@@ -167,7 +180,7 @@ class Network:
         state = {"input": e, "h": h, "change": jnp.ones(e.shape[:2], jnp.float32)}
         return state if real is None else {**state, "mask": real}
 
-    def iterate(self, params: PyTree, state: PyTree) -> PyTree:
+    def iterate(self, params: PyTree, state: Rows) -> Rows:
         """One iteration of the model's state."""
         real = state.get("mask")
         mix = functools.partial(causal, real=real)
@@ -176,23 +189,23 @@ class Network:
         change = change if real is None else jnp.where(real, change, 0)
         return {**state, "h": h, "change": change}
 
-    def residual(self, params: PyTree, state: PyTree) -> PyTree:
+    def residual(self, params: PyTree, state: Rows) -> Rows:
         """How far the state of every place moved."""
         mask = {"mask": state["mask"]} if "mask" in state else {}
         return {"residual": state["change"], **mask}
 
-    def head(self, params: PyTree, state: PyTree) -> PyTree:
+    def head(self, params: PyTree, state: Rows) -> Rows:
         """Logits of every place."""
         mix = functools.partial(causal, real=state.get("mask"))
         return {"logits": self.logits(params, self.answer(params, state["h"], None, mix)[0])}
 
-    def _normed(self, params: PyTree, x: Array) -> Any:
+    def _normed(self, params: PyTree, x: Array) -> Array:
         return apply_linen(RMSNorm(), params["norm"], x)
 
     def _through(
-        self, blocks: PyTree, x: Array, positions: Array | None, mix: Mix, past: PyTree
+        self, blocks: PyTree, x: Array, positions: Positions, mix: Mix, past: PyTree
     ) -> tuple[Array, PyTree]:
-        def apply(block: tuple[PyTree, PyTree], i: Any, x: Array) -> tuple[Array, PyTree]:
+        def apply(block: tuple[PyTree, PyTree], i: Array, x: Array) -> tuple[Array, PyTree]:
             attends = functools.partial(mix, block[1])
             x, kept = apply_linen(self.block, block[0], x, positions, attends)
             return x, (x, kept)
@@ -213,5 +226,5 @@ class Part:
     network: Network
     name: str
 
-    def __call__(self, params: PyTree, state: PyTree) -> PyTree:
+    def __call__(self, params: PyTree, state: Rows) -> Rows:
         return getattr(self.network, self.name)(params, state)

@@ -1,14 +1,15 @@
 """Recursive reasoners: a tiny net refines a latent and an answer, and has a halting logit."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import Literal, TypeAlias
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dynexit.core.data import Tokens
 from dynexit.core.settings import refuse_invalid, refuse_unfit
-from dynexit.core.shapes import Array, PyTree
+from dynexit.core.shapes import AnyArray, Array, Bool, Float, Int, PyTree, Rows
 from dynexit.core.types import Model
 from dynexit.engine.run import run_full
 from dynexit.engine.steps import tied_step
@@ -22,13 +23,16 @@ from dynexit.layers.norms import RMSNorm
 from dynexit.models.recurrent.settings_reasoners import Recursive
 from dynexit.solvers.fixed_point import relative_residual
 
+Places: TypeAlias = Float[Array, "b L D"]
+Real: TypeAlias = Bool[Array, "b L"] | None
+
 
 def swiglu(width: int, name: str) -> MLP:
     """A SwiGLU without biases."""
     return MLP(swiglu_width(width), nn.silu, gate="fused", bias=False, name=name)
 
 
-def zero_padded(x: Array, real: Array | None) -> Array:
+def zero_padded(x: Places, real: Real) -> Places:
     """x `[b, L, D]` with zeros where `real`, bool `[b, L]`, is False."""
     return x if real is None else jnp.where(real[..., None], x, 0)
 
@@ -41,7 +45,7 @@ class Net(nn.Module):
     heads: int
 
     @nn.compact
-    def __call__(self, x, real=None):
+    def __call__(self, x: Places, real: Real = None) -> Places:
         norm = RMSNorm(1e-5, scaled=False)
         for k in range(self.layers):
             if self.mixing == "mlp":
@@ -61,7 +65,7 @@ class Embed(nn.Module):
     positions: bool
 
     @nn.compact
-    def __call__(self, tokens):
+    def __call__(self, tokens: Int[AnyArray, "b L"]) -> Places:
         # sqrt(D) times a standard deviation of 1 / sqrt(D)
         draw = nn.initializers.truncated_normal(1.0)
         e = self.param("token_embedding", draw, (self.vocabulary, self.width), jnp.float32)[tokens]
@@ -77,7 +81,9 @@ class Head(nn.Module):
     classes: int
 
     @nn.compact
-    def __call__(self, y, real=None):
+    def __call__(
+        self, y: Places, real: Real = None
+    ) -> tuple[Float[Array, "b L C"], Float[Array, "b"]]:
         halting = HaltingHead(bias=-5.0, pool="mean", kernel_init=nn.initializers.zeros)
         halt_logit = merged(self, halting)(y, None, real)
         return Dense(self.classes, bias=False, name="logits")(y), halt_logit
@@ -96,23 +102,23 @@ class Segment:
     cycles: int
     gradient: Literal["cycle", "last"]
 
-    def think(self, p: PyTree, s: PyTree) -> PyTree:
+    def think(self, p: PyTree, s: Rows) -> Rows:
         """z = N(z + y + e)."""
         return {**s, "z": self.latent(p, s["z"] + s["y"] + s["input"], s.get("mask"))}
 
-    def conclude(self, p: PyTree, s: PyTree) -> PyTree:
+    def conclude(self, p: PyTree, s: Rows) -> Rows:
         """y = N(y + z)."""
         return {**s, "y": self.answer(p, s["y"] + s["z"], s.get("mask"))}
 
-    def thought(self, p: PyTree, s: PyTree, times: int) -> PyTree:
+    def thought(self, p: PyTree, s: Rows, times: int) -> Rows:
         """`think` several times."""
         return run_full(tied_step(self.think, _state, p), s, times)[0] if times else s
 
-    def cycle(self, p: PyTree, s: PyTree) -> PyTree:
+    def cycle(self, p: PyTree, s: Rows) -> Rows:
         """z `inner` times, then y."""
         return self.conclude(p, self.thought(p, s, self.inner))
 
-    def __call__(self, p: PyTree, state: PyTree) -> PyTree:
+    def __call__(self, p: PyTree, state: Rows) -> Rows:
         s = {name: leaf for name, leaf in state.items() if name != "change"}
         still, s = jax.lax.stop_gradient((p, s))
         if self.cycles > 1:
@@ -130,13 +136,13 @@ class Read:
 
     head: Apply
 
-    def __call__(self, p: PyTree, state: PyTree) -> PyTree:
+    def __call__(self, p: PyTree, state: Rows) -> Rows:
         logits, halt_logit = self.head(p, state["y"], state.get("mask"))
         mask = {"mask": state["mask"]} if "mask" in state else {}
         return {"logits": logits, "halt_logit": halt_logit, "change": state["change"], **mask}
 
 
-def recursive(settings: Recursive, inputs: Any, classes: int) -> Model:
+def recursive(settings: Recursive, inputs: Tokens, classes: int) -> Model:
     """Builds the model of `dx.models.Recursive`; `inputs` are `dx.Tokens` with a length."""
     refuse_invalid(settings)
     refuse_unfit(settings, inputs, classes)

@@ -1,13 +1,12 @@
 """Recurrent layers over the places of a sequence, with an exit at every place of every layer."""
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dynexit.core.data import Tokens
 from dynexit.core.settings import refuse_invalid, refuse_unfit
-from dynexit.core.shapes import Array, PyTree
+from dynexit.core.shapes import Array, PyTree, Rows
 from dynexit.core.types import Model
 from dynexit.engine.steps import stacked_step
 from dynexit.layers.heads import LogitsHead
@@ -24,7 +23,7 @@ class Layer(nn.Module):
     cell: str
 
     @nn.compact
-    def __call__(self, state):
+    def __call__(self, state: Rows) -> Rows:
         x = state["x"]
         cell = CELLS[self.cell](x.shape[-1], dtype=x.dtype, name="cell")
         carry = cell.initialize_carry(jax.random.key(0), x[:, 0].shape)  # zeros of float32
@@ -38,12 +37,12 @@ class Head(nn.Module):
     classes: int
 
     @nn.compact
-    def __call__(self, state):
+    def __call__(self, state: Rows) -> Rows:
         logits = merged(self, LogitsHead(self.classes, norm=False))(state["x"])
         return {"logits": logits, "mask": state["mask"]} if "mask" in state else logits
 
 
-def rnn(settings: Rnn, inputs: Any, classes: int) -> Model:
+def rnn(settings: Rnn, inputs: Tokens, classes: int) -> Model:
     """Builds the model of `dx.models.Rnn`; `inputs` are `dx.Tokens`."""
     refuse_invalid(settings)
     refuse_unfit(settings, inputs, classes)

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import TYPE_CHECKING, Any, Literal
 
+from dynexit.core.data import Tokens
 from dynexit.core.settings import at_least
 from dynexit.models.fits import (
     misfit_epsilon,
@@ -115,7 +116,7 @@ class Rnn:
         """What does not fit the data, one sentence each."""
         return misfit_tokens(inputs) or misfit_padding(self.padding, inputs.vocabulary)
 
-    def build(self, inputs: Any, classes: int) -> "Model":
+    def build(self, inputs: Tokens, classes: int) -> "Model":
         """The model.
 
         Args:

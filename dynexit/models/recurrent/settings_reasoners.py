@@ -3,6 +3,7 @@
 import dataclasses
 from typing import TYPE_CHECKING, Any, Literal
 
+from dynexit.core.data import Tokens
 from dynexit.core.settings import at_least
 from dynexit.models.fits import misfit_heads, misfit_padding, misfit_shape, misfit_tokens
 
@@ -63,7 +64,7 @@ class DeepThinking:
             return misfit_shape(inputs, "length", "channels")
         return misfit_shape(inputs, "height", "width", "channels")
 
-    def build(self, inputs: Any, classes: int) -> "Model":
+    def build(self, inputs: tuple[int, ...] | Tokens, classes: int) -> "Model":
         """The model.
 
         Args:
@@ -138,7 +139,7 @@ class Recursive:
         found = misfit_tokens(inputs, fixed_length=True)
         return found or misfit_padding(self.padding, inputs.vocabulary)
 
-    def build(self, inputs: Any, classes: int) -> "Model":
+    def build(self, inputs: Tokens, classes: int) -> "Model":
         """The model.
 
         Args:

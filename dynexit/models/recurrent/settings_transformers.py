@@ -3,6 +3,7 @@
 import dataclasses
 from typing import TYPE_CHECKING, Any, Literal
 
+from dynexit.core.data import Tokens
 from dynexit.core.settings import at_least
 from dynexit.models.fits import misfit_epsilon, misfit_heads, misfit_padding, misfit_tokens
 
@@ -73,7 +74,7 @@ class UniversalTransformer:
         """What does not fit the data, one sentence each."""
         return misfit_tokens(inputs) or misfit_padding(self.padding, inputs.vocabulary)
 
-    def build(self, inputs: Any, classes: int) -> "Model":
+    def build(self, inputs: Tokens, classes: int) -> "Model":
         """The model.
 
         Args:
@@ -144,7 +145,7 @@ class RecurrentDepth:
             found = [f"classes must be among the {inputs.vocabulary} tokens, got {classes}"]
         return found
 
-    def build(self, inputs: Any, classes: int) -> "Model":
+    def build(self, inputs: Tokens, classes: int) -> "Model":
         """The model.
 
         Args:

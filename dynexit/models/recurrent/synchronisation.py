@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dynexit.core.shapes import Array, PyTree
+from dynexit.core.shapes import AnyArray, Array, Float, PyTree, Rows
 
 Pairing = Literal["random", "first_last"]
 Pairs = tuple[tuple[int, ...], tuple[int, ...]]
@@ -14,7 +14,7 @@ LARGEST_DECAY = 15.0
 
 
 @jax.custom_vjp
-def decay_in_range(decay: Array) -> Array:
+def decay_in_range(decay: Float[AnyArray, "pairs"]) -> Float[Array, "pairs"]:
     """clip(decay, 0, 15), with the gradient of a projection onto that interval.
 
     Outside the interval the gradient passes where a descent along it leads back inside. A plain
@@ -47,7 +47,9 @@ def decays_in_range(params: PyTree) -> PyTree:
     return {**params, "tick": tick}
 
 
-def accumulated(state: PyTree, name: str, z: Array, pairs: Pairs, decay: Array) -> PyTree:
+def accumulated(
+    state: Rows, name: str, z: Float[Array, "B D"], pairs: Pairs, decay: Float[Array, "pairs"]
+) -> dict[str, Float[Array, "B pairs"]]:
     """alpha = r alpha + z_i z_j, beta = r beta + 1, r = exp(-decay); float32 `[b, pairs]`."""
     left, right = (z[:, np.asarray(side)].astype(jnp.float32) for side in pairs)
     r = jnp.exp(-decay.astype(jnp.float32))[None]
@@ -55,7 +57,7 @@ def accumulated(state: PyTree, name: str, z: Array, pairs: Pairs, decay: Array) 
     return {f"{name}_alpha": r * alpha + left * right, f"{name}_beta": r * beta + 1.0}
 
 
-def synchronisation(state: PyTree, name: str) -> Array:
+def synchronisation(state: Rows, name: str) -> Float[Array, "B pairs"]:
     """S = alpha / sqrt(beta), float32 `[b, pairs]`; with decay 0, sum_t z_i z_j / sqrt(t)."""
     return state[f"{name}_alpha"] / jnp.sqrt(state[f"{name}_beta"])
 

@@ -1,15 +1,15 @@
 """Universal transformer: one transformer block, iterated, with a halting logit at every place."""
 
 import dataclasses
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dynexit.core.data import Tokens
 from dynexit.core.settings import refuse_invalid, refuse_unfit
-from dynexit.core.shapes import Array, PyTree
+from dynexit.core.shapes import AnyArray, Array, Bool, Float, Int, PyTree, Rows, Shaped
 from dynexit.core.types import Model, Step
 from dynexit.engine.steps import tied_step
 from dynexit.layers.attention import SelfAttention
@@ -23,7 +23,9 @@ from dynexit.models.recurrent.settings_transformers import UniversalTransformer
 from dynexit.transforms.averaging import averaged_step, averaging_state
 
 
-def coordinates(positions: Array, step: Array, width: int) -> Array:
+def coordinates(
+    positions: Int[Array, "b L"], step: Int[Array, "b"], width: int
+) -> Float[Array, "b L D"]:
     """Sinusoids of place i and step t, added.
 
     P[2j] = sin(i / 10000^(2j/D)) + sin(t / 10000^(2j/D)), and P[2j+1] with cos.
@@ -61,7 +63,9 @@ class Block(nn.Module):
     post_norm: bool
 
     @nn.compact
-    def __call__(self, x, real=None):
+    def __call__(
+        self, x: Float[Array, "b L D"], real: Bool[Array, "b L"] | None = None
+    ) -> Float[Array, "b L D"]:
         attention = merged(self, SelfAttention(self.heads))
         transition = merged(self, MLP(self.hidden, nn.relu))
         norm1, norm2 = LayerNorm(name="norm1"), LayerNorm(name="norm2")
@@ -79,7 +83,7 @@ class Pondering:
     block: Apply
     halt: Apply
 
-    def __call__(self, p: PyTree, state: PyTree) -> PyTree:
+    def __call__(self, p: PyTree, state: Rows) -> Rows:
         t, h, real = state["step"] + 1, state["h"], state.get("mask")
         h = h + coordinates(state["positions"], t, h.shape[-1]).astype(h.dtype)
         logit = self.halt(p, h, None, real)
@@ -92,7 +96,7 @@ class Read:
 
     head: Apply | None
 
-    def __call__(self, p: PyTree, state: PyTree) -> PyTree:
+    def __call__(self, p: PyTree, state: Rows) -> Rows:
         h = state["h"]
         output = {"hidden": h} if self.head is None else {"logits": self.head(p, h)}
         output["halt_logit"] = state["halt_logit"]
@@ -105,11 +109,11 @@ class OnMean:
 
     head: Apply
 
-    def __call__(self, p: PyTree, mean: PyTree) -> PyTree:
+    def __call__(self, p: PyTree, mean: Rows) -> Rows:
         return {"logits": self.head(p, mean["hidden"])}
 
 
-def universal_transformer(settings: UniversalTransformer, inputs: Any, classes: int) -> Model:
+def universal_transformer(settings: UniversalTransformer, inputs: Tokens, classes: int) -> Model:
     """Builds the model of `dx.models.UniversalTransformer`; `inputs` are `dx.Tokens`."""
     refuse_invalid(settings)
     refuse_unfit(settings, inputs, classes)
@@ -160,7 +164,7 @@ def universal_transformer(settings: UniversalTransformer, inputs: Any, classes: 
     return Model(init, embed, steps, s.steps, step_names(s.steps, 2))
 
 
-def _embedded(table: Array, tokens: Any) -> Array:
+def _embedded(table: Array, tokens: Shaped[AnyArray, "B ..."]) -> Array:
     """The first state `[B, L, D]`, sqrt(D) times the embedding.
 
     Raises:

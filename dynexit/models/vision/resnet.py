@@ -5,7 +5,8 @@ import jax
 import jax.numpy as jnp
 
 from dynexit.core.settings import refuse_invalid, refuse_unfit
-from dynexit.core.types import Model
+from dynexit.core.shapes import AnyArray, Array, Float, PyTree, Shaped
+from dynexit.core.types import Model, Step
 from dynexit.engine.steps import stacked_step
 from dynexit.layers.convolution import Convolution
 from dynexit.layers.dense import Dense
@@ -23,7 +24,7 @@ class Stem(nn.Module):
     channels: int
 
     @nn.compact
-    def __call__(self, images):
+    def __call__(self, images: Float[AnyArray, "b H W C"]) -> Float[Array, "b h w c"]:
         return Convolution(self.channels, stride=2, name="conv")(images)
 
 
@@ -37,7 +38,7 @@ class Block(nn.Module):
     stride: int
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, "b H W C"]) -> Float[Array, "b h w c"]:
         c, stride = self.channels, self.stride
         h = nn.relu(GroupNorm(name="norm1")(x))
         if stride > 1 or x.shape[-1] != c:
@@ -57,7 +58,7 @@ class Head(nn.Module):
     classes: int
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b C"]:
         h = Dense(HIDDEN, name="hidden")(x.reshape(x.shape[0], -1))
         return Dense(self.classes, name="logits")(nn.relu(LayerNorm(name="norm")(h)))
 
@@ -77,7 +78,7 @@ def resnet(settings: Resnet, image: tuple[int, ...], classes: int) -> Model:
     depth = tuple(count for _, count in parts)
     pixels = jax.ShapeDtypeStruct((1, *image), jnp.float32)
 
-    def init(key):
+    def init(key: Array) -> PyTree:
         keys = jax.random.split(key, 1 + 2 * len(parts))
         params = {"embed": initial(stem.module, keys[0], pixels), "blocks": []}
         space = jax.eval_shape(stem, params, pixels)
@@ -88,11 +89,11 @@ def resnet(settings: Resnet, image: tuple[int, ...], classes: int) -> Model:
             params["blocks"].append(weights)
         return params
 
-    def begin(params, images):
+    def begin(params: PyTree, images: Shaped[AnyArray, "B ..."]) -> Array:
         check_input(images, image, "images")
         return stem(params, images)
 
-    def steps(params):
+    def steps(params: PyTree) -> tuple[Step, ...]:
         return tuple(
             stacked_step(block, head, weights)
             for (block, _), weights in zip(parts, params["blocks"], strict=True)

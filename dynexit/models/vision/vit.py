@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from dynexit.core.settings import refuse_invalid, refuse_unfit
+from dynexit.core.shapes import AnyArray, Array, Float, PyTree, Shaped
 from dynexit.core.types import Model
 from dynexit.engine.steps import stacked_step
 from dynexit.layers.attention import SelfAttention
@@ -25,7 +26,7 @@ class Embed(nn.Module):
     width: int
 
     @nn.compact
-    def __call__(self, images):
+    def __call__(self, images: Float[AnyArray, "b H W C"]) -> Float[Array, "b L D"]:
         cut = patches(images, self.patch, self.stride)
         tokens = Dense(self.width, name="patches")(cut.reshape(cut.shape[0], -1, cut.shape[-1]))
         shape = tokens.shape[1], self.width
@@ -39,7 +40,7 @@ class Block(nn.Module):
     heads: int
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, "b L D"]) -> Float[Array, "b L D"]:
         attention = merged(self, SelfAttention(self.heads))
         inner = merged(self, MLP(4 * x.shape[-1]))
         x = x + attention(LayerNorm(name="norm1")(x))
@@ -59,7 +60,7 @@ def vit(settings: Vit, image: tuple[int, ...], classes: int) -> Model:
     count = ((image[0] - patch) // stride + 1) * ((image[1] - patch) // stride + 1)
     tokens = jax.ShapeDtypeStruct((1, count, width), jnp.float32)
 
-    def init(key):
+    def init(key: Array) -> PyTree:
         keys = jax.random.split(key, 3)
         blocks = {
             "block": initial_stack(block.module, keys[1], tokens, depth),
@@ -67,7 +68,7 @@ def vit(settings: Vit, image: tuple[int, ...], classes: int) -> Model:
         }
         return {"embed": initial(embed.module, keys[0], pixels), "blocks": blocks}
 
-    def begin(params, images):
+    def begin(params: PyTree, images: Shaped[AnyArray, "B ..."]) -> Array:
         check_input(images, image, "images")
         return embed(params, images)
 
