@@ -14,7 +14,7 @@ _LAYOUTS = {1: ("NWC", "WIO", "NWC"), 2: ("NHWC", "HWIO", "NHWC")}
 
 @jax.custom_vjp
 def convolve(
-    x: Float[AnyArray, "b *places C"], kernel: Float[Array, "*window C D"]
+    x: Float[AnyArray, "b *places C"], kernel: Float[AnyArray, "*window C D"]
 ) -> Float[Array, "b *places D"]:
     """y[p] = sum_d x[p + d] kernel[d] with stride 1, zeros beyond the edge and the size of x.
 
@@ -37,7 +37,7 @@ def convolve(
     return _convolve(x, kernel)
 
 
-def _convolve(x: Shaped[AnyArray, "b ..."], kernel: Array, stride: int = 1) -> Array:
+def _convolve(x: Shaped[AnyArray, "b ..."], kernel: PyTree, stride: int = 1) -> Array:
     strides, layout = (stride,) * (x.ndim - 2), _LAYOUTS[x.ndim - 2]
     x = jnp.asarray(x)
     return lax.conv_general_dilated(x, kernel, strides, "SAME", dimension_numbers=layout)

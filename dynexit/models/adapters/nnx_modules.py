@@ -48,12 +48,12 @@ class _NNX:
             )
         return y
 
-    def _random(self, key: Array | None) -> dict[str, Any]:
+    def _random(self, key: Array | None) -> dict[Any, Any]:
         """The random state; at inference nothing reads it."""
         if not self.streams:
             return {}
         keys = jax.random.split(jax.random.key(0) if key is None else key, len(self.streams))
-        tree: dict[str, Any] = {}
+        tree: dict[Any, Any] = {}
         for k, (*parents, last) in enumerate(self.streams):
             inner = tree
             for name in parents:
@@ -104,7 +104,7 @@ def nnx_part(instance: nnx.Module | None, make: Callable[..., Any] | None, name:
     return Part(init, call, RowByRow(call) if random else None)
 
 
-def _merged(*trees: dict[str, Any]) -> dict[str, Any]:
+def _merged(*trees: dict[Any, Any]) -> dict[Any, Any]:
     names = {name: [t[name] for t in trees if name in t] for tree in trees for name in tree}
     return {
         name: _merged(*found) if isinstance(found[0], dict) else found[0]

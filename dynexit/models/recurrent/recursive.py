@@ -68,7 +68,8 @@ class Embed(nn.Module):
     def __call__(self, tokens: Int[AnyArray, "b L"]) -> Places:
         # sqrt(D) times a standard deviation of 1 / sqrt(D)
         draw = nn.initializers.truncated_normal(1.0)
-        e = self.param("token_embedding", draw, (self.vocabulary, self.width), jnp.float32)[tokens]
+        table = self.param("token_embedding", draw, (self.vocabulary, self.width), jnp.float32)
+        e = jnp.asarray(table)[tokens]
         if not self.positions:
             return e
         where = self.param("position_embedding", draw, (tokens.shape[1], self.width), jnp.float32)

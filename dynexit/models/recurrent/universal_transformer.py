@@ -164,7 +164,7 @@ def universal_transformer(settings: UniversalTransformer, inputs: Tokens, classe
     return Model(init, embed, steps, s.steps, step_names(s.steps, 2))
 
 
-def _embedded(table: Array, tokens: Shaped[AnyArray, "B ..."]) -> Array:
+def _embedded(table: PyTree, tokens: Shaped[AnyArray, "B ..."]) -> Array:
     """The first state `[B, L, D]`, sqrt(D) times the embedding.
 
     Raises:
