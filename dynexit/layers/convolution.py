@@ -37,9 +37,11 @@ def convolve(
     return _convolve(x, kernel)
 
 
-def _convolve(x: Shaped[AnyArray, "b ..."], kernel: PyTree, stride: int = 1) -> Array:
+def _convolve(
+    x: Shaped[AnyArray, "..."], kernel: Shaped[AnyArray, "..."], stride: int = 1
+) -> Array:
     strides, layout = (stride,) * (x.ndim - 2), _LAYOUTS[x.ndim - 2]
-    x = jnp.asarray(x)
+    x, kernel = jnp.asarray(x), jnp.asarray(kernel)
     return lax.conv_general_dilated(x, kernel, strides, "SAME", dimension_numbers=layout)
 
 

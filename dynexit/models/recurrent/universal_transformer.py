@@ -164,13 +164,13 @@ def universal_transformer(settings: UniversalTransformer, inputs: Tokens, classe
     return Model(init, embed, steps, s.steps, step_names(s.steps, 2))
 
 
-def _embedded(table: PyTree, tokens: Shaped[AnyArray, "B ..."]) -> Array:
+def _embedded(table: Shaped[AnyArray, "V D"], tokens: Shaped[AnyArray, "B ..."]) -> Array:
     """The first state `[B, L, D]`, sqrt(D) times the embedding.
 
     Raises:
       ValueError: tokens that are neither integers `[B, L]` nor one-hot `[B, L, V]`.
     """
-    vocabulary, width = table.shape
+    table, (vocabulary, width) = jnp.asarray(table), table.shape
     shape, dtype = jnp.shape(tokens), jnp.result_type(tokens)
     if len(shape) == 3 and shape[-1] == vocabulary and jnp.issubdtype(dtype, jnp.floating):
         return tokens @ table.astype(dtype) * width**0.5
