@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 
 from dynexit.core.checks import batch_size, positive_integer
-from dynexit.core.shapes import AnyArray, Array, Bool, Float, Int, Num, PyTree, Rows
+from dynexit.core.shapes import AnyArray, Array, Bool, Float, Int, Num, PyTree, Rows, Size
 from dynexit.criteria.reading import beside, leaf
 from dynexit.engine import loops
 
@@ -181,8 +181,8 @@ def _solve(
     h: Array,
     most: int,
     tolerance: Array,
-    rows: int,
-    length: int,
+    rows: Size,
+    length: Size,
 ) -> Recurrence:
     """Newton's method on all rows until the last has converged; converged rows do not change."""
 

@@ -340,6 +340,7 @@ def test_data_that_do_not_fit_are_refused(name):
             settings.build(wrong, 2)
 
 
+@pytest.mark.refuses
 @pytest.mark.parametrize("name", MODELS)
 def test_every_number_of_at_least_one_is_checked(name):
     """Each integer field whose default is positive refuses -1 by name."""
