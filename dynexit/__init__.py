@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from dynexit import solvers as solvers
     from dynexit import training as training
     from dynexit import transforms as transforms
-    from dynexit.core.checks import check_row_independence as check_row_independence
     from dynexit.core.data import Dataset as Dataset
     from dynexit.core.data import Source as Source
     from dynexit.core.data import Tokens as Tokens
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
     from dynexit.core.stacking import stack as stack
     from dynexit.core.stacking import take as take
     from dynexit.core.stacking import unstack as unstack
+    from dynexit.core.step_checks import check_row_independence as check_row_independence
     from dynexit.core.types import Candidates as Candidates
     from dynexit.core.types import Criterion as Criterion
     from dynexit.core.types import Experiment as Experiment

@@ -6,8 +6,9 @@ from typing import Any, NamedTuple, SupportsIndex
 import jax
 import jax.numpy as jnp
 
-from dynexit.core.checks import one_depth, positive_integer
+from dynexit.core.checks import positive_integer
 from dynexit.core.shapes import AnyArray, Array, Float, Int, Key, PyTree
+from dynexit.core.stages import one_depth
 from dynexit.core.types import Criterion, Model
 from dynexit.decoding.cache import (
     Cache,

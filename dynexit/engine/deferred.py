@@ -14,8 +14,10 @@ import jax.numpy as jnp
 from jax import lax
 from jax.tree_util import Partial
 
-from dynexit.core.checks import Stage, batch_size, check_step, same_for_all, shapes
+from dynexit.core.checks import batch_size, same_for_all, shapes
 from dynexit.core.shapes import Array, Int, PyTree, Rows
+from dynexit.core.stages import Stage
+from dynexit.core.step_checks import check_step
 from dynexit.core.types import Criterion, Step
 from dynexit.criteria.memory import first_memory
 from dynexit.engine.executors.tiling import default_tiling

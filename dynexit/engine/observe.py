@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
-from dynexit.core.checks import Depth, Stage, stages_of
 from dynexit.core.shapes import Array, ExitRows, Int, PyTree, Rows
+from dynexit.core.stages import Depth, Stage, stages_of
 from dynexit.core.types import Step
 from dynexit.engine.run import run_all
 

@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dynexit.core.checks import Stage
 from dynexit.core.shapes import Array, Bool, Int, PyTree, Rows
+from dynexit.core.stages import Stage
 from dynexit.core.types import Criterion, Memory
 from dynexit.engine import loops
 from dynexit.engine.counts import Counter, counted, no_rows

@@ -7,21 +7,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dynexit.core.checks import (
-    Depth,
-    Stage,
-    batch_size,
-    check_outputs_agree,
-    check_step,
-    depth_of,
-    positive_integer,
-    same_for_all,
-    shapes,
-    stages_of,
-)
+from dynexit.core.checks import batch_size, positive_integer, same_for_all, shapes
 from dynexit.core.meshes import on_auto_axes
 from dynexit.core.shapes import ExitRows, PyTree, Rows
 from dynexit.core.stacking import refuse_other_leaves
+from dynexit.core.stages import Depth, Stage, depth_of, stages_of
+from dynexit.core.step_checks import check_outputs_agree, check_step
 from dynexit.core.types import Criterion, Halted, Step
 from dynexit.criteria.memory import first_memory
 from dynexit.engine import loops

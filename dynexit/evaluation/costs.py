@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dynexit.core.checks import stages_of
 from dynexit.core.cost import cost_of
 from dynexit.core.shapes import Float, Int, PyTree, Rows
+from dynexit.core.stages import stages_of
 from dynexit.core.types import Criterion, Model
 from dynexit.engine.deferred import partition
 

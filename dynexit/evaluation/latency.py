@@ -10,8 +10,8 @@ import numpy as np
 from jax import lax
 from jax.tree_util import Partial
 
-from dynexit.core.checks import one_depth
 from dynexit.core.shapes import Array, Int, PyTree, Rows, Shaped
+from dynexit.core.stages import one_depth
 from dynexit.core.types import Method, Model
 from dynexit.engine.executors.tiling import Tiling
 from dynexit.engine.run import run_full, run_until

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dynexit.core.checks import stages_of
 from dynexit.core.labels import check_scored, rows_counted
 from dynexit.core.shapes import PyTree
+from dynexit.core.stages import stages_of
 from dynexit.core.types import Candidates, Experiment
 from dynexit.engine.observe import run_observed
 from dynexit.evaluation.batches import prepared, taken_rows

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from dynexit.calibration.records import Records, observed
-from dynexit.core.checks import shapes, stages_of
+from dynexit.core.checks import shapes
 from dynexit.core.labels import rows_counted
 from dynexit.core.shapes import AnyArray, Array, Bool, ExitRows, PyTree, Rows, Shaped
+from dynexit.core.stages import stages_of
 from dynexit.core.types import Criterion, Experiment, Source
 from dynexit.criteria.memory import first_memory
 from dynexit.engine.observe import run_observed

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from dynexit.core.checks import one_depth, shapes
+from dynexit.core.checks import shapes
 from dynexit.core.shapes import Array, Float, PyTree, Rows
+from dynexit.core.stages import one_depth
 from dynexit.core.types import Model, Step, wrapped_training
 from dynexit.criteria import scores
 from dynexit.criteria.reading import beside, read_logits

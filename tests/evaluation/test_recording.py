@@ -13,8 +13,8 @@ import stored
 import dynexit as dx
 from dynexit.calibration import rules
 from dynexit.calibration.choose import choose
-from dynexit.core.checks import stages_of
 from dynexit.core.labels import IGNORED, share
+from dynexit.core.stages import stages_of
 from dynexit.data.source import from_leaves
 from dynexit.evaluation.batches import batches, fingerprint, prepared
 from dynexit.evaluation.calibrate import calibrate

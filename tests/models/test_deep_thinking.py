@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import dynexit as dx
-from dynexit.core.checks import one_depth
+from dynexit.core.stages import one_depth
 
 
 def run(model, params, x):

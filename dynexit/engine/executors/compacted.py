@@ -32,8 +32,8 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from dynexit.core.checks import Stage
 from dynexit.core.shapes import Array, Int, PyTree
+from dynexit.core.stages import Stage
 from dynexit.engine import loops
 from dynexit.engine.counts import Counter, counted
 from dynexit.engine.executors.moves import (

@@ -2,8 +2,8 @@
 
 import jax.numpy as jnp
 
-from dynexit.core.checks import Stage
 from dynexit.core.shapes import PyTree
+from dynexit.core.stages import Stage
 from dynexit.engine import loops
 from dynexit.engine.rows import Job, RowCarry, advance, advance_alone, clear_exited
 

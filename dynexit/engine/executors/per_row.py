@@ -4,8 +4,8 @@ from typing import Any
 
 import jax
 
-from dynexit.core.checks import Stage
 from dynexit.core.shapes import PyTree
+from dynexit.core.stages import Stage
 from dynexit.engine import loops
 from dynexit.engine.executors.masked import run_masked
 from dynexit.engine.rows import Job, RowCarry

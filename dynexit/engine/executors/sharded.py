@@ -28,8 +28,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.tree_util import Partial
 
-from dynexit.core.checks import Stage, batch_size, depth_of, stages_of
+from dynexit.core.checks import batch_size
 from dynexit.core.shapes import Array, PyTree, Rows
+from dynexit.core.stages import Stage, depth_of, stages_of
 from dynexit.core.types import Criterion, Halted, Memory, Step
 from dynexit.criteria.memory import first_memory
 from dynexit.engine.counts import total

@@ -6,9 +6,10 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from dynexit.core.checks import Depth, Stage, batch_size, depth_of, stages_of
+from dynexit.core.checks import batch_size
 from dynexit.core.meshes import on_auto_axes
 from dynexit.core.shapes import PyTree, Rows
+from dynexit.core.stages import Depth, Stage, depth_of, stages_of
 from dynexit.core.types import Criterion, Halted, Step
 from dynexit.criteria.memory import first_memory
 from dynexit.engine import loops

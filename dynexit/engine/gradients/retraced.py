@@ -24,9 +24,10 @@ import numpy as np
 from jax import dtypes
 from jax.tree_util import Partial
 
-from dynexit.core.checks import Stage, batch_size, shapes, stages_of
+from dynexit.core.checks import batch_size, shapes
 from dynexit.core.shapes import Array, PyTree, Rows
 from dynexit.core.stacking import take
+from dynexit.core.stages import Stage, stages_of
 from dynexit.core.types import Criterion, Halted, Step
 from dynexit.engine import loops
 from dynexit.engine.executors.compacted import in_tiles

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dynexit.core.checks import batch_size, depth_of, describe, shapes
+from dynexit.core.checks import batch_size, describe, shapes
 from dynexit.core.shapes import PyTree
+from dynexit.core.stages import depth_of
 from dynexit.core.types import Criterion, Halted, Step
 from dynexit.engine.streaming.stream import checked_slots, streamed
 

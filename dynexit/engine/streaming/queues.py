@@ -5,8 +5,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dynexit.core.checks import Stage
 from dynexit.core.shapes import Array, Int, PyTree, Rows
+from dynexit.core.stages import Stage
 from dynexit.core.types import Halted, Memory
 from dynexit.engine.executors.moves import empty_rows
 from dynexit.engine.rows import exit_depth

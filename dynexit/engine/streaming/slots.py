@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dynexit.core.checks import Stage
 from dynexit.core.shapes import Array, Int, PyTree, Rows
+from dynexit.core.stages import Stage
 from dynexit.core.types import Criterion, Halted, Memory
 from dynexit.engine import loops
 from dynexit.engine.counts import Counter, counted, no_rows, total

@@ -9,17 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dynexit.core.checks import (
-    batch_size,
-    check_step,
-    depth_of,
-    positive_integer,
-    same_for_all,
-    shapes,
-    stages_of,
-)
+from dynexit.core.checks import batch_size, positive_integer, same_for_all, shapes
 from dynexit.core.meshes import on_auto_axes
 from dynexit.core.shapes import Array, Int, PyTree, Rows
+from dynexit.core.stages import depth_of, stages_of
+from dynexit.core.step_checks import check_step
 from dynexit.core.types import Criterion, Halted, Step
 from dynexit.criteria.memory import first_memory
 from dynexit.engine import loops

@@ -22,9 +22,10 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from dynexit.core.checks import Depth, Stage, batch_size, depth_of, stages_of
+from dynexit.core.checks import batch_size
 from dynexit.core.meshes import on_auto_axes
 from dynexit.core.shapes import AnyArray, Array, Int, PyTree, Rows
+from dynexit.core.stages import Depth, Stage, depth_of, stages_of
 from dynexit.core.types import Criterion, Memory, Step
 from dynexit.engine.deferred import partition, read_throughout
 from dynexit.engine.executors.compacted import all_live, plan_for, run_loop, run_once

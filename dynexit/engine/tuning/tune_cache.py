@@ -22,8 +22,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dynexit.core.checks import Stage
 from dynexit.core.shapes import PyTree
+from dynexit.core.stages import Stage
 
 FORMAT = "dynexit tile costs 2"  # the number changes with the method of measurement
 Costs = tuple[dict[int, float], ...]

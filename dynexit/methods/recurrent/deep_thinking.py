@@ -7,8 +7,9 @@ import numpy as np
 
 from dynexit import criteria
 from dynexit.calibration.candidates import levels
-from dynexit.core.checks import one_depth, positive_integer
+from dynexit.core.checks import positive_integer
 from dynexit.core.shapes import AnyArray, Array, Float, Int, Key, PyTree
+from dynexit.core.stages import one_depth
 from dynexit.core.types import Criterion, Method, Model
 from dynexit.engine.gradients.truncated import run_truncated
 from dynexit.engine.steps import every_iteration

@@ -10,9 +10,10 @@ import numpy as np
 
 from dynexit import criteria
 from dynexit.calibration.candidates import levels
-from dynexit.core.checks import entries, one_depth, positive_integer
+from dynexit.core.checks import entries, positive_integer
 from dynexit.core.labels import share
 from dynexit.core.shapes import AnyArray, Array, Float, Int, Key, PyTree
+from dynexit.core.stages import one_depth
 from dynexit.core.types import Criterion, Method, Model
 from dynexit.engine.gradients.truncated import run_truncated
 from dynexit.engine.steps import every_iteration

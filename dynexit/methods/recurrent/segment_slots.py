@@ -6,9 +6,10 @@ from typing import TypeAlias
 import jax
 import jax.numpy as jnp
 
-from dynexit.core.checks import entries, one_depth
+from dynexit.core.checks import entries
 from dynexit.core.labels import exact, rows_counted
 from dynexit.core.shapes import Array, Bool, Float, Int, Key, PyTree
+from dynexit.core.stages import one_depth
 from dynexit.core.types import Carried, Model
 from dynexit.methods.answers import predict
 from dynexit.objectives.multi_exit import mean_over_rows

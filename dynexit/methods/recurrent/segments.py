@@ -10,9 +10,10 @@ import numpy as np
 
 from dynexit import criteria
 from dynexit.calibration.candidates import levels
-from dynexit.core.checks import entries, one_depth, positive_integer
+from dynexit.core.checks import entries, positive_integer
 from dynexit.core.labels import exact, rows_counted
 from dynexit.core.shapes import AnyArray, Array, Bool, Float, Int, PyTree
+from dynexit.core.stages import one_depth
 from dynexit.core.types import Criterion, Method, Model, Step
 from dynexit.engine.run import run_all
 from dynexit.methods.answers import predict, row_means
