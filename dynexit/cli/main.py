@@ -14,6 +14,7 @@ USAGE = """usage: dynexit COMMAND ...
   dynexit calibrate RUN --accept-loss 0.005 | --budget 0.5            choose another point, measure
   dynexit plot RUN [RUN ...] [--out FILE]                             curves of several runs
   dynexit data prepare NAME [--raw FOLDER]                            write a data set to disk
+  dynexit launch TARGET FILE [--dry-run] [--model.depth 6 ...]        train on a pod or a cluster
   dynexit bench [--suite executors|device] ...                        benchmark this machine
 
 `dynexit COMMAND --help` shows every option with its default."""
@@ -72,6 +73,8 @@ def _dispatch(argv: list[str]) -> int:
         from dynexit.cli.plot import plot as run
     elif command == "data":
         from dynexit.cli.data import data as run
+    elif command == "launch":
+        from dynexit.cli.launch import launch as run
     elif command == "bench":
         from dynexit.cli.bench import bench as run
     else:
@@ -89,6 +92,7 @@ def _is_known(error: Exception) -> bool:
         ("dynexit.training.loop", ("NonFiniteLoss",)),
         ("dynexit.training.checkpoints", ("CheckpointError",)),
         ("dynexit.core.folder_lock", ("FolderInUse",)),
+        ("dynexit.runs.launch.execute", ("LaunchError",)),
         ("dynexit.calibration.rules.rule", ("NoPoint",)),
     )
     kinds = [

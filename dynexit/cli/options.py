@@ -53,7 +53,7 @@ def parse(
     known = {flag.name: flag.type for flag in flags} | (
         dict(leaves(settings)) if settings is not None else {}
     )
-    stray, groups = _grouped(argv)
+    stray, groups = grouped(argv)
     found = [f"unexpected argument {word!r}; options are written --name value" for word in stray]
     good: list[str] = []
     for group in groups:
@@ -111,7 +111,7 @@ def _tyro(options: type, argv: Sequence[str], prog: str, summary: str = "") -> A
     )
 
 
-def _grouped(argv: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+def grouped(argv: Sequence[str]) -> tuple[list[str], list[list[str]]]:
     """Words before the first option, and one list per `--option` with the values behind it."""
     stray, groups = [], []
     for word in argv:

@@ -48,6 +48,7 @@ def train(argv: Sequence[str]) -> int:
     if options["init"]:
         read(Path(options["init"]))
 
+    _use_cache(options["cache"], Path(named))
     experiment = _built(file, settings)
     if options["init"]:
         experiment = started_from(Path(options["init"]), experiment)
@@ -68,7 +69,30 @@ FLAGS = (
         "the same job in seconds: the file's SMOKE settings are the defaults",
     ),
     Flag("init", str | None, None, "run folder whose newest weights training starts from"),
+    Flag(
+        "cache",
+        str | None,
+        None,
+        "folder of compiled programs, outside the run folder; by default $JAX_COMPILATION_CACHE_DIR "
+        "or the user's cache folder",
+    ),
 )
+
+
+def _use_cache(named: str | None, run: Path) -> None:
+    """Sets the folder of compiled programs.
+
+    Raises:
+      SettingsError: it lies inside the run folder, which is data: programs would be executed.
+    """
+    if named is not None and Path(named).resolve().is_relative_to(run.resolve()):
+        raise SettingsError(
+            f"--cache {named} lies inside the run folder {run}, which is data: programs of a run "
+            "folder are never run; name a folder beside it"
+        )
+    from dynexit.core.compilation_cache import use_cache
+
+    use_cache(None if named is None else Path(named))
 
 
 def _run(
