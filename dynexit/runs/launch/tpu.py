@@ -29,7 +29,7 @@ SIZES = {
 }
 """Sizes that the message about a wrong accelerator suggests; others are left to gcloud."""
 
-NFS = re.compile(r"[A-Za-z0-9.-]+:/[\w./-]*")
+NFS = re.compile(r"[A-Za-z0-9.-]+:/([\w.-]+/?)*")
 DURATION = re.compile(r"(\d+[dhms])+")
 WAITING = ("CREATING", "ACCEPTED", "PROVISIONING", "WAITING_FOR_RESOURCES")
 GONE = ("SUSPENDING", "SUSPENDED", "DELETING")
