@@ -31,7 +31,7 @@ def use_cache(folder: Path | None = None) -> Path:
     """
     import jax
 
-    configured = jax.config.read("jax_compilation_cache_dir")
+    configured = getattr(jax.config, "jax_compilation_cache_dir")  # noqa: B009
     if configured:
         return Path(configured)
     folder = default_cache() if folder is None else Path(folder)

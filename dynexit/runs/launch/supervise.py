@@ -17,6 +17,7 @@ FORWARDED = tuple(
 )
 LOOK = 0.1  # seconds between two looks at the processes
 LAST_WORDS = 30.0  # seconds from SIGTERM to SIGKILL
+BAR = 30.0  # seconds between two lines that show an unfinished progress bar
 
 
 class Started(NamedTuple):
@@ -153,6 +154,7 @@ class _Log:
         self._path, self._prefix = path, prefix
         self._place = path.stat().st_size if path.exists() else 0
         self._rest = b""
+        self._said = time.monotonic()
 
     def follow(self, say: Callable[[str], None], last: bool = False) -> None:
         """Says the lines that were added; with `last`, an unfinished one too."""
@@ -165,6 +167,9 @@ class _Log:
         *lines, self._rest = (self._rest + added).split(b"\n")
         if last and self._rest:
             lines, self._rest = [*lines, self._rest], b""
+        elif b"\r" in self._rest and time.monotonic() > self._said + BAR:
+            lines.append(self._rest)
         for line in lines:
             text = line.decode(errors="replace").rstrip("\r").rpartition("\r")[2]
             say(f"{self._prefix}{text}")
+            self._said = time.monotonic()

@@ -27,7 +27,9 @@ def test_the_experiment_its_neighbours_and_the_source_of_a_checkout_are_packed(j
     assert "source/pyproject.toml" in files and "source/dynexit/py.typed" in files
     assert b'"--depth"' in files["job.json"].content
     shown = show_files(list(files.values()))
-    assert "experiment/sizes.py: a copy of" in shown and shown.count("\n# runs/first.job/source") == 1
+    assert (
+        "experiment/sizes.py: a copy of" in shown and shown.count("\n# runs/first.job/source") == 1
+    )
 
 
 def test_written_files_are_those_of_the_plan(job):

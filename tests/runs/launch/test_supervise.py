@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+import dynexit.runs.launch.supervise as supervise_module
 from dynexit.runs.launch.supervise import Started, supervise, worst
 
 PROGRAM = """
@@ -89,6 +90,19 @@ def test_one_process_has_no_prefix_and_a_progress_bar_shows_its_end(tmp_path):
     start = lambda: [Started([sys.executable, "-c", program], tmp_path / "0.log", dict(os.environ))]
     assert supervise(start, 0, 1, said.append) == 0
     assert said == ["step 2", "last"]
+
+
+def test_a_long_progress_bar_is_shown_from_time_to_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(supervise_module, "BAR", 0.3)
+    program = (
+        "import sys, time\n"
+        "for k in range(12):\n"
+        "    sys.stdout.write(f'\\rstep {k}'); sys.stdout.flush(); time.sleep(0.1)"
+    )
+    said = []
+    start = lambda: [Started([sys.executable, "-c", program], tmp_path / "0.log", dict(os.environ))]
+    assert supervise(start, 0, 1, said.append) == 0
+    assert said[-1] == "step 11" and 3 <= len(said) <= 8
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
