@@ -108,8 +108,9 @@ def batch_script(options: Slurm, job: Job) -> str:
         "open-mode": "append",
         "signal": "TERM@120",
     }
+    extra = [shlex.quote(word) for word in shlex.split(options.options or "")]
     lines = [f"#SBATCH --{name}={value}" for name, value in head.items() if value is not None]
-    lines += ["#SBATCH --requeue", *(f"#SBATCH {w}" for w in shlex.split(options.options or ""))]
+    lines += ["#SBATCH --requeue", *(f"#SBATCH {w}" for w in extra)]
     return f"""\
 #!/usr/bin/env bash
 {chr(10).join(lines)}
