@@ -27,40 +27,62 @@ set -euo pipefail
 cd "$(dirname "$0")"
 {_mount(storage)}
 if [ ! -x environment/bin/dynexit ]; then
-  python3 -m pip install --quiet --user uv
-  python3 -m uv venv --quiet --python {python_version()} environment
-  python3 -m uv pip install --quiet --python environment/bin/python -r requirements.txt
+  export PATH="$HOME/.local/bin:$PATH"
+  command -v uv >/dev/null || curl -LsSf https://astral.sh/uv/install.sh | sh
+  uv venv --quiet --python {python_version()} environment
+  uv pip install --quiet --python environment/bin/python -r requirements.txt
 fi
 {_own(setup)}"""
 
 
-def train_script(job: Job, storage: str, restarts: int) -> str:
-    """A script that trains, and starts again when the process was stopped or lost a peer.
-
-    Its last exit code is left in `exit_code`; the output goes to `train.log` by redirection.
-    """
-    shared = folder_on_host(storage)
-    words = shlex.join(train_words(job, "RUN", "CACHE"))
-    words = words.replace("--run RUN", f'--run "{shared}/{job.name}"')
-    words = words.replace("--cache CACHE", f'--cache "{shared}/{CACHE}"')
-    return f"""\
+HEAD = """\
 #!/usr/bin/env bash
 # Trains on this host. Exit codes of 128 and more are those of a process that was stopped by a
 # signal (143) or lost a peer (142): it resumes from its newest checkpoint. 1 and 2 are errors.
 cd "$(dirname "$0")"
+"""
+ONCE = """\
 exec 9>lock
 flock -n 9 || exit 0 # it runs already
 echo $$ >pid
 rm -f exit_code
-for restart in $(seq 0 {restarts}); do
+"""
+SHOWN = """\
+touch train.log
+tail -n 0 -F train.log &
+shows=$!
+"""
+
+
+def train_script(
+    job: Job, shared: str, restarts: int, flags: str = "", detached: bool = True
+) -> str:
+    """A script that trains, and starts again when the process was stopped or lost a peer.
+
+    The output of training goes to `train.log` by redirection.
+
+    Args:
+      job: the job.
+      shared: the folder of the runs as a host sees it; the shell expands its variables.
+      restarts: starts after the first.
+      flags: further options of `dynexit train`; the shell expands their variables.
+      detached: whether nobody waits for the script: it then refuses a second start beside itself
+        and leaves its last exit code in `exit_code`. Otherwise it shows the log, and ends with
+        that code.
+    """
+    words = shlex.join(train_words(job, "RUN", "CACHE")[:-4])
+    code = 'echo "$code" >exit_code' if detached else 'kill "$shows"\nexit "$code"'
+    return f"""\
+{HEAD}{ONCE if detached else SHOWN}for restart in $(seq 0 {restarts}); do
   environment/bin/dynexit {words} \\
+    --run "{shared}/{job.name}" --cache "{shared}/{CACHE}"{flags and f" {flags}"} \\
     >>train.log 2>&1
   code=$?
   echo "exit code $code, restart $restart of {restarts}" >>train.log
   if [ "$code" -lt 128 ]; then break; fi
   sleep 10
 done
-echo "$code" >exit_code
+{code}
 """
 
 

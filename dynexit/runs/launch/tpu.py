@@ -3,7 +3,7 @@
 import dataclasses
 import re
 
-from dynexit.runs.launch.host import setup_script, train_script
+from dynexit.runs.launch.host import folder_on_host, setup_script, train_script
 from dynexit.runs.launch.job import Job, pack, text
 from dynexit.runs.launch.plan import Command, Look, Plan, State, last_line
 from dynexit.runs.launch.target import BUCKET, ZONE, Target, given, matches, nearest, one_line
@@ -41,9 +41,8 @@ class Tpu(Target):
     """Options of `dynexit launch tpu`.
 
     Example:
-      >>> Tpu(accelerator="v5e-16", zone="us-west4-a", storage="gs://bucket/runs").validate()
-      ["accelerator must be a TPU type such as v5litepod-16, got 'v5e-16'; the nearest is
-      v5litepod-16"]
+      >>> Tpu(accelerator="v5litepod-16", zone="us-west4-a", storage="gs://bucket/runs").validate()
+      []
     """
 
     accelerator: str = ""
@@ -72,16 +71,7 @@ class Tpu(Target):
     def validate(self) -> list[str]:
         """Values out of range, one sentence each."""
         found = super().validate() + given(self, "accelerator", "zone", "storage")
-        generation, _, size = self.accelerator.partition("-")
-        if self.accelerator and (generation not in RUNTIMES or not size.isdecimal()):
-            generation = {"v5e": "v5litepod", "v5lite": "v5litepod", "v6": "v6e"}.get(
-                generation, generation
-            )
-            known = [f"{name}-{n}" for name, sizes in SIZES.items() for n in sizes]
-            found.append(
-                f"accelerator must be a TPU type such as v5litepod-16, got {self.accelerator!r}"
-                + nearest(f"{generation}-{size}", known)
-            )
+        found += wrong_accelerator(self.accelerator)
         if self.zone:
             found += matches(self, ZONE, "a zone such as us-west4-a", "zone")
         if self.storage and not (BUCKET.fullmatch(self.storage) or NFS.fullmatch(self.storage)):
@@ -90,9 +80,29 @@ class Tpu(Target):
         return found + one_line(self, "project", "runtime", "service_account", "network")
 
 
+def wrong_accelerator(word: str, more: tuple[str, ...] = ()) -> list[str]:
+    """A sentence about a word that is no TPU type, with the nearest; nothing for an empty one.
+
+    Example:
+      >>> wrong_accelerator("v5e-16")
+      ["accelerator must be a TPU type such as v5litepod-16, got 'v5e-16'; the nearest is
+      v5litepod-16"]
+    """
+    generation, _, size = word.partition("-")
+    if not word or (generation in (*RUNTIMES, *more) and size.isdecimal()):
+        return []
+    usual = {"v5e": "v5litepod", "v5lite": "v5litepod", "v6": "v6e"}.get(generation, generation)
+    known = [f"{name}-{n}" for name, sizes in SIZES.items() for n in sizes]
+    return [
+        f"accelerator must be a TPU type such as v5litepod-16, got {word!r}"
+        + nearest(f"{usual}-{size}", known)
+    ]
+
+
 def plan_tpu(options: Tpu, job: Job) -> Plan:
     """The plan of a launch on a TPU VM or a pod slice."""
     name, packed = job.name, f"{job.files}.tar.gz"
+    shared = folder_on_host(options.storage)
     where = ["--zone", options.zone]
     where += ["--project", options.project] if options.project else []
     queued = ["gcloud", "compute", "tpus", "queued-resources"]
@@ -148,7 +158,7 @@ def plan_tpu(options: Tpu, job: Job) -> Plan:
         (
             *pack(job, "tpu"),
             text(job.files / "setup.sh", setup_script(options.storage, options.setup)),
-            text(job.files / "train.sh", train_script(job, options.storage, options.restarts)),
+            text(job.files / "train.sh", train_script(job, shared, options.restarts)),
         ),
         (Look(describe, read_request), Look(on_all(see, "the state of training"), read_hosts)),
         (Command(tuple(create), "request the TPU"),),

@@ -89,10 +89,9 @@ def test_the_scripts(job, tmp_path):
 
     plan = plan_tpu(dataclasses.replace(OPTIONS, setup="dynexit data prepare digits"), job)
     train, setup = _script(plan, "train.sh"), _script(plan, "setup.sh")
-    assert (
-        'dynexit train experiment/small_net.py --depth 6 --run "$HOME/storage/runs/first" '
-        '--cache "$HOME/storage/runs/compilation_cache"' in train
-    )
+    assert "dynexit train experiment/small_net.py --depth 6 " in train
+    assert '--run "$HOME/storage/runs/first"' in train
+    assert '--cache "$HOME/storage/runs/compilation_cache"' in train
     assert ">>train.log 2>&1" in train and "|" not in train.replace("||", "")
     assert "gcsfuse" in setup and setup.rstrip().endswith("dynexit data prepare digits")
     for name in ("train.sh", "setup.sh"):
