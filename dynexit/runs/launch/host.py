@@ -71,7 +71,7 @@ def train_script(
         that code.
     """
     words = shlex.join(train_words(job, "RUN", "CACHE")[:-4])
-    code = 'echo "$code" >exit_code' if detached else 'kill "$shows"\nexit "$code"'
+    code = 'echo "$code" >exit_code' if detached else 'sleep 1\nkill "$shows"\nexit "$code"'
     return f"""\
 {HEAD}{ONCE if detached else SHOWN}for restart in $(seq 0 {restarts}); do
   environment/bin/dynexit {words} \\
