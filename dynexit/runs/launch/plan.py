@@ -92,6 +92,11 @@ class Plan(NamedTuple):
 
 def show(plan: Plan) -> str:
     """The text that `--dry-run` prints: every file and every command, in order."""
+    return f"{show_files(plan.files)}\n{show_steps(plan)}"
+
+
+def show_steps(plan: Plan) -> str:
+    """The commands of a plan, in the order of a launch."""
     looks = [look.command for look in plan.looks]
     sections = (
         ("request", "", plan.request),
@@ -103,11 +108,11 @@ def show(plan: Plan) -> str:
          plan.clear),
         ("stop", ", by hand", (plan.stop,)),
     )  # fmt: skip
-    parts = [show_files(plan.files)]
-    for title, when, commands in sections:
-        if commands:
-            parts.append(f"## {title}{when}\n{show_commands(commands)}")
-    return "\n".join(parts)
+    return "\n".join(
+        f"## {title}{when}\n{show_commands(commands)}"
+        for title, when, commands in sections
+        if commands
+    )
 
 
 def show_files(files: Sequence[File]) -> str:

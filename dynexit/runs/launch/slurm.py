@@ -118,8 +118,7 @@ def batch_script(options: Slurm, job: Job) -> str:
 # (143) or lost a peer (142): the job is queued again, and resumes. 1 and 2 are errors.
 rm -rf codes exit_code
 mkdir -p codes
-{options.setup or ":"}
-srun --output=logs/%t.log --open-mode=append --kill-on-bad-exit=0 bash task.sh
+{f"{options.setup}{chr(10)}" if options.setup else ""}srun --output=logs/%t.log --open-mode=append --kill-on-bad-exit=0 bash task.sh
 stopped=$?
 failed=$(cat codes/* | awk '$1 > 0 && $1 < 128' | sort -n | tail -n 1)
 if [ -n "$failed" ]; then stopped=$failed; fi

@@ -126,8 +126,7 @@ cd "$(dirname "$0")"
 mountpoint -q {shlex.quote(mount)} ||
   {{ echo "{mount} is not mounted: see xpk storage attach" >&2; exit 2; }}
 python3 -m pip install --quiet --root-user-action ignore -r requirements.txt
-{options.setup or ":"}
-{SHOWN}exec dynexit {shlex.join(words)} \\
+{f"{options.setup}{chr(10)}" if options.setup else ""}{SHOWN}exec dynexit {shlex.join(words)} \\
   >>train.log 2>&1
 """
 

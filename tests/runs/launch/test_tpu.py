@@ -214,9 +214,9 @@ def test_a_refused_request_and_a_failed_command_are_named(job, tools):
     told = answers([[1, "NOT_FOUND"], [0, "FAILED"]], [])
     with pytest.raises(LaunchError, match="its request failed: quota"):
         launched(job, tools, told)
-    with pytest.raises(LaunchError, match="queued-resources create first.* ended with exit code 3"):
+    with pytest.raises(LaunchError, match=r"queued-resources create first.* ended with exit code 3"):
         launched(job, tools, {"describe": [[1, "NOT_FOUND"]], "create": [[3, "quota"]]})
-    with pytest.raises(LaunchError, match="cannot be seen .please log in., try `gcloud"):
+    with pytest.raises(LaunchError, match=r"cannot be seen .please log in., try `gcloud"):
         launched(job, tools, {"describe": [[1, "please log in"]]})
 
 
@@ -224,7 +224,7 @@ def test_one_look_that_fails_is_no_preemption(job, tools):
     requests = [[0, "ACTIVE"], [1, "no network"], [1, "no network"], [0, "ACTIVE"]]
     code, verbs, _ = launched(job, tools, answers(requests, hosts("running", "0")))
     assert (code, verbs) == (0, ["rsync", "scp", "delete"])
-    with pytest.raises(LaunchError, match="not seen in 5 looks .no network."):
+    with pytest.raises(LaunchError, match=r"not seen in 5 looks .no network."):
         launched(job, tools, answers([[0, "ACTIVE"], [1, "no network"]], hosts("running")))
 
 

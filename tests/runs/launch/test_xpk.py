@@ -70,9 +70,7 @@ def test_the_container_becomes_the_training_process(job, tmp_path):
 
 def test_a_pod_without_the_storage_ends_with_2(job, tmp_path):
     plan = plan_xpk(OPTIONS, job)
-    code, calls, output, _ = run_script(
-        plan, "start.sh", tmp_path / "pod", (0,), {}, mounted=False
-    )
+    code, calls, output, _ = run_script(plan, "start.sh", tmp_path / "pod", (0,), {}, mounted=False)
     assert code == 2 and calls == [] and "/runs is not mounted" in output
 
 
