@@ -73,8 +73,8 @@ FLAGS = (
         "cache",
         str | None,
         None,
-        "folder of compiled programs, outside the run folder; by default $JAX_COMPILATION_CACHE_DIR "
-        "or the user's cache folder",
+        "folder of compiled programs, outside the run folder; by default "
+        "$JAX_COMPILATION_CACHE_DIR or the user's cache folder",
     ),
 )
 

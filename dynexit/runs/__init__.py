@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from dynexit._lazy import attach
 
 if TYPE_CHECKING:
+    from dynexit.runs import launch as launch
     from dynexit.runs.trained import Trained as Trained
     from dynexit.runs.trained import trained as trained
 

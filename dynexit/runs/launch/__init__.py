@@ -15,5 +15,13 @@ if TYPE_CHECKING:
     from dynexit.runs.launch.plan import File as File
     from dynexit.runs.launch.plan import Plan as Plan
     from dynexit.runs.launch.plan import show as show
+    from dynexit.runs.launch.sky import Sky as Sky
+    from dynexit.runs.launch.sky import plan_sky as plan_sky
+    from dynexit.runs.launch.slurm import Slurm as Slurm
+    from dynexit.runs.launch.slurm import plan_slurm as plan_slurm
+    from dynexit.runs.launch.tpu import Tpu as Tpu
+    from dynexit.runs.launch.tpu import plan_tpu as plan_tpu
+    from dynexit.runs.launch.xpk import Xpk as Xpk
+    from dynexit.runs.launch.xpk import plan_xpk as plan_xpk
 
 __getattr__, __dir__ = attach(__name__)

@@ -110,6 +110,7 @@ def batch_script(options: Slurm, job: Job) -> str:
     }
     extra = [shlex.quote(word) for word in shlex.split(options.options or "")]
     lines = [f"#SBATCH --{name}={value}" for name, value in head.items() if value is not None]
+    setup = f"{options.setup}\n" if options.setup else ""
     lines += ["#SBATCH --requeue", *(f"#SBATCH {w}" for w in extra)]
     return f"""\
 #!/usr/bin/env bash
@@ -118,7 +119,7 @@ def batch_script(options: Slurm, job: Job) -> str:
 # (143) or lost a peer (142): the job is queued again, and resumes. 1 and 2 are errors.
 rm -rf codes exit_code
 mkdir -p codes
-{f"{options.setup}{chr(10)}" if options.setup else ""}srun --output=logs/%t.log --open-mode=append --kill-on-bad-exit=0 bash task.sh
+{setup}srun --output=logs/%t.log --open-mode=append --kill-on-bad-exit=0 bash task.sh
 stopped=$?
 failed=$(cat codes/* | awk '$1 > 0 && $1 < 128' | sort -n | tail -n 1)
 if [ -n "$failed" ]; then stopped=$failed; fi

@@ -6,7 +6,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
@@ -80,7 +80,7 @@ def _once(
     started: Sequence[Started], grace: float, say: Callable[[str], None]
 ) -> tuple[list[int], list[int]]:
     """Runs all processes to their end; the signals that came in, and the exit codes."""
-    processes: list[subprocess.Popen] = []
+    processes: list[subprocess.Popen[bytes]] = []
     logs = [_Log(each.log, f"{k}| " if len(started) > 1 else "") for k, each in enumerate(started)]
 
     def forward(number: int) -> None:
@@ -112,7 +112,7 @@ def _once(
     return received, [128 - code if code < 0 else code for code in codes]
 
 
-def _process(started: Started) -> subprocess.Popen:
+def _process(started: Started) -> subprocess.Popen[bytes]:
     """A process whose output goes to a file, in a session of its own: the terminal's Ctrl-C comes
     through this process, once.
     """
@@ -129,7 +129,7 @@ def _process(started: Started) -> subprocess.Popen:
 
 
 @contextlib.contextmanager
-def _signals(forward: Callable[[int], None]) -> Iterator[list[int]]:
+def _signals(forward: Callable[[int], None]) -> Generator[list[int], None, None]:
     """A context in which signals are forwarded and collected."""
     received: list[int] = []
 

@@ -34,7 +34,7 @@ class Target:
         return found + one_line(self, "setup") + given(self, "folder") + one_line(self, "folder")
 
 
-def matches(options: object, pattern: re.Pattern, wanted: str, *names: str) -> list[str]:
+def matches(options: object, pattern: re.Pattern[str], wanted: str, *names: str) -> list[str]:
     """Sentences for the fields `names` that are set and do not match."""
     return [
         f"{name} must be {wanted}, got {value!r}"

@@ -116,6 +116,7 @@ def start_script(options: Xpk, job: Job) -> str:
     `train.log`; another process shows it, so that the cluster keeps it too.
     """
     mount = options.mount.rstrip("/")
+    setup = f"{options.setup}\n" if options.setup else ""
     words = train_words(job, f"{mount}/{job.name}", f"{mount}/{CACHE}")
     return f"""\
 #!/usr/bin/env bash
@@ -126,7 +127,7 @@ cd "$(dirname "$0")"
 mountpoint -q {shlex.quote(mount)} ||
   {{ echo "{mount} is not mounted: see xpk storage attach" >&2; exit 2; }}
 python3 -m pip install --quiet --root-user-action ignore -r requirements.txt
-{f"{options.setup}{chr(10)}" if options.setup else ""}{SHOWN}exec dynexit {shlex.join(words)} \\
+{setup}{SHOWN}exec dynexit {shlex.join(words)} \\
   >>train.log 2>&1
 """
 

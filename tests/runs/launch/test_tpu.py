@@ -214,7 +214,9 @@ def test_a_refused_request_and_a_failed_command_are_named(job, tools):
     told = answers([[1, "NOT_FOUND"], [0, "FAILED"]], [])
     with pytest.raises(LaunchError, match="its request failed: quota"):
         launched(job, tools, told)
-    with pytest.raises(LaunchError, match=r"queued-resources create first.* ended with exit code 3"):
+    with pytest.raises(
+        LaunchError, match=r"queued-resources create first.* ended with exit code 3"
+    ):
         launched(job, tools, {"describe": [[1, "NOT_FOUND"]], "create": [[3, "quota"]]})
     with pytest.raises(LaunchError, match=r"cannot be seen .please log in., try `gcloud"):
         launched(job, tools, {"describe": [[1, "please log in"]]})
