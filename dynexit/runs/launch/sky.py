@@ -8,6 +8,7 @@ from dynexit.runs.launch.host import setup_script, train_script
 from dynexit.runs.launch.job import Job, pack, text
 from dynexit.runs.launch.plan import Command, Look, Plan, State, last_line
 from dynexit.runs.launch.target import Target, given, matches, one_line
+from dynexit.runs.launch.tpu import START
 
 INSTALLS = {
     "sky": "`pip install 'skypilot[gcp]'` (or another cloud) in an environment of its own, then "
@@ -81,9 +82,7 @@ def plan_sky(options: Sky, job: Job) -> Plan:
             text(job.files / "setup.sh", setup_script(shared, options.setup)),
             text(
                 job.files / "train.sh",
-                train_script(
-                    job, shared, options.restarts, "" if tpu else _flags(options), detached=False
-                ),
+                train_script(job, shared, options.restarts, _flags(options, tpu), detached=False),
             ),
             text(job.files / ".skyignore", "logs\n"),  # else what git ignores is left behind
             text(task, task_yaml(options, job)),
@@ -152,13 +151,14 @@ def read_queue(code: int, output: str, name: str) -> tuple[State, str]:
     return ("waiting" if word in WAITING else "running"), word.lower()
 
 
-def _flags(options: Sky) -> str:
-    """Where the first node is, which SkyPilot tells every node; nothing for a single one."""
-    if options.nodes == 1:
-        return ""
+def _flags(options: Sky, tpu: bool) -> str:
+    """Where the first node is, from SkyPilot's variables; a TPU says so itself."""
+    if tpu or options.nodes == 1:
+        return f"--start-timeout {START}" if tpu else ""
     return (
         f'--coordinator "${{SKYPILOT_NODE_IPS%%[[:space:]]*}}:{PORT}" '
-        '--processes "$SKYPILOT_NUM_NODES" --process "$SKYPILOT_NODE_RANK"'
+        '--processes "$SKYPILOT_NUM_NODES" --process "$SKYPILOT_NODE_RANK" '
+        f"--start-timeout {START}"
     )
 
 

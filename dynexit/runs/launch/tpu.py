@@ -34,6 +34,8 @@ DURATION = re.compile(r"(\d+[dhms])+")
 WAITING = ("CREATING", "ACCEPTED", "PROVISIONING", "WAITING_FOR_RESOURCES")
 GONE = ("SUSPENDING", "SUSPENDED", "DELETING")
 MARK = "dynexit-state"
+START = 900
+"""Seconds that hosts wait for one another; one may be installing packages, or starting again."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +160,10 @@ def plan_tpu(options: Tpu, job: Job) -> Plan:
         (
             *pack(job, "tpu"),
             text(job.files / "setup.sh", setup_script(options.storage, options.setup)),
-            text(job.files / "train.sh", train_script(job, shared, options.restarts)),
+            text(
+                job.files / "train.sh",
+                train_script(job, shared, options.restarts, f"--start-timeout {START}"),
+            ),
         ),
         (Look(describe, read_request), Look(on_all(see, "the state of training"), read_hosts)),
         (Command(tuple(create), "request the TPU"),),

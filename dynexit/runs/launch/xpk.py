@@ -8,7 +8,7 @@ from dynexit.runs.launch.host import SHOWN
 from dynexit.runs.launch.job import CACHE, Job, pack, python_version, text, train_words
 from dynexit.runs.launch.plan import Command, Look, Plan, State, last_line
 from dynexit.runs.launch.target import BUCKET, ZONE, Target, given, matches, one_line
-from dynexit.runs.launch.tpu import wrong_accelerator
+from dynexit.runs.launch.tpu import START, wrong_accelerator
 
 INSTALLS = {
     "xpk": "`pip install xpk` in an environment of its own, then `gcloud auth login`",
@@ -127,7 +127,7 @@ cd "$(dirname "$0")"
 mountpoint -q {shlex.quote(mount)} ||
   {{ echo "{mount} is not mounted: see xpk storage attach" >&2; exit 2; }}
 python3 -m pip install --quiet --root-user-action ignore -r requirements.txt
-{setup}{SHOWN}exec dynexit {shlex.join(words)} \\
+{setup}{SHOWN}exec dynexit {shlex.join(words)} --start-timeout {START} \\
   >>train.log 2>&1
 """
 

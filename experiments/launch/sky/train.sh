@@ -7,7 +7,7 @@ tail -n 0 -F train.log &
 shows=$!
 for restart in $(seq 0 10); do
   environment/bin/dynexit train experiment/digits_vit.py \
-    --run "/storage/digits" --cache "/storage/compilation_cache" --coordinator "${SKYPILOT_NODE_IPS%%[[:space:]]*}:8476" --processes "$SKYPILOT_NUM_NODES" --process "$SKYPILOT_NODE_RANK" \
+    --run "/storage/digits" --cache "/storage/compilation_cache" --coordinator "${SKYPILOT_NODE_IPS%%[[:space:]]*}:8476" --processes "$SKYPILOT_NUM_NODES" --process "$SKYPILOT_NODE_RANK" --start-timeout 900 \
     >>train.log 2>&1
   code=$?
   echo "exit code $code, restart $restart of 10" >>train.log

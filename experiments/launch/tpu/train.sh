@@ -8,7 +8,7 @@ echo $$ >pid
 rm -f exit_code
 for restart in $(seq 0 10); do
   environment/bin/dynexit train experiment/digits_vit.py \
-    --run "$HOME/storage/runs/digits" --cache "$HOME/storage/runs/compilation_cache" \
+    --run "$HOME/storage/runs/digits" --cache "$HOME/storage/runs/compilation_cache" --start-timeout 900 \
     >>train.log 2>&1
   code=$?
   echo "exit code $code, restart $restart of 10" >>train.log

@@ -9,5 +9,5 @@ python3 -m pip install --quiet --root-user-action ignore -r requirements.txt
 touch train.log
 tail -n 0 -F train.log &
 shows=$!
-exec dynexit train experiment/digits_vit.py --run /runs/digits --cache /runs/compilation_cache \
+exec dynexit train experiment/digits_vit.py --run /runs/digits --cache /runs/compilation_cache --start-timeout 900 \
   >>train.log 2>&1

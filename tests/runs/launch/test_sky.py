@@ -90,7 +90,7 @@ def test_a_node_trains_with_the_address_of_the_first(job, tmp_path, codes, start
     assert code == codes[-1] and len(calls) == starts
     assert calls[0].endswith(
         "--run /storage/first --cache /storage/compilation_cache --coordinator 10.0.0.1:8476 "
-        "--processes 2 --process 1"
+        "--processes 2 --process 1 --start-timeout 900"
     )
     assert log.count("a line of training") == output.count("a line of training") == starts
 

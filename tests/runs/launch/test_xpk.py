@@ -63,7 +63,8 @@ def test_the_container_becomes_the_training_process(job, tmp_path):
     code, calls, output, log = run_script(plan, "start.sh", tmp_path / "pod", (143,), {})
     assert code == 143 and "prepared" in output
     assert calls == [
-        "train experiment/small_net.py --depth 6 --run /runs/first --cache /runs/compilation_cache"
+        "train experiment/small_net.py --depth 6 --run /runs/first --cache /runs/compilation_cache "
+        "--start-timeout 900"
     ]
     assert "a line of training" in log
 
