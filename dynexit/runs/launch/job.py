@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import dynexit
 from dynexit.runs.experiment_file import SettingsError, digest, neighbours
 from dynexit.runs.launch.plan import SOURCE, File
 from dynexit.runs.run_folder import commit, versions
@@ -101,7 +100,7 @@ def train_words(job: Job, run: str, cache: str, file: str | None = None) -> list
 
 def checkout() -> Path | None:
     """The development tree that dynexit is imported from; None for an installed release."""
-    tree = Path(dynexit.__file__).resolve().parent.parent
+    tree = Path(__file__).resolve().parents[3]
     return tree if (tree / "pyproject.toml").is_file() else None
 
 
@@ -110,7 +109,7 @@ def version() -> str:
     tree = checkout()
     if tree is None:
         return _requirement()
-    return f"{dynexit.__version__}, commit {commit(tree) or 'unknown'}"
+    return f"commit {commit(tree) or 'unknown'}"
 
 
 def source(folder: Path) -> tuple[File, ...]:
@@ -148,9 +147,10 @@ def python_version() -> str:
 def _requirement() -> str:
     if checkout() is not None:
         return f"./{SOURCE}"
-    origin = importlib.metadata.distribution("dynexit").read_text("direct_url.json")
+    installed = importlib.metadata.distribution("dynexit")
+    origin = installed.read_text("direct_url.json")
     if origin is None:
-        return f"dynexit=={dynexit.__version__}"
+        return f"dynexit=={installed.version}"
     found = json.loads(origin)
     if "vcs_info" not in found:
         raise SettingsError(

@@ -10,6 +10,8 @@ import time
 
 import pytest
 
+from dynexit.cli.train import FLAGS
+
 EXPERIMENT = '''"""A small transformer on digits."""
 import dataclasses
 import dynexit as dx
@@ -69,8 +71,14 @@ def digest(run):
     return opened.step, hashlib.sha256(b"".join(leaf.tobytes() for leaf in leaves)).hexdigest()
 
 
+CONNECTED = pytest.mark.skipif(
+    "coordinator" not in {flag.name for flag in FLAGS},
+    reason="`dynexit train` has no --coordinator yet",
+)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=CONNECTED)])
 def test_a_run_that_was_stopped_ends_with_the_bits_of_one_that_was_not(tmp_path, processes):
     (tmp_path / "small.py").write_text(EXPERIMENT)
     straight, cut = tmp_path / "runs" / "straight", tmp_path / "runs" / "cut"
