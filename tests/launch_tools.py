@@ -23,18 +23,22 @@ def program(name, install):
     return Path(found)
 
 
-def run_script(plan, name, folder, codes, environment, mounted=True):
+def run_script(plan, name, folder, codes, environment, mounted=True, shown=0):
     """Runs a script of a plan in a folder; training ends with `codes`, start by start.
+
+    `shown` are the seconds that the script leaves to the process that shows the log.
 
     Returns the exit code, the words of each start, what was printed, and the log.
     """
     text = next(f.content.decode() for f in plan.files if f.path.name == name)
     for place in (folder / "environment" / "bin", folder / "bin"):
         place.mkdir(parents=True)
-    (folder / name).write_text(text.replace("sleep 10", ":"))
+    (folder / name).write_text(
+        text.replace("sleep 10", ":").replace("sleep 1\n", f"sleep {shown}\n")
+    )
     (folder / "requirements.txt").write_text("")
     training = (
-        '#!/usr/bin/env bash\nn=$(wc -l <starts 2>/dev/null || echo 0)\necho "$@" >>starts\n'
+        '#!/usr/bin/env bash\ntouch starts; n=$(wc -l <starts)\necho "$@" >>starts\n'
         f'codes=({" ".join(map(str, codes))})\necho "a line of training"\nexit "${{codes[$n]}}"\n'
     )
     programs = {

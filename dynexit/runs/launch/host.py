@@ -48,8 +48,8 @@ echo $$ >pid
 rm -f exit_code
 """
 SHOWN = """\
-touch train.log
-tail -n 0 -F train.log &
+: >train.log
+tail -n +1 -F train.log &
 shows=$!
 """
 

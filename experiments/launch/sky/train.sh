@@ -2,8 +2,8 @@
 # Trains on this host. Exit codes of 128 and more are those of a process that was stopped by a
 # signal (143) or lost a peer (142): it resumes from its newest checkpoint. 1 and 2 are errors.
 cd "$(dirname "$0")"
-touch train.log
-tail -n 0 -F train.log &
+: >train.log
+tail -n +1 -F train.log &
 shows=$!
 for restart in $(seq 0 10); do
   environment/bin/dynexit train experiment/digits_vit.py \

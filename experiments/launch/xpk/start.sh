@@ -6,8 +6,8 @@ cd "$(dirname "$0")"
 mountpoint -q /runs ||
   { echo "/runs is not mounted: see xpk storage attach" >&2; exit 2; }
 python3 -m pip install --quiet --root-user-action ignore -r requirements.txt
-touch train.log
-tail -n 0 -F train.log &
+: >train.log
+tail -n +1 -F train.log &
 shows=$!
 exec dynexit train experiment/digits_vit.py --run /runs/digits --cache /runs/compilation_cache --start-timeout 900 \
   >>train.log 2>&1

@@ -86,13 +86,21 @@ def test_a_node_trains_with_the_address_of_the_first(job, tmp_path, codes, start
         "SKYPILOT_NUM_NODES": "2",
         "SKYPILOT_NODE_RANK": "1",
     }
-    code, calls, output, log = run_script(plan, "train.sh", tmp_path / "node", codes, environment)
+    code, calls, _, log = run_script(plan, "train.sh", tmp_path / "node", codes, environment)
     assert code == codes[-1] and len(calls) == starts
     assert calls[0].endswith(
         "--run /storage/first --cache /storage/compilation_cache --coordinator 10.0.0.1:8476 "
         "--processes 2 --process 1 --start-timeout 900"
     )
-    assert log.count("a line of training") == output.count("a line of training") == starts
+    assert log.count("a line of training") == starts
+
+
+def test_a_node_shows_the_log_of_all_starts(job, tmp_path):
+    _, _, output, log = run_script(
+        plan_sky(Sky(accelerators="A100", storage="/nfs"), job), "train.sh", tmp_path / "node",
+        (143, 0), {}, shown=3,
+    )  # fmt: skip
+    assert output.strip() == log.strip() and output.count("a line of training") == 2
 
 
 def test_states_are_read():

@@ -113,7 +113,7 @@ def test_a_host_restarts_what_was_stopped(job, tmp_path, codes, starts, left):
     (folder / "train.sh").write_text(_script(plan, "train.sh").replace("sleep 10", ":"))
     program = folder / "environment" / "bin" / "dynexit"
     program.write_text(
-        '#!/usr/bin/env bash\necho "$@"\nn=$(wc -l <starts 2>/dev/null || echo 0)\n'
+        '#!/usr/bin/env bash\necho "$@"\ntouch starts; n=$(wc -l <starts)\n'
         f'echo >>starts\ncodes=({codes})\nexit "${{codes[$n]}}"\n'
     )
     program.chmod(0o755)
