@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from dynexit.core.data import Tokens as Tokens
     from dynexit.core.settings import Calibration as Calibration
     from dynexit.core.settings import Evaluation as Evaluation
+    from dynexit.core.settings import Mesh as Mesh
     from dynexit.core.settings import Settings as Settings
     from dynexit.core.settings import Training as Training
     from dynexit.core.stacking import stack as stack

@@ -118,7 +118,14 @@ def _run(
             stack.enter_context(in_use(run.folder))
         if (run.folder / REPORT).exists():
             log(f"{run.folder} has finished before: its weights are calibrated and measured again")
-        fitted = fit(experiment, settings.training, run.folder, settings.seed, config=config)
+        fitted = fit(
+            experiment,
+            settings.training,
+            run.folder,
+            settings.seed,
+            mesh=mesh_of(settings),
+            config=config,
+        )
         draw_training(run.folder)
         if fitted.stopped:
             again = resume_words(argv, run.folder)
@@ -158,10 +165,13 @@ def _built(file: ExperimentFile, settings: Any) -> Experiment:
     """
     try:
         experiment = file.build(settings)
-        from dynexit.training.sharding import check_batch_size, data_mesh
+        from dynexit.training.parallel.mesh import check_batch_size
+        from dynexit.training.state import state_shardings
 
-        check_batch_size(settings.training.batch_size, data_mesh())
+        mesh = mesh_of(settings)
+        check_batch_size(settings.training.batch_size, mesh)
         refuse_too_large(experiment, settings.training)
+        state_shardings(experiment, settings.training, mesh)
         _refuse_data(experiment, settings)
     except ValueError as error:
         raise SettingsError(f"{file.path} cannot be built with these settings: {error}") from error
@@ -174,6 +184,18 @@ def _built(file: ExperimentFile, settings: Any) -> Experiment:
             f"{file.path} would be refused by calibration after training: {error}"
         ) from error
     return experiment
+
+
+def mesh_of(settings: Any) -> Any:
+    """The mesh of a run's settings; those that are no `dx.Settings` may lack it.
+
+    Raises:
+      ValueError: it does not fit the devices.
+    """
+    from dynexit.core.settings import Mesh
+    from dynexit.training.parallel.mesh import make_mesh
+
+    return make_mesh(getattr(settings, "mesh", Mesh()))
 
 
 def _refuse_data(experiment: Experiment, settings: Any) -> None:

@@ -150,6 +150,25 @@ class Evaluation:
 
 
 @dataclasses.dataclass(frozen=True)
+class Mesh:
+    """How devices share the work of training; the product of the three is their number."""
+
+    data: int | None = None
+    """groups of devices that split the rows of a batch and hold copies of the parameters; None: all
+    that the other axes leave
+    """
+    fsdp: int = 1
+    """devices that split the rows and also the parameters and optimizer state"""
+    model: int = 1
+    """devices that split the heads and inner widths of every layer (tensor parallelism)"""
+
+    def validate(self) -> list[str]:
+        """Out-of-range values, one sentence each."""
+        data = at_least(self, 1, "data") if self.data is not None else []
+        return data + at_least(self, 1, "fsdp", "model")
+
+
+@dataclasses.dataclass(frozen=True)
 class Settings:
     """All settings of a run. An experiment adds `model`, `method` and `data`.
 
@@ -171,6 +190,7 @@ class Settings:
     training: Training = Training()
     calibration: Calibration = Calibration()
     evaluation: Evaluation = Evaluation()
+    mesh: Mesh = Mesh()
     seed: int = 0
     """of weights, data order and augmentation"""
 

@@ -56,13 +56,14 @@ class _RunAgain:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Remat:
-    """A block whose inner values are recomputed in the backward pass."""
+class _Around:
+    """`wrap(block, weights, state)` as a block."""
 
+    wrap: Callable[..., Any]
     block: Block
 
     def __call__(self, weights: PyTree, state: PyTree) -> PyTree:
-        return jax.checkpoint(self.block, prevent_cse=False)(weights, state)
+        return self.wrap(self.block, weights, state)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +116,10 @@ def _refuse_unequal(branches: Sequence[Callable[[PyTree], Any]], state: PyTree) 
                         f"`params[{k}]` must give {what}{jax.tree_util.keystr(path)} as "
                         f"{describe(wanted)}, as `params[0]` does, got {describe(came)}"
                     )
+
+
+def _recomputed(f: Callable[..., Any], weights: PyTree, *rest: Any) -> Any:
+    return jax.checkpoint(f, prevent_cse=False)(weights, *rest)
 
 
 def _read_again(read: Callable[[PyTree], PyTree], state: PyTree) -> PyTree:
@@ -251,11 +256,32 @@ def rematerialised(step: Step) -> Step:
     """
     if parts := deferred_parts(step):
         return deferred_readout(rematerialised(parts[0]), _read_again, parts[1])
+    return around_block(step, _recomputed)
+
+
+def around_block(step: Step, wrap: Callable[..., Any]) -> Step:
+    """The same step with a function around its block.
+
+    Args:
+      step: any.
+      wrap: `wrap(f, weights, *rest)`, hashable, which calls `f(weights, *rest)` and returns what it
+        returns, the state first. `f` is `Step.apply`; or `block(weights, state) -> state`, if one
+        step iterates a tied block, so that `every_iteration` still takes it apart.
+
+    Example:
+      >>> import jax.numpy as jnp, dynexit as dx
+      >>> step = dx.tied_step(lambda p, h: h * p, lambda p, h: h, jnp.float32(2.0), blocks=3)
+      >>> halved = around_block(step, lambda f, weights, *rest: f(weights / 2, *rest))
+      >>> dx.run_all(halved, jnp.ones(1), 3)[:, 0].tolist()
+      [1.0]
+    """
+    if parts := deferred_parts(step):
+        return deferred_readout(around_block(parts[0], wrap), parts[1])
     again = step.apply.func if isinstance(step.apply, Partial) else None
-    if isinstance(again, _RunAgain):  # keep the form that `every_iteration` takes apart
-        once = Run(_Remat(again.once.block), again.once.head)
+    if isinstance(again, _RunAgain):
+        once = Run(_Around(wrap, again.once.block), again.once.head)
         return dataclasses.replace(step, apply=Partial(_RunAgain(once, again.times)))
-    return dataclasses.replace(step, apply=jax.checkpoint(step.apply, prevent_cse=False))
+    return dataclasses.replace(step, apply=Partial(wrap, step.apply))
 
 
 def every_iteration(step: Step) -> Step:

@@ -11,8 +11,9 @@ if TYPE_CHECKING:
     from dynexit.training.loop import fit as fit
     from dynexit.training.optimizer import learning_rate as learning_rate
     from dynexit.training.optimizer import make_optimizer as make_optimizer
-    from dynexit.training.sharding import data_mesh as data_mesh
-    from dynexit.training.sharding import put_batch as put_batch
+    from dynexit.training.parallel.mesh import make_mesh as make_mesh
+    from dynexit.training.parallel.placement import put_batch as put_batch
+    from dynexit.training.parallel.rules import TENSOR_PARALLEL as TENSOR_PARALLEL
     from dynexit.training.state import TrainState as TrainState
     from dynexit.training.state import create_state as create_state
     from dynexit.training.step import make_train_step as make_train_step

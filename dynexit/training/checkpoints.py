@@ -24,7 +24,7 @@ from dynexit.core.shapes import Array, PyTree
 from dynexit.training import manifest
 from dynexit.training.manifest import Damaged, Incomplete
 from dynexit.training.optimizer import path_name
-from dynexit.training.sharding import put
+from dynexit.training.parallel.placement import put
 
 FOLDER, BEST = "checkpoints", "best"
 ARRAYS = "arrays"

@@ -23,7 +23,8 @@ from dynexit.data.source import Batch
 from dynexit.engine.run import run_all
 from dynexit.objectives.multi_exit import multi_exit_cross_entropy
 from dynexit.training.logs import EVAL
-from dynexit.training.sharding import put_batch, replicated
+from dynexit.training.parallel.mesh import replicated
+from dynexit.training.parallel.placement import put_batch
 from dynexit.training.state import cast
 
 Evaluate: TypeAlias = Callable[[PyTree], dict[str, float]]

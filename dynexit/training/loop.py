@@ -26,9 +26,11 @@ from dynexit.training.after_update import AfterUpdate, Flight, on_one_device, pr
 from dynexit.training.after_update import NonFiniteLoss as NonFiniteLoss
 from dynexit.training.checkpoints import FOLDER, restore, set_aside_after
 from dynexit.training.logs import FILE, Mirror, Records, read_records, without_clock
+from dynexit.training.parallel.mesh import make_mesh, replicated
+from dynexit.training.parallel.placement import put, put_batch
+from dynexit.training.parallel.rules import TENSOR_PARALLEL, Rules
 from dynexit.training.prefetch import ahead
 from dynexit.training.saver import Saver
-from dynexit.training.sharding import Rules, data_mesh, put, put_batch, replicated
 from dynexit.training.signals import StopRequest
 from dynexit.training.state import TrainState, create_state
 from dynexit.training.step import TrainStep, make_train_step
@@ -60,7 +62,7 @@ def fit(
     progress: bool = True,
     evals: evaluation.Evals = (),
     mesh: Mesh | None = None,
-    rules: Rules = (),
+    rules: Rules | None = None,
     config: Mapping[str, Any] | None = None,
 ) -> Fitted:
     """Trains the model of an experiment.
@@ -86,8 +88,9 @@ def fit(
       evals: further evaluations, pairs `(name, function)` with `function(params) -> {key:
         number}`, computed together with that of the calibration split and recorded as
         `eval_<name>_<key>`.
-      mesh: with an axis "data" over which batches are split; None for all devices.
-      rules: where parameters go, see `shardings`; default everywhere.
+      mesh: from `make_mesh`; None for data parallelism over all devices.
+      rules: which parameters the axis "model" splits, see `parallel/rules.py`; None for those of
+        dynexit's own models.
       config: what wandb shows as the run's settings; None for those of training and the seed.
 
     Returns:
@@ -107,7 +110,8 @@ def fit(
         raise ValueError("`settings`: " + "; ".join(invalid))
     if evals and settings.eval_every == 0:
         raise ValueError("`evals` needs `eval_every` other than 0 in `settings`")
-    folder, mesh = local(folder, "folder").absolute(), data_mesh() if mesh is None else mesh
+    folder, mesh = local(folder, "folder").absolute(), make_mesh() if mesh is None else mesh
+    rules = TENSOR_PARALLEL if rules is None else rules
     train_step = make_train_step(experiment, settings, mesh, rules)
 
     def draw(step: int) -> Batch:

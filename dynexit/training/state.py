@@ -11,7 +11,9 @@ from dynexit.core.settings import Training
 from dynexit.core.shapes import Array, Int, Key, PyTree
 from dynexit.core.types import Experiment
 from dynexit.training.optimizer import make_optimizer
-from dynexit.training.sharding import Rules, shardings
+from dynexit.training.parallel.mesh import replicated
+from dynexit.training.parallel.placement import carried, like_params, shardings
+from dynexit.training.parallel.rules import TENSOR_PARALLEL, Rules
 
 
 class TrainState(NamedTuple):
@@ -22,8 +24,7 @@ class TrainState(NamedTuple):
       params: plain dict of float32 arrays.
       opt_state: optax's state.
       key: the key of augmentation; step s uses `fold_in(key, s)`.
-      carry: rows that stay in their slots from step to step, replicated; None where the method has
-        no carry.
+      carry: rows that stay in their slots from step to step; None where the method has no carry.
     """
 
     step: Int[Array, ""]
@@ -67,19 +68,43 @@ def state_shapes(experiment: Experiment, settings: Training) -> TrainState:
     return jax.eval_shape(lambda: initial_state(experiment, settings, jax.random.key(0)))
 
 
-def create_state(
-    experiment: Experiment, settings: Training, seed: int, mesh: Mesh, rules: Rules = ()
+def state_shardings(
+    experiment: Experiment,
+    settings: Training,
+    mesh: Mesh,
+    rules: Rules = TENSOR_PARALLEL,
 ) -> TrainState:
-    """The state before the first step, placed on the mesh.
+    """Where every leaf of the state is: parameters and moments by the rules, slots by rows.
+
+    Raises:
+      ValueError: as `placement.shardings`.
+    """
+    shapes = state_shapes(experiment, settings)
+    params = shardings(shapes.params, mesh, rules)
+    moments = like_params(shapes.opt_state, shapes.params, params, mesh)
+    slots = carried(shapes.carry, settings.batch_size, mesh)
+    return TrainState(replicated(mesh), params, moments, replicated(mesh), slots)
+
+
+def create_state(
+    experiment: Experiment,
+    settings: Training,
+    seed: int,
+    mesh: Mesh,
+    rules: Rules = TENSOR_PARALLEL,
+) -> TrainState:
+    """The state before the first step, initialised on the mesh.
+
+    Each device computes its own parts; no parameter that is split is whole on any device.
 
     Args:
       experiment: its model is initialised.
       settings: of the optimizer.
       seed: equal seeds give equal bits on an equal mesh.
-      mesh: from `data_mesh`.
-      rules: where parameters go, see `shardings`; default everywhere.
+      mesh: from `make_mesh`.
+      rules: where parameters go, see `rules.py`.
     """
-    where = shardings(state_shapes(experiment, settings), mesh, rules)
+    where = state_shardings(experiment, settings, mesh, rules)
     return jax.jit(lambda key: initial_state(experiment, settings, key), out_shardings=where)(
         jax.random.key(seed)
     )

@@ -17,8 +17,10 @@ from dynexit.engine.steps import rematerialised
 from dynexit.objectives.multi_exit import mean_over_rows
 from dynexit.training.logs import CLOCK, EVAL
 from dynexit.training.optimizer import learning_rate, make_optimizer
-from dynexit.training.sharding import Rules, check_batch_size, replicated, shardings
-from dynexit.training.state import TrainState, cast, state_shapes
+from dynexit.training.parallel.constrained import constrained
+from dynexit.training.parallel.mesh import check_batch_size, replicated
+from dynexit.training.parallel.rules import TENSOR_PARALLEL, Rules
+from dynexit.training.state import TrainState, cast, state_shapes, state_shardings
 
 Metrics: TypeAlias = dict[str, Shaped[Array, ""]]
 TrainStep: TypeAlias = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
@@ -91,7 +93,7 @@ def _rematerialised(step: Step | tuple[Step, ...]) -> Step | tuple[Step, ...]:
 
 
 def make_train_step(
-    experiment: Experiment, settings: Training, mesh: Mesh, rules: Rules = ()
+    experiment: Experiment, settings: Training, mesh: Mesh, rules: Rules = TENSOR_PARALLEL
 ) -> TrainStep:
     """Compiles `train_step(state, batch) -> (state, metrics)`; the state is donated.
 
@@ -100,8 +102,8 @@ def make_train_step(
     Args:
       experiment: the model and the method.
       settings: batch size, optimizer, precision.
-      mesh: from `data_mesh`; the batch is split over it.
-      rules: where parameters go, see `shardings`; default everywhere.
+      mesh: from `make_mesh`; the batch is split over it.
+      rules: where parameters go, see `parallel/rules.py`.
 
     Returns:
       The step. The batch has "inputs" `[B, ...]` and "labels" `[B]`, and may have "step" int32
@@ -114,6 +116,10 @@ def make_train_step(
         `[B]`, or a metric whose name training uses.
     """
     check_batch_size(settings.batch_size, mesh)
+    where = state_shardings(experiment, settings, mesh, rules)
+    shapes = state_shapes(experiment, settings).params
+    model = constrained(experiment.model, shapes, where.params, mesh, settings.batch_size)
+    experiment = experiment._replace(model=model)
     optimizer, rate = make_optimizer(settings), learning_rate(settings)
     gradient = jax.value_and_grad(make_loss(experiment, settings), has_aux=True)
 
@@ -144,5 +150,4 @@ def make_train_step(
             **own,
         }
 
-    where = shardings(state_shapes(experiment, settings), mesh, rules)
     return jax.jit(train_step, donate_argnums=0, out_shardings=(where, replicated(mesh)))

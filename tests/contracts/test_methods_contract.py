@@ -24,7 +24,7 @@ from dynexit.training.checkpoints import named_leaves, restore
 from dynexit.training.logs import CLOCK, EVAL, read_records, without_clock
 from dynexit.training.loop import fit
 from dynexit.training.optimizer import path_name
-from dynexit.training.sharding import data_mesh
+from dynexit.training.parallel.mesh import make_mesh
 from dynexit.training.state import state_shapes
 from dynexit.training.step import OWN_METRICS, make_loss
 
@@ -208,7 +208,7 @@ class Trained(NamedTuple):
 
 
 def train(experiment, folder):
-    mesh = data_mesh(jax.devices()[:1])
+    mesh = make_mesh(devices=jax.devices()[:1])
     return fit(experiment, TRAINING, folder, SEED, progress=False, mesh=mesh)
 
 

@@ -9,7 +9,8 @@ import pytest
 
 import dynexit as dx
 from dynexit.methods.recurrent.segments import least_segments, segments
-from dynexit.training.sharding import data_mesh, put_batch
+from dynexit.training.parallel.mesh import make_mesh
+from dynexit.training.parallel.placement import put_batch
 from dynexit.training.state import create_state
 from dynexit.training.step import make_train_step
 
@@ -141,7 +142,7 @@ def test_a_train_step_carries_the_slots(precision):
     settings = dataclasses.replace(
         Training(), steps=40, batch_size=16, learning_rate=3e-3, precision=precision
     )
-    mesh = data_mesh()
+    mesh = make_mesh()
     state, step = (
         create_state(experiment, settings, 0, mesh),
         make_train_step(experiment, settings, mesh),

@@ -13,7 +13,7 @@ from flax import nnx
 import dynexit as dx
 from dynexit.core.settings import Training
 from dynexit.models.build import WEIGHTS
-from dynexit.training.sharding import data_mesh
+from dynexit.training.parallel.mesh import make_mesh
 from dynexit.training.state import create_state
 from dynexit.training.step import make_train_step
 
@@ -162,7 +162,7 @@ def test_training_drops_and_inference_does_not(remat, precision):
     settings = Training(
         steps=4, batch_size=5, remat=remat, precision=precision, warmup=0.0, weight_decay=0.0
     )
-    mesh = data_mesh(jax.devices()[:1])
+    mesh = make_mesh(devices=jax.devices()[:1])
     losses = {}
     for rate in (0.0, 0.5):
         made = experiment(rate)
@@ -197,7 +197,7 @@ def test_models_made_from_a_model_with_dropout_have_it_too():
 def test_dropout_with_rows_that_are_kept_is_refused():
     made = experiment(0.5, dx.methods.segments(2, refill=True))
     with pytest.raises(ValueError, match=r"`experiment\.model` has dropout"):
-        make_train_step(made, Training(batch_size=5), data_mesh(jax.devices()[:1]))
+        make_train_step(made, Training(batch_size=5), make_mesh(devices=jax.devices()[:1]))
 
 
 @pytest.mark.parametrize(

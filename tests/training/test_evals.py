@@ -18,8 +18,9 @@ from dynexit.training import evals
 from dynexit.training.checkpoints import CheckpointError, restore, restore_params
 from dynexit.training.logs import CLOCK, EVAL, read_records, without_clock
 from dynexit.training.loop import fit
+from dynexit.training.parallel.mesh import make_mesh
+from dynexit.training.parallel.placement import put_batch
 from dynexit.training.saver import best_score
-from dynexit.training.sharding import data_mesh, put_batch
 
 ANSWER = lambda output: jnp.argmax(output, axis=-1).astype(jnp.int32)
 
@@ -75,7 +76,7 @@ def test_values_equal_a_plain_loop_over_the_calibration_split(toy, batch_size, r
     experiment = with_accuracy(toy)._replace(train=None, test=None, augment=None)
     settings = dataclasses.replace(toy.SETTINGS, batch_size=batch_size, eval_rows=rows)
     params = toy.init(jax.random.key(5))
-    metrics = evals.make_evaluate(experiment, settings, data_mesh())(params)
+    metrics = evals.make_evaluate(experiment, settings, make_mesh())(params)
     accuracy, loss = plain_evaluation(toy, jax.device_get(params), every)
     assert len(set(accuracy)) > 1  # exits differ, so their order is tested
     for e in range(toy.BLOCKS):
@@ -97,7 +98,7 @@ def test_it_is_traced_once_and_the_split_is_read_once(toy):
         model=experiment.model._replace(embed=embed),
         calibration=Source("calibration", toy.batch, examples, toy.EXAMPLES),
     )
-    evaluate = evals.make_evaluate(experiment, toy.SETTINGS, data_mesh())
+    evaluate = evals.make_evaluate(experiment, toy.SETTINGS, make_mesh())
     first, second = (evaluate(toy.init(jax.random.key(k))) for k in (0, 1))
     assert traced == [(8, 4)] and read == [0] and first != second
 
@@ -271,7 +272,7 @@ def test_labels_of_the_calibration_split_are_checked(toy, tmp_path):
 
 def test_sharded_parameters_are_evaluated_and_saved(toy, tmp_path):
     rules = [(r"blocks/kernel$", P(None, "data"))]
-    sharded = train(toy, tmp_path / "sharded", rules=rules, mesh=data_mesh())
+    sharded = train(toy, tmp_path / "sharded", rules=rules, mesh=make_mesh())
     replicated = train(toy, tmp_path / "replicated")
     for name in ("newest", "best"):
         saved = params_of(toy, tmp_path / "sharded", name)
@@ -303,4 +304,4 @@ def test_batches_cover_the_split_once(toy):
     inputs = np.concatenate([batch["inputs"] for batch in batches])
     assert [len(batch["labels"]) for batch in batches] == [20, 20, 20] and counts.sum() == 48
     np.testing.assert_array_equal(inputs[counts], toy.points()["inputs"])
-    put_batch(batches[0], data_mesh())
+    put_batch(batches[0], make_mesh())

@@ -21,7 +21,7 @@ from dynexit.engine.run import run_all
 from dynexit.training.checkpoints import named_leaves, restore, restore_params
 from dynexit.training.logs import read_records, without_clock
 from dynexit.training.loop import NonFiniteLoss, fit
-from dynexit.training.sharding import data_mesh
+from dynexit.training.parallel.mesh import make_mesh
 from dynexit.training.state import create_state
 
 
@@ -37,7 +37,7 @@ def history(folder):
 
 
 def saved_state(toy, folder, settings):
-    return restore(folder, create_state(toy.build(), settings, 0, data_mesh()))
+    return restore(folder, create_state(toy.build(), settings, 0, make_mesh()))
 
 
 def steps_kept(folder):
@@ -160,7 +160,7 @@ def test_a_carry_over_several_updates_is_in_the_checkpoint(toy, tmp_path):
     (tmp_path / "killed" / "checkpoints" / "00000012" / "manifest.json").unlink()
     with pytest.warns(RuntimeWarning, match="00000012 is skipped"):
         train(toy, tmp_path / "killed", experiment=experiment)
-    template = create_state(experiment, toy.SETTINGS, 0, data_mesh())
+    template = create_state(experiment, toy.SETTINGS, 0, make_mesh())
     ends = [restore(tmp_path / name, template) for name in ("whole", "killed")]
     assert {"carry/inputs", "carry/labels", "carry/left"} < named_leaves(ends[0].tree).keys()
     # twelve updates are four times three

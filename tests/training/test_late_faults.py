@@ -17,7 +17,8 @@ from dynexit.objectives.multi_exit import multi_exit_cross_entropy
 from dynexit.training.checkpoints import restore_params
 from dynexit.training.logs import Mirror
 from dynexit.training.loop import fit
-from dynexit.training.sharding import data_mesh, put_batch
+from dynexit.training.parallel.mesh import make_mesh
+from dynexit.training.parallel.placement import put_batch
 
 
 def source(toy, split, **changes):
@@ -88,15 +89,15 @@ def test_ids_stay_on_the_host(toy, tmp_path):
     fitted = train(toy, tmp_path / "named", train=named)
     plain = train(toy, tmp_path / "plain", train=from_leaves("train", points))
     assert fitted.metrics == plain.metrics
-    batch = put_batch(named.batch(0, 0, 8), data_mesh())
+    batch = put_batch(named.batch(0, 0, 8), make_mesh())
     assert set(batch) == {"inputs", "labels"}
     with pytest.raises(TypeError, match="`inputs/words` must be numbers, got <U7"):
-        put_batch({"inputs": {"words": ids[:8]}, "labels": points["labels"][:8]}, data_mesh())
+        put_batch({"inputs": {"words": ids[:8]}, "labels": points["labels"][:8]}, make_mesh())
 
 
 def test_the_last_of_256_classes_is_trained_on(toy):
     labels = np.array([255, 255, 7, 9], np.uint8)
-    placed = put_batch({"inputs": np.zeros((4, 2)), "labels": labels}, data_mesh())["labels"]
+    placed = put_batch({"inputs": np.zeros((4, 2)), "labels": labels}, make_mesh())["labels"]
     assert placed.dtype == jnp.int32
     losses = multi_exit_cross_entropy(jnp.zeros((1, 4, 256)), placed)
     np.testing.assert_allclose(losses, np.log(256), rtol=1e-6)

@@ -11,7 +11,8 @@ from jax.sharding import PartitionSpec as P
 
 from dynexit.core.settings import Training
 from dynexit.training.optimizer import decayed, learning_rate, make_optimizer
-from dynexit.training.sharding import data_mesh, put_batch, shardings
+from dynexit.training.parallel.mesh import make_mesh
+from dynexit.training.parallel.placement import put_batch, shardings
 from dynexit.training.state import create_state
 
 
@@ -120,20 +121,21 @@ def test_decayed_parameters():
 
 
 def test_the_batch_is_split_and_the_state_is_replicated(toy):
-    mesh = data_mesh()
+    mesh = make_mesh()
     batch = put_batch(toy.batch(0, 0, 8), mesh)
     assert [s.data.shape for s in batch["inputs"].addressable_shards] == [(2, 4)] * 4
     np.testing.assert_array_equal(batch["labels"], toy.batch(0, 0, 8)["labels"])
     state = create_state(toy.build(), toy.SETTINGS, 0, mesh)
     assert all(leaf.is_fully_replicated for leaf in jax.tree.leaves(state))
     with pytest.raises(
-        ValueError, match="must be divisible by the 4 devices of the mesh, got 6; the nearest is 8"
+        ValueError,
+        match=r"`batch_size` must be divisible by the 4 devices .* got 6; the nearest is 8",
     ):
         put_batch(toy.batch(0, 0, 6), mesh)
 
 
 def test_a_rule_places_a_parameter_and_its_moments(toy):
-    mesh, rules = data_mesh(), [(r"blocks/kernel$", P(None, "data"))]
+    mesh, rules = make_mesh(), [(r"blocks/kernel$", P(None, "data"))]
     state = create_state(toy.build(), toy.SETTINGS, 0, mesh, rules)
     split = [
         leaf

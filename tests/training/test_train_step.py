@@ -10,13 +10,14 @@ import optax
 import pytest
 
 from dynexit.training.optimizer import make_optimizer
-from dynexit.training.sharding import data_mesh, put_batch
+from dynexit.training.parallel.mesh import make_mesh
+from dynexit.training.parallel.placement import put_batch
 from dynexit.training.state import create_state
 from dynexit.training.step import make_loss, make_train_step
 
 
 def setting(toy, experiment=None, devices=None, **changes):
-    experiment, mesh = experiment or toy.build(), data_mesh(devices)
+    experiment, mesh = experiment or toy.build(), make_mesh(devices=devices)
     settings = dataclasses.replace(toy.SETTINGS, **changes)
     return (
         make_train_step(experiment, settings, mesh),

@@ -1,0 +1,142 @@
+"""Rules over parameter paths: which axes of the mesh split which axes of a parameter.
+
+A rule is a pair (regular expression, `PartitionSpec`). The first one whose expression is found in
+a parameter's path, such as "blocks/block/qkv/kernel", applies. Its spec is for the **last** axes of
+the parameter, so one rule serves weights with and without a leading axis of blocks `[N]`; the axes
+before them are whole. A spec of None keeps the parameter whole on every device. A rule may have a
+third entry, an expression that must be found in the path of another parameter of the same block.
+
+The axis "fsdp" then splits the largest other axis that it divides, of every parameter; the first
+axis, which may be that of the blocks, only where nothing else splits the parameter.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec
+
+from dynexit.training.parallel.mesh import AXES
+
+P = PartitionSpec
+AnyMesh = Mesh | AbstractMesh
+Rule = tuple[str, PartitionSpec | None] | tuple[str, PartitionSpec | None, str]
+Rules = Sequence[Rule]
+
+TENSOR_PARALLEL: Rules = (
+    # attention: the heads
+    (r"(^|/)(qkv|query|key|value|key_value)/kernel$", P("model", None)),  # [D, (3,) heads, d]
+    (r"(^|/)(qkv|query|key|value|key_value)/bias$", P("model", None)),
+    (r"(^|/)out/kernel$", P("model", None, None), r"(^|/)(qkv|query)/kernel$"),  # [heads, d, D]
+    # MLP: the inner width
+    (r"(^|/)(up|gate|gate_up)/(kernel|bias)$", P("model")),  # [D, (2,) hidden]
+    (r"(^|/)down/kernel$", P("model", None)),  # [hidden, D]
+    # diagonal recurrence: the channels
+    (r"(^|/)gru/(inputs/(kernel|bias)|recurrent)$", P("model")),  # [D, 3, width], [3, width]
+    (r"(^|/)out/kernel$", P("model", None), r"(^|/)gru/recurrent$"),  # [width, D]
+)
+"""Tensor parallelism of the layers of `dynexit.models`: the heads of attention, the inner width of
+an MLP and the channels of a diagonal recurrence.
+"""
+
+
+def spec_of(
+    name: str, shape: Sequence[int], mesh: AnyMesh, rules: Rules, names: Sequence[str] = ()
+) -> PartitionSpec:
+    """The spec of one parameter, with one entry for each axis.
+
+    Args:
+      name: its path.
+      shape: its shape.
+      mesh: the devices; axes of size 1 split nothing.
+      rules: see above.
+      names: the paths of all parameters.
+
+    Raises:
+      ValueError: the rule's spec has more axes than the parameter, names an axis that the mesh does
+        not have, or one that does not divide the parameter's; the parameter is named.
+
+    Example:
+      >>> import jax
+      >>> mesh = jax.sharding.AbstractMesh((2, 4), ("fsdp", "model"))
+      >>> tuple(spec_of("blocks/block/up/kernel", (6, 8, 32), mesh, TENSOR_PARALLEL))
+      (None, 'fsdp', 'model')
+    """
+    rule = next((rule for rule in rules if applies(rule, name, names)), None)
+    if rule is not None and rule[1] is None:
+        return P(*[None] * len(shape))
+    entries = [None] * len(shape) if rule is None else _ruled(rule, name, shape, mesh)
+    if mesh.shape.get("fsdp", 1) > 1 and "fsdp" not in named_axes(entries):
+        free = [k for k, entry in enumerate(entries) if not entry and shape[k]]
+        split = [k for k in free if shape[k] % mesh.shape["fsdp"] == 0]
+        if split and (max(split) > 0 or not any(entries)):
+            entries[max(split, key=lambda k: (k > 0, shape[k], k))] = "fsdp"
+    return P(*entries)
+
+
+def without_fsdp(spec: PartitionSpec) -> PartitionSpec:
+    """The spec of a parameter that is gathered over "fsdp" for use.
+
+    Example:
+      >>> tuple(without_fsdp(P(("data", "fsdp"), "fsdp", "model")))
+      ('data', None, 'model')
+    """
+    keep = lambda axes: tuple(axis for axis in axes if axis != "fsdp")
+    entries = [keep(e) if isinstance(e, tuple) else e for e in spec]
+    return P(*(None if e in ("fsdp", ()) else e for e in entries))
+
+
+def applies(rule: Rule, name: str, names: Sequence[str]) -> bool:
+    """Whether a rule is for the parameter `name`, of those with the paths `names`.
+
+    Example:
+      >>> out = "(^|/)out/kernel$", P("model", None), "query"
+      >>> applies(out, "block/out/kernel", ["block/query/kernel", "block/out/kernel"])
+      True
+      >>> applies(out, "head/out/kernel", ["block/query/kernel", "head/out/kernel"])
+      False
+    """
+    if not re.search(rule[0], name):
+        return False
+    block = name.rsplit("/", 2)[0] + "/" if name.count("/") > 1 else ""
+    beside = [other for other in names if other.startswith(block)]
+    return len(rule) < 3 or any(re.search(rule[2], other) for other in beside)
+
+
+def _ruled(rule: Any, name: str, shape: Sequence[int], mesh: AnyMesh) -> list[Any]:
+    """The entries of a rule's spec, aligned with the last axes; axes of size 1 are dropped."""
+    pattern, spec = rule[:2]
+    if len(spec) > len(shape):
+        raise ValueError(
+            f"`rules`: {pattern!r} gives {spec} to {name}, whose shape is only {list(shape)}"
+        )
+    if unknown := sorted(named_axes(spec) - {*AXES, *mesh.shape}):
+        raise ValueError(
+            f"`rules`: {pattern!r} names the axis {unknown[0]!r}, and the mesh has "
+            f"{', '.join(mesh.shape)}"
+        )
+    entries: list[Any] = [None] * (len(shape) - len(spec))
+    for entry in spec:
+        several = entry if isinstance(entry, tuple) else (entry,)
+        axes = tuple(axis for axis in several if mesh.shape.get(axis, 1) > 1)
+        size = shape[len(entries)]
+        for axis in axes:
+            if size % mesh.shape[axis]:
+                raise ValueError(
+                    f"`mesh`: the {mesh.shape[axis]} devices of the axis {axis!r} do not divide "
+                    f"axis {len(entries)} of {name}, whose shape is {list(shape)}"
+                )
+            size //= mesh.shape[axis]
+        entries.append(axes if len(axes) > 1 else axes[0] if axes else None)
+    return entries
+
+
+def named_axes(entries: Any) -> set[str]:
+    """The mesh axes that a spec names.
+
+    Example:
+      >>> sorted(named_axes(P(("data", "fsdp"), None, "model")))
+      ['data', 'fsdp', 'model']
+    """
+    several = (e if isinstance(e, tuple) else (e,) for e in entries if e is not None)
+    return {axis for axes in several for axis in axes}
