@@ -23,6 +23,7 @@ from dynexit.data.source import Batch
 from dynexit.engine.run import run_all
 from dynexit.objectives.multi_exit import multi_exit_cross_entropy
 from dynexit.training.logs import EVAL
+from dynexit.training.parallel.constants import Compiled
 from dynexit.training.parallel.mesh import replicated
 from dynexit.training.parallel.placement import put_batch
 from dynexit.training.state import cast
@@ -75,7 +76,7 @@ def make_evaluate(
     Raises:
       ValueError: from the function: labels that are not classes, or two metrics of one name.
     """
-    run = jax.jit(_sums(experiment, settings), out_shardings=replicated(mesh))
+    run = Compiled(_sums(experiment, settings), mesh, (), replicated(mesh))
     held: dict[str, Any] = {}  # the split, read at the first call
 
     def means(params: PyTree) -> dict[str, float]:

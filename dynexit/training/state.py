@@ -11,8 +11,9 @@ from dynexit.core.settings import Training
 from dynexit.core.shapes import Array, Int, Key, PyTree
 from dynexit.core.types import Experiment
 from dynexit.training.optimizer import make_optimizer
+from dynexit.training.parallel.constants import Compiled
 from dynexit.training.parallel.mesh import replicated
-from dynexit.training.parallel.placement import carried, like_params, shardings
+from dynexit.training.parallel.placement import carried, drawn, like_params, shardings
 from dynexit.training.parallel.rules import TENSOR_PARALLEL, Rules
 
 
@@ -105,6 +106,10 @@ def create_state(
       rules: where parameters go, see `rules.py`.
     """
     where = state_shardings(experiment, settings, mesh, rules)
-    return jax.jit(lambda key: initial_state(experiment, settings, key), out_shardings=where)(
-        jax.random.key(seed)
-    )
+    draw = drawn(state_shapes(experiment, settings).params, where.params)
+
+    def init(key: Array) -> TrainState:
+        state = initial_state(experiment, settings, key)
+        return state._replace(params=jax.lax.with_sharding_constraint(state.params, draw))
+
+    return Compiled(init, mesh, (), where)(jax.random.key(seed))

@@ -17,6 +17,7 @@ from dynexit.engine.steps import rematerialised
 from dynexit.objectives.multi_exit import mean_over_rows
 from dynexit.training.logs import CLOCK, EVAL
 from dynexit.training.optimizer import learning_rate, make_optimizer
+from dynexit.training.parallel.constants import Compiled
 from dynexit.training.parallel.constrained import constrained
 from dynexit.training.parallel.mesh import check_batch_size, replicated
 from dynexit.training.parallel.rules import TENSOR_PARALLEL, Rules
@@ -150,4 +151,4 @@ def make_train_step(
             **own,
         }
 
-    return jax.jit(train_step, donate_argnums=0, out_shardings=(where, replicated(mesh)))
+    return Compiled(train_step, mesh, donate=[0], out_shardings=(where, replicated(mesh)))

@@ -23,9 +23,7 @@ from dynexit.core.types import Model, Step, wrapped_training
 from dynexit.engine.steps import around_block
 from dynexit.training.optimizer import path_name
 from dynexit.training.parallel.mesh import by_rows, row_devices
-from dynexit.training.parallel.rules import without_fsdp
-
-SMALL = 2**13  # elements of one block's leaf
+from dynexit.training.parallel.rules import SMALL, without_fsdp
 
 
 @dataclasses.dataclass(frozen=True)

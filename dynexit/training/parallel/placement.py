@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, Sharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from dynexit.core.labels import as_labels
 from dynexit.core.shapes import Array, PyTree
@@ -47,6 +47,28 @@ def shardings(params: PyTree, mesh: Mesh, rules: Rules = ()) -> PyTree:
             )
     placed = [NamedSharding(mesh, spec) for spec in specs]
     return jax.tree.unflatten(jax.tree.structure(params), placed)
+
+
+def drawn(params: PyTree, placed: PyTree) -> PyTree:
+    """Shardings in which parameters are drawn, before they move to `placed`.
+
+    A kernel `[D, 3, heads, d]` is drawn as a matrix `[D, 3 heads d]`. A part of its heads is no
+    part of the matrix, so each device would draw the whole. It is drawn with its largest free axis
+    split in place of the heads.
+    """
+
+    def draw(leaf: Any, sharding: NamedSharding) -> NamedSharding:
+        spec = list(sharding.spec)
+        if "model" not in spec[:-1]:
+            return sharding
+        heads, size = spec.index("model"), sharding.mesh.shape["model"]
+        free = [k for k in range(1, len(spec)) if spec[k] is None and leaf.shape[k] % size == 0]
+        if not free:
+            return sharding
+        spec[heads], spec[max(free, key=lambda k: leaf.shape[k])] = None, "model"
+        return NamedSharding(sharding.mesh, PartitionSpec(*spec))
+
+    return jax.tree.map(draw, params, placed)
 
 
 def like_params(tree: PyTree, params: PyTree, placed: PyTree, mesh: Mesh) -> PyTree:

@@ -7,9 +7,11 @@ before them are whole. A spec of None keeps the parameter whole on every device.
 third entry, an expression that must be found in the path of another parameter of the same block.
 
 The axis "fsdp" then splits the largest other axis that it divides, of every parameter; the first
-axis, which may be that of the blocks, only where nothing else splits the parameter.
+axis, which may be that of the blocks, only where no other is divided, and not of a small parameter
+that "model" splits.
 """
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -20,6 +22,7 @@ from dynexit.training.parallel.mesh import AXES
 
 P = PartitionSpec
 AnyMesh = Mesh | AbstractMesh
+SMALL = 2**13  # elements
 Rule = tuple[str, PartitionSpec | None] | tuple[str, PartitionSpec | None, str]
 Rules = Sequence[Rule]
 
@@ -69,7 +72,8 @@ def spec_of(
     if mesh.shape.get("fsdp", 1) > 1 and "fsdp" not in named_axes(entries):
         free = [k for k, entry in enumerate(entries) if not entry and shape[k]]
         split = [k for k in free if shape[k] % mesh.shape["fsdp"] == 0]
-        if split and (max(split) > 0 or not any(entries)):
+        small = any(entries) and math.prod(shape) <= SMALL
+        if split and (max(split) > 0 or not small):
             entries[max(split, key=lambda k: (k > 0, shape[k], k))] = "fsdp"
     return P(*entries)
 

@@ -1,4 +1,4 @@
-"""The schedule and updates by hand, weight decay by path, and the placement of arrays."""
+"""The schedule and updates by hand, and weight decay by path."""
 
 import dataclasses
 import math
@@ -7,13 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec as P
 
 from dynexit.core.settings import Training
 from dynexit.training.optimizer import decayed, learning_rate, make_optimizer
-from dynexit.training.parallel.mesh import make_mesh
-from dynexit.training.parallel.placement import put_batch, shardings
-from dynexit.training.state import create_state
 
 
 @pytest.mark.parametrize("warmup", [0.0, 0.25, 1.0])
@@ -118,32 +114,3 @@ def test_decayed_parameters():
         "kernel": False,
         "bias": True,
     }
-
-
-def test_the_batch_is_split_and_the_state_is_replicated(toy):
-    mesh = make_mesh()
-    batch = put_batch(toy.batch(0, 0, 8), mesh)
-    assert [s.data.shape for s in batch["inputs"].addressable_shards] == [(2, 4)] * 4
-    np.testing.assert_array_equal(batch["labels"], toy.batch(0, 0, 8)["labels"])
-    state = create_state(toy.build(), toy.SETTINGS, 0, mesh)
-    assert all(leaf.is_fully_replicated for leaf in jax.tree.leaves(state))
-    with pytest.raises(
-        ValueError,
-        match=r"`batch_size` must be divisible by the 4 devices .* got 6; the nearest is 8",
-    ):
-        put_batch(toy.batch(0, 0, 6), mesh)
-
-
-def test_a_rule_places_a_parameter_and_its_moments(toy):
-    mesh, rules = make_mesh(), [(r"blocks/kernel$", P(None, "data"))]
-    state = create_state(toy.build(), toy.SETTINGS, 0, mesh, rules)
-    split = [
-        leaf
-        for leaf in jax.tree.leaves((state.params, state.opt_state))
-        if not leaf.is_fully_replicated
-    ]
-    assert [leaf.shape for leaf in split] == [(3, 8, 8)] * 3  # the weight and Adam's two moments
-    with pytest.raises(
-        ValueError, match=r"`rules`: 'bias' gives .* to blocks/bias, whose shape is only \[8\]"
-    ):
-        shardings({"blocks": {"bias": jnp.zeros(8)}}, mesh, [("bias", P(None, "data"))])
