@@ -57,7 +57,7 @@ def test_a_mesh_has_auto_axes_and_rows_are_split_over_two_of_them():
     mesh = make_mesh(Mesh(fsdp=2, model=2))
     assert mesh.axis_names == ("data", "fsdp", "model") and not mesh.explicit_axes
     check_batch_size(6, mesh)
-    with pytest.raises(ValueError, match="`batch_size` .* the 2 devices .* got 7; .* is 8"):
+    with pytest.raises(ValueError, match=r"`batch_size` .* the 2 devices .* got 7; .* is 8"):
         check_batch_size(7, mesh)
 
 
