@@ -90,7 +90,7 @@ def _is_known(error: Exception) -> bool:
     known = (
         ("dynexit.data.store", ("DataNotPrepared", "DataDamaged")),
         ("dynexit.training.loop", ("NonFiniteLoss",)),
-        ("dynexit.training.checkpoints", ("CheckpointError",)),
+        ("dynexit.training.checkpointing.checkpoints", ("CheckpointError",)),
         ("dynexit.core.folder_lock", ("FolderInUse",)),
         ("dynexit.runs.launch.execute", ("LaunchError",)),
         ("dynexit.calibration.rules.rule", ("NoPoint",)),

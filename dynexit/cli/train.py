@@ -146,7 +146,7 @@ def started_from(folder: Path, experiment: Experiment) -> Experiment:
     """
     import jax
 
-    from dynexit.training.checkpoints import CheckpointError, restore_params
+    from dynexit.training.checkpointing.checkpoints import CheckpointError, restore_params
 
     shapes = jax.eval_shape(experiment.model.init, jax.random.key(0))
     try:

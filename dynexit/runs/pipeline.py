@@ -56,7 +56,7 @@ def restored(run: Run, checkpoint: str | int = "newest") -> tuple[Experiment, An
     """
     import jax
 
-    from dynexit.training.checkpoints import missing, restore
+    from dynexit.training.checkpointing.checkpoints import missing, restore
 
     experiment = run.file.build(run.settings)
     template = {"params": jax.eval_shape(experiment.model.init, jax.random.key(0))}

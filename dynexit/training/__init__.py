@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from dynexit._lazy import attach
 
 if TYPE_CHECKING:
-    from dynexit.training.checkpoints import restore_params as restore_params
+    from dynexit.training.checkpointing.checkpoints import restore_params as restore_params
     from dynexit.training.loop import Fitted as Fitted
     from dynexit.training.loop import NonFiniteLoss as NonFiniteLoss
     from dynexit.training.loop import fit as fit

@@ -10,9 +10,9 @@ import numpy as np
 from dynexit.core.settings import Training
 from dynexit.core.shapes import Array, Shaped
 from dynexit.training import evals
+from dynexit.training.checkpointing.saver import Best, Saver
 from dynexit.training.collapse import CollapseWatch
 from dynexit.training.logs import Mirror, Records
-from dynexit.training.saver import Best, Saver
 from dynexit.training.state import TrainState
 from dynexit.training.streams import SafeStream
 

@@ -24,13 +24,13 @@ from dynexit.data.source import Batch
 from dynexit.training import evals as evaluation
 from dynexit.training.after_update import AfterUpdate, Flight, on_one_device, progress_bar
 from dynexit.training.after_update import NonFiniteLoss as NonFiniteLoss
-from dynexit.training.checkpoints import FOLDER, restore, set_aside_after
+from dynexit.training.checkpointing.checkpoints import FOLDER, restore, set_aside_after
+from dynexit.training.checkpointing.saver import Saver
 from dynexit.training.logs import FILE, Mirror, Records, read_records, without_clock
 from dynexit.training.parallel.mesh import make_mesh, replicated
 from dynexit.training.parallel.placement import put, put_batch
 from dynexit.training.parallel.rules import TENSOR_PARALLEL, Rules
 from dynexit.training.prefetch import ahead
-from dynexit.training.saver import Saver
 from dynexit.training.signals import StopRequest
 from dynexit.training.state import TrainState, create_state
 from dynexit.training.step import TrainStep, make_train_step
@@ -160,7 +160,7 @@ def _resumed(
                 f"{folder} already holds checkpoints; resume the run or choose another folder"
             )
         return state, 0
-    found = restore(folder, state)
+    found = restore(folder, state, together=True)
     if found is not None and found.seed != seed:
         raise ValueError(
             f"`seed` is {seed}, but the run in {folder} was started with {found.seed}; "

@@ -14,7 +14,7 @@ from dynexit.core.types import Experiment, Method, Model
 from dynexit.data.source import from_arrays
 from dynexit.runs.experiment_file import SettingsError
 from dynexit.runs.rows import write_rows
-from dynexit.training.saver import Saver
+from dynexit.training.checkpointing.saver import Saver
 
 
 def experiment(width=4):

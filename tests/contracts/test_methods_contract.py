@@ -20,7 +20,7 @@ from dynexit.calibration.records import records_of
 from dynexit.core.data import SPLITS
 from dynexit.core.settings import validate
 from dynexit.evaluation.recording import fitted
-from dynexit.training.checkpoints import named_leaves, restore
+from dynexit.training.checkpointing.checkpoints import named_leaves, restore
 from dynexit.training.logs import CLOCK, EVAL, read_records, without_clock
 from dynexit.training.loop import fit
 from dynexit.training.optimizer import path_name

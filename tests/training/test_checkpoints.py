@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dynexit.training import checkpoints, manifest
-from dynexit.training.checkpoints import CheckpointError, restore, restore_params
-from dynexit.training.saver import Saver
+from dynexit.training.checkpointing import checkpoints, manifest
+from dynexit.training.checkpointing.checkpoints import CheckpointError, restore, restore_params
+from dynexit.training.checkpointing.saver import Saver
+from dynexit.training.checkpointing.slices import Box
 
 
 def tree(step):
@@ -205,13 +206,11 @@ def test_the_manifest_is_plain_json(tmp_path):
     assert content["leaves"]["moments/0"]["shape"] == [0, 3]
 
 
-def test_verify_names_a_missing_leaf():
-    leaf = np.ones((2, 3), np.float32)
-    wanted = manifest.Manifest(
-        1, 0, {"w": {**manifest.describe(leaf), "sha256": manifest.digest(leaf)}}
-    )
-    manifest.verify(wanted, {"w": leaf})
+def test_a_slice_that_is_missing_or_differs_is_named():
+    values = np.ones((2, 3), np.float32)
+    wanted = manifest.saved("w", Box((0, 0), (2, 3)), values)
+    assert manifest.check("w", wanted, "float32", values) is values
     with pytest.raises(manifest.Damaged, match="w is missing"):
-        manifest.verify(wanted, {})
+        manifest.check("w", wanted, "float32", None)
     with pytest.raises(manifest.Damaged, match="w: shape is"):
-        manifest.verify(wanted, {"w": leaf.T})
+        manifest.check("w", wanted, "float32", values.T)

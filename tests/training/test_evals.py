@@ -15,12 +15,12 @@ from dynexit import methods
 from dynexit.core.settings import Training
 from dynexit.core.types import Source
 from dynexit.training import evals
-from dynexit.training.checkpoints import CheckpointError, restore, restore_params
+from dynexit.training.checkpointing.checkpoints import CheckpointError, restore, restore_params
+from dynexit.training.checkpointing.saver import best_score
 from dynexit.training.logs import CLOCK, EVAL, read_records, without_clock
 from dynexit.training.loop import fit
 from dynexit.training.parallel.mesh import make_mesh
 from dynexit.training.parallel.placement import put_batch
-from dynexit.training.saver import best_score
 
 ANSWER = lambda output: jnp.argmax(output, axis=-1).astype(jnp.int32)
 

@@ -18,7 +18,7 @@ import pytest
 
 from dynexit.core.types import Carried
 from dynexit.engine.run import run_all
-from dynexit.training.checkpoints import named_leaves, restore, restore_params
+from dynexit.training.checkpointing.checkpoints import named_leaves, restore, restore_params
 from dynexit.training.logs import read_records, without_clock
 from dynexit.training.loop import NonFiniteLoss, fit
 from dynexit.training.parallel.mesh import make_mesh

@@ -14,7 +14,7 @@ import pytest
 from dynexit.core.folder_lock import FolderInUse, in_use
 from dynexit.data.source import from_leaves
 from dynexit.objectives.multi_exit import multi_exit_cross_entropy
-from dynexit.training.checkpoints import restore_params
+from dynexit.training.checkpointing.checkpoints import restore_params
 from dynexit.training.logs import Mirror
 from dynexit.training.loop import fit
 from dynexit.training.parallel.mesh import make_mesh

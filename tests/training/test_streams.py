@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dynexit.training.checkpoints import restore_params
+from dynexit.training.checkpointing.checkpoints import restore_params
 from dynexit.training.streams import SafeStream, safe_output
 
 FIT = """

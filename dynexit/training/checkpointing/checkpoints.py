@@ -1,12 +1,12 @@
-"""Reads checkpoints and verifies them leaf by leaf; `saver.py` writes them.
+"""Reads checkpoints and verifies them slice by slice; `saver.py` writes them.
 
 A run's folder has `checkpoints/00000500/` for the state after update 500, and `best/00000400/` for
 the parameters of the highest score: `arrays/`, written by orbax, and `manifest.json` (see
 `manifest.py`). Only data is stored, by leaf path; the structure comes from the program that
 restores, so nothing is unpickled.
 
-Several processes: process 0 writes, so every leaf must be whole on it (replicated parameters are);
-all processes restore, so they must see the folder.
+Several processes: each has stored its slices in `arrays/K/`. A process reads and verifies what its
+own devices need, whatever the numbers of devices and processes were.
 """
 
 import contextlib
@@ -19,12 +19,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
-from dynexit.core.shapes import Array, PyTree
-from dynexit.training import manifest
-from dynexit.training.manifest import Damaged, Incomplete
+from dynexit.core.shapes import PyTree
+from dynexit.training.checkpointing import manifest
+from dynexit.training.checkpointing.manifest import Damaged, Incomplete, Manifest, Saved
+from dynexit.training.checkpointing.slices import Box, assembled, box_of, needed, overlap
 from dynexit.training.optimizer import path_name
-from dynexit.training.parallel.placement import put
 
 FOLDER, BEST = "checkpoints", "best"
 ARRAYS = "arrays"
@@ -66,7 +67,9 @@ def named_leaves(tree: PyTree) -> dict[str, Any]:
     return {path_name(path): _data(leaf) for path, leaf in leaves}
 
 
-def restore(folder: Path, template: PyTree, checkpoint: str | int = "newest") -> Restored | None:
+def restore(
+    folder: Path, template: PyTree, checkpoint: str | int = "newest", together: bool = False
+) -> Restored | None:
     """Reads a checkpoint of a run. A warning is raised for each damaged one that is skipped.
 
     Args:
@@ -75,6 +78,8 @@ def restore(folder: Path, template: PyTree, checkpoint: str | int = "newest") ->
         (placed on the default device). Checkpoints may hold leaves that it does not have.
       checkpoint: "newest", the newest undamaged one; "best", parameters alone, those of the
         highest score on the calibration split (see `evals.score`); or a step.
+      together: whether all processes call it; they restore one checkpoint, which is undamaged for
+        each of them.
 
     Returns:
       The checkpoint, or None where the folder has no complete one of this kind.
@@ -84,21 +89,20 @@ def restore(folder: Path, template: PyTree, checkpoint: str | int = "newest") ->
       ValueError: `checkpoint` is none of the three; or an undamaged checkpoint lacks a leaf of the
         template, or has it in another shape or type; the leaf is named.
     """
-    damaged = 0
-    for path in _candidates(Path(folder), checkpoint):
+    damaged, candidates = 0, _candidates(Path(folder), checkpoint)
+    while candidates := _agreed_on(candidates, together):
+        path, problem, restored = candidates.pop(0), None, None
         try:
             found = manifest.read(path)
             _check_fits(path, found, template)
-            arrays = _read(path, found)
-            manifest.verify(found, arrays)
+            restored = Restored(found.step, found.seed, _read(path, found, template))
         except (Damaged, Incomplete) as error:
-            damaged += isinstance(error, Damaged)
-            warnings.warn(f"checkpoint {path} is skipped: {error}", RuntimeWarning, stacklevel=2)
-            continue
-        tree = jax.tree_util.tree_map_with_path(
-            lambda p, leaf, a=arrays: _placed(a[path_name(p)], leaf), template
-        )
-        return Restored(found.step, found.seed, tree)
+            problem, restored = error, None
+        if _all(restored is not None, together):
+            return restored
+        damaged += not isinstance(problem, Incomplete)
+        reason = problem or "a slice that another process needs is damaged"
+        warnings.warn(f"checkpoint {path} is skipped: {reason}", RuntimeWarning, stacklevel=2)
     if damaged:
         raise CheckpointError(
             f"no undamaged checkpoint ({checkpoint}) is left in {folder}: "
@@ -182,25 +186,82 @@ def _candidates(folder: Path, checkpoint: str | int) -> list[Path]:
     return [path for path in paths if path.is_dir()]
 
 
-def _read(path: Path, found: manifest.Manifest) -> dict[str, np.ndarray]:
-    empty = {
-        n: np.zeros(leaf["shape"], leaf["dtype"])
-        for n, leaf in found.leaves.items()
-        if 0 in leaf["shape"]
-    }
+def _agreed_on(candidates: list[Path], together: bool) -> list[Path]:
+    """The candidates of process 0: those of this process from its first one on."""
+    if not together or jax.process_count() == 1:
+        return candidates
+    first = int(candidates[0].name) if candidates else -1
+    step = int(multihost_utils.broadcast_one_to_all(np.int32(first)))
+    if step >= 0 and step not in {int(path.name) for path in candidates}:
+        raise CheckpointError(
+            f"process {jax.process_index()} does not see the checkpoint of step {step}, which "
+            "process 0 restores; all processes must share the run folder"
+        )
+    return [path for path in candidates if int(path.name) <= step]
+
+
+def _all(restored: bool, together: bool) -> bool:
+    if not together or jax.process_count() == 1:
+        return restored
+    return bool(multihost_utils.process_allgather(np.asarray(restored)).all())
+
+
+def _read(path: Path, found: Manifest, template: PyTree) -> PyTree:
+    """The template's leaves, from the slices that this process needs."""
+    leaves = named_leaves(template)
+    boxes = {name: needed(leaf) for name, leaf in leaves.items()}
+    slices = {name: [s for s in found.slices if s.leaf == name] for name in leaves}
+    of = {s.process for name, need in boxes.items() for s in slices[name] if _touches(s.box, need)}
+    arrays = _verified(path, found, of)
+
+    def place(tree_path: Any, leaf: Any) -> jax.Array:
+        name = path_name(tree_path)
+        pieces = [(s.box, arrays[s]) for s in slices[name] if s in arrays]
+        dtype = np.dtype(found.leaves[name]["dtype"])
+        try:
+            parts = {box: assembled(box, pieces, dtype) for box in boxes[name]}
+        except LookupError as error:
+            raise Damaged(f"{name} lacks {error}") from error
+        return _placed(parts, leaf)
+
+    return jax.tree_util.tree_map_with_path(place, template)
+
+
+def _touches(box: Box, others: list[Box]) -> bool:
+    return any(box == other or overlap(box, other) is not None for other in others)
+
+
+def _verified(path: Path, found: Manifest, processes: set[int]) -> dict[Saved, np.ndarray]:
+    """All slices that these processes saved, compared with what was written."""
+    arrays = dict[Saved, np.ndarray]()
+    for process in sorted(processes):
+        slices = [each for each in found.slices if each.process == process]
+        keys = {s: manifest.key_of(s.leaf, s.box, found.leaves[s.leaf]["shape"]) for s in slices}
+        stored = _stored(path / ARRAYS / str(process), [keys[s] for s in slices if s.box.size])
+        for each in slices:
+            dtype = found.leaves[each.leaf]["dtype"]
+            empty = None if each.box.size else np.zeros(each.shape, dtype)
+            got = stored.get(keys[each], empty)
+            arrays[each] = manifest.check(each.leaf, each, dtype, got)
+    return arrays
+
+
+def _stored(path: Path, names: list[str]) -> dict[str, np.ndarray]:
+    """What one process stored, by name."""
+    if not names:
+        return {}
     try:
         with orbax() as (checkpointer, args, as_numpy):
-            wanted = {name: as_numpy for name in found.leaves if name not in empty}
-            arrays = checkpointer.restore(
-                (path / ARRAYS).absolute(), args=args.PyTreeRestore(restore_args=wanted)
+            return checkpointer.restore(
+                path.absolute(),
+                args=args.PyTreeRestore(restore_args={name: as_numpy for name in names}),
             )
-            return {**empty, **arrays}
     except Exception as error:  # storage raises many types; each means an unreadable checkpoint
         first_line = (str(error).splitlines() or [""])[0]
         raise Damaged(f"its arrays cannot be read: {type(error).__name__}: {first_line}") from error
 
 
-def _check_fits(path: Path, found: manifest.Manifest, template: PyTree) -> None:
+def _check_fits(path: Path, found: Manifest, template: PyTree) -> None:
     for name, leaf in named_leaves(template).items():
         if name not in found.leaves:
             raise ValueError(
@@ -229,12 +290,17 @@ def _data(leaf: Any) -> Any:
     )
 
 
-def _placed(array: np.ndarray, leaf: Any) -> Array:
+def _placed(parts: dict[Box, np.ndarray], leaf: Any) -> jax.Array:
+    """An array where the template has it, from the boxes that this process needs."""
     if isinstance(leaf, jax.ShapeDtypeStruct):
-        return jnp.asarray(array)
-    if _is_key(leaf):
-        data = put(array, jax.random.key_data(leaf).sharding)
-        return jax.device_put(
-            jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf)), leaf.sharding
-        )
-    return put(array, leaf.sharding)
+        (whole,) = parts.values()
+        return jnp.asarray(whole)
+    data = jax.random.key_data(leaf) if _is_key(leaf) else leaf
+    placed = jax.make_array_from_callback(
+        data.shape, data.sharding, lambda index: parts[box_of(index, data.shape)]
+    )
+    if not _is_key(leaf):
+        return placed
+    return jax.device_put(
+        jax.random.wrap_key_data(placed, impl=jax.random.key_impl(leaf)), leaf.sharding
+    )

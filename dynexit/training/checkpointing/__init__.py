@@ -1,0 +1,1 @@
+"""Checkpoints: slices of arrays, their manifest, writing and reading."""
