@@ -116,8 +116,7 @@ class AfterUpdate:
         score = evals.score(metrics)
         if score is None or not score > self.saver.best:
             return None
-        copy = jax.tree.map(lambda a: jnp.copy(on_one_device(a)), state.params)
-        return Best(copy, score)
+        return Best(jax.tree.map(jnp.copy, state.params), score)
 
     def _clock(self, step: int) -> dict[str, float]:
         now = time.perf_counter()

@@ -1,18 +1,16 @@
 """Reads checkpoints and verifies them slice by slice; `saver.py` writes them.
 
 A run's folder has `checkpoints/00000500/` for the state after update 500, and `best/00000400/` for
-the parameters of the highest score: `arrays/`, written by orbax, and `manifest.json` (see
+the parameters of the highest score: `arrays/` and `manifest.json` (see
 `manifest.py`). Only data is stored, by leaf path; the structure comes from the program that
 restores, so nothing is unpickled.
 
-Several processes: each has stored its slices in `arrays/K/`. A process reads and verifies what its
-own devices need, whatever the numbers of devices and processes were.
+Several processes: process K has stored its slices in `arrays/K.bin`. A process reads and verifies
+what its own devices need, whatever the numbers of devices and processes were.
 """
 
-import contextlib
 import shutil
 import warnings
-from collections.abc import Generator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,8 +21,9 @@ from jax.experimental import multihost_utils
 
 from dynexit.core.shapes import PyTree
 from dynexit.training.checkpointing import manifest
-from dynexit.training.checkpointing.manifest import Damaged, Incomplete, Manifest, Saved
+from dynexit.training.checkpointing.manifest import Damaged, Incomplete, Manifest
 from dynexit.training.checkpointing.slices import Box, assembled, box_of, needed, overlap
+from dynexit.training.checkpointing.storage import SUFFIX, load
 from dynexit.training.optimizer import path_name
 
 FOLDER, BEST = "checkpoints", "best"
@@ -159,24 +158,6 @@ def newest_first(folder: Path) -> list[Path]:
     return sorted(steps, key=lambda path: int(path.name), reverse=True)
 
 
-@contextlib.contextmanager
-def orbax() -> Generator[tuple[Any, Any, Any], None, None]:
-    """An orbax checkpointer of this process alone, orbax's argument classes, and its mark for numpy
-    leaves.
-    """
-    import orbax.checkpoint as ocp
-
-    alone = ocp.options.MultiprocessingOptions(
-        primary_host=jax.process_index(),
-        active_processes={jax.process_index()},
-        barrier_sync_key_prefix=f"process{jax.process_index()}",
-    )
-    with ocp.Checkpointer(
-        ocp.PyTreeCheckpointHandler(), multiprocessing_options=alone
-    ) as checkpointer:
-        yield checkpointer, ocp.args, ocp.RestoreArgs(restore_type=np.ndarray)
-
-
 def _candidates(folder: Path, checkpoint: str | int) -> list[Path]:
     if checkpoint in ("newest", "best"):
         return newest_first(folder / (FOLDER if checkpoint == "newest" else BEST))
@@ -210,16 +191,18 @@ def _read(path: Path, found: Manifest, template: PyTree) -> PyTree:
     """The template's leaves, from the slices that this process needs."""
     leaves = named_leaves(template)
     boxes = {name: needed(leaf) for name, leaf in leaves.items()}
-    slices = {name: [s for s in found.slices if s.leaf == name] for name in leaves}
-    of = {s.process for name, need in boxes.items() for s in slices[name] if _touches(s.box, need)}
-    arrays = _verified(path, found, of)
+    pieces: dict[str, list[tuple[Box, np.ndarray]]] = {name: [] for name in leaves}
+    for each in found.slices:
+        if each.leaf in leaves and _touches(each.box, boxes[each.leaf]):
+            file = path / ARRAYS / f"{each.process}{SUFFIX}"
+            values = load(file, each, found.leaves[each.leaf]["dtype"])
+            pieces[each.leaf].append((each.box, values))
 
     def place(tree_path: Any, leaf: Any) -> jax.Array:
         name = path_name(tree_path)
-        pieces = [(s.box, arrays[s]) for s in slices[name] if s in arrays]
         dtype = np.dtype(found.leaves[name]["dtype"])
         try:
-            parts = {box: assembled(box, pieces, dtype) for box in boxes[name]}
+            parts = {box: assembled(box, pieces[name], dtype) for box in boxes[name]}
         except LookupError as error:
             raise Damaged(f"{name} lacks {error}") from error
         return _placed(parts, leaf)
@@ -229,36 +212,6 @@ def _read(path: Path, found: Manifest, template: PyTree) -> PyTree:
 
 def _touches(box: Box, others: list[Box]) -> bool:
     return any(box == other or overlap(box, other) is not None for other in others)
-
-
-def _verified(path: Path, found: Manifest, processes: set[int]) -> dict[Saved, np.ndarray]:
-    """All slices that these processes saved, compared with what was written."""
-    arrays = dict[Saved, np.ndarray]()
-    for process in sorted(processes):
-        slices = [each for each in found.slices if each.process == process]
-        keys = {s: manifest.key_of(s.leaf, s.box, found.leaves[s.leaf]["shape"]) for s in slices}
-        stored = _stored(path / ARRAYS / str(process), [keys[s] for s in slices if s.box.size])
-        for each in slices:
-            dtype = found.leaves[each.leaf]["dtype"]
-            empty = None if each.box.size else np.zeros(each.shape, dtype)
-            got = stored.get(keys[each], empty)
-            arrays[each] = manifest.check(each.leaf, each, dtype, got)
-    return arrays
-
-
-def _stored(path: Path, names: list[str]) -> dict[str, np.ndarray]:
-    """What one process stored, by name."""
-    if not names:
-        return {}
-    try:
-        with orbax() as (checkpointer, args, as_numpy):
-            return checkpointer.restore(
-                path.absolute(),
-                args=args.PyTreeRestore(restore_args={name: as_numpy for name in names}),
-            )
-    except Exception as error:  # storage raises many types; each means an unreadable checkpoint
-        first_line = (str(error).splitlines() or [""])[0]
-        raise Damaged(f"its arrays cannot be read: {type(error).__name__}: {first_line}") from error
 
 
 def _check_fits(path: Path, found: Manifest, template: PyTree) -> None:

@@ -41,6 +41,7 @@ class Saved(NamedTuple):
       leaf: the path of the array that it is of.
       start: its first element.
       shape: its shape.
+      offset: of its first byte in the file of the process.
       sha256: of its bytes in C order.
       process: the one that saved it.
     """
@@ -48,8 +49,9 @@ class Saved(NamedTuple):
     leaf: str
     start: tuple[int, ...]
     shape: tuple[int, ...]
+    offset: int
     sha256: str
-    process: int = 0
+    process: int
 
     @property
     def box(self) -> Box:
@@ -77,17 +79,6 @@ class Manifest(NamedTuple):
     attempt: str = ""
 
 
-def key_of(leaf: str, box: Box, shape: Sequence[int]) -> str:
-    """The name under which a slice is stored: its leaf, and where it begins if it is a part.
-
-    Example:
-      >>> key_of("params/w", Box((4, 0), (4, 3)), (8, 3)), key_of("n", Box((), ()), ())
-      ('params/w@4,0', 'n')
-    """
-    whole = box.shape == tuple(shape)
-    return leaf if whole else f"{leaf}@{','.join(map(str, box.start))}"
-
-
 def digest(array: np.ndarray) -> str:
     """sha256 of an array's bytes in C order."""
     return hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data).hexdigest()
@@ -98,9 +89,24 @@ def describe(array: AnyArray) -> dict[str, Any]:
     return {"shape": list(array.shape), "dtype": str(np.dtype(array.dtype))}
 
 
-def saved(leaf: str, box: Box, values: np.ndarray, process: int = 0) -> Saved:
-    """The entry of a slice."""
-    return Saved(leaf, box.start, box.shape, digest(values), process)
+def entries(parts: Mapping[str, Mapping[Box, np.ndarray]], process: int) -> list[Saved]:
+    """The entries of what a process saves, in the order in which it stores them.
+
+    Args:
+      parts: by leaf, its boxes and their values.
+      process: the one that saves them.
+
+    Example:
+      >>> parts = {"w": {Box((0,), (2,)): np.ones(2)}, "n": {Box((), ()): np.array(3)}}
+      >>> [(each.leaf, each.offset) for each in entries(parts, 0)]
+      [('w', 0), ('n', 16)]
+    """
+    found, offset = list[Saved](), 0
+    for leaf, boxes in parts.items():
+        for box, values in boxes.items():
+            found.append(Saved(leaf, *box, offset, digest(values), process))
+            offset += values.nbytes
+    return found
 
 
 def write(folder: Path, manifest: Manifest) -> None:
@@ -181,19 +187,15 @@ def wait_for(folder: Path, attempt: str) -> None:
         time.sleep(POLL)
 
 
-def check(leaf: str, wanted: Saved, dtype: str, got: np.ndarray | None) -> np.ndarray:
-    """Compares a slice that was read with the one that was saved.
+def check(wanted: Saved, dtype: str, read: np.ndarray) -> np.ndarray:
+    """A slice from the bytes that were read, compared with the one that was saved.
 
     Raises:
-      Damaged: it is missing, or its shape, type or sha256 differs; the leaf is named.
+      Damaged: its sha256 differs; the leaf is named.
     """
-    if got is None:
-        raise Damaged(f"{leaf} is missing")
-    expected = {"shape": list(wanted.shape), "dtype": dtype, "sha256": wanted.sha256}
-    for field, value in {**describe(got), "sha256": digest(got)}.items():
-        if value != expected[field]:
-            raise Damaged(f"{leaf}: {field} is {value}, {expected[field]} was saved")
-    return got
+    if (sha256 := digest(read)) != wanted.sha256:
+        raise Damaged(f"{wanted.leaf}: sha256 is {sha256}, {wanted.sha256} was saved")
+    return read.view(dtype).reshape(wanted.shape)
 
 
 def _part(folder: Path, process: int, attempt: str) -> dict[str, Any] | None:

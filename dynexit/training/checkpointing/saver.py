@@ -27,10 +27,10 @@ from dynexit.training.checkpointing.checkpoints import (
     CheckpointError,
     named_leaves,
     newest_first,
-    orbax,
 )
 from dynexit.training.checkpointing.manifest import Manifest
-from dynexit.training.checkpointing.slices import Box, held
+from dynexit.training.checkpointing.slices import held
+from dynexit.training.checkpointing.storage import SUFFIX, store
 
 
 class Best(NamedTuple):
@@ -158,12 +158,8 @@ def _write(folder: Path, found: Manifest, leaves: Mapping[str, AnyArray]) -> Non
         need = sum(values.nbytes for boxes in parts.values() for values in boxes.values())
         if (free := shutil.disk_usage(folder).free) < need:
             raise OSError(f"only {free / 1e6:.1f} MB are free")
-        _store(path / ARRAYS / str(process), parts, leaves)
-        slices = [
-            manifest.saved(name, box, values, process)
-            for name, boxes in parts.items()
-            for box, values in boxes.items()
-        ]
+        slices = manifest.entries(parts, process)
+        store(path / ARRAYS / f"{process}{SUFFIX}", (a for p in parts.values() for a in p.values()))
         if process == 0:
             others = manifest.read_parts(path, range(1, jax.process_count()), found.attempt)
             manifest.write(path, found._replace(slices=[*slices, *others]))
@@ -179,21 +175,6 @@ def _write(folder: Path, found: Manifest, leaves: Mapping[str, AnyArray]) -> Non
             f"the checkpoint of step {found.step} could not be written to {folder}, which needs "
             f"{need / 1e6:.1f} MB for it: {error}; checkpoints saved before are untouched"
         ) from error
-
-
-def _store(
-    path: Path, parts: dict[str, dict[Box, np.ndarray]], leaves: Mapping[str, AnyArray]
-) -> None:
-    """Stores slices by name, in place of what an incomplete save left behind."""
-    full = {
-        manifest.key_of(name, box, leaves[name].shape): values
-        for name, boxes in parts.items()
-        for box, values in boxes.items()
-        if values.size
-    }
-    if full:
-        with orbax() as (checkpointer, args, _):
-            checkpointer.save(path.absolute(), args=args.PyTreeSave(full), force=True)
 
 
 def _shared_number() -> int:
