@@ -1,6 +1,6 @@
 """The complete state of training, sufficient to resume."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -74,8 +74,11 @@ def state_shardings(
     settings: Training,
     mesh: Mesh,
     rules: Rules = TENSOR_PARALLEL,
-) -> TrainState:
+) -> Any:
     """Where every leaf of the state is: parameters and moments by the rules, slots by rows.
+
+    Returns:
+      A `TrainState` of shardings; that of the step and that of the key are for the whole field.
 
     Raises:
       ValueError: as `placement.shardings`.
@@ -84,7 +87,8 @@ def state_shardings(
     params = shardings(shapes.params, mesh, rules)
     moments = like_params(shapes.opt_state, shapes.params, params, mesh)
     slots = carried(shapes.carry, settings.batch_size, mesh)
-    return TrainState(replicated(mesh), params, moments, replicated(mesh), slots)
+    fields: Any = TrainState
+    return fields(replicated(mesh), params, moments, replicated(mesh), slots)
 
 
 def create_state(

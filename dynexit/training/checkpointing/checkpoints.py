@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from dynexit.core.shapes import PyTree
+from dynexit.core.shapes import Array, PyTree
 from dynexit.training.checkpointing import manifest
 from dynexit.training.checkpointing.manifest import Damaged, Incomplete, Manifest
 from dynexit.training.checkpointing.slices import Box, assembled, box_of, needed, overlap
@@ -198,7 +198,7 @@ def _read(path: Path, found: Manifest, template: PyTree) -> PyTree:
             values = load(file, each, found.leaves[each.leaf]["dtype"])
             pieces[each.leaf].append((each.box, values))
 
-    def place(tree_path: Any, leaf: Any) -> jax.Array:
+    def place(tree_path: Any, leaf: Any) -> Array:
         name = path_name(tree_path)
         dtype = np.dtype(found.leaves[name]["dtype"])
         try:
@@ -243,14 +243,14 @@ def _data(leaf: Any) -> Any:
     )
 
 
-def _placed(parts: dict[Box, np.ndarray], leaf: Any) -> jax.Array:
+def _placed(parts: dict[Box, np.ndarray], leaf: Any) -> Array:
     """An array where the template has it, from the boxes that this process needs."""
     if isinstance(leaf, jax.ShapeDtypeStruct):
         (whole,) = parts.values()
         return jnp.asarray(whole)
     data = jax.random.key_data(leaf) if _is_key(leaf) else leaf
     placed = jax.make_array_from_callback(
-        data.shape, data.sharding, lambda index: parts[box_of(index, data.shape)]
+        data.shape, data.sharding, lambda index: parts[box_of(index or (), data.shape)]
     )
     if not _is_key(leaf):
         return placed

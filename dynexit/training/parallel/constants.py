@@ -66,19 +66,19 @@ class Compiled:
         """The arrays that are arguments of the program for `args`, beside them."""
         return self._of(args)[1]
 
-    def _of(self, args: tuple) -> tuple[Any, list[AnyArray]]:
+    def _of(self, args: tuple[Any, ...]) -> tuple[Any, list[AnyArray]]:
         leaves, structure = jax.tree.flatten(args[-1])
         key = structure, tuple((a.shape, a.dtype) for a in leaves)
         if key not in self._programs:
             self._programs[key] = self._made(args)
         return self._programs[key]
 
-    def _made(self, args: tuple) -> tuple[Any, list[AnyArray]]:
+    def _made(self, args: tuple[Any, ...]) -> tuple[Any, list[AnyArray]]:
         traced = self._whole.trace(*args)
         closed, made = traced.jaxpr, jax.tree.structure(traced.out_info)
         large = [k for k, a in enumerate(closed.consts) if np.size(a) >= LARGE]
 
-        def f(constants: list, *args: Any) -> Any:
+        def f(constants: list[AnyArray], *args: Any) -> Any:
             filled = dict(zip(large, constants, strict=True))
             consts = [filled.get(k, a) for k, a in enumerate(closed.consts)]
             run = jaxpr_as_fun(ClosedJaxpr(closed.jaxpr, consts))

@@ -148,5 +148,7 @@ def _placed(leaf: Array, where: NamedSharding) -> Array:
 
 
 @_placed.defjvp
-def _placed_jvp(where: NamedSharding, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+def _placed_jvp(
+    where: NamedSharding, primals: tuple[Array, ...], tangents: tuple[Any, ...]
+) -> tuple[Array, Array]:
     return _placed(primals[0], where), tangents[0]

@@ -12,7 +12,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from dynexit.core.labels import as_labels
-from dynexit.core.shapes import Array, PyTree
+from dynexit.core.shapes import Array, PyTree, Rows, Shaped
+from dynexit.data.source import Batch
 from dynexit.training.optimizer import path_name
 from dynexit.training.parallel.mesh import by_rows, check_batch_size, replicated, row_devices
 from dynexit.training.parallel.rules import Rules, named_axes, spec_of
@@ -90,7 +91,7 @@ def like_params(tree: PyTree, params: PyTree, placed: PyTree, mesh: Mesh) -> PyT
         )
     }
 
-    def place(path: Any, leaf: Any) -> Sharding:
+    def place(path: Sequence[Any], leaf: Any) -> Sharding:
         parts = path_name(path).split("/")
         tails = ("/".join(parts[k:]) for k in range(len(parts)))
         shape, sharding = next((where[tail] for tail in tails if tail in where), ((), None))
@@ -105,12 +106,14 @@ def carried(tree: PyTree, rows: int, mesh: Mesh) -> PyTree:
     return jax.tree.map(lambda a: split if a.shape[:1] == (rows,) else replicated(mesh), tree)
 
 
-def put(array: np.ndarray, sharding: Sharding) -> Array:
+def put(array: Shaped[np.ndarray, "*shape"], sharding: Sharding) -> Shaped[Array, "*shape"]:
     """Places a host array that every process has; each process transfers its own part."""
     return jax.make_array_from_callback(np.shape(array), sharding, lambda index: array[index])
 
 
-def put_batch(batch: dict, mesh: Mesh, names: Sequence[str] = ("inputs", "labels")) -> dict:
+def put_batch(
+    batch: Batch, mesh: Mesh, names: Sequence[str] = ("inputs", "labels")
+) -> dict[str, Rows]:
     """What a step reads of a host batch, leaves `[B, ...]`, split by rows over "data" and "fsdp".
 
     Args:
@@ -129,7 +132,7 @@ def put_batch(batch: dict, mesh: Mesh, names: Sequence[str] = ("inputs", "labels
     if labels.dtype.kind in "iu":
         labels = as_labels(labels)
 
-    def place(path: Any, leaf: Any) -> Array:
+    def place(path: Sequence[Any], leaf: Any) -> Array:
         leaf = np.asarray(leaf)
         if leaf.dtype.kind in "OSUMmT":
             raise TypeError(f"`{path_name(path)}` must be numbers, got {leaf.dtype}")
@@ -148,9 +151,8 @@ def whole(tree: PyTree) -> PyTree:
 
     def gather(array: Array) -> Array:
         if not array.is_fully_replicated:
-            assert isinstance(array.sharding, NamedSharding)
-            everywhere = replicated(array.sharding.mesh)
-            array = jax.jit(lambda a: a, out_shardings=everywhere)(array)
+            mesh: Any = getattr(array.sharding, "mesh", None)
+            array = jax.jit(lambda a: a, out_shardings=replicated(mesh))(array)
         return array.addressable_data(0)
 
     return jax.tree.map(gather, tree)

@@ -14,17 +14,17 @@ that "model" splits.
 import math
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from dynexit.training.parallel.mesh import AXES
 
 P = PartitionSpec
-AnyMesh = Mesh | AbstractMesh
+AnyMesh: TypeAlias = Mesh | AbstractMesh
 SMALL = 2**13  # elements
-Rule = tuple[str, PartitionSpec | None] | tuple[str, PartitionSpec | None, str]
-Rules = Sequence[Rule]
+Rule: TypeAlias = tuple[str, PartitionSpec | None] | tuple[str, PartitionSpec | None, str]
+Rules: TypeAlias = Sequence[Rule]
 
 TENSOR_PARALLEL: Rules = (
     # attention: the heads
@@ -68,7 +68,9 @@ def spec_of(
     rule = next((rule for rule in rules if applies(rule, name, names)), None)
     if rule is not None and rule[1] is None:
         return P(*[None] * len(shape))
-    entries = [None] * len(shape) if rule is None else _ruled(rule, name, shape, mesh)
+    entries: list[Any] = [None] * len(shape)
+    if rule is not None:
+        entries = _ruled(rule, name, shape, mesh)
     if mesh.shape.get("fsdp", 1) > 1 and "fsdp" not in named_axes(entries):
         free = [k for k, entry in enumerate(entries) if not entry and shape[k]]
         split = [k for k in free if shape[k] % mesh.shape["fsdp"] == 0]
@@ -107,9 +109,9 @@ def applies(rule: Rule, name: str, names: Sequence[str]) -> bool:
     return len(rule) < 3 or any(re.search(rule[2], other) for other in beside)
 
 
-def _ruled(rule: Any, name: str, shape: Sequence[int], mesh: AnyMesh) -> list[Any]:
+def _ruled(rule: Rule, name: str, shape: Sequence[int], mesh: AnyMesh) -> list[Any]:
     """The entries of a rule's spec, aligned with the last axes; axes of size 1 are dropped."""
-    pattern, spec = rule[:2]
+    pattern, spec = rule[0], rule[1] or P()
     if len(spec) > len(shape):
         raise ValueError(
             f"`rules`: {pattern!r} gives {spec} to {name}, whose shape is only {list(shape)}"
