@@ -203,7 +203,9 @@ def measured(
 
 
 def on_one_device(params: Any) -> Any:
-    """Training spreads parameters over devices; timing is of one."""
+    """Training spreads parameters over devices; timing is of one. All processes must call it."""
     import jax
 
-    return jax.device_put(jax.device_get(params), jax.devices()[0])
+    from dynexit.training.parallel.placement import whole
+
+    return jax.device_put(whole(params), jax.local_devices()[0])

@@ -23,7 +23,7 @@ from dynexit.core.folder_lock import in_use
 from dynexit.runs.experiment_file import ExperimentFile, SettingsError, digest, load
 from dynexit.runs.recorded_settings import from_dict, to_dict
 
-SETTINGS = "settings.json"
+SETTINGS, MESH = "settings.json", "mesh"
 PACKAGES = (
     "dynexit",
     "jax",
@@ -169,7 +169,10 @@ def _taken_up(folder: Path, file: ExperimentFile, settings: Any, log: Callable[[
                 f"{folder / name} is a link, which is not followed; name another folder with --run"
             )
     begun = from_dict(file.settings, recorded["settings"], str(folder / SETTINGS), log)
-    if differences := _differences(to_dict(begun), to_dict(settings)):
+    old, new = to_dict(begun), to_dict(settings)
+    if moved := _differences(old.pop(MESH, None), new.pop(MESH, None), MESH):
+        log(f"another mesh than in {folder}, so bits may differ: {'; '.join(moved)}")
+    if differences := _differences(old, new):
         lines = "\n".join(f"  {d}" for d in differences)
         raise SettingsError(
             f"{folder} was begun with other settings; name another folder with --run:\n{lines}"

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from dynexit.training.optimizer import make_optimizer as make_optimizer
     from dynexit.training.parallel.mesh import make_mesh as make_mesh
     from dynexit.training.parallel.placement import put_batch as put_batch
+    from dynexit.training.parallel.placement import whole as whole
     from dynexit.training.parallel.rules import TENSOR_PARALLEL as TENSOR_PARALLEL
     from dynexit.training.state import TrainState as TrainState
     from dynexit.training.state import create_state as create_state

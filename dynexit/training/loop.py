@@ -33,7 +33,7 @@ from dynexit.training.parallel.rules import TENSOR_PARALLEL, Rules
 from dynexit.training.prefetch import ahead
 from dynexit.training.signals import StopRequest
 from dynexit.training.state import TrainState, create_state
-from dynexit.training.step import TrainStep, make_train_step
+from dynexit.training.step import TrainStep, make_train_step, on_mesh
 from dynexit.training.streams import SafeStream
 
 
@@ -41,7 +41,8 @@ class Fitted(NamedTuple):
     """The result of training.
 
     Attributes:
-      params: the trained parameters, float32; replicated ones on one device.
+      params: the trained parameters, float32; replicated ones on one device, those that the mesh
+        splits where they were trained (`dx.training.whole` gathers them).
       step: updates made.
       stopped: True where a signal ended the run before its last step.
       metrics: the last step's, by name, and "step"; with the evaluation where there was one.
@@ -137,7 +138,9 @@ def fit(
             saver=stack.enter_context(Saver(folder, settings.keep, seed)),
             bar=stack.enter_context(progress_bar(settings, first, progress, stream)),
             stream=stream,
-            evaluate=evaluation.make_evaluate(experiment, settings, mesh, evals),
+            evaluate=evaluation.make_evaluate(
+                on_mesh(experiment, settings, mesh, rules), settings, mesh, evals
+            ),
             first=first,
         )
         run.saver.saved = first if first else -1

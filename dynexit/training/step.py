@@ -89,6 +89,14 @@ def make_loss(
     return loss
 
 
+def on_mesh(experiment: Experiment, settings: Training, mesh: Mesh, rules: Rules) -> Experiment:
+    """The experiment for programs on the mesh, see `constrained`."""
+    placed = state_shardings(experiment, settings, mesh, rules).params
+    shapes = state_shapes(experiment, settings).params
+    model = constrained(experiment.model, shapes, placed, mesh, settings.batch_size)
+    return experiment._replace(model=model)
+
+
 def _rematerialised(step: Step | tuple[Step, ...]) -> Step | tuple[Step, ...]:
     return tuple(map(rematerialised, step)) if isinstance(step, tuple) else rematerialised(step)
 
@@ -118,9 +126,7 @@ def make_train_step(
     """
     check_batch_size(settings.batch_size, mesh)
     where = state_shardings(experiment, settings, mesh, rules)
-    shapes = state_shapes(experiment, settings).params
-    model = constrained(experiment.model, shapes, where.params, mesh, settings.batch_size)
-    experiment = experiment._replace(model=model)
+    experiment = on_mesh(experiment, settings, mesh, rules)
     optimizer, rate = make_optimizer(settings), learning_rate(settings)
     gradient = jax.value_and_grad(make_loss(experiment, settings), has_aux=True)
 

@@ -150,5 +150,5 @@ def _placed(leaf: Array, where: NamedSharding) -> Array:
 @_placed.defjvp
 def _placed_jvp(
     where: NamedSharding, primals: tuple[Array, ...], tangents: tuple[Any, ...]
-) -> tuple[Array, Array]:
+) -> tuple[Array, Any]:
     return _placed(primals[0], where), tangents[0]
