@@ -33,7 +33,6 @@ FLOORS = {package: floor for floor, package in enumerate(ORDER)}
 PLACES = {
     "flax": {"layers", "models", "bench"},
     "equinox": {"models"},
-    "orbax": {"training"},
     "wandb": {"training"},
     "tensorflow_datasets": {"data"},
     "matplotlib": {"evaluation"},
@@ -127,7 +126,7 @@ def test_imports_and_loops(path):
         ("cli", "import dynexit as dx", "from the module that defines it"),
         ("engine", "from . import run", "relative import"),
         ("methods", "import flax.linen as nn", "flax is imported only in bench, layers, models"),
-        ("cli", "def f():\n    import orbax.checkpoint", "orbax is imported only in training"),
+        ("cli", "def f():\n    import wandb", "wandb is imported only in training"),
         ("training", "import wandb", "wandb is imported only inside functions"),
         ("data", "class A:\n    import tensorflow_datasets", "only inside functions"),
         (

@@ -42,11 +42,6 @@ def make_loss(
     loss of its own receives the cast ones.
     """
     method = experiment.method
-    if method.carried is not None and experiment.model.training is not None:
-        raise ValueError(
-            "`experiment.model` has dropout, which a method that keeps rows from update to update "
-            "cannot train; set its rate to 0"
-        )
     compute = jnp.dtype(settings.precision)
 
     def loss(
@@ -125,6 +120,11 @@ def make_train_step(
         `[B]`, or a metric whose name training uses.
     """
     check_batch_size(settings.batch_size, mesh)
+    if experiment.method.carried is not None and experiment.model.training is not None:
+        raise ValueError(
+            "`experiment.model` has dropout, which a method that keeps rows from update to update "
+            "cannot train; set its rate to 0"
+        )
     where = state_shardings(experiment, settings, mesh, rules)
     experiment = on_mesh(experiment, settings, mesh, rules)
     optimizer, rate = make_optimizer(settings), learning_rate(settings)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from dynexit.core.folder_lock import FolderInUse, in_use
+from dynexit.core.settings import Mesh
 from dynexit.runs.experiment_file import SettingsError, load
 from dynexit.runs.recorded_settings import to_dict
 from dynexit.runs.run_folder import (
@@ -95,6 +96,23 @@ def test_other_settings_are_refused_by_name(tmp_path, file):
         match=r"was begun with other settings; name another folder with --run:\n  depth is 3 there, 5 here",
     ):
         claimed(tmp_path / "run", file, dataclasses.replace(file.settings, depth=5))
+
+
+def test_a_run_resumes_on_another_mesh_and_says_so(tmp_path):
+    path = tmp_path / "meshed.py"
+    path.write_text(
+        EXPERIMENT.replace("class Settings:", "class Settings(dx.Settings):").replace(
+            "import dataclasses", "import dataclasses\nimport dynexit as dx"
+        )
+    )
+    file = load(path)
+    claimed(tmp_path / "run", file)
+    moved = dataclasses.replace(file.settings, mesh=Mesh(fsdp=2))
+    run, said = claimed(tmp_path / "run", file, moved)
+    assert run.settings.mesh.fsdp == 2 and len(said) == 1
+    assert "bits may differ: mesh.fsdp is 1 there, 2 here" in said[0]
+    with pytest.raises(SettingsError, match=r"--run:\n  depth is 3 there, 5 here$"):
+        claimed(tmp_path / "run", file, dataclasses.replace(moved, depth=5))
 
 
 def test_a_run_of_another_experiment_is_refused(tmp_path, file):

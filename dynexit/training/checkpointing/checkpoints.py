@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from dynexit.core.shapes import Array, PyTree
+from dynexit.core.shapes import Array, HostArray, PyTree
 from dynexit.training.checkpointing import manifest
 from dynexit.training.checkpointing.manifest import Damaged, Incomplete, Manifest
 from dynexit.training.checkpointing.slices import Box, assembled, box_of, needed, overlap
@@ -191,7 +191,7 @@ def _read(path: Path, found: Manifest, template: PyTree) -> PyTree:
     """The template's leaves, from the slices that this process needs."""
     leaves = named_leaves(template)
     boxes = {name: needed(leaf) for name, leaf in leaves.items()}
-    pieces: dict[str, list[tuple[Box, np.ndarray]]] = {name: [] for name in leaves}
+    pieces: dict[str, list[tuple[Box, HostArray]]] = {name: [] for name in leaves}
     for each in found.slices:
         if each.leaf in leaves and _touches(each.box, boxes[each.leaf]):
             file = path / ARRAYS / f"{each.process}{SUFFIX}"
@@ -243,7 +243,7 @@ def _data(leaf: Any) -> Any:
     )
 
 
-def _placed(parts: dict[Box, np.ndarray], leaf: Any) -> Array:
+def _placed(parts: dict[Box, HostArray], leaf: Any) -> Array:
     """An array where the template has it, from the boxes that this process needs."""
     if isinstance(leaf, jax.ShapeDtypeStruct):
         (whole,) = parts.values()

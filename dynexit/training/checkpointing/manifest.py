@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dynexit.core.shapes import AnyArray
+from dynexit.core.shapes import AnyArray, HostArray
 from dynexit.training.checkpointing.slices import Box
 
 FILE, PARTS = "manifest.json", "parts"
@@ -79,7 +79,7 @@ class Manifest(NamedTuple):
     attempt: str = ""
 
 
-def digest(array: np.ndarray) -> str:
+def digest(array: HostArray) -> str:
     """sha256 of an array's bytes in C order."""
     return hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data).hexdigest()
 
@@ -89,7 +89,7 @@ def describe(array: AnyArray) -> dict[str, Any]:
     return {"shape": list(array.shape), "dtype": str(np.dtype(array.dtype))}
 
 
-def entries(parts: Mapping[str, Mapping[Box, np.ndarray]], process: int) -> list[Saved]:
+def entries(parts: Mapping[str, Mapping[Box, HostArray]], process: int) -> list[Saved]:
     """The entries of what a process saves, in the order in which it stores them.
 
     Args:
@@ -187,7 +187,7 @@ def wait_for(folder: Path, attempt: str) -> None:
         time.sleep(POLL)
 
 
-def check(wanted: Saved, dtype: str, read: np.ndarray) -> np.ndarray:
+def check(wanted: Saved, dtype: str, read: HostArray) -> HostArray:
     """A slice from the bytes that were read, compared with the one that was saved.
 
     Raises:

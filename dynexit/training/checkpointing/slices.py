@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from dynexit.core.shapes import AnyArray
+from dynexit.core.shapes import AnyArray, HostArray
 
 
 class Box(NamedTuple):
@@ -47,7 +47,7 @@ def needed(leaf: Any) -> list[Box]:
     return list(dict.fromkeys(box_of(index or (), leaf.shape) for index in indices))
 
 
-def held(leaf: AnyArray) -> dict[Box, np.ndarray]:
+def held(leaf: AnyArray) -> dict[Box, HostArray]:
     """The boxes that this process saves, and their values on the host.
 
     Example:
@@ -60,7 +60,7 @@ def held(leaf: AnyArray) -> dict[Box, np.ndarray]:
     return joined({box_of(s.index, leaf.shape): np.asarray(s.data) for s in shards})
 
 
-def joined(boxes: dict[Box, np.ndarray]) -> dict[Box, np.ndarray]:
+def joined(boxes: dict[Box, HostArray]) -> dict[Box, HostArray]:
     """Disjoint boxes as one, if they fill the smallest box around them.
 
     Example:
@@ -92,7 +92,7 @@ def overlap(a: Box, b: Box) -> Box | None:
     return None if any(n <= 0 for n in shape) else Box(start, shape)
 
 
-def assembled(box: Box, pieces: Iterable[tuple[Box, np.ndarray]], dtype: np.dtype) -> np.ndarray:
+def assembled(box: Box, pieces: Iterable[tuple[Box, HostArray]], dtype: np.dtype) -> HostArray:
     """The values of a box, from disjoint pieces.
 
     Raises:

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
+from dynexit.core.shapes import HostArray
 from dynexit.training.checkpointing.manifest import Damaged, Saved, check
 
 SUFFIX = ".bin"
 
 
-def store(path: Path, arrays: Iterable[np.ndarray]) -> None:
+def store(path: Path, arrays: Iterable[HostArray]) -> None:
     """Writes the bytes of arrays, in place of what an incomplete save left behind."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
@@ -25,7 +26,7 @@ def store(path: Path, arrays: Iterable[np.ndarray]) -> None:
         os.fsync(file.fileno())
 
 
-def load(path: Path, wanted: Saved, dtype: str) -> np.ndarray:
+def load(path: Path, wanted: Saved, dtype: str) -> HostArray:
     """A slice, verified.
 
     Raises:

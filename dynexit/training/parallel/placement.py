@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from dynexit.core.labels import as_labels
-from dynexit.core.shapes import Array, PyTree, Rows, Shaped
+from dynexit.core.shapes import AnyArray, Array, PyTree, Rows, Shaped
 from dynexit.data.source import Batch
 from dynexit.training.optimizer import path_name
 from dynexit.training.parallel.mesh import by_rows, check_batch_size, replicated, row_devices
@@ -149,7 +150,9 @@ def whole(tree: PyTree) -> PyTree:
     All processes must call it. Each leaf is gathered on its own.
     """
 
-    def gather(array: Array) -> Array:
+    def gather(array: AnyArray) -> Array:
+        if not isinstance(array, jax.Array):
+            return jnp.asarray(array)
         if not array.is_fully_replicated:
             mesh: Any = getattr(array.sharding, "mesh", None)
             array = jax.jit(lambda a: a, out_shardings=replicated(mesh))(array)
