@@ -1,6 +1,7 @@
 """`dynexit train FILE`: from an experiment file to a report."""
 
 import contextlib
+import math
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -166,12 +167,10 @@ def _built(file: ExperimentFile, settings: Any) -> Experiment:
     try:
         experiment = file.build(settings)
         from dynexit.training.parallel.mesh import check_batch_size
-        from dynexit.training.state import state_shardings
 
         mesh = mesh_of(settings)
         check_batch_size(settings.training.batch_size, mesh)
-        refuse_too_large(experiment, settings.training)
-        state_shardings(experiment, settings.training, mesh)
+        refuse_too_large(experiment, settings.training, mesh)
         _refuse_data(experiment, settings)
     except ValueError as error:
         raise SettingsError(f"{file.path} cannot be built with these settings: {error}") from error
@@ -207,25 +206,30 @@ def _refuse_data(experiment: Experiment, settings: Any) -> None:
         raise ValueError(error) from error
 
 
-def refuse_too_large(experiment: Experiment, training: Training) -> None:
-    """Refuses a model whose training state no device holds; nothing is computed.
+def refuse_too_large(experiment: Experiment, training: Training, mesh: Any) -> None:
+    """Refuses a model whose training state the devices do not hold; nothing is computed.
 
     Raises:
-      ValueError: with the bytes of the state and of the device.
+      ValueError: with the bytes of the state on a device and of the device; or the mesh does not
+        fit the parameters.
     """
     import jax
 
-    from dynexit.training.state import state_shapes
+    from dynexit.training.parallel.mesh import in_words
+    from dynexit.training.state import state_shapes, state_shardings
 
-    device = jax.devices()[0]
+    device, here = jax.devices()[0], jax.local_device_count()
     limit = ((device.memory_stats() or {}) if device.platform != "cpu" else {}).get("bytes_limit")
-    limit = limit or memory()
-    shapes = state_shapes(experiment, training)
-    need = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
-    if limit is not None and need > limit * len(jax.devices()):
+    if limit is None and (host := memory()) is not None:
+        limit = host / here
+    part = lambda a, where: math.prod(where.shard_shape(a.shape)) * a.dtype.itemsize
+    where = state_shardings(experiment, training, mesh)
+    need = sum(jax.tree.leaves(jax.tree.map(part, state_shapes(experiment, training), where)))
+    if limit is not None and need > limit:
         raise ValueError(
-            f"weights and optimizer state need {need / 1e9:.1f} GB, and the {len(jax.devices())} "
-            f"devices have {limit / 1e9:.1f} GB each; choose a smaller width or depth"
+            f"weights and optimizer state need {need / 1e9:.1f} GB on each device of the mesh "
+            f"{in_words(mesh)}, and a device has {limit / 1e9:.1f} GB; choose a smaller width or "
+            "depth, or a larger --mesh.fsdp"
         )
 
 

@@ -7,14 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dynexit.cli.options import parse
 from dynexit.cli.plot import labels_of
-from dynexit.cli.train import refuse_too_large, started_from
-from dynexit.core.settings import Training
+from dynexit.cli.train import mesh_of, refuse_too_large, started_from
+from dynexit.core.settings import Mesh, Settings, Training
 from dynexit.core.types import Experiment, Method, Model
 from dynexit.data.source import from_arrays
 from dynexit.runs.experiment_file import SettingsError
 from dynexit.runs.rows import write_rows
 from dynexit.training.checkpointing.saver import Saver
+from dynexit.training.parallel.mesh import make_mesh
 
 
 def experiment(width=4):
@@ -43,9 +45,27 @@ def test_training_starts_from_the_weights_of_a_run(tmp_path):
 
 
 def test_a_model_that_no_device_holds_is_refused_with_its_bytes():
-    refuse_too_large(experiment(), Training())
-    with pytest.raises(ValueError, match=r"need .* GB, and the 4 devices have .* GB each"):
-        refuse_too_large(experiment(10**12), Training())
+    refuse_too_large(experiment(), Training(), make_mesh())
+    with pytest.raises(ValueError, match=r"need .* GB on each device .*, and a device has .* GB;"):
+        refuse_too_large(experiment(10**12), Training(), make_mesh())
+
+
+def test_fsdp_holds_what_one_device_does_not(monkeypatch):
+    """The weights and two moments of 10^6 x 2 numbers are 24 MB; of four devices each has 10 MB."""
+    monkeypatch.setattr("dynexit.cli.train.memory", lambda: 40e6)
+    with pytest.raises(ValueError, match=r"0.0 GB on each device of the mesh data 4 x fsdp 1"):
+        refuse_too_large(experiment(10**6), Training(), make_mesh())
+    refuse_too_large(experiment(10**6), Training(), make_mesh(Mesh(fsdp=4)))
+
+
+def test_the_mesh_is_a_setting_and_is_refused_by_number():
+    words = ["--mesh.data", "4", "--mesh.fsdp", "2", "--mesh.model", "2"]
+    _, settings = parse(words, "dynexit train", (), Settings())
+    assert settings.mesh == Mesh(4, 2, 2)
+    with pytest.raises(ValueError, match=r"`mesh` has data 4 .* = 16 devices, and there are 4"):
+        mesh_of(settings)
+    with pytest.raises(SettingsError, match=r"mesh.fsdp must be at least 1, got 0"):
+        parse(["--mesh.fsdp", "0"], "dynexit train", (), Settings())
 
 
 def test_labels_of_runs_are_as_long_as_they_must_be():
