@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from dynexit.core.shapes import AnyArray
 from dynexit.training.parallel.mesh import replicated
+from dynexit.training.parallel.placement import put
 
 LARGE = 2**10  # elements; XLA may fold smaller constants
 
@@ -86,4 +87,5 @@ class Compiled:
 
         donated = tuple(k + 1 for k in self._donate)
         program = jax.jit(f, donate_argnums=donated, **self._options)
-        return program, [jax.device_put(closed.consts[k], replicated(self._mesh)) for k in large]
+        where = replicated(self._mesh)
+        return program, [put(np.asarray(closed.consts[k]), where) for k in large]
