@@ -150,9 +150,8 @@ def whole(tree: PyTree) -> PyTree:
     All processes must call it. Each leaf is gathered on its own.
     """
 
-    def gather(array: AnyArray) -> Array:
-        if not isinstance(array, jax.Array):
-            return jnp.asarray(array)
+    def gather(given: AnyArray) -> Array:
+        array: Array = jnp.asarray(given)
         if not array.is_fully_replicated:
             mesh: Any = getattr(array.sharding, "mesh", None)
             array = jax.jit(lambda a: a, out_shardings=replicated(mesh))(array)
