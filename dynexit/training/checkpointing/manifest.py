@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dynexit.core.shapes import AnyArray, HostArray
+from dynexit.core.shapes import HostArray
 from dynexit.training.checkpointing.slices import Box
 
 FILE, PARTS = "manifest.json", "parts"
@@ -84,7 +84,7 @@ def digest(array: HostArray) -> str:
     return hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data).hexdigest()
 
 
-def describe(array: AnyArray) -> dict[str, Any]:
+def describe(array: Any) -> dict[str, Any]:
     """Shape and type of an array, in the form of the manifest."""
     return {"shape": list(array.shape), "dtype": str(np.dtype(array.dtype))}
 
