@@ -173,15 +173,16 @@ def wait_for(folder: Path, attempt: str) -> None:
     """Waits until process 0 has written the manifest of a save.
 
     Raises:
-      OSError: it has deleted the checkpoint, or wrote none in `WAIT` seconds.
+      OSError: it could not complete the checkpoint, or did not in `WAIT` seconds.
     """
     end = time.monotonic() + WAIT
     while True:
         with contextlib.suppress(Damaged, Incomplete):
             if read(folder).attempt == attempt:
                 return
-        if not folder.exists():
-            raise OSError("process 0 could not complete it")
+        part = _part(folder, 0, attempt) or {}
+        if "error" in part:
+            raise OSError(f"process 0: {part['error']}")
         if time.monotonic() > end:
             raise OSError(f"process 0 did not complete it within {WAIT:.0f} s")
         time.sleep(POLL)

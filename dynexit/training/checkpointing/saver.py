@@ -162,14 +162,18 @@ def _write(folder: Path, found: Manifest, leaves: Mapping[str, AnyArray]) -> Non
         store(path / ARRAYS / f"{process}{SUFFIX}", (a for p in parts.values() for a in p.values()))
         if process == 0:
             others = manifest.read_parts(path, range(1, jax.process_count()), found.attempt)
+            for file in (path / ARRAYS).glob(f"*{SUFFIX}"):  # of a save by more processes
+                if int(file.stem) >= jax.process_count():
+                    file.unlink(missing_ok=True)
             manifest.write(path, found._replace(slices=[*slices, *others]))
+            shutil.rmtree(path / manifest.PARTS, ignore_errors=True)
         else:
             manifest.write_part(path, process, found.attempt, slices)
             manifest.wait_for(path, found.attempt)
     except Exception as error:
         if process == 0:
             shutil.rmtree(path, ignore_errors=True)
-        else:
+        if jax.process_count() > 1:
             manifest.write_failure(path, process, found.attempt, str(error))
         raise CheckpointError(
             f"the checkpoint of step {found.step} could not be written to {folder}, which needs "
