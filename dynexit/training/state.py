@@ -107,13 +107,20 @@ def create_state(
       settings: of the optimizer.
       seed: equal seeds give equal bits on an equal mesh.
       mesh: from `make_mesh`.
-      rules: where parameters go, see `rules.py`.
+      rules: where parameters go, see `parallel/rules.py`.
     """
+    return init_program(experiment, settings, mesh, rules)(jax.random.key(seed))
+
+
+def init_program(
+    experiment: Experiment, settings: Training, mesh: Mesh, rules: Rules = TENSOR_PARALLEL
+) -> Compiled:
+    """`init(key) -> TrainState`, compiled for the mesh."""
     where = state_shardings(experiment, settings, mesh, rules)
     draw = drawn(state_shapes(experiment, settings).params, where.params)
 
-    def init(key: Array) -> TrainState:
+    def init(key: Key[Array, ""]) -> TrainState:
         state = initial_state(experiment, settings, key)
         return state._replace(params=jax.lax.with_sharding_constraint(state.params, draw))
 
-    return Compiled(init, mesh, (), where)(jax.random.key(seed))
+    return Compiled(init, mesh, (), where)
