@@ -259,7 +259,7 @@ def rematerialised(step: Step) -> Step:
     return around_block(step, _recomputed)
 
 
-def around_block(step: Step, wrap: Callable[..., Any]) -> Step:
+def around_block(step: Step, wrap: Callable[..., Any], apart: bool = False) -> Step:
     """The same step with a function around its block.
 
     Args:
@@ -267,6 +267,8 @@ def around_block(step: Step, wrap: Callable[..., Any]) -> Step:
       wrap: `wrap(f, weights, *rest)`, hashable, which calls `f(weights, *rest)` and returns what it
         returns, the state first. `f` is `Step.apply`; or `block(weights, state) -> state`, if one
         step iterates a tied block, so that `every_iteration` still takes it apart.
+      apart: whether the block and the head of a step of one block get one `wrap` each, with
+        `head(weights, state) -> output`, so that other transforms still take the step apart.
 
     Example:
       >>> import jax.numpy as jnp, dynexit as dx
@@ -276,11 +278,14 @@ def around_block(step: Step, wrap: Callable[..., Any]) -> Step:
       [1.0]
     """
     if parts := deferred_parts(step):
-        return deferred_readout(around_block(parts[0], wrap), parts[1])
-    again = step.apply.func if isinstance(step.apply, Partial) else None
-    if isinstance(again, _RunAgain):
-        once = Run(_Around(wrap, again.once.block), again.once.head)
-        return dataclasses.replace(step, apply=Partial(_RunAgain(once, again.times)))
+        return deferred_readout(around_block(parts[0], wrap, apart), parts[1])
+    run = step.apply.func if isinstance(step.apply, Partial) else None
+    if isinstance(run, _RunAgain):
+        once = Run(_Around(wrap, run.once.block), run.once.head)
+        return dataclasses.replace(step, apply=Partial(_RunAgain(once, run.times)))
+    if apart and isinstance(run, Run):
+        both = Run(_Around(wrap, run.block), _Around(wrap, run.head))
+        return dataclasses.replace(step, apply=Partial(both))
     return dataclasses.replace(step, apply=Partial(wrap, step.apply))
 
 

