@@ -10,7 +10,7 @@ import textwrap
 import pytest
 
 OPTIONAL = (
-    "flax", "optax", "orbax", "wandb", "tensorflow_datasets", "array_record", "matplotlib", "tyro", "sklearn", "tqdm", "rich",
+    "flax", "optax", "orbax", "safetensors", "wandb", "tensorflow_datasets", "array_record", "matplotlib", "tyro", "sklearn", "tqdm", "rich",
     "diffrax", "optimistix",
 )  # fmt: skip
 

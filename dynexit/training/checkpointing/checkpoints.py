@@ -1,12 +1,12 @@
 """Reads checkpoints and verifies them slice by slice; `saver.py` writes them.
 
 A run's folder has `checkpoints/00000500/` for the state after update 500, and `best/00000400/` for
-the parameters of the highest score: `arrays/` and `manifest.json` (see
-`manifest.py`). Only data is stored, by leaf path; the structure comes from the program that
-restores, so nothing is unpickled.
+the parameters of the highest score: `arrays/` and `manifest.json` (see `manifest.py`). Only data
+is stored, by leaf path; the structure comes from the program that restores, so nothing is
+unpickled.
 
-Several processes: process K has stored its slices in `arrays/K.bin`. A process reads and verifies
-what its own devices need, whatever the numbers of devices and processes were.
+Process K has stored its slices in `arrays/K.safetensors`. A process reads and verifies what its
+own devices need, whatever the numbers of devices and processes were.
 """
 
 import shutil

@@ -41,7 +41,6 @@ class Saved(NamedTuple):
       leaf: the path of the array that it is of.
       start: its first element.
       shape: its shape.
-      offset: of its first byte in the file of the process.
       sha256: of its bytes in C order.
       process: the one that saved it.
     """
@@ -49,9 +48,13 @@ class Saved(NamedTuple):
     leaf: str
     start: tuple[int, ...]
     shape: tuple[int, ...]
-    offset: int
     sha256: str
     process: int
+
+    @property
+    def key(self) -> str:
+        """Its name in the file of the process."""
+        return f"{self.leaf}@{','.join(map(str, self.start))}"
 
     @property
     def box(self) -> Box:
@@ -90,23 +93,22 @@ def describe(array: Any) -> dict[str, Any]:
 
 
 def entries(parts: Mapping[str, Mapping[Box, HostArray]], process: int) -> list[Saved]:
-    """The entries of what a process saves, in the order in which it stores them.
+    """The entries of what a process saves.
 
     Args:
       parts: by leaf, its boxes and their values.
       process: the one that saves them.
 
     Example:
-      >>> parts = {"w": {Box((0,), (2,)): np.ones(2)}, "n": {Box((), ()): np.array(3)}}
-      >>> [(each.leaf, each.offset) for each in entries(parts, 0)]
-      [('w', 0), ('n', 16)]
+      >>> parts = {"w": {Box((4, 0), (1, 2)): np.ones((1, 2))}, "n": {Box((), ()): np.array(3)}}
+      >>> [each.key for each in entries(parts, 0)]
+      ['w@4,0', 'n@']
     """
-    found, offset = list[Saved](), 0
-    for leaf, boxes in parts.items():
-        for box, values in boxes.items():
-            found.append(Saved(leaf, *box, offset, digest(values), process))
-            offset += values.nbytes
-    return found
+    return [
+        Saved(leaf, *box, digest(values), process)
+        for leaf, boxes in parts.items()
+        for box, values in boxes.items()
+    ]
 
 
 def write(folder: Path, manifest: Manifest) -> None:
@@ -189,14 +191,16 @@ def wait_for(folder: Path, attempt: str) -> None:
 
 
 def check(wanted: Saved, dtype: str, read: HostArray) -> HostArray:
-    """A slice from the bytes that were read, compared with the one that was saved.
+    """A slice that was read, compared with the one that was saved.
 
     Raises:
-      Damaged: its sha256 differs; the leaf is named.
+      Damaged: its shape, type or sha256 differs; the leaf is named.
     """
+    if describe(read) != {"shape": list(wanted.shape), "dtype": dtype}:
+        raise Damaged(f"{wanted.leaf} is {read.dtype}{list(read.shape)} in its file")
     if (sha256 := digest(read)) != wanted.sha256:
         raise Damaged(f"{wanted.leaf}: sha256 is {sha256}, {wanted.sha256} was saved")
-    return read.view(dtype).reshape(wanted.shape)
+    return read
 
 
 def _part(folder: Path, process: int, attempt: str) -> dict[str, Any] | None:

@@ -159,7 +159,9 @@ def _write(folder: Path, found: Manifest, leaves: Mapping[str, AnyArray]) -> Non
         if (free := shutil.disk_usage(folder).free) < need:
             raise OSError(f"only {free / 1e6:.1f} MB are free")
         slices = manifest.entries(parts, process)
-        store(path / ARRAYS / f"{process}{SUFFIX}", (a for p in parts.values() for a in p.values()))
+        values = (each for boxes in parts.values() for each in boxes.values())
+        named = {each.key: array for each, array in zip(slices, values, strict=True)}
+        store(path / ARRAYS / f"{process}{SUFFIX}", named)
         if process == 0:
             others = manifest.read_parts(path, range(1, jax.process_count()), found.attempt)
             for file in (path / ARRAYS).glob(f"*{SUFFIX}"):  # of a save by more processes

@@ -1,11 +1,13 @@
-"""The file of one process: the bytes of its slices one after another, in C order, and nothing else.
+"""The file of one process: its slices by name, in the safetensors format.
 
-The manifest has the place, type, shape and sha256 of every slice, so each byte of the file is
-verified, and a process reads only the slices that it needs.
+The manifest has the type, shape and sha256 of every slice, so every slice is verified when it is
+read, and a process reads only the slices that it needs. orbax is not used: its handler of host
+arrays writes on process 0 alone, and its checkpoints of arrays on many processes cannot be read
+slice by slice as they were saved, which the comparison of their sha256 requires.
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,16 +15,16 @@ import numpy as np
 from dynexit.core.shapes import HostArray
 from dynexit.training.checkpointing.manifest import Damaged, Saved, check
 
-SUFFIX = ".bin"
+SUFFIX = ".safetensors"
 
 
-def store(path: Path, arrays: Iterable[HostArray]) -> None:
-    """Writes the bytes of arrays, in place of what an incomplete save left behind."""
+def store(path: Path, slices: Mapping[str, HostArray]) -> None:
+    """Writes slices by name, in place of what an incomplete save left behind."""
+    from safetensors.numpy import save_file
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
-        for values in arrays:
-            file.write(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
-        file.flush()
+    save_file({name: np.asarray(values, order="C") for name, values in slices.items()}, path)
+    with path.open("rb") as file:
         os.fsync(file.fileno())
 
 
@@ -32,12 +34,12 @@ def load(path: Path, wanted: Saved, dtype: str) -> HostArray:
     Raises:
       Damaged: the file cannot be read, or the slice differs from the one that was saved.
     """
-    count = wanted.box.size * np.dtype(dtype).itemsize
+    from safetensors import SafetensorError, safe_open
+
     try:
-        read = np.fromfile(path, np.uint8, count, offset=wanted.offset)
-    except OSError as error:
-        what = f"{type(error).__name__}: {error.strerror or error}"
+        with safe_open(path, framework="numpy") as file:
+            read = file.get_tensor(wanted.key)
+    except (OSError, SafetensorError) as error:
+        what = f"{type(error).__name__}: {error}"
         raise Damaged(f"its arrays cannot be read: {what}") from error
-    if read.size != count:
-        raise Damaged(f"its arrays cannot be read: {path.name} ends within {wanted.leaf}")
     return check(wanted, dtype, read)

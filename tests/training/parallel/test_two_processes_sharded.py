@@ -84,7 +84,7 @@ def test_each_process_saves_its_slices_and_any_mesh_restores_them(toy, tmp_path)
         assert sha256(whole(again.params)).hexdigest() == first[2]
         places = lambda tree: [leaf.sharding for leaf in jax.tree.leaves(tree)]
         assert places(again) == places(state)
-    flip(step_folder(tmp_path, 8) / "arrays" / "1.bin")
+    flip(step_folder(tmp_path, 8) / "arrays" / "1.safetensors")
     with pytest.warns(RuntimeWarning, match="00000008 is skipped"):
         assert restore(tmp_path, state).step == 4
 
@@ -93,7 +93,7 @@ def test_each_process_saves_its_slices_and_any_mesh_restores_them(toy, tmp_path)
 def test_a_damaged_slice_of_one_process_sends_both_to_the_checkpoint_before(toy, tmp_path):
     straight = run_two(toy, tmp_path, FSDP)
     for part in ("0", "1"):
-        flip(step_folder(tmp_path, 8) / "arrays" / f"{part}.bin")
+        flip(step_folder(tmp_path, 8) / "arrays" / f"{part}.safetensors")
         assert run_two(toy, tmp_path, FSDP) == straight
 
 
