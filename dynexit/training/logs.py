@@ -13,8 +13,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from dynexit.core.files import replacing
 
 FILE = "metrics.jsonl"
@@ -36,7 +34,7 @@ class Records:
         path = Path(folder) / FILE
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = None
-        if jax.process_index() == 0:
+        if _is_first():
             kept = [record for record in read_records(path) if record["step"] <= after]
             with replacing(path) as draft:  # a link is replaced, not followed
                 lines = "".join(json.dumps(record) + "\n" for record in kept)
@@ -120,7 +118,7 @@ class Mirror:
 
     def __init__(self, folder: Path, mode: str, config: Mapping[str, Any]):
         self._run: Any = None
-        if mode != "off" and jax.process_index() == 0:
+        if mode != "off" and _is_first():
             self._try(lambda: self._start(Path(folder), mode, config))
 
     def __enter__(self) -> "Mirror":
@@ -165,3 +163,10 @@ class Mirror:
                 RuntimeWarning,
                 stacklevel=2,
             )
+
+
+def _is_first() -> bool:
+    """Whether this process is process 0. Commands that only read records load no JAX."""
+    import jax
+
+    return jax.process_index() == 0

@@ -1,0 +1,1 @@
+"""The state of run folders, read while they are written."""
