@@ -10,6 +10,8 @@ from dynexit.training.streams import safe_output
 USAGE = """usage: dynexit COMMAND ...
 
   dynexit train FILE [--run FOLDER] [--smoke] [--model.depth 6 ...]   train, calibrate, report
+  dynexit sweep FILE --model.depth 4 8 --seed 0 1 2 [--sweep FOLDER]  a grid of runs, summarised
+  dynexit watch RUN [RUN ...] [--every 2] [--once]                    view runs while they train
   dynexit evaluate RUN [--checkpoint best] [--batch-size 128]         measure the test split again
   dynexit calibrate RUN --accept-loss 0.005 | --budget 0.5            choose another point, measure
   dynexit plot RUN [RUN ...] [--out FILE]                             curves of several runs
@@ -65,6 +67,10 @@ def _dispatch(argv: list[str]) -> int:
     # each command is imported when it is called, and imports JAX only after the settings are valid
     if command == "train":
         from dynexit.cli.train import train as run
+    elif command == "sweep":
+        from dynexit.cli.sweep import sweep as run
+    elif command == "watch":
+        from dynexit.cli.watch import watch as run
     elif command == "evaluate":
         from dynexit.cli.evaluate import evaluate as run
     elif command == "calibrate":

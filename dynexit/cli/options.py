@@ -45,6 +45,22 @@ def parse(
       SettingsError: unknown names, wrong types and invalid values, all in one message.
       SystemExit: `--help` was printed.
     """
+    values, given, found = read(argv, prog, flags, settings, summary)
+    if given is not None:
+        found += validate(given)
+    refuse(found, prog)
+    return values, given
+
+
+def read(
+    argv: Sequence[str], prog: str, flags: Sequence[Flag], settings: Any = None, summary: str = ""
+) -> tuple[Options, Any, list[str]]:
+    """Reads options as `parse` does; ranges of settings are not checked.
+
+    Returns:
+      Values of the flags by name, the settings with the overrides applied, and a sentence for each
+      unknown name and wrong type, whose option is not applied.
+    """
     fields = [("settings", _unprefixed(settings), settings)] if settings is not None else []
     fields += [(flag.name, _with_help(flag), flag.default) for flag in flags]
     options = dataclasses.make_dataclass("options", fields, frozen=True)
@@ -63,17 +79,26 @@ def parse(
         else:
             good += group
     parsed = _tyro(options, good, prog, summary)
-    if settings is not None:
-        found += validate(parsed.settings)
+    values = {flag.name: getattr(parsed, flag.name) for flag in flags}
+    return values, parsed.settings if settings is not None else None, found
+
+
+def refuse(found: Sequence[str], prog: str) -> None:
+    """Refuses a command whose options are invalid.
+
+    Args:
+      found: a sentence for each; nothing is done where there is none.
+      prog: what messages call the command.
+
+    Raises:
+      SettingsError: all sentences in one message.
+    """
     if found:
         lines = "\n".join(f"  {sentence}" for sentence in found)
         raise SettingsError(
             f"{len(found)} invalid setting{'s' if len(found) > 1 else ''}:\n{lines}\n"
             f"`{prog} --help` shows all settings."
         )
-    return {
-        flag.name: getattr(parsed, flag.name) for flag in flags
-    }, parsed.settings if settings is not None else None
 
 
 def leaves(settings: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -6,7 +6,10 @@ from dynexit._lazy import attach
 
 if TYPE_CHECKING:
     from dynexit.runs import launch as launch
+    from dynexit.runs.sweeps.record import read_sweep as read_sweep
     from dynexit.runs.trained import Trained as Trained
     from dynexit.runs.trained import trained as trained
+    from dynexit.runs.watching.state import State as State
+    from dynexit.runs.watching.state import WatchedRun as WatchedRun
 
 __getattr__, __dir__ = attach(__name__)

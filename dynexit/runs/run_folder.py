@@ -169,10 +169,10 @@ def _taken_up(folder: Path, file: ExperimentFile, settings: Any, log: Callable[[
             )
     begun = from_dict(file.settings, recorded["settings"], str(folder / SETTINGS), log)
     old, new = to_dict(begun), to_dict(settings)
-    if moved := _differences(old.pop(MESH, None), new.pop(MESH, None), MESH):
+    if moved := differences(old.pop(MESH, None), new.pop(MESH, None), MESH):
         log(f"another mesh than in {folder}, so bits may differ: {'; '.join(moved)}")
-    if differences := _differences(old, new):
-        lines = "\n".join(f"  {d}" for d in differences)
+    if found := differences(old, new):
+        lines = "\n".join(f"  {d}" for d in found)
         raise SettingsError(
             f"{folder} was begun with other settings; name another folder with --run:\n{lines}"
         )
@@ -327,12 +327,13 @@ def _unusable(folder: Path, error: Exception) -> SettingsError:
     )
 
 
-def _differences(old: Any, new: Any, path: str = "") -> list[str]:
+def differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """Where two nested dicts differ, one line for each value."""
     if isinstance(old, dict) and isinstance(new, dict):
         return [
             difference
             for name in sorted({*old, *new})
-            for difference in _differences(
+            for difference in differences(
                 old.get(name), new.get(name), f"{path}.{name}" if path else name
             )
         ]

@@ -101,10 +101,12 @@ def test_the_mirror_receives_every_record(tmp_path, wandb, mode, key, wanted):
 def test_wandb_itself_accepts_the_records(tmp_path, monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("WANDB_RUN_GROUP", "all")  # as runs of a sweep have it
     # a failure would be a warning, and so an error here
     with Mirror(tmp_path, "offline", {"steps": 3}) as mirror:
         for step in range(3):
             mirror.write({"step": step, "loss": 1.0})
+        assert mirror._run.group == "all"
     run = (tmp_path / "wandb_id.txt").read_text()
     # wandb fills the file later
     assert len(list(tmp_path.glob(f"wandb/offline-run-*/run-{run}.wandb"))) == 1

@@ -1,0 +1,1 @@
+"""Sweeps: a grid of settings as separate runs, and their summary."""
