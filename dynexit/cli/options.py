@@ -136,6 +136,20 @@ def _tyro(options: type, argv: Sequence[str], prog: str, summary: str = "") -> A
     )
 
 
+def filled(argv: Sequence[str], option: str, value: str) -> list[str]:
+    """The words, with a value behind an option that has none.
+
+    Example:
+      >>> filled(["--profile", "--seed", "1"], "--profile", "5")
+      ['--profile', '5', '--seed', '1']
+    """
+    words = list(argv)
+    for k in [k for k, word in enumerate(words) if word == option][::-1]:
+        if k + 1 == len(words) or words[k + 1].startswith("--"):
+            words.insert(k + 1, value)
+    return words
+
+
 def grouped(argv: Sequence[str]) -> tuple[list[str], list[list[str]]]:
     """Words before the first option, and one list per `--option` with the values behind it."""
     stray, groups = [], []

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dynexit.cli.options import Flag, grouped, leaves, read, refuse
+from dynexit.cli.options import Flag, filled, grouped, leaves, read, refuse
 from dynexit.cli.positional import split
 from dynexit.cli.train import FLAGS as TRAIN
+from dynexit.cli.train import PROFILED
 from dynexit.core.files import is_url
 from dynexit.runs.experiment_file import ExperimentFile, SettingsError, load
 from dynexit.runs.pipeline import log
@@ -51,6 +52,7 @@ def sweep(argv: Sequence[str]) -> int:
       SettingsError: settings that are invalid at any point of the grid, before a run starts.
     """
     words, rest = split(argv, USAGE)
+    rest = filled(rest, "--profile", PROFILED)
     if not words:
         print(f"usage: {USAGE}\n\nA setting that is given several values is swept.")
         return 0

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dynexit.cli.options import Flag, parse
+from dynexit.cli.options import Flag, filled, parse
 from dynexit.cli.positional import split
 from dynexit.core.settings import Training
 from dynexit.core.system import memory
@@ -17,6 +17,7 @@ from dynexit.runs.recorded_settings import to_dict
 from dynexit.runs.run_folder import claim, default_folder, read, refuse_folder
 
 USAGE = "dynexit train FILE [--run FOLDER] [--init RUN] [--smoke] [--model.depth 6 ...]"
+PROFILED = "5"  # updates that `--profile` traces
 STOPPED = 143  # what a shell calls a process that ended by SIGTERM
 
 
@@ -28,6 +29,7 @@ def train(argv: Sequence[str]) -> int:
     A finished run is not trained again: its weights are calibrated and measured again.
     """
     words, rest = split(argv, USAGE)
+    rest = filled(rest, "--profile", PROFILED)
     if not words:
         print(
             f"usage: {USAGE}\n\n"
@@ -44,6 +46,8 @@ def train(argv: Sequence[str]) -> int:
         file.summary,
     )
     config = to_dict(settings)
+    if options["profile"] < 0:
+        raise SettingsError(f"--profile must be at least 0, got {options['profile']}")
     named = options["run"] or default_folder(f"{file.name}-smoke" if smoke else file.name)
     refuse_folder(named, file)
     if options["init"]:
@@ -53,7 +57,10 @@ def train(argv: Sequence[str]) -> int:
     experiment = _built(file, settings)
     if options["init"]:
         experiment = started_from(Path(options["init"]), experiment)
-    return _run(Path(named), file, settings, experiment, config, argv, options["run"] is not None)
+    named_here = options["run"] is not None
+    return _run(
+        Path(named), file, settings, experiment, config, argv, named_here, options["profile"]
+    )
 
 
 FLAGS = (
@@ -68,6 +75,12 @@ FLAGS = (
         bool,
         False,
         "the same job in seconds: the file's SMOKE settings are the defaults",
+    ),
+    Flag(
+        "profile",
+        int,
+        0,
+        f"trace N updates after compilation into RUN/profile; {PROFILED} where N is not given",
     ),
     Flag("init", str | None, None, "run folder whose newest weights training starts from"),
     Flag(
@@ -104,6 +117,7 @@ def _run(
     config: dict[str, Any],
     argv: Sequence[str],
     named: bool,
+    profile: int,
 ) -> int:
     import jax
 
@@ -126,6 +140,7 @@ def _run(
             settings.seed,
             mesh=mesh_of(settings),
             config=config,
+            profile=profile,
         )
         draw_training(run.folder)
         if fitted.stopped:

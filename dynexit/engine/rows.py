@@ -114,7 +114,9 @@ def read_exit(
       TypeError, ValueError: `criterion.score` or `criterion.decide` returned an invalid result.
     """
     rows = jax.tree.leaves(output)[0].shape[0]
-    score, scored = _pair(criterion.score(exit, output, memory.score), "score", "(score, memory)")
+    with jax.named_scope("criterion"):
+        result = criterion.score(exit, output, memory.score)
+    score, scored = _pair(result, "score", "(score, memory)")
     check_score(score, rows)
     _check_kept("score", memory.score, scored)
     nan = has_nan(output)

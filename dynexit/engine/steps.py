@@ -25,8 +25,10 @@ class Run:
     head: Block
 
     def __call__(self, weights: PyTree, i: Any, state: Rows) -> tuple[Rows, Rows]:
-        state = self.block(weights, state)
-        return state, self.head(weights, state)
+        with jax.named_scope("block"):
+            state = self.block(weights, state)
+        with jax.named_scope("exit"):
+            return state, self.head(weights, state)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +39,10 @@ class _RunSeveral:
     head: Block
 
     def __call__(self, weights: PyTree, i: Any, state: PyTree) -> tuple[PyTree, PyTree]:
-        state, _ = lax.scan(lambda s, w: (self.block(w, s), None), state, weights)
-        return state, self.head(take(weights, length(weights, "weights") - 1), state)
+        with jax.named_scope("block"):
+            state, _ = lax.scan(lambda s, w: (self.block(w, s), None), state, weights)
+        with jax.named_scope("exit"):
+            return state, self.head(take(weights, length(weights, "weights") - 1), state)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,10 +53,12 @@ class _RunAgain:
     times: int
 
     def __call__(self, weights: PyTree, i: Any, state: PyTree) -> tuple[PyTree, PyTree]:
-        state, _ = lax.scan(
-            lambda s, _: (self.once.block(weights, s), None), state, None, length=self.times
-        )
-        return state, self.once.head(weights, state)
+        with jax.named_scope("block"):
+            state, _ = lax.scan(
+                lambda s, _: (self.once.block(weights, s), None), state, None, length=self.times
+            )
+        with jax.named_scope("exit"):
+            return state, self.once.head(weights, state)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,8 +86,10 @@ class _RunSwitched:
             block, head = self.blocks[k % len(self.blocks)], self.heads[k % len(self.heads)]
 
             def run(state: PyTree) -> tuple[PyTree, PyTree]:
-                new = block(params[k], state)
-                return new, head(params[k], new)
+                with jax.named_scope("block"):
+                    new = block(params[k], state)
+                with jax.named_scope("exit"):
+                    return new, head(params[k], new)
 
             return run
 

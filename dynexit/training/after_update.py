@@ -13,6 +13,7 @@ from dynexit.training import evals
 from dynexit.training.checkpointing.saver import Best, Saver
 from dynexit.training.collapse import CollapseWatch
 from dynexit.training.logs import Mirror, Records
+from dynexit.training.monitoring.throughput import Throughput
 from dynexit.training.state import TrainState
 from dynexit.training.streams import SafeStream
 
@@ -46,6 +47,7 @@ class AfterUpdate:
       stream: standard error, for warnings.
       evaluate: from `evals.make_evaluate`.
       first: updates made before.
+      throughput: reads what training makes of the devices.
     """
 
     def __init__(
@@ -58,12 +60,13 @@ class AfterUpdate:
         stream: SafeStream,
         evaluate: evals.Evaluate,
         first: int,
+        throughput: Throughput,
     ):
         self.settings, self.saver = settings, saver
         self.last: dict[str, float] = {}
-        self._records, self._mirror, self._bar, self._stream = records, mirror, bar, stream
+        self._records, self._mirror, self.bar, self._stream = records, mirror, bar, stream
         self._evaluate, self._evaluated = evaluate, ""
-        self._watch = CollapseWatch()
+        self._watch, self._throughput = CollapseWatch(), throughput
         self._began = self._logged_at = time.perf_counter()
         self._logged_step = first
 
@@ -85,7 +88,7 @@ class AfterUpdate:
         if not values.pop("finite"):
             self._fail(step, values, state)
         self.last = {"step": step, **{name: float(value) for name, value in values.items()}}
-        self._bar.update()
+        self.bar.update()
         best = None
         if evals.is_due(self.settings, step):
             best = self._log_with_evaluation(step, state)
@@ -100,6 +103,7 @@ class AfterUpdate:
         good = step - 1
         if self.saver.saved != good:
             self.saver.save(good, state)
+        self._records.write({"step": step, **{n: float(value) for n, value in values.items()}})
         what = f"loss {values['loss']}, gradient norm {values['grad_norm']}"
         raise NonFiniteLoss(f"step {step}: {what}; the state after step {good} is saved")
 
@@ -122,16 +126,17 @@ class AfterUpdate:
         now = time.perf_counter()
         speed = (step - self._logged_step) * self.settings.batch_size / (now - self._logged_at)
         self._logged_step, self._logged_at = step, now
-        return {"seconds": round(now - self._began, 3), "examples_per_second": round(speed, 1)}
+        clock = {"seconds": round(now - self._began, 3), "examples_per_second": round(speed, 1)}
+        return clock | self._throughput.read(speed)
 
     def _log(self, clock: dict[str, float], training: dict[str, float] | None = None) -> None:
         record = {**self.last, **clock}
         self._records.write(record)
         self._mirror.write(record)
         for collapse in self._watch.look(self.last if training is None else training):
-            self._bar.write(f"warning: {collapse}", file=self._stream)
+            self.bar.write(f"warning: {collapse}", file=self._stream)
         shown = f"loss {self.last['loss']:.4f}", f"{clock['examples_per_second']:.0f} examples/s"
-        self._bar.set_postfix_str(", ".join((*shown, *filter(None, [self._evaluated]))))
+        self.bar.set_postfix_str(", ".join((*shown, *filter(None, [self._evaluated]))))
 
 
 def on_one_device(array: Array) -> Array:

@@ -16,7 +16,14 @@ from typing import Any
 from dynexit.core.files import replacing
 
 FILE = "metrics.jsonl"
-CLOCK = ("seconds", "examples_per_second", "eval_seconds")
+CLOCK = (
+    "seconds",
+    "examples_per_second",
+    "eval_seconds",
+    "flops_per_second",
+    "model_flops_utilisation",
+    "memory_peak_bytes",
+)
 EVAL = "eval_"
 
 

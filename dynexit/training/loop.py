@@ -27,6 +27,8 @@ from dynexit.training.after_update import NonFiniteLoss as NonFiniteLoss
 from dynexit.training.checkpointing.checkpoints import FOLDER, restore, set_aside_after
 from dynexit.training.checkpointing.saver import Saver
 from dynexit.training.logs import FILE, Mirror, Records, read_records, without_clock
+from dynexit.training.monitoring.profile import Profiler
+from dynexit.training.monitoring.throughput import Throughput
 from dynexit.training.parallel.mesh import make_mesh, replicated
 from dynexit.training.parallel.placement import put, put_batch
 from dynexit.training.parallel.rules import TENSOR_PARALLEL, Rules
@@ -65,6 +67,7 @@ def fit(
     mesh: Mesh | None = None,
     rules: Rules | None = None,
     config: Mapping[str, Any] | None = None,
+    profile: int = 0,
 ) -> Fitted:
     """Trains the model of an experiment.
 
@@ -93,6 +96,8 @@ def fit(
       rules: which parameters the axis "model" splits, see `parallel/rules.py`; None for those of
         dynexit's own models.
       config: what wandb shows as the run's settings; None for those of training and the seed.
+      profile: updates to trace with `jax.profiler`, after those that compile, into
+        `folder/profile`.
 
     Returns:
       `Fitted`.
@@ -142,10 +147,13 @@ def fit(
                 on_mesh(experiment, settings, mesh, rules), settings, mesh, evals
             ),
             first=first,
+            throughput=Throughput(experiment, settings, mesh.size),
         )
+        say = lambda line: run.bar.write(line, file=stream)
+        profiler = stack.enter_context(Profiler(folder, profile, first, settings.steps, say))
         run.saver.saved = first if first else -1
         batches = stack.enter_context(contextlib.closing(ahead(draw, first, settings.steps)))
-        state, done = _steps(run, train_step, state, first, batches, stop)
+        state, done = _steps(run, train_step, state, first, batches, stop, profiler)
         if run.saver.saved != done:
             run.saver.save(done, state)
         run.saver.finish()
@@ -185,14 +193,17 @@ def _steps(
     first: int,
     batches: Iterator[Batch],
     stop: StopRequest,
+    profiler: Profiler,
 ) -> tuple[TrainState, int]:
     """Dispatches each update before it reads the metrics of the one before, so that the device does
     not wait for the host, except where an evaluation is due.
     """
     flight, done, settings = None, first, run.settings
     while done < settings.steps and not _should_stop(stop, done):
-        state, metrics = train_step(state, next(batches))
+        with profiler.update(done):
+            state, metrics = train_step(state, next(batches))
         done += 1
+        profiler.after(done, metrics)
         due = done == settings.steps or done % settings.checkpoint_every == 0
         snapshot = jax.tree.map(jnp.copy, state) if due else None
         run.settle(flight, state)

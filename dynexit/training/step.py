@@ -64,8 +64,11 @@ def make_loss(
             assert method.objective is not None, (
                 "a method has an objective, a loss or a carried loss"
             )
-            outputs = run_all(model.steps(params), model.embed(params, inputs), model.depth)
-            losses, metrics = method.objective(cast(outputs, jnp.float32), labels, progress)
+            with jax.named_scope("embed"):
+                state = model.embed(params, inputs)
+            outputs = run_all(model.steps(params), state, model.depth)
+            with jax.named_scope("objective"):
+                losses, metrics = method.objective(cast(outputs, jnp.float32), labels, progress)
         if jnp.shape(losses) != jnp.shape(labels)[:1]:
             raise ValueError(
                 f"`method` must return one loss per example, shape {list(jnp.shape(labels)[:1])}, "
@@ -133,7 +136,8 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         inputs, key = batch["inputs"], jax.random.fold_in(state.key, state.step)
         if experiment.augment is not None:
-            inputs = experiment.augment(key, inputs)
+            with jax.named_scope("augment"):
+                inputs = experiment.augment(key, inputs)
         if experiment.prepare is not None:
             inputs = experiment.prepare(inputs)
         progress = state.step.astype(jnp.float32) / settings.steps
@@ -143,7 +147,8 @@ def make_train_step(
         )
         norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        with jax.named_scope("optimizer"):
+            updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         moved = TrainState(
             state.step + 1, optax.apply_updates(state.params, updates), opt_state, state.key, carry
         )

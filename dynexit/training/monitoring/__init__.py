@@ -1,0 +1,1 @@
+"""Profiles, and what an update costs on the device."""
