@@ -11,12 +11,13 @@ from dynexit.cli.options import Flag, filled, parse
 from dynexit.cli.positional import split
 from dynexit.core.settings import Training
 from dynexit.core.system import memory
+from dynexit.runs.choice_file import rule_of
 from dynexit.runs.experiment_file import Experiment, ExperimentFile, SettingsError, load
 from dynexit.runs.pipeline import REPORT, draw_training, finish, log
 from dynexit.runs.recorded_settings import to_dict
 from dynexit.runs.run_folder import claim, default_folder, read, refuse_folder
 
-USAGE = "dynexit train FILE [--run FOLDER] [--init RUN] [--smoke] [--model.depth 6 ...]"
+USAGE = "dynexit train FILE [--run FOLDER] [--init RUN] [--smoke] [--profile] [--model.depth 6 ...]"
 PROFILED = "5"  # updates that `--profile` traces
 STOPPED = 143  # what a shell calls a process that ended by SIGTERM
 
@@ -139,6 +140,7 @@ def _run(
             run.folder,
             settings.seed,
             mesh=mesh_of(settings),
+            evals=_depths(experiment, settings),
             config=config,
             profile=profile,
         )
@@ -152,6 +154,14 @@ def _run(
             return STOPPED
         finish(run, experiment, fitted.params, int(fitted.step), settings.calibration)
     return 0
+
+
+def _depths(experiment: Experiment, settings: Any) -> Any:
+    """Where rows exit, evaluated during training where wandb shows it."""
+    from dynexit.evaluation.exit_depths import depth_evals
+
+    rule, size = rule_of(settings.calibration), settings.evaluation.batch_size
+    return depth_evals(experiment, settings.training, rule, size)
 
 
 def started_from(folder: Path, experiment: Experiment) -> Experiment:

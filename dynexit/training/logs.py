@@ -7,6 +7,7 @@ that begin with `EVAL` come from evaluation during training (`evals.py`).
 
 import json
 import math
+import os
 import secrets
 import warnings
 from collections.abc import Callable, Mapping
@@ -138,7 +139,9 @@ class Mirror:
     def write(self, record: Mapping[str, Any]) -> None:
         """Sends one record, which has a "step"."""
         if self._run is not None:
-            self._try(lambda: self._run.log(dict(record), step=record["step"]))
+            from dynexit.training.monitoring.panels import panels
+
+            self._try(lambda: self._run.log(panels(record), step=record["step"]))
 
     def _start(self, folder: Path, mode: Any, config: Mapping[str, Any]) -> None:
         import wandb
@@ -157,6 +160,7 @@ class Mirror:
             mode=mode,
             resume="allow" if mode == "online" else None,
             config=dict(config),
+            group=os.environ.get("WANDB_RUN_GROUP"),  # of a sweep
         )
 
     def _try(self, action: Callable[[], None]) -> None:

@@ -88,11 +88,13 @@ def wandb(monkeypatch):
     "mode, key, wanted",
     [("auto", True, "online"), ("auto", False, "offline"), ("offline", True, "offline")],
 )
-def test_the_mirror_receives_every_record(tmp_path, wandb, mode, key, wanted):
+def test_the_mirror_receives_every_record(tmp_path, wandb, monkeypatch, mode, key, wanted):
+    monkeypatch.setenv("WANDB_RUN_GROUP", "all")  # as runs of a sweep have it
     wandb.key = key
     for _ in range(2):
         with Mirror(tmp_path, mode, {"steps": 3}) as mirror:
             mirror.write({"step": 1, "loss": 2.0})
+    assert {a["group"] for a in wandb.calls} == {"all"}
     assert wandb.run.logged == [1, 1] and wandb.run.finished == 0
     assert [(a["mode"], a["config"]) for a in wandb.calls] == [(wanted, {"steps": 3})] * 2
     assert {a["id"] for a in wandb.calls} == {(tmp_path / "wandb_id.txt").read_text()}
@@ -101,12 +103,10 @@ def test_the_mirror_receives_every_record(tmp_path, wandb, mode, key, wanted):
 def test_wandb_itself_accepts_the_records(tmp_path, monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    monkeypatch.setenv("WANDB_RUN_GROUP", "all")  # as runs of a sweep have it
     # a failure would be a warning, and so an error here
     with Mirror(tmp_path, "offline", {"steps": 3}) as mirror:
         for step in range(3):
             mirror.write({"step": step, "loss": 1.0})
-        assert mirror._run.group == "all"
     run = (tmp_path / "wandb_id.txt").read_text()
     # wandb fills the file later
     assert len(list(tmp_path.glob(f"wandb/offline-run-*/run-{run}.wandb"))) == 1
@@ -182,3 +182,26 @@ def test_a_failing_draw_is_raised_where_it_is_due():
     assert [next(batches), next(batches)] == [0, 1]
     with pytest.raises(ZeroDivisionError):
         next(batches)
+
+
+def test_the_shares_of_the_exits_are_one_histogram(tmp_path, wandb):
+    sent = []
+    wandb.run.log = lambda record, step: sent.append(record)
+    wandb.Histogram = lambda np_histogram: [a.tolist() for a in np_histogram]
+    shares = {f"eval_depth_share_exit_{e}": share for e, share in enumerate((0.25, 0.0, 0.75))}
+    with Mirror(tmp_path, "offline", {}) as mirror:
+        mirror.write({"step": 1, "loss": 2.0, **shares})
+    assert sent == [
+        {
+            "step": 1,
+            "training/loss": 2.0,
+            "depth/exits": [[0.25, 0.0, 0.75], [-0.5, 0.5, 1.5, 2.5]],
+        }
+    ]
+
+
+def test_wandb_itself_makes_a_histogram_of_shares(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    with Mirror(tmp_path, "offline", {}) as mirror:  # a failure would be a warning, and an error
+        mirror.write({"step": 1, "eval_depth_share_exit_0": 0.25, "eval_depth_share_exit_1": 0.75})

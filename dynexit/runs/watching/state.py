@@ -15,10 +15,10 @@ from dynexit.runs.watching.follow import Follower
 from dynexit.runs.watching.holder import Holder, holder_of
 from dynexit.training.collapse import CollapseWatch
 from dynexit.training.logs import EVAL, FILE
+from dynexit.training.monitoring.panels import HALTING
 
 RUNNING, FINISHED, STOPPED, ENDED = "running", "finished", "stopped", "ended"
 PACE = 10  # records over which the time per update is taken
-HALTING = ("halting_entropy", "mean_steps", "row_steps", "q_steps", "ponder", "at_limit")
 EXIT = re.compile(rf"{EVAL}(accuracy|loss)_exit_(\d+)")
 
 
