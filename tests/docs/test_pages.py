@@ -145,9 +145,12 @@ def test_options_of_experiments_exist(page):
 
     for file, options in OPTIONS.findall(PAGES[page]):
         known = {f"--{name.replace('_', '-')}" for name, _ in leaves(load(ROOT / file).settings)}
-        assert set(re.findall(r"--[\w.-]+", options)) <= known | {"--run", "--smoke", "--cache"}, (
-            file
-        )
+        assert set(re.findall(r"--[\w.-]+", options)) <= known | {
+            "--run",
+            "--smoke",
+            "--cache",
+            "--profile",
+        }, file
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if re.search(r"--[a-z]+\.", PAGES[p])])

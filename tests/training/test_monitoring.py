@@ -12,10 +12,10 @@ import pytest
 from training.toy_experiment import SETTINGS, build
 
 from dynexit.core.cost import cost_of
-from dynexit.core.product_flops import product_flops
 from dynexit.training.logs import CLOCK, read_records, without_clock
 from dynexit.training.loop import NonFiniteLoss, fit
 from dynexit.training.monitoring import throughput
+from dynexit.training.monitoring.product_flops import product_flops
 from dynexit.training.monitoring.profile import Profiler
 from dynexit.training.monitoring.throughput import Throughput, peak_flops, update_flops
 

@@ -6,9 +6,9 @@ from typing import TypeAlias
 import jax
 import jax.numpy as jnp
 
-from dynexit.core.product_flops import product_flops
 from dynexit.core.settings import Training
 from dynexit.core.types import Experiment
+from dynexit.training.monitoring.product_flops import product_flops
 from dynexit.training.state import state_shapes
 from dynexit.training.step import make_loss
 
@@ -57,7 +57,7 @@ def update_flops(experiment: Experiment, settings: Training) -> float:
     """Model FLOPs of one update over all devices: matrix products of the loss and its gradient.
 
     Recomputation (`Training.remat`) is not counted, and the body of a `while_loop` counts once; see
-    `dynexit.core.product_flops`. Nothing is computed or compiled.
+    `dynexit.training.monitoring.product_flops`. Nothing is computed or compiled.
 
     Args:
       experiment: model, method and the training split, of which one batch is read.
