@@ -56,7 +56,7 @@ def depth_evals(
         return {f"share_exit_{e}": float(share) for e, share in enumerate(shares)} | {
             "mean_exits": choice.mean_depth,
             "flops_ratio": choice.cost_fraction,
-            "entropy": float(-(some * np.log(some)).sum()),
+            "entropy": float(abs((some * np.log(some)).sum())),
             "occupancy_masked": masked_occupancy(shares, batch_size),
         }
 

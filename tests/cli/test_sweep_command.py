@@ -275,3 +275,25 @@ def test_runs_that_differ_in_the_seed_alone_make_a_group():
     assert group["runs"] == 2 and group["speedup"] == {"mean": 2.0, "sd": pytest.approx(2**0.5)}
     (group,) = groups_of([point(0, None)], ["seed", "model.depth"])
     assert group["speedup"] == {"mean": None, "sd": None}
+
+
+@pytest.mark.slow
+def test_a_real_sweep_keeps_finished_runs_and_resumes_others(tmp_path, monkeypatch):
+    """Processes of `dynexit train`, as users have them."""
+    monkeypatch.chdir(tmp_path)
+    experiment = Path(__file__).parents[2] / "experiments" / "digits_vit.py"
+    words = ["sweep", str(experiment), "--smoke", "--seed", "0", "1", "--sweep", "all"]
+    words += ["--model.depth", "2", "--evaluation.repeats", "1"]
+    assert main(words) == 0
+    content = json.loads(Path("all/sweep.json").read_text())
+    (group,) = content["groups"]
+    reports = [json.loads(p.read_text()) for p in sorted(Path("all").glob("*/report.json"))]
+    mean = sum(report["accuracy_full"] for report in reports) / 2
+    assert group["runs"] == 2 and group["accuracy_full"]["mean"] == pytest.approx(mean)
+    before = Path("all/seed=0/report.json").stat().st_mtime_ns
+    Path("all/seed=1/report.json").unlink()  # as if it had been killed before its report
+    assert main(words) == 0
+    assert Path("all/seed=0/report.json").stat().st_mtime_ns == before
+    assert "has finished before" not in Path("all/seed=0.log").read_text()
+    again = json.loads(Path("all/seed=1/report.json").read_text())
+    assert again["accuracy_full"] == reports[1]["accuracy_full"]
