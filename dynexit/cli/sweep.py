@@ -14,7 +14,7 @@ from dynexit.core.files import is_url
 from dynexit.runs.experiment_file import ExperimentFile, SettingsError, load
 from dynexit.runs.pipeline import log
 from dynexit.runs.recorded_settings import to_dict
-from dynexit.runs.run_folder import SETTINGS, refuse_folder
+from dynexit.runs.run_folder import MESH, SETTINGS, refuse_folder
 from dynexit.runs.sweeps.grid import Axis, Point, argv_of, faults_of, points_of, value_at
 from dynexit.runs.sweeps.record import FINISHED, SEED, STOPPED, begin, read_sweep, refreshed
 
@@ -135,7 +135,8 @@ def _axis(
 
 def _default_folder(name: str, axes: Sequence[Axis], settings: Any) -> Path:
     """A folder that depends on the experiment, its settings and the names of the axes."""
-    content = [to_dict(settings), sorted(axis.name for axis in axes)]
+    values = {name: value for name, value in to_dict(settings).items() if name != MESH}
+    content = [values, sorted(axis.name for axis in axes)]
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     return Path("runs") / f"{name}-sweep-{digest[:6]}"
 

@@ -162,11 +162,11 @@ def test_a_second_profile_is_a_warning(tmp_path):
 
 
 def test_scopes_name_the_parts_of_an_update():
-    from dynexit.training.sharding import data_mesh
+    from dynexit.training.parallel.mesh import make_mesh
     from dynexit.training.state import create_state
     from dynexit.training.step import make_train_step
 
-    mesh = data_mesh()
+    mesh = make_mesh()
     state = create_state(build(), SETTINGS, 0, mesh)
     batch = build().train.batch(0, 0, SETTINGS.batch_size)
     lowered = make_train_step(build(), SETTINGS, mesh).lower(state, batch)

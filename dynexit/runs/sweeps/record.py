@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 from dynexit.runs.experiment_file import SettingsError
 from dynexit.runs.pipeline import REPORT
 from dynexit.runs.recorded_settings import to_dict
-from dynexit.runs.run_folder import differences, write_json
+from dynexit.runs.run_folder import MESH, differences, write_json
 from dynexit.runs.sweeps.grid import Axis, Point, value_at
 
 SWEEP = "sweep.json"
@@ -58,7 +58,8 @@ def begin(
       SettingsError: the folder holds a sweep of another experiment, over other settings, or with
         other values of the settings that all runs share.
     """
-    shared = _without(to_dict(settings), [axis.name for axis in axes])
+    # a run may go on with another mesh
+    shared = _without(to_dict(settings), [MESH, *(axis.name for axis in axes)])
     content: Content = {
         "schema_version": SCHEMA,
         "name": name,
