@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from dynexit._lazy import attach
 
 if TYPE_CHECKING:
+    from dynexit.engine.collectives import compile_sharded as compile_sharded
     from dynexit.engine.deferred import deferred_readout as deferred_readout
     from dynexit.engine.executors.sharded import run_sharded as run_sharded
     from dynexit.engine.executors.tiling import Tiling as Tiling

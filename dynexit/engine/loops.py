@@ -1,10 +1,12 @@
 """Loops that end when all rows have exited, inside or outside of `jax.shard_map`.
 
 Inside of `jax.shard_map` each device ends its loop when its own rows have exited, without waiting
-for other devices. This has two consequences. A carry that becomes device-varying in the loop must
-be declared so before the loop. And a step must not communicate over a mesh axis along which the
+for other devices. This has three consequences. A carry that becomes device-varying in the loop must
+be declared so before the loop. A step must not communicate over a mesh axis along which the
 decision differs, since devices would wait without end for one that has ended its loop. It may
-communicate over an axis along which the decision is the same on all devices (tensor parallelism).
+communicate over an axis along which the decision is the same on all devices (tensor parallelism),
+except by `ppermute`, for which XLA waits for all devices. And no other axis may be automatic, since
+XLA adds collectives along it after tracing; `collectives.py` reads them in a compiled program.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,6 +19,7 @@ from jax.extend import core
 from jax.interpreters import ad, batching, mlir
 
 from dynexit.core.shapes import Array, Bool, Int, Num, PyTree
+from dynexit.engine.collectives import reading
 
 COLLECTIVES = frozenset(
     "all_gather all_gather_invariant all_gather_reduced all_to_all pbroadcast pmax pmin ppermute "
@@ -138,18 +141,50 @@ def _refuse_collectives(body: Callable[[Any], Any], carry: Any, decision: Any) -
     axes = _manual_axes()
     if not axes:
         return
+    mesh = jax.sharding.get_abstract_mesh()
     checked = bool(_varying(lax.axis_index(axes[0])))  # with check_vma=False nothing is varying
     varying = set(_varying(decision)) if checked else set(axes)
+    differ = "differ" if checked else "may differ (check_vma=False hides whether they do)"
+    apart = sorted(axis for axis in varying if mesh.shape[axis] > 1)
     for name, over in _collectives(jax.make_jaxpr(body)(carry).jaxpr):
         if waits := sorted(varying & over):
             raise ValueError(
                 f"`step` or `criterion` communicates over the mesh axis "
-                f"{', '.join(map(repr, waits))} ({name}), along which the exits of rows "
-                + ("differ" if checked else "may differ (check_vma=False hides whether they do)")
-                + ": a device whose rows have all exited would be waited for without end. "
+                f"{', '.join(map(repr, waits))} ({name}), along which the exits of rows {differ}: "
+                "a device whose rows have all exited would be waited for without end. "
                 "Communicate outside of the loop, or make the decision equal on all devices of "
                 "that axis" + ("" if checked else " and keep check_vma=True")
             )
+        if apart and name == "ppermute":
+            raise ValueError(
+                f"`step` or `criterion` communicates by ppermute over the mesh axis "
+                f"{', '.join(map(repr, sorted(over)))}, and the exits of rows {differ} along "
+                f"{', '.join(map(repr, apart))}. XLA waits for all devices at a ppermute, so one "
+                "whose rows have all exited would be waited for without end. Use `all_to_all` or "
+                "`all_gather`, which wait for the devices of their axis"
+            )
+    _refuse_automatic_axes(mesh, apart, differ)
+
+
+def _refuse_automatic_axes(mesh: Any, apart: list[str], differ: str) -> None:
+    """Refuses automatic axes, or records the loop where the compiled program will be read."""
+    others = {
+        axis: mesh.shape[axis]
+        for axis in (*mesh.auto_axes, *mesh.explicit_axes)
+        if mesh.shape[axis] > 1
+    }
+    if reading.value is not None:
+        reading.value.loops.append((mesh, frozenset(apart)))
+    elif apart and others:
+        named = ", ".join(f"{axis!r} of {size}" for axis, size in others.items())
+        raise ValueError(
+            f"`mesh` has the automatic axis {named} devices, and the exits of rows {differ} along "
+            f"{', '.join(map(repr, apart))}. For an automatic axis XLA may insert collectives "
+            "after tracing, at which devices would wait without end for one whose rows have all "
+            "exited. Make every axis manual (`jax.shard_map` without `axis_names`, with `psum` in "
+            "the step), or compile with `dx.engine.compile_sharded(f, *args)`, which reads the "
+            "compiled program"
+        )
 
 
 def _collectives(jaxpr: Any) -> Iterator[tuple[str, set[Any]]]:

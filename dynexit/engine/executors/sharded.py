@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding
@@ -33,6 +34,7 @@ from dynexit.core.shapes import Array, PyTree, Rows
 from dynexit.core.stages import Stage, depth_of, stages_of
 from dynexit.core.types import Criterion, Halted, Memory, Step
 from dynexit.criteria.memory import first_memory
+from dynexit.engine.collectives import compile_sharded
 from dynexit.engine.counts import total
 from dynexit.engine.executors.compacted import (
     Carry,
@@ -62,13 +64,15 @@ def run_sharded(
 ) -> Halted:
     """Runs the compacted executor of `run_until` on rows sharded over a mesh axis.
 
-    A device ends when its own rows have exited. Weights and thresholds are replicated. For other
-    layouts (tensor parallelism, stages of different shapes) call `run_until` inside
-    `jax.shard_map`. It needs no change there, and it refuses a step that would make devices wait
-    for a device that has ended.
+    A device ends when its own rows have exited. Thresholds are replicated, and so are weights,
+    except along other axes of the mesh: weights that are split along these keep their shardings,
+    and XLA inserts the sums (tensor parallelism). The compiled program is read, and refused if it
+    would make devices wait for a device that has ended. Inside of `jax.jit`, where shardings are
+    not known, weights are replicated. For stages of different shapes call `run_until` inside
+    `jax.shard_map`.
 
     Args:
-      step: one step, whose weights are replicated.
+      step: one step; its weights are placed as described above.
       state: leaves `[B, ...]`; B is divisible by D, the number of devices of the axis.
       depth, criterion, keep_state: as in `run_until`.
       mesh: the devices.
@@ -84,7 +88,8 @@ def run_sharded(
 
     Raises:
       TypeError, ValueError: as `run_until`; the step is a sequence, the axis is unknown, B is not
-        divisible by D, or `rebalance` is not increasing or not after a whole step.
+        divisible by D, `rebalance` is not increasing or not after a whole step, or weights are
+        split so that devices would wait for one that has ended.
 
     Example:
       >>> import dynexit as dx
@@ -115,9 +120,10 @@ def run_sharded(
     tile = checked_tile(tile, 1)
     auto = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
     state = jax.device_put(state, NamedSharding(auto, P(axis)))
-    step, criterion = jax.device_put((step, criterion), NamedSharding(auto, P()))
-    depth = depth_of(step, depth)
-    run = lambda: _run(step, state, depth, criterion, auto, axis, segments, tile, keep_state)
+    place = lambda tree: jax.tree.map(lambda a: _placed(a, auto, axis), tree)
+    step, criterion = place(step), place(criterion)
+    static = depth_of(step, depth), auto, axis, segments, tile, keep_state
+    run = functools.partial(_call, step, state, criterion, static)
     if not jax.sharding.get_abstract_mesh().explicit_axes:
         return run()
     with jax.sharding.use_abstract_mesh(auto.abstract_mesh):  # in place of that of `jax.set_mesh`
@@ -137,26 +143,69 @@ def _segments(stage: Stage, rebalance: Sequence[int]) -> tuple[int, ...]:
     return (0, *(d // blocks for d in depths), stage.steps)
 
 
+def _placed(leaf: Any, mesh: Mesh, axis: str) -> Any:
+    """The array on the mesh, whole along `axis` and split along others as it was."""
+    sharding = None if isinstance(leaf, jax.core.Tracer) else getattr(leaf, "sharding", None)
+    spec = P()
+    if isinstance(sharding, NamedSharding) and sharding.mesh.shape == mesh.shape:
+        spec = P(*(_without(entry, axis) for entry in sharding.spec))
+    return jax.device_put(leaf, NamedSharding(mesh, spec))
+
+
+def _without(entry: Any, axis: str) -> Any:
+    kept = tuple(
+        a for a in (entry if isinstance(entry, tuple) else (entry,)) if a not in (axis, None)
+    )
+    return kept or None
+
+
+def _call(step: Step, state: PyTree, criterion: Criterion, static: tuple[Any, ...]) -> Halted:
+    leaves, structure = jax.tree.flatten((step, state, criterion))
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+        return _run(step, state, criterion, *static, automatic=False)
+    if all(leaf.is_fully_replicated for leaf in jax.tree.leaves((step, criterion))):
+        return _run(step, state, criterion, *static, automatic=False)
+    shapes = (
+        jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding, weak_type=a.weak_type)
+        for a in leaves
+    )
+    return _read(structure, tuple(shapes), static)(step, state, criterion)
+
+
+@functools.lru_cache(maxsize=64)
+def _read(structure: Any, leaves: tuple[Any, ...], static: tuple[Any, ...]) -> jax.stages.Compiled:
+    """The compiled program for weights that are split, which was read."""
+    step, state, criterion = jax.tree.unflatten(structure, leaves)
+    run = functools.partial(_run, automatic=True)
+    return compile_sharded(lambda *args: run(*args, *static), step, state, criterion)
+
+
 @watched_jit(
-    "run_sharded", static_argnames=("depth", "mesh", "axis", "segments", "tile", "keep_state")
+    "run_sharded",
+    static_argnames=("depth", "mesh", "axis", "segments", "tile", "keep_state", "automatic"),
 )
 def _run(
     step: Step,
     state: PyTree,
-    depth: Any,
     criterion: Criterion,
+    depth: Any,
     mesh: Mesh,
     axis: str,
     segments: tuple[int, ...],
     tile: Any,
     keep_state: bool,
+    automatic: bool,
 ) -> Halted:
     stages = stages_of(step, depth)
     batch, local = batch_size(state), batch_size(state) // mesh.shape[axis]
     _, output = walk(stages, state)
     memory = first_memory(criterion, batch, output, last_exit(stages) + 1)
     spread = functools.partial(
-        jax.shard_map, mesh=mesh, in_specs=(P(), P(), P(axis), P(axis), P(axis)), out_specs=P(axis)
+        jax.shard_map,
+        mesh=mesh,
+        in_specs=(P(), P(), P(axis), P(axis), P(axis)),
+        out_specs=P(axis),
+        axis_names={axis} if automatic else set(mesh.axis_names),
     )
     known = lambda criterion, memory: dataclasses.replace(
         criterion,
