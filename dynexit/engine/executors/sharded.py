@@ -121,9 +121,9 @@ def run_sharded(
     auto = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
     state = jax.device_put(state, NamedSharding(auto, P(axis)))
     place = lambda tree: jax.tree.map(lambda a: _placed(a, auto, axis), tree)
-    step, criterion = place(step), place(criterion)
+    step, rule = place(step), place(criterion)
     static = depth_of(step, depth), auto, axis, segments, tile, keep_state
-    run = functools.partial(_call, step, state, criterion, static)
+    run = functools.partial(_call, step, state, rule, static)
     if not jax.sharding.get_abstract_mesh().explicit_axes:
         return run()
     with jax.sharding.use_abstract_mesh(auto.abstract_mesh):  # in place of that of `jax.set_mesh`
