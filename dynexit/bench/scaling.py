@@ -155,7 +155,10 @@ def _in_loop(count: int, depths: np.ndarray, blocks: int) -> int:
     step, _, state, mesh = _parts(count, depths, blocks)
     rule, found = max_probability_above(0.9), 0
     for executor in executors:
-        run = lambda state, e=executor: run_until(step, state, blocks, rule, e).output
+
+        def run(state: Any, executor: Executor = executor) -> Any:
+            return run_until(step, state, blocks, rule, executor).output
+
         spread = jax.shard_map(run, mesh=mesh, in_specs=P("data"), out_specs=P("data"))
         program = jax.jit(spread).lower(state).compile()
         found += sum(each.apart for each in collectives(program.as_text() or ""))
