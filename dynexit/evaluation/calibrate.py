@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from dynexit.calibration.candidates import with_full_depth
 from dynexit.calibration.choose import Choice, choose
@@ -15,6 +16,7 @@ from dynexit.core.shapes import PyTree
 from dynexit.core.types import Experiment
 from dynexit.evaluation.batches import prepared, rows_of, taken_rows
 from dynexit.evaluation.costs import RowCosts, costs_of
+from dynexit.evaluation.devices import devices_for
 from dynexit.evaluation.recording import exits_of, fitted, record
 
 COUNTED = 8  # rows of the batch whose FLOPs are counted
@@ -42,6 +44,7 @@ def calibrate(
     rule: Rule,
     batch_size: int,
     log: Callable[[str], None] = lambda line: None,
+    mesh: Mesh | None = None,
 ) -> Calibrated:
     """Fits the method's statistics, records every exit, and chooses one of the candidates.
 
@@ -52,6 +55,8 @@ def calibrate(
         order come from half of the calibration rows, and the other half is tested.
       batch_size: rows per call of the network.
       log: receives the remarks.
+      mesh: devices that run a batch each; the result does not depend on their number. None for one
+        device.
 
     Returns:
       `Calibrated`.
@@ -62,12 +67,14 @@ def calibrate(
     """
     method, source = experiment.method, experiment.calibration
     halves = _halves(rows_of(source)) if rule.order is not None else None
-    found, remarks = fitted(experiment, params, source, batch_size, halves)
+    devices = devices_for(params, mesh)
+    placed = devices.place(params)
+    found, remarks = fitted(experiment, placed, source, batch_size, halves, devices)
     full = jax.tree.map(np.asarray, method.candidates.full(exits_of(experiment, params), found))
     criterion = method.criterion(full)
     inputs = taken_rows(source.examples()["inputs"], slice(COUNTED))
     costs = costs_of(experiment.model, params, prepared(experiment, inputs), criterion)
-    records = record(experiment, params, source, batch_size, criterion)
+    records = record(experiment, placed, source, batch_size, criterion, devices)
     remarks += _broken(records)
     for remark in remarks:
         log(remark)

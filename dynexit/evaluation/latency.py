@@ -78,13 +78,13 @@ class Ran(NamedTuple):
       classes: `[B, ...]`.
       exit_depth: `[B]`.
       nan_exits: exits that held a NaN, `[B]`.
-      rows_executed: `[]`.
+      rows_executed: `[]`; `[D]` on D devices.
     """
 
     classes: Shaped[Array, "B ..."]
     exit_depth: Int[Array, "B"]
     nan_exits: Int[Array, "B"]
-    rows_executed: Int[Array, ""]
+    rows_executed: Int[Array, "..."]
 
 
 def dynamic_depth(

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from dynexit.calibration.curve import Curve, curve
 from dynexit.calibration.records import Records
@@ -20,11 +21,13 @@ from dynexit.evaluation import latency
 from dynexit.evaluation.batches import batches, prepared, taken_rows
 from dynexit.evaluation.calibrate import COUNTED, Calibrated
 from dynexit.evaluation.costs import RowCosts, costs_of
+from dynexit.evaluation.devices import Devices, devices_for, kept_on
 from dynexit.evaluation.latency import Ran
 from dynexit.evaluation.recording import record
 from dynexit.evaluation.timings import (
     TimedPoints,
     Timings,
+    executor_of,
     programs,
     time_all,
     time_points,
@@ -69,6 +72,7 @@ def evaluate(
     calibrated: Calibrated,
     evaluation: Evaluation,
     log: Callable[[str], None],
+    mesh: Mesh | None = None,
 ) -> Evaluated:
     """Measures the test split, read batch by batch.
 
@@ -80,12 +84,16 @@ def evaluate(
         of the test split have another shape than those of the calibration split.
       evaluation: `core.settings.Evaluation`.
       log: receives a line for every phase.
+      mesh: devices that run a batch each where nothing is timed; None for one device. Figures that
+        are not seconds do not depend on it.
     """
     choice, points, method = calibrated.choice, calibrated.points, experiment.method
     operating_point, examples = choice.operating_point, experiment.test.examples()
     criterion, size = method.criterion(operating_point), evaluation.batch_size
     log("test split: every exit")
-    records = record(experiment, params, experiment.test, size, criterion)
+    devices = devices_for(params, mesh)
+    placed = devices.place(params)
+    records = record(experiment, placed, experiment.test, size, criterion, devices)
     prepare = jax.jit(lambda inputs: prepared(experiment, inputs))
     few = prepare(taken_rows(examples["inputs"], slice(COUNTED)))
     costs = calibrated.costs
@@ -111,7 +119,10 @@ def evaluate(
     log(f"test split: timing full and dynamic depth side by side, {evaluation.repeats} times")
     tied = not isinstance(step, tuple) and is_tied(step, state)
     calls = programs(experiment, params, size, tuned, tied)
-    ran, executed = _live(calls.dynamic, operating_point, examples, size, prepare)
+    run = calls.dynamic
+    if devices.mesh is not None:
+        run = _on_devices(devices, experiment, placed, tuned)
+    ran, executed = _live(run, operating_point, examples, size, experiment, devices)
     taken = np.searchsorted(costs.depths, ran.exit_depth)
     timed_exits = np.resize(taken[chosen], len(timed_batches) * size)  # padded with the first
     occupancy = float((taken + 1).sum() / executed)
@@ -130,22 +141,43 @@ def evaluate(
     return Evaluated(records, costs, *live, timings, drawn, timed, tuned, method.score, needed)
 
 
+def _on_devices(
+    devices: Devices, experiment: Experiment, params: PyTree, tuned: Tuned | None
+) -> Callable[[PyTree, PyTree], Ran]:
+    """The dynamic program on a batch for every device; its `rows_executed` is `[D]`."""
+    model, method = experiment.model, experiment.method
+    chosen = executor_of(tuned)
+
+    def dynamic(shared: tuple[PyTree, PyTree], inputs: Rows) -> Ran:
+        ran = latency.dynamic_depth(model, method, *shared, inputs, *chosen)
+        return ran._replace(rows_executed=ran.rows_executed[None])
+
+    run = devices.compile(dynamic)
+    return lambda operating_point, inputs: run((params, devices.place(operating_point)), inputs)
+
+
 def _live(
     dynamic: Callable[[PyTree, PyTree], Ran],
     operating_point: PyTree,
     examples: dict[str, Any],
     size: int,
-    prepare: Callable[[PyTree], Rows],
+    experiment: Experiment,
+    devices: Devices,
 ) -> tuple[Ran, float]:
     """Result of the dynamic program for all rows, and rows x steps executed per row of the split.
 
     Padding rows are included in the latter.
     """
+    prepare = devices.compile(lambda _, inputs: prepared(experiment, inputs), whole=False)
     parts, executed = [], 0.0
-    for batch in batches(examples, size):
-        ran = dynamic(operating_point, prepare(batch.inputs))
-        executed += float(ran.rows_executed) * batch.kept / size
-        parts.append(jax.tree.map(lambda a, n=batch.kept: np.atleast_1d(a)[:n], ran))
+    for batch in batches(examples, size * devices.count):
+        ran = dynamic(operating_point, prepare((), batch.inputs))
+        for rows, kept in zip(
+            np.atleast_1d(ran.rows_executed), kept_on(devices, batch.kept, size), strict=True
+        ):
+            executed += float(rows) * int(kept) / size
+        each = ran._replace(rows_executed=np.zeros(batch.kept, np.int32))
+        parts.append(jax.tree.map(lambda a, n=batch.kept: np.asarray(a)[:n], each))
     return jax.tree.map(lambda *a: np.concatenate(a), *parts), executed
 
 

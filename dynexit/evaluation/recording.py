@@ -20,10 +20,16 @@ from dynexit.criteria.memory import first_memory
 from dynexit.engine.observe import run_observed
 from dynexit.engine.run import walk
 from dynexit.evaluation.batches import batches, fingerprint, prepared
+from dynexit.evaluation.devices import Devices
 
 
 def record(
-    experiment: Experiment, params: PyTree, source: Source, batch_size: int, criterion: Criterion
+    experiment: Experiment,
+    params: PyTree,
+    source: Source,
+    batch_size: int,
+    criterion: Criterion,
+    devices: Devices | None = None,
 ) -> Records:
     """Runs all exits over all examples of a split, in batches of one size.
 
@@ -33,6 +39,7 @@ def record(
       source: the split; its arrays are read batch by batch.
       batch_size: rows per call; changes no result beyond rounding.
       criterion: whose scores are kept; its thresholds do not matter.
+      devices: that run a batch each, with `params` placed on them; None for one device.
 
     Returns:
       `Records`.
@@ -40,11 +47,12 @@ def record(
     Raises:
       TypeError, ValueError: labels that the method's score cannot take, or a faulty criterion.
     """
-    examples = source.examples()
-    run = jax.jit(lambda *args: kept_of(experiment, *args))
+    examples, devices = source.examples(), devices or Devices()
+    shared = params, devices.place(criterion)
+    run = devices.compile(lambda shared, rows: kept_of(experiment, *shared, *rows), axis=1)
     parts = []
-    for batch in batches(examples, batch_size):
-        kept = run(params, criterion, batch.inputs, batch.labels)
+    for batch in batches(examples, batch_size * devices.count):
+        kept = run(shared, (batch.inputs, batch.labels))
         parts.append(jax.tree.map(lambda a, n=batch.kept: np.asarray(a)[:, :n], kept))
     kept = jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=1), *parts)
     labels = np.asarray(examples["labels"])
@@ -81,11 +89,12 @@ def fitted(
     source: Source,
     batch_size: int,
     rows: Bool[np.ndarray, "M"] | None = None,
+    devices: Devices | None = None,
 ) -> tuple[PyTree, tuple[str, ...]]:
     """What the method fits on a split (`Candidates.fit`), and remarks.
 
     Args:
-      experiment, params, source, batch_size: as in `record`.
+      experiment, params, source, batch_size, devices: as in `record`.
       rows: bool `[M]`, the rows to fit on; None for all.
 
     Returns:
@@ -94,26 +103,29 @@ def fitted(
     fit = experiment.method.candidates.fit
     if fit is None:
         return {}, ()
-    model, examples = experiment.model, source.examples()
+    model, examples, devices = experiment.model, source.examples(), devices or Devices()
     counts = rows_counted(np.asarray(examples["labels"]))
     wanted = counts if rows is None else counts & rows
 
-    @jax.jit
-    def run(params: PyTree, state: PyTree, inputs: PyTree, labels: Array) -> PyTree:
+    def measure(shared: tuple[PyTree, PyTree], rows: tuple[PyTree, Array]) -> PyTree:
+        (params, state), (inputs, labels) = shared, rows
+
         def observe(i: Any, output: PyTree, memory: PyTree) -> tuple[PyTree, PyTree]:
             return fit.measure(state, i, output, labels), memory
 
         begun = model.embed(params, prepared(experiment, inputs))
         return run_observed(model.steps(params), begun, model.depth, observe)
 
+    run = devices.compile(measure, axis=1)
     state, finished = fit.begin(exits_of(experiment, params)), False
     while not finished:
         sums: Any = None
-        for batch in batches(examples, batch_size):
+        shared = params, devices.place(state)
+        for batch in batches(examples, batch_size * devices.count):
             used = wanted[batch.rows] & (np.arange(len(batch.rows)) < batch.kept)
             if not used.any():
                 continue
-            terms = run(params, state, batch.inputs, batch.labels)
+            terms = run(shared, (batch.inputs, batch.labels))
             part = jax.tree.map(
                 lambda a, used=used: np.asarray(a, np.float64)[:, used].sum(axis=1), terms
             )

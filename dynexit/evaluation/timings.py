@@ -158,7 +158,7 @@ def programs(
         tile: jax.jit(lambda p, x, t=tile: latency.full_depth(model, method, p, x, t))
         for tile in tiles
     }
-    chosen = ("auto", None) if tuned is None else (tuned.executor, tuned.tile)
+    chosen = executor_of(tuned)
     run = jax.jit(
         lambda p, operating_point, x: latency.dynamic_depth(
             model, method, p, operating_point, x, *chosen
@@ -184,6 +184,11 @@ def programs(
             params, operating_point, x, jnp.int32(exit), tile=tile
         ),
     )
+
+
+def executor_of(tuned: Tuned | None) -> tuple[Any, Any]:
+    """Executor and tiles of the dynamic program; the engine's defaults without tuning."""
+    return ("auto", None) if tuned is None else (tuned.executor, tuned.tile)
 
 
 def timed_rows(rows: int, evaluation: Evaluation, row_bytes: int = 0) -> Int[np.ndarray, "m"]:

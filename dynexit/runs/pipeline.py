@@ -99,11 +99,11 @@ def finish(
     from dynexit.evaluation.calibrate import calibrate
 
     log("calibration split: every exit, and an operating point")
-    params = on_one_device(params)
-    size = run.settings.evaluation.batch_size
-    calibrated = calibrate(experiment, params, rule_of(rule), size, log)
+    params, mesh = placed(params)
+    settings = run.settings.evaluation
+    calibrated = calibrate(experiment, params, rule_of(rule), settings.batch_size, log, mesh)
     chosen = write_choice(run, calibrated, rule, step)
-    return measured(run, experiment, params, step, calibrated, chosen, run.settings.evaluation)
+    return measured(run, experiment, params, step, calibrated, chosen, settings, mesh)
 
 
 def remeasure(
@@ -132,7 +132,8 @@ def remeasure(
             f"{chosen['training_step']}, and these are of step {step}; `dynexit calibrate` chooses "
             "again"
         )
-    return measured(run, experiment, on_one_device(params), step, calibrated, chosen, settings)
+    params, mesh = placed(params)
+    return measured(run, experiment, params, step, calibrated, chosen, settings, mesh)
 
 
 def measured(
@@ -143,6 +144,7 @@ def measured(
     calibrated: Calibrated,
     chosen: dict[str, Any],
     settings: Evaluation,
+    mesh: Any = None,
 ) -> dict[str, Any]:
     """Evaluates, writes `report.json`, `report.md` and the plots, and prints the table."""
     import jax
@@ -153,7 +155,7 @@ def measured(
     from dynexit.runs.rows import write_rows
 
     choice = calibrated.choice
-    evaluated = evaluation.evaluate(experiment, params, calibrated, settings, log)
+    evaluated = evaluation.evaluate(experiment, params, calibrated, settings, log, mesh)
     refuse_same_split(choice, evaluated.records.split, evaluated.records.fingerprint)
     splits = experiment.train, experiment.calibration, experiment.test
     about = {
@@ -200,6 +202,27 @@ def measured(
     )
     print(run.folder)
     return content
+
+
+def placed(params: Any) -> tuple[Any, Any]:
+    """Parameters on one device, for timing, and the mesh of all devices, for everything else.
+
+    Parameters that one device cannot hold stay as they are. The mesh is None on one device.
+    """
+    import jax
+    from jax.sharding import AxisType
+
+    from dynexit.evaluation.devices import devices_for
+
+    count = jax.device_count()
+    if count == 1:
+        return on_one_device(params), None
+    meshes = (getattr(leaf.sharding, "mesh", None) for leaf in jax.tree.leaves(params))
+    mesh = next((mesh for mesh in meshes if mesh is not None and mesh.size == count), None)
+    if mesh is None:
+        mesh = jax.make_mesh((count,), ("data",), (AxisType.Auto,))
+    whole = not devices_for(params, mesh).split
+    return on_one_device(params) if whole else params, mesh
 
 
 def on_one_device(params: Any) -> Any:

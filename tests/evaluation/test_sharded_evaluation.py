@@ -1,0 +1,105 @@
+"""Evaluation on several devices gives the figures of one device, bit for bit."""
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import dynexit as dx
+from dynexit.engine.collectives import collectives, compile_sharded
+from dynexit.evaluation import latency
+from dynexit.evaluation.devices import Devices, devices_for, kept_on
+from dynexit.evaluation.recording import record
+
+HERE = Path(__file__).parent
+
+
+def mesh(*shape, kind=AxisType.Auto):
+    return jax.make_mesh(shape, ("data", "fsdp", "model"), (kind,) * 3)
+
+
+@pytest.mark.parametrize(
+    "shape, kind", [((2, 2, 1), AxisType.Auto), ((1, 2, 2), AxisType.Explicit)]
+)
+def test_every_figure_that_is_no_time_is_that_of_one_device(experiment, shape, kind):
+    differing = runpy.run_path(str(HERE / "sharded_evaluation.py"))["differing"]
+    assert differing(experiment, mesh(*shape, kind=kind)) == []
+
+
+def test_eight_devices_give_the_figures_of_one():
+    flags = os.environ["XLA_FLAGS"].replace("device_count=4", "device_count=8")
+    environment = {**os.environ, "XLA_FLAGS": flags}
+    command = [sys.executable, str(HERE / "sharded_evaluation.py"), "4", "2"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads(done.stdout) == []
+
+
+def test_parameters_stay_split_where_a_device_cannot_hold_them(experiment, params, operating_point):
+    """Blocks of one width split over "model": sums within the loop, and the same exits."""
+    devices = Devices(mesh(2, 1, 2), ("model",))
+    over = {"w": P(None, "fsdp", "model"), "out": P(None, "model", None)}
+    split = lambda path, a: NamedSharding(devices.mesh, over.get(path[-1].key, P()))
+    even = lambda a: all(n % 2 == 0 for n in a.shape[1:])
+    placed = jax.tree_util.tree_map_with_path(
+        lambda path, a: jax.device_put(a, split(path, a)) if even(a) else a, params
+    )
+    placed = devices.place(placed)
+    specs = {tuple(a.sharding.spec) for a in jax.tree.leaves(placed)}
+    assert (None, None, "model") in specs and devices.count == 2
+
+    criterion = experiment.method.criterion(operating_point)
+    alone = record(experiment, params, experiment.test, 4, criterion)
+    found = record(experiment, placed, experiment.test, 4, devices.place(criterion), devices)
+    np.testing.assert_array_equal(found.predictions, alone.predictions)
+
+    def dynamic(shared, inputs):
+        ran = latency.dynamic_depth(experiment.model, experiment.method, *shared, inputs)
+        return ran._replace(rows_executed=ran.rows_executed[None])
+
+    inputs = np.asarray(experiment.prepare(experiment.test.examples()["inputs"][:8]))
+    run = devices.compile(dynamic)
+    ran = run((placed, devices.place(operating_point)), inputs)
+    want = dynamic((params, operating_point), inputs)
+    np.testing.assert_array_equal(ran.exit_depth, want.exit_depth)
+
+
+def test_rows_are_split_over_every_axis_where_parameters_fit(params):
+    assert devices_for(params, mesh(1, 2, 2)).count == 4
+    assert devices_for(params, None).count == devices_for(params, mesh(1, 1, 1)).count == 1
+
+
+def test_a_device_that_is_full_keeps_parameters_split(params, monkeypatch):
+    monkeypatch.setattr("dynexit.evaluation.devices.memory_of", lambda device: 100)
+    assert devices_for(params, mesh(1, 2, 2)).split == ("model",)
+    assert devices_for(params, mesh(2, 2, 1)).split == ()
+
+
+def test_padding_rows_of_the_last_batches_are_masked():
+    four = Devices(mesh(2, 2, 1))
+    assert kept_on(four, 16, 4).tolist() == [4, 4, 4, 4]
+    assert kept_on(four, 7, 4).tolist() == [4, 3, 0, 0]
+
+
+def test_no_collective_is_in_the_loop_where_parameters_are_whole(experiment, params):
+    devices = Devices(mesh(2, 2, 1))
+    step, model = experiment.model.steps, experiment.model
+
+    def run(params, x):
+        rule = dx.criteria.max_probability_above(0.6)
+        return dx.run_until(step(params), model.embed(params, x), model.depth, rule).output
+
+    spread = jax.shard_map(
+        run, mesh=devices.mesh, in_specs=(P(), P(devices.rows)), out_specs=P(devices.rows)
+    )
+    x = np.zeros((8, 2), np.float32)
+    program = compile_sharded(spread, devices.place(params), devices.batch(x))
+    assert collectives(program.as_text()) == ()
