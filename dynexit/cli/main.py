@@ -15,6 +15,7 @@ USAGE = """usage: dynexit COMMAND ...
   dynexit evaluate RUN [--checkpoint best] [--batch-size 128]         measure the test split again
   dynexit calibrate RUN --accept-loss 0.005 | --budget 0.5            choose another point, measure
   dynexit plot RUN [RUN ...] [--out FILE]                             curves of several runs
+  dynexit plan FILE [--mesh.data 256] [--mean-depth 2.5]              memory, FLOPs, communication
   dynexit data prepare NAME [--raw FOLDER]                            write a data set to disk
   dynexit launch TARGET FILE [--dry-run] [--model.depth 6 ...]        train on a pod or a cluster
   dynexit bench [--suite executors|device] ...                        benchmark this machine
@@ -77,6 +78,8 @@ def _dispatch(argv: list[str]) -> int:
         from dynexit.cli.calibrate import calibrate as run
     elif command == "plot":
         from dynexit.cli.plot import plot as run
+    elif command == "plan":
+        from dynexit.cli.plan import plan as run
     elif command == "data":
         from dynexit.cli.data import data as run
     elif command == "launch":

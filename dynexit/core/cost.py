@@ -46,13 +46,29 @@ def cost_of(f: Callable[..., Any], *args: PyTree) -> Cost:
       >>> cost_of(jnp.dot, x, w).flops  # 2 x 8 x 16 x 4
       1024.0
     """
-    program = jax.make_jaxpr(f)(*args)
-    flat = jaxpr_as_fun(ClosedJaxpr(_unrolled(program.jaxpr), program.consts))
-    lowered = jax.jit(flat).lower(*jax.tree.leaves(args))
+    lowered = _lowered(f, *args)
     return Cost(
         _entry(lowered.cost_analysis(), "flops"),
         _entry(lowered.compile().cost_analysis(), "bytes accessed"),
     )
+
+
+def flops_of(f: Callable[..., Any], *args: PyTree) -> float:
+    """FLOPs of `f(*args)`, as `cost_of` counts them; the program is lowered and not compiled.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> x = jax.ShapeDtypeStruct((8, 16), jnp.float32)
+      >>> flops_of(lambda x: x @ x.T, x)  # 2 x 8 x 16 x 8
+      2048.0
+    """
+    return _entry(_lowered(f, *args).cost_analysis(), "flops")
+
+
+def _lowered(f: Callable[..., Any], *args: PyTree) -> Any:
+    program = jax.make_jaxpr(f)(*args)
+    flat = jaxpr_as_fun(ClosedJaxpr(_unrolled(program.jaxpr), program.consts))
+    return jax.jit(flat).lower(*jax.tree.leaves(args))
 
 
 def _unrolled(value: Any) -> Any:

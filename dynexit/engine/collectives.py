@@ -7,6 +7,7 @@ program names are known (`loops.py`). Along automatic mesh axes XLA's partitione
 ones later. They are read from the compiled program.
 """
 
+import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -35,6 +36,10 @@ _CALLED = re.compile(
 _METADATA = re.compile(r'metadata=\{(?:[^"}]|"[^"]*")*\}')
 _OPCODE = re.compile(r"\s([a-z][a-z0-9\-]*)\(")
 _SHAPE = re.compile(r"([a-z]+[0-9]*)[a-z0-9]*\[([0-9,]*)\]")
+_IOTA = r"\[[0-9,]+\](?:T\([0-9,]+\))?"
+_MESH = re.compile(
+    rf"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(({_IOTA}|[0-9,]+)\))? \{{([^}}]*)\}}"
+)
 _HEAD = re.compile(r"(?:ENTRY )?%?([\w.\-]+) (?:\(.*\) -> .* )?\{$")
 
 # None, or a `Reading`. JAX traces again for every new value, so that its list is complete.
@@ -52,6 +57,7 @@ class Collective(NamedTuple):
         a branch.
       shape: of its result, as the program writes it.
       source: the names of the functions and primitives that it comes from.
+      times: how often it runs; the body of a loop of unknown length counts once.
     """
 
     kind: str
@@ -60,6 +66,7 @@ class Collective(NamedTuple):
     apart: bool
     shape: str
     source: str
+    times: int = 1
 
     @property
     def bytes(self) -> int:
@@ -68,6 +75,24 @@ class Collective(NamedTuple):
             int(np.prod([int(n) for n in sizes.split(",") if n], dtype=np.int64)) * _width(kind)
             for kind, sizes in _SHAPE.findall(self.shape)
         )
+
+    def sent(self, devices: int) -> float:
+        """Bytes that one device sends at each call, in a ring of its group.
+
+        Args:
+          devices: of the program, the group where none is named.
+
+        Example:
+          >>> Collective("all-reduce", "r", ((0, 1, 2, 3),), False, "f32[8]", "").sent(4)
+          48.0
+        """
+        size = len(self.groups[0]) if self.groups else devices
+        share = (size - 1) / size
+        if self.kind == "all-reduce":
+            return 2 * share * self.bytes
+        if self.kind == "reduce-scatter":
+            return (size - 1) * self.bytes
+        return share * self.bytes if self.kind in ("all-gather", "all-to-all") else self.bytes
 
 
 class Reading:
@@ -177,18 +202,45 @@ def collectives(text: str) -> tuple[Collective, ...]:
     computations = _computations(text)
     calls = {name: [*_calls(lines)] for name, lines in computations.items()}
     apart = set[str]()
-    waiting = [name for made in calls.values() for name, divergent in made if divergent]
+    waiting = [call.name for made in calls.values() for call in made if call.divergent]
     while waiting:
         name = waiting.pop()
         if name not in apart:
             apart.add(name)
-            waiting += [called for called, _ in calls.get(name, ())]
+            waiting += [call.name for call in calls.get(name, ())]
+    times = _times(calls, text)
     return tuple(
         found
         for name, lines in computations.items()
         for line in lines
-        if (found := _collective(line, name in apart)) is not None
+        if (found := _collective(line, name in apart, times.get(name, 1))) is not None
     )
+
+
+class _Call(NamedTuple):
+    """A computation that another one calls.
+
+    Attributes:
+      name: of the called computation.
+      divergent: whether devices may differ in how often they call it.
+      times: how often it is called, 1 where that is not known.
+    """
+
+    name: str
+    divergent: bool
+    times: int
+
+
+def _times(calls: dict[str, list[_Call]], text: str) -> dict[str, int]:
+    """How often each computation runs."""
+    entry = re.search(r"^ENTRY %?([\w.\-]+)", text, re.MULTILINE)
+    found: dict[str, int] = {}
+    waiting = [(entry[1], 1)] if entry else []
+    while waiting:
+        name, times = waiting.pop()
+        found[name] = found.get(name, 0) + times
+        waiting += [(call.name, times * call.times) for call in calls.get(name, ())]
+    return found
 
 
 def _computations(text: str) -> dict[str, list[str]]:
@@ -205,17 +257,18 @@ def _computations(text: str) -> dict[str, list[str]]:
     return found
 
 
-def _calls(lines: list[str]) -> Iterator[tuple[str, bool]]:
-    """Computations that are called, and whether devices may differ in how often."""
+def _calls(lines: list[str]) -> Iterator[_Call]:
     for line in lines:
+        trips = re.search(r'known_trip_count":\{"n":"([0-9]+)"', line)
         for kind, names in _CALLED.findall(_METADATA.sub("", line)):
-            loop = kind in ("body", "condition") and "known_trip_count" not in line
+            loop = kind in ("body", "condition")
             branch = kind.endswith(("branch_computations", "true_computation", "false_computation"))
             for name in re.findall(r"[\w.\-]+", names):
-                yield name, loop or branch
+                times = int(trips[1]) if loop and trips else 1
+                yield _Call(name, branch or (loop and not trips), times)
 
 
-def _collective(line: str, apart: bool) -> Collective | None:
+def _collective(line: str, apart: bool, times: int) -> Collective | None:
     name, equals, rest = line.strip().removeprefix("ROOT ").partition(" = ")
     bare = _METADATA.sub("", rest)
     opcode = _OPCODE.search(" " + bare) if equals else None
@@ -225,9 +278,9 @@ def _collective(line: str, apart: bool) -> Collective | None:
     if kind not in KINDS:
         return None
     source = re.search(r'op_name="([^"]*)"', rest)
-    shape = bare[: opcode.start()]
-    groups = _groups(kind, bare)
-    return Collective(kind, name.lstrip("%"), groups, apart, shape, source[1] if source else "")
+    of = source[1] if source else ""
+    shape, groups = bare[: opcode.start()], _groups(kind, bare)
+    return Collective(kind, name.lstrip("%"), groups, apart, shape, of, times)
 
 
 def _groups(kind: str, line: str) -> tuple[tuple[int, ...], ...] | None:
@@ -239,16 +292,53 @@ def _groups(kind: str, line: str) -> tuple[tuple[int, ...], ...] | None:
             tuple(int(n) for n in group.split(","))
             for group in re.findall(r"\{([0-9, ]+)\}", listed[1])
         )
-    if tiled := re.search(r"replica_groups=\[([0-9,]+)\]<=\[([0-9,]+)\](?:T\(([0-9,]+)\))?", line):
-        shape, sizes, order = ([int(n) for n in part.split(",")] for part in _filled(tiled))
-        devices = np.arange(np.prod(sizes)).reshape(sizes).transpose(order).reshape(shape)
-        return tuple(tuple(row) for row in devices.reshape(-1, shape[-1]).tolist())
+    if tiled := re.search(rf"replica_groups=\[([0-9,]+)\]<=({_IOTA})", line):
+        shape = _numbers(tiled[1])
+        return _rows(_iota(tiled[2]).reshape(-1, shape[-1]))
+    if named := _MESH.search(line):
+        sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=([0-9]+)", named[1])}
+        count = int(np.prod([*sizes.values()]))
+        return _along(sizes, _iota(named[2] or f"[{count}]"), named[3])
     return None  # a permutation waits for all devices
 
 
-def _filled(tiled: re.Match[str]) -> tuple[str, str, str]:
-    axes = range(len(tiled[2].split(",")))
-    return tiled[1], tiled[2], tiled[3] or ",".join(map(str, axes))
+def _iota(form: str) -> Int[np.ndarray, "n"]:
+    """Devices in the order of a form such as "[8,8]T(1,0)", or of a list "0,2,1,3"."""
+    if not form.startswith("["):
+        return np.array(_numbers(form))
+    sizes, _, order = form.partition("T")
+    shape = _numbers(sizes)
+    axes = _numbers(order) if order else range(len(shape))
+    return np.arange(np.prod(shape)).reshape(shape).transpose(axes).reshape(-1)
+
+
+def _along(
+    sizes: dict[str, int], devices: Int[np.ndarray, "n"], axes: str
+) -> tuple[tuple[int, ...], ...]:
+    """Groups along some axes of a mesh; "a:(2)4" is the part of 4 of axis "a" after one of 2."""
+    parts: dict[str, list[tuple[int, int]]] = {name: [] for name in sizes}
+    for name, before, size in re.findall(r"'([^']+)'(?::\(([0-9]+)\)([0-9]+))?", axes):
+        first = int(before or 1)
+        parts[name].append((first, first * int(size or sizes[name])))
+    shape: list[int] = []
+    along: list[int] = []
+    for name, size in sizes.items():
+        cuts = sorted({1, size, *(cut for part in parts[name] for cut in part)})
+        for start, stop in itertools.pairwise(cuts):
+            if any(a <= start and stop <= b for a, b in parts[name]):
+                along.append(len(shape))
+            shape.append(stop // start)
+    others = [k for k in range(len(shape)) if k not in along]
+    grid = devices.reshape(shape or [1]).transpose([*others, *along] or [0])
+    return _rows(grid.reshape(-1, int(np.prod([shape[k] for k in along], dtype=np.int64))))
+
+
+def _rows(groups: Int[np.ndarray, "groups n"]) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(row) for row in groups.tolist())
+
+
+def _numbers(form: str) -> list[int]:
+    return [int(n) for n in re.findall(r"[0-9]+", form)]
 
 
 def _width(kind: str) -> int:

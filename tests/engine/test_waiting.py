@@ -232,8 +232,31 @@ def test_collectives_are_read_from_a_program():
     assert {name for name, c in found.items() if c.apart} == {"c", "r", "g"}
     assert found["r"].source == "a/psum"
     assert (found["r"].bytes, found["g"].bytes) == (16, 16)
+    assert {c.times for c in found.values()} == {1}
     counted = HLO.replace("body=%loop", 'body=%loop, backend_config={"known_trip_count":{"n":"3"}}')
     assert not any(c.apart for c in collectives(counted))
+    assert {c.name: c.times for c in collectives(counted)} == {"c": 3, "r": 3, "g": 3, "e": 1}
+
+
+@pytest.mark.parametrize(
+    "form, groups",
+    [
+        ("{{0,2},{1,3}}", ((0, 2), (1, 3))),
+        ("[2,2]<=[4]", ((0, 1), (2, 3))),
+        ("[4,2]<=[2,2,2]T(0,2,1)", ((0, 2), (1, 3), (4, 6), (5, 7))),
+        ("mesh['a'=2,'b'=4] {'a'}", ((0, 4), (1, 5), (2, 6), (3, 7))),
+        ("mesh['a'=2,'b'=4] {'a','b'}", ((0, 1, 2, 3, 4, 5, 6, 7),)),
+        ("mesh['a'=2,'b'=4] {'b':(1)2}", ((0, 2), (1, 3), (4, 6), (5, 7))),
+        ("mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'a'}", ((0, 1), (2, 3))),
+        ("mesh['a'=2,'b'=2], device_ids=(0,2,1,3) {'b'}", ((0, 2), (1, 3))),
+        ("{}", None),
+        ("something else", None),
+    ],
+)
+def test_groups_are_read_in_every_form(form, groups):
+    line = f"  %r = f32[4] all-reduce(%a), channel_id=1, replica_groups={form}, use_global_device_ids=true"
+    (found,) = collectives(f"ENTRY %main (x: f32[4]) -> f32[4] {{\n{line}\n}}\n")
+    assert found.groups == groups
 
 
 def test_devices_that_run_the_same_iterations():
