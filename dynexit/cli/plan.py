@@ -10,7 +10,7 @@ from typing import Any
 from dynexit.cli.options import Flag, parse
 from dynexit.cli.positional import split
 from dynexit.runs.experiment_file import SettingsError, load
-from dynexit.runs.plan_mesh import compiled_sizes, sizes_of
+from dynexit.runs.planning.mesh import compiled_sizes, sizes_of
 
 USAGE = (
     "dynexit plan FILE [--mesh.data 256] [--mean-depth 2.5 | --depths RUN] [--model.depth 6 ...]"
@@ -42,7 +42,9 @@ def plan(argv: Sequence[str]) -> int:
         raise SettingsError("\n  ".join(invalid))
     sizes = sizes_of(settings.mesh)
     _virtual_devices(compiled_sizes(sizes))
-    from dynexit.runs.plan import Storage, depth_plan, in_units, training_plan
+    from dynexit.runs.planning.depth import depth_plan
+    from dynexit.runs.planning.lines import in_units
+    from dynexit.runs.planning.training import Storage, training_plan
 
     try:
         experiment = file.build(settings)
@@ -101,7 +103,7 @@ def _histogram(options: dict[str, Any], experiment: Any) -> tuple[Any, str]:
     import jax
 
     from dynexit.evaluation.recording import exits_of
-    from dynexit.runs.plan import with_mean
+    from dynexit.runs.planning.depth import with_mean
 
     params = jax.eval_shape(experiment.model.init, jax.random.key(0))
     exits = exits_of(experiment, params)

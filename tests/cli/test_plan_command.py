@@ -10,10 +10,11 @@ import pytest
 import dynexit as dx
 from dynexit.cli.main import main
 from dynexit.core.settings import Mesh
-from dynexit.runs import plan_mesh
 from dynexit.runs.experiment_file import load
-from dynexit.runs.plan import Storage, training_plan, with_mean
-from dynexit.runs.plan_mesh import compiled_sizes
+from dynexit.runs.planning import mesh as planned_mesh
+from dynexit.runs.planning.depth import with_mean
+from dynexit.runs.planning.mesh import compiled_sizes
+from dynexit.runs.planning.training import Storage, training_plan
 
 FILE = "experiments/digits_vit.py"
 ROWS = 16
@@ -33,7 +34,7 @@ def planned():
                 training=dx.Training(steps=2, batch_size=rows, checkpoint_every=1),
             )
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(plan_mesh, "MOST", most)
+                patch.setattr(planned_mesh, "MOST", most)
                 lines = training_plan(file.build(settings), settings, Storage(1e6, 2))
             made[sizes, most] = {line.what: line.value for line in lines}
         return made[sizes, most]

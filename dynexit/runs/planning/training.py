@@ -1,39 +1,19 @@
-"""What a training run needs on a mesh: memory, FLOPs, communication, balance and checkpoints.
+"""What training needs on a mesh: memory, FLOPs, communication and checkpoints.
 
-Nothing is executed. The training step is compiled for virtual CPU devices. Along "data" (and, if
-that is not enough, along "fsdp") a mesh of more devices than `plan_mesh.MOST` is compiled with
-fewer of them, at equal rows on each device; what depends on the compiled program is then
-extrapolated.
+Nothing is executed. The training step is compiled for virtual CPU devices. A mesh of more devices
+than `mesh.MOST` is compiled with fewer of them along "data" (and, if that is not enough, along
+"fsdp"), at equal rows on each device; what depends on the compiled program is then extrapolated.
 """
 
 import dataclasses
 import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from dynexit.core.settings import Mesh
-from dynexit.core.shapes import Float
-from dynexit.runs.plan_mesh import compiled_sizes, sizes_of
-
-DRAWS = 20
-
-
-class Line(NamedTuple):
-    """One quantity of a plan.
-
-    Attributes:
-      what: its name.
-      value: a number, in `unit`.
-      unit: such as "bytes" or "FLOPs".
-      source: how it is known.
-    """
-
-    what: str
-    value: float
-    unit: str
-    source: str
+from dynexit.runs.planning.lines import Line
+from dynexit.runs.planning.mesh import compiled_sizes, sizes_of
 
 
 class Storage(NamedTuple):
@@ -124,25 +104,10 @@ def _step_program(experiment: Any, training: Any, mesh: Any) -> Any:
         opt_state=jax.tree.map(place, shapes.opt_state, where.opt_state),
         carry=jax.tree.map(place, shapes.carry, where.carry),
     )
-    batch = place(_batch(experiment, training.batch_size), by_rows(mesh))
+    batch = place(batch_shapes(experiment, training.batch_size), by_rows(mesh))
     batch["step"] = place(shapes.step, replicated(mesh))
     step: Any = make_train_step(experiment, training, mesh)
     return step.lower(state, batch).compile()
-
-
-def _batch(experiment: Any, rows: int) -> dict[str, Any]:
-    """Shapes of what a step reads of a batch."""
-    import jax
-
-    drawn = experiment.train.batch(0, 0, 1)
-
-    def shape(a: Any) -> Any:
-        a = np.asarray(a)
-        return jax.ShapeDtypeStruct((rows, *a.shape[1:]), jax.dtypes.canonicalize_dtype(a.dtype))
-
-    labels = np.asarray(drawn["labels"])
-    labels = labels.astype(np.int32) if labels.dtype.kind in "iu" else labels
-    return {"inputs": jax.tree.map(shape, drawn["inputs"]), "labels": shape(labels)}
 
 
 def _program_lines(program: Any, count: int, source: str) -> list[Line]:
@@ -176,7 +141,7 @@ def _flops(experiment: Any, training: Any) -> float:
     from dynexit.training.step import make_loss
 
     loss, shapes = make_loss(experiment, training), state_shapes(experiment, training)
-    batch = _batch(experiment, training.batch_size)
+    batch = batch_shapes(experiment, training.batch_size)
 
     def update(params: Any, carry: Any, inputs: Any, labels: Any) -> Any:
         key = jax.random.key(0)
@@ -205,116 +170,16 @@ def _checkpoint(shapes: Any, sizes: tuple[int, int, int], storage: Storage) -> l
     ]
 
 
-def depth_plan(
-    experiment: Any, settings: Any, histogram: Sequence[float], source: str
-) -> list[Line]:
-    """Occupancy and imbalance of dynamic depth at a distribution of depths.
-
-    Args:
-      experiment: built from the settings.
-      settings: of the run; rows on each device are those of evaluation.
-      histogram: how often a row takes each exit.
-      source: where it is from.
-    """
+def batch_shapes(experiment: Any, rows: int) -> dict[str, Any]:
+    """Shapes of what a step reads of a batch."""
     import jax
 
-    from dynexit.bench.imbalance import formula, simulated
-    from dynexit.core.stages import stages_of
-    from dynexit.engine.executors.tiling import default_tiling
-    from dynexit.evaluation.batches import prepared
+    drawn = experiment.train.batch(0, 0, 1)
 
-    size, devices = settings.evaluation.batch_size, math.prod(sizes_of(settings.mesh))
-    params = jax.eval_shape(experiment.model.init, jax.random.key(0))
-    inputs = _batch(experiment, size)["inputs"]
-    state, steps = jax.eval_shape(
-        lambda p, x: (
-            experiment.model.embed(p, prepared(experiment, x)),
-            experiment.model.steps(p),
-        ),
-        params,
-        inputs,
-    )
-    stages = stages_of(steps, experiment.model.depth)
-    if sum(stage.steps for stage in stages) != len(histogram):
-        raise ValueError(
-            f"`histogram` must have {sum(stage.steps for stage in stages)} exits, got "
-            f"{len(histogram)}"
-        )
-    tiling = default_tiling(state, size, None, stages[0].step)
-    share = np.asarray(histogram, float)
-    drawn = f"drawn: {DRAWS} x {size} rows on each device; {source}"
-    busiest, after = (simulated(share, size, devices, rebalance, DRAWS) for rebalance in ((), (1,)))
-    mean = float(share @ np.arange(1, len(share) + 1) / share.sum())
-    return [
-        Line("mean exit", mean, f"of {len(share)}", source),
-        Line("occupancy of default tiles", occupancy(share, size, tiling.rows(size)), "", drawn),
-        Line("busiest device over the mean", busiest.busiest, "", drawn),
-        Line("the same by the formula", formula(share, size, devices), "", f"formula; {source}"),
-        Line("the same, survivors redistributed once", after.waited, "", drawn),
-    ]
+    def shape(a: Any) -> Any:
+        a = np.asarray(a)
+        return jax.ShapeDtypeStruct((rows, *a.shape[1:]), jax.dtypes.canonicalize_dtype(a.dtype))
 
-
-def occupancy(
-    histogram: Float[np.ndarray, "E"], batch: int, rows: Any, draws: int = DRAWS
-) -> float:
-    """Rows x steps that rows need, as a fraction of those that tiles execute.
-
-    Args:
-      histogram: how often a row takes each exit.
-      batch: rows B.
-      rows: `[B + 1]`, rows that a step executes for 0..B live rows.
-      draws: batches that are drawn.
-
-    Example:
-      >>> round(occupancy(np.array([1.0, 1.0]), 4, np.array([0, 4, 4, 4, 4])), 2)
-      0.76
-    """
-    random, share = np.random.default_rng(0), histogram / histogram.sum()
-    needed, executed = 0, 0
-    for _ in range(draws):
-        exits = random.choice(len(share), batch, p=share)
-        live = [int((exits >= exit).sum()) for exit in range(len(share))]
-        needed, executed = needed + sum(live), executed + int(np.asarray(rows)[live].sum())
-    return needed / executed
-
-
-def with_mean(mean: float, exits: int) -> Float[np.ndarray, "E"]:
-    """A geometric distribution over exits 1..E, cut off at E, with a given mean.
-
-    Raises:
-      ValueError: `mean` is not between 1 and E.
-
-    Example:
-      >>> share = with_mean(2.0, 4)
-      >>> round(float(share @ np.arange(1, 5)), 3)
-      2.0
-    """
-    if not 1 <= mean <= exits:
-        raise ValueError(f"`mean` must be between 1 and the {exits} exits, got {mean:g}")
-
-    def share(stay: float) -> Float[np.ndarray, "E"]:
-        each = (1 - stay) * stay ** np.arange(exits)
-        return np.append(each[:-1], stay ** (exits - 1))
-
-    low, high = 0.0, 1.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        below = share(middle) @ np.arange(1, exits + 1) < mean
-        low, high = (middle, high) if below else (low, middle)
-    return share((low + high) / 2)
-
-
-def in_units(line: Line) -> str:
-    """The value with its unit.
-
-    Example:
-      >>> in_units(Line("", 3.2e9, "bytes", "")), in_units(Line("", 0.5, "", ""))
-      ('3.20 GB', '0.500')
-    """
-    names = {"bytes": ("B", "kB", "MB", "GB", "TB"), "FLOPs": ("", "k", "M", "G", "T", "P")}
-    if line.unit not in names:
-        number = f"{line.value:g}" if float(line.value).is_integer() else f"{line.value:.3f}"
-        return f"{number} {line.unit}".strip()
-    scale = min(len(names[line.unit]) - 1, int(math.log10(max(1, line.value)) // 3))
-    unit = names[line.unit][scale] + ("FLOP" if line.unit == "FLOPs" else "")
-    return f"{line.value / 1000**scale:.2f} {unit}"
+    labels = np.asarray(drawn["labels"])
+    labels = labels.astype(np.int32) if labels.dtype.kind in "iu" else labels
+    return {"inputs": jax.tree.map(shape, drawn["inputs"]), "labels": shape(labels)}
