@@ -49,10 +49,11 @@ def plan(argv: Sequence[str]) -> int:
     try:
         experiment = file.build(settings)
         storage = Storage(1e9 * options["storage_gbs"], options["host_devices"])
-        lines = training_plan(experiment, settings, storage)
         histogram, source = _histogram(options, experiment)
+        depths = []
         if histogram is not None:
-            lines += depth_plan(experiment, settings, histogram, source)
+            depths = depth_plan(experiment, settings, histogram, source)
+        lines = training_plan(experiment, settings, storage) + depths
     except ValueError as error:
         raise SettingsError(f"{file.path} cannot be planned: {error}") from error
     data, fsdp, model = sizes

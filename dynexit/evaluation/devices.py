@@ -75,7 +75,7 @@ class Devices:
         Args:
           f: takes a tree that was placed and rows `[B, ...]`; its results have rows on `axis`.
           axis: of the rows in the results.
-          whole: whether every process gets the results of all rows.
+          whole: whether every device gets the results of all rows.
 
         Returns:
           A function of a placed tree and of a batch `[count x B, ...]`; it compiles at its first

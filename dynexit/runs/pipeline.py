@@ -205,24 +205,26 @@ def measured(
 
 
 def placed(params: Any) -> tuple[Any, Any]:
-    """Parameters on one device, for timing, and the mesh of all devices, for everything else.
+    """Parameters on one device, for timing, and a mesh of this process's devices, for the rest.
 
-    Parameters that one device cannot hold stay as they are. The mesh is None on one device.
+    Parameters that one device cannot hold stay as they are, on the mesh of training. The mesh is
+    None on one device. With several processes each one evaluates for itself.
     """
     import jax
     from jax.sharding import AxisType
 
     from dynexit.evaluation.devices import devices_for
 
-    count = jax.device_count()
-    if count == 1:
+    devices = jax.local_devices()
+    if len(devices) == 1:
         return on_one_device(params), None
-    meshes = (getattr(leaf.sharding, "mesh", None) for leaf in jax.tree.leaves(params))
-    mesh = next((mesh for mesh in meshes if mesh is not None and mesh.size == count), None)
-    if mesh is None:
-        mesh = jax.make_mesh((count,), ("data",), (AxisType.Auto,))
-    whole = not devices_for(params, mesh).split
-    return on_one_device(params) if whole else params, mesh
+    if jax.process_count() == 1:
+        meshes = (getattr(leaf.sharding, "mesh", None) for leaf in jax.tree.leaves(params))
+        mesh = next((mesh for mesh in meshes if mesh is not None), None)
+        if mesh is not None and devices_for(params, mesh).split:
+            return params, mesh
+    mesh = jax.make_mesh((len(devices),), ("data",), (AxisType.Auto,), devices=devices)
+    return on_one_device(params), mesh
 
 
 def on_one_device(params: Any) -> Any:

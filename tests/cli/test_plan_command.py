@@ -62,6 +62,7 @@ def test_bytes_are_those_of_the_arrays_on_a_device(planned):
     assert found["batch and state"] > found["parameters"] + found["optimizer state"] + batch
 
 
+@pytest.mark.slow
 def test_a_larger_mesh_is_extrapolated_from_a_smaller_one(planned):
     part, whole = planned(4, 1, 1, most=2), planned(4, 1, 1)
     for name in ("parameters", "batch and state", "rows of an update"):

@@ -26,6 +26,11 @@ def mesh(*shape, kind=AxisType.Auto):
     return jax.make_mesh(shape, ("data", "fsdp", "model"), (kind,) * 3)
 
 
+@pytest.mark.slow_cases(
+    "staged-shape0-AxisType.Auto",
+    "alike-shape1-AxisType.Explicit",
+    "staged-shape1-AxisType.Explicit",
+)
 @pytest.mark.parametrize(
     "shape, kind", [((2, 2, 1), AxisType.Auto), ((1, 2, 2), AxisType.Explicit)]
 )
@@ -43,6 +48,7 @@ def test_eight_devices_give_the_figures_of_one():
     assert json.loads(done.stdout) == []
 
 
+@pytest.mark.slow_cases("staged")
 def test_parameters_stay_split_where_a_device_cannot_hold_them(experiment, params, operating_point):
     """Blocks of one width split over "model": sums within the loop, and the same exits."""
     devices = Devices(mesh(2, 1, 2), ("model",))
@@ -70,6 +76,38 @@ def test_parameters_stay_split_where_a_device_cannot_hold_them(experiment, param
     ran = run((placed, devices.place(operating_point)), inputs)
     want = dynamic((params, operating_point), inputs)
     np.testing.assert_array_equal(ran.exit_depth, want.exit_depth)
+
+
+def test_a_vision_transformer_split_by_the_ready_rules_needs_sums_alone():
+    from dynexit.training.parallel.placement import shardings
+    from dynexit.training.parallel.rules import TENSOR_PARALLEL
+
+    devices = Devices(mesh(2, 1, 2), ("model",))
+    model = dx.models.Vit(patch=4, stride=4, width=32, depth=3, heads=4).build((8, 8, 1), 10)
+    params = model.init(jax.random.key(0))
+    x = np.random.default_rng(0).normal(size=(16, 8, 8, 1)).astype(np.float32)
+    outputs = dx.run_all(model.steps(params), model.embed(params, x), model.depth)
+    rule = dx.criteria.max_probability_above(np.median(jax.nn.softmax(outputs).max(-1)))
+
+    def run(params, x):
+        return dx.run_until(
+            model.steps(params), model.embed(params, x), model.depth, rule
+        ).exit_depth
+
+    placed = devices.place(jax.device_put(params, shardings(params, devices.mesh, TENSOR_PARALLEL)))
+    spread = jax.shard_map(
+        run,
+        mesh=devices.mesh,
+        in_specs=(P(), P(devices.rows)),
+        out_specs=P(devices.rows),
+        axis_names=set(devices.rows),
+    )
+    program = compile_sharded(spread, placed, devices.batch(x))
+    inside = [c for c in collectives(program.as_text()) if c.apart]
+    assert {(c.kind, c.groups) for c in inside} == {("all-reduce", ((0, 1), (2, 3)))}
+    exits = program(placed, devices.batch(x))
+    np.testing.assert_array_equal(exits, run(params, x))
+    assert len(set(exits.tolist())) > 1
 
 
 def test_rows_are_split_over_every_axis_where_parameters_fit(params):
