@@ -108,4 +108,4 @@ def _histogram(options: dict[str, Any], experiment: Any) -> tuple[Any, str]:
 
     params = jax.eval_shape(experiment.model.init, jax.random.key(0))
     exits = exits_of(experiment, params)
-    return with_mean(options["mean_depth"], exits), "geometric depths of the given mean"
+    return with_mean(options["mean_depth"], exits).tolist(), "geometric depths of the given mean"

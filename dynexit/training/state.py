@@ -12,7 +12,7 @@ from dynexit.core.shapes import Array, Int, Key, PyTree
 from dynexit.core.types import Experiment
 from dynexit.training.optimizer import make_optimizer
 from dynexit.training.parallel.constants import Compiled
-from dynexit.training.parallel.mesh import replicated
+from dynexit.training.parallel.mesh import AnyMesh, replicated
 from dynexit.training.parallel.placement import carried, drawn, like_params, shardings
 from dynexit.training.parallel.rules import TENSOR_PARALLEL, Rules
 
@@ -72,7 +72,7 @@ def state_shapes(experiment: Experiment, settings: Training) -> TrainState:
 def state_shardings(
     experiment: Experiment,
     settings: Training,
-    mesh: Mesh,
+    mesh: AnyMesh,
     rules: Rules = TENSOR_PARALLEL,
 ) -> Any:
     """Where every leaf of the state is: parameters and moments by the rules, slots by rows.

@@ -47,7 +47,7 @@ def training_plan(experiment: Any, settings: Any, storage: Storage) -> list[Line
     from dynexit.training.state import state_shapes, state_shardings
 
     sizes, training = sizes_of(settings.mesh), settings.training
-    whole: Any = AbstractMesh(sizes, AXES)
+    whole = AbstractMesh(sizes, AXES)
     check_batch_size(training.batch_size, whole)
     shapes = state_shapes(experiment, training)
     where = state_shardings(experiment, training, whole)

@@ -6,16 +6,17 @@ Rows of a batch are split over "data" and "fsdp". Parameters and optimizer state
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 from jax.sharding import Mesh as DeviceMesh
 
 from dynexit.core.settings import Mesh
 
 AXES = ("data", "fsdp", "model")
 ROWS = ("data", "fsdp")
+AnyMesh: TypeAlias = DeviceMesh | AbstractMesh
 
 
 def make_mesh(settings: Mesh | None = None, devices: Sequence[Any] | None = None) -> DeviceMesh:
@@ -66,27 +67,27 @@ def axis_sizes(settings: Mesh, count: int) -> tuple[int, int, int]:
     )
 
 
-def row_axes(mesh: DeviceMesh) -> tuple[str, ...]:
+def row_axes(mesh: AnyMesh) -> tuple[str, ...]:
     """The axes of a mesh over which rows are split: those of "data" and "fsdp" that it has."""
     return tuple(axis for axis in ROWS if axis in mesh.shape)
 
 
-def row_devices(mesh: DeviceMesh) -> int:
+def row_devices(mesh: AnyMesh) -> int:
     """The number of parts into which the rows of a batch are split."""
     return math.prod(mesh.shape[axis] for axis in row_axes(mesh))
 
 
-def by_rows(mesh: DeviceMesh) -> NamedSharding:
+def by_rows(mesh: AnyMesh) -> NamedSharding:
     """The sharding of arrays `[B, ...]` whose rows are split."""
     return NamedSharding(mesh, PartitionSpec(row_axes(mesh)))
 
 
-def replicated(mesh: DeviceMesh) -> NamedSharding:
+def replicated(mesh: AnyMesh) -> NamedSharding:
     """The sharding of an array that is replicated on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
-def in_words(mesh: DeviceMesh) -> str:
+def in_words(mesh: AnyMesh) -> str:
     """The sizes of the axes.
 
     Example:
@@ -96,7 +97,7 @@ def in_words(mesh: DeviceMesh) -> str:
     return " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
 
 
-def check_batch_size(size: int, mesh: DeviceMesh) -> None:
+def check_batch_size(size: int, mesh: AnyMesh) -> None:
     """Refuses a batch that cannot be split evenly.
 
     Raises:

@@ -16,11 +16,17 @@ from dynexit.core.labels import as_labels
 from dynexit.core.shapes import AnyArray, Array, PyTree, Rows, Shaped
 from dynexit.data.source import Batch
 from dynexit.training.optimizer import path_name
-from dynexit.training.parallel.mesh import by_rows, check_batch_size, replicated, row_devices
+from dynexit.training.parallel.mesh import (
+    AnyMesh,
+    by_rows,
+    check_batch_size,
+    replicated,
+    row_devices,
+)
 from dynexit.training.parallel.rules import Rules, named_axes, spec_of
 
 
-def shardings(params: PyTree, mesh: Mesh, rules: Rules = ()) -> PyTree:
+def shardings(params: PyTree, mesh: AnyMesh, rules: Rules = ()) -> PyTree:
     """One sharding per parameter, by the rules (see `rules.py`).
 
     Args:
@@ -73,7 +79,7 @@ def drawn(params: PyTree, placed: PyTree) -> PyTree:
     return jax.tree.map(draw, params, placed)
 
 
-def like_params(tree: PyTree, params: PyTree, placed: PyTree, mesh: Mesh) -> PyTree:
+def like_params(tree: PyTree, params: PyTree, placed: PyTree, mesh: AnyMesh) -> PyTree:
     """Shardings of an optimizer's state: a moment goes where its parameter does.
 
     Args:
@@ -101,7 +107,7 @@ def like_params(tree: PyTree, params: PyTree, placed: PyTree, mesh: Mesh) -> PyT
     return jax.tree_util.tree_map_with_path(place, tree)
 
 
-def carried(tree: PyTree, rows: int, mesh: Mesh) -> PyTree:
+def carried(tree: PyTree, rows: int, mesh: AnyMesh) -> PyTree:
     """Shardings of rows that stay from update to update: leaves `[rows, ...]` are split by rows."""
     split = by_rows(mesh) if rows % row_devices(mesh) == 0 else replicated(mesh)
     return jax.tree.map(lambda a: split if a.shape[:1] == (rows,) else replicated(mesh), tree)

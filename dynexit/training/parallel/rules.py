@@ -16,12 +16,11 @@ import re
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
-from jax.sharding import AbstractMesh, Mesh, PartitionSpec
+from jax.sharding import PartitionSpec
 
-from dynexit.training.parallel.mesh import AXES
+from dynexit.training.parallel.mesh import AXES, AnyMesh
 
 P = PartitionSpec
-AnyMesh: TypeAlias = Mesh | AbstractMesh
 SMALL = 2**13  # elements
 Rule: TypeAlias = tuple[str, PartitionSpec | None] | tuple[str, PartitionSpec | None, str]
 Rules: TypeAlias = Sequence[Rule]
