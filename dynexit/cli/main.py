@@ -1,8 +1,11 @@
 """The `dynexit` command: runs a command, and prints known errors as one message."""
 
+import contextlib
 import errno
 import sys
-from collections.abc import Sequence
+import traceback
+import warnings
+from collections.abc import Generator, Sequence
 
 from dynexit.runs.experiment_file import SettingsError
 from dynexit.training.streams import safe_output
@@ -35,8 +38,36 @@ def main(argv: Sequence[str] | None = None) -> int:
       The exit code: 0; 2 for input that cannot be used, 1 for a failure of a known kind, 143 for a
         run that was stopped.
     """
-    with safe_output():
-        return _main(list(sys.argv[1:] if argv is None else argv))
+    with safe_output(), _warnings_in_one_line():
+        words = list(sys.argv[1:] if argv is None else argv)
+        return _main(words) if not words or words[0] != "train" else _with_others(words)
+
+
+@contextlib.contextmanager
+def _warnings_in_one_line() -> Generator[None]:
+    """A context in which a warning is shown without the line of code that raised it."""
+    before = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_: f"WARNING: {message}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
+
+
+def _with_others(argv: list[str]) -> int:
+    """Runs a command that may connect this process with others; they learn how it ended."""
+    from dynexit.core.processes import start
+
+    try:
+        code, why = _main(argv), "see its output"
+    except Exception as error:
+        if start.current() is None:
+            raise
+        start.wait_for_verdict()  # a lost peer ends this process here
+        traceback.print_exc()
+        code, why = FAILED, f"{type(error).__name__}: {error}"
+    start.leave(code, why)
+    return code
 
 
 def _main(argv: list[str]) -> int:
@@ -102,6 +133,7 @@ def _is_known(error: Exception) -> bool:
         ("dynexit.training.checkpointing.checkpoints", ("CheckpointError",)),
         ("dynexit.core.folder_lock", ("FolderInUse",)),
         ("dynexit.runs.launch.execute", ("LaunchError",)),
+        ("dynexit.core.processes.member", ("ProcessMissing",)),
         ("dynexit.calibration.rules.rule", ("NoPoint",)),
     )
     kinds = [

@@ -11,6 +11,8 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import IO, Any
 
+_drafts: set[Path] = set()  # that are being written
+
 SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # `C:/` of Windows has one letter
 
 
@@ -59,12 +61,22 @@ def replacing(path: Path) -> Generator[Path, None, None]:
     """
     draft = path.with_name(f".{path.stem}-{secrets.token_hex(4)}{path.suffix}")
     draft.touch(exist_ok=False)
+    _drafts.add(draft)
     try:
         yield draft
         os.replace(draft, path)
     except BaseException:
         draft.unlink(missing_ok=True)
         raise
+    finally:
+        _drafts.discard(draft)
+
+
+def discard_drafts() -> None:
+    """Removes the files that `replacing` has not finished, before the process ends at once."""
+    for draft in tuple(_drafts):
+        with contextlib.suppress(OSError):
+            draft.unlink()
 
 
 def lock(file: IO[Any], wait: bool) -> bool:
