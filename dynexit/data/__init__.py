@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from dynexit.data.source import batch_indices as batch_indices
     from dynexit.data.source import from_arrays as from_arrays
     from dynexit.data.source import from_leaves as from_leaves
-    from dynexit.data.source import host_slice as host_slice
+    from dynexit.data.source import part as part
     from dynexit.data.store import DataDamaged as DataDamaged
     from dynexit.data.store import DataNotPrepared as DataNotPrepared
     from dynexit.data.store import data_folder as data_folder

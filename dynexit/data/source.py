@@ -5,7 +5,7 @@ A batch is a pure function of (seed, step, size), so the step is the whole state
 
 import functools
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -104,13 +104,21 @@ def from_leaves(split: str, leaves: Batch, ignore_label: int | None = None) -> S
         leaf.flags.writeable = False
     count = len(whole["labels"])
 
-    def batch(seed: int, step: int, size: int) -> Batch:
-        rows = batch_indices(count, seed, step, size)
-        return _each(lambda leaf: leaf[rows], whole)
+    examples = lambda: _each(lambda leaf: leaf, whole)
+    return Source(split, _ArrayBatches(whole), examples, count)
 
-    return Source(
-        split=split, batch=batch, examples=lambda: _each(lambda leaf: leaf, whole), size=count
-    )
+
+class _ArrayBatches(NamedTuple):
+    """`batch` of a source over arrays, which also reads some rows of a batch alone."""
+
+    whole: Batch
+
+    def __call__(self, seed: int, step: int, size: int) -> Batch:
+        return self.rows(seed, step, size, 0, size)
+
+    def rows(self, seed: int, step: int, size: int, first: int, last: int) -> Batch:
+        chosen = batch_indices(len(self.whole["labels"]), seed, step, size)[first:last]
+        return _each(lambda leaf: leaf[chosen], self.whole)
 
 
 def _check_split(split: str) -> None:
@@ -197,34 +205,25 @@ def permutation(count: int, seed: int, epoch: int) -> Int[np.ndarray, "count"]:
     return order
 
 
-def host_slice(batch: Batch, index: int, count: int) -> Batch:
-    """The part of a global batch that host `index` of `count` feeds.
+def part(source: Source, seed: int, step: int, size: int, first: int, last: int) -> Batch:
+    """Rows first..last-1 of a batch: what one of several hosts feeds.
 
-    The parts, concatenated, are the batch.
+    A source over arrays reads these rows alone; another draws the batch and drops the others.
 
     Args:
-      batch: leaves `[b, ...]`, the same on every host (batches are pure functions of seed and
-        step).
-      index: this host, 0..count-1, for instance `jax.process_index()`.
-      count: hosts; must divide b.
+      source: the split.
+      seed, step, size: of the batch.
+      first, last: of the rows, from 0.
 
     Returns:
-      Leaves `[b / count, ...]`.
-
-    Raises:
-      ValueError: `index` outside 0..count-1, or b not a multiple of `count`.
+      Leaves `[last - first, ...]`.
 
     Example:
-      >>> host_slice({"labels": np.arange(6)}, 1, 3)["labels"].tolist()
-      [2, 3]
+      >>> source = from_arrays("train", np.arange(6.0)[:, None], np.arange(6))
+      >>> batch = source.batch(0, 0, 6)["labels"].tolist()
+      >>> part(source, 0, 0, 6, 2, 4)["labels"].tolist() == batch[2:4]
+      True
     """
-    if not 0 <= index < count:
-        raise ValueError(f"`index` must lie in 0..{count - 1}, got {index}")
-    sizes = {len(leaf) for leaf in _leaves(batch)}
-    if len(sizes) != 1 or next(iter(sizes)) % count:
-        raise ValueError(
-            f"`batch` must have leaves of one length that is a multiple of {count} hosts, got "
-            f"{sorted(sizes)}"
-        )
-    part = next(iter(sizes)) // count
-    return _each(lambda leaf: leaf[index * part : (index + 1) * part], batch)
+    if isinstance(source.batch, _ArrayBatches):
+        return source.batch.rows(seed, step, size, first, last)
+    return _each(lambda leaf: leaf[first:last], source.batch(seed, step, size))

@@ -5,7 +5,7 @@ import functools
 import numpy as np
 import pytest
 
-from dynexit.data.source import from_leaves, host_slice
+from dynexit.data.source import from_leaves, part
 from dynexit.data.tasks.addition import addition
 from dynexit.data.tasks.chomsky import TASKS, chomsky
 from dynexit.data.tasks.copying import copying
@@ -67,7 +67,7 @@ def test_every_batch_says_how_many_steps_it_takes(task):
         assert {name: leaf.dtype for name, leaf in batch.items()} == {
             name: leaf.dtype for name, leaf in examples.items()
         }
-    assert host_slice(TASK_SPLITS[task]().train.batch(0, 0, 8), 1, 2)["steps"].shape == (4,)
+    assert part(TASK_SPLITS[task]().train, 0, 0, 8, 4, 8)["steps"].shape == (4,)
 
 
 def test_parity_draws_what_it_drew_before_the_tasks_were_given_one_generator():

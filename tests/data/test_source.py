@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dynexit.core.data import Splits
-from dynexit.data.source import batch_indices, from_arrays, from_leaves, host_slice
+from dynexit.data.source import batch_indices, from_arrays, from_leaves, part
 
 
 def source(count=10, split="train"):
@@ -131,20 +131,14 @@ def test_batch_refuses_what_is_out_of_range(arguments, text):
 
 
 def test_hosts_get_disjoint_parts_that_make_up_the_batch():
-    batch = source(40).batch(0, 2, 12)
-    parts = [host_slice(batch, index, 4) for index in range(4)]
-    assert [len(part["labels"]) for part in parts] == [3, 3, 3, 3]
-    for name in batch:
-        np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), batch[name])
-
-
-@pytest.mark.parametrize(
-    ("index", "count", "text"),
-    [(4, 4, r"`index` must lie in 0\.\.3, got 4"), (0, 5, r"multiple of 5 hosts, got \[12\]")],
-)
-def test_host_slice_refuses(index, count, text):
-    with pytest.raises(ValueError, match=text):
-        host_slice(source(40).batch(0, 0, 12), index, count)
+    arrays = source(40)
+    drawn = arrays._replace(batch=lambda *words: arrays.batch(*words))  # as a generated task's
+    batch = arrays.batch(0, 2, 12)
+    for split in (arrays, drawn):
+        parts = [part(split, 0, 2, 12, k, k + 3) for k in (0, 3, 6, 9)]
+        for name in batch:
+            together = np.concatenate([each[name] for each in parts])
+            np.testing.assert_array_equal(together, batch[name])
 
 
 def test_inputs_may_be_a_dict_of_arrays():
@@ -153,8 +147,8 @@ def test_inputs_may_be_a_dict_of_arrays():
     batch, plain = split.batch(1, 2, 6), from_arrays("train", tokens, np.arange(10)).batch(1, 2, 6)
     np.testing.assert_array_equal(batch["inputs"]["tokens"], plain["inputs"])
     np.testing.assert_array_equal(batch["inputs"]["mask"], batch["labels"] % 2 == 0)
-    part = host_slice(batch, 1, 3)
-    np.testing.assert_array_equal(part["inputs"]["tokens"], batch["inputs"]["tokens"][2:4])
+    rows = part(split, 1, 2, 6, 2, 4)
+    np.testing.assert_array_equal(rows["inputs"]["tokens"], batch["inputs"]["tokens"][2:4])
     assert split.examples()["inputs"]["mask"].flags.writeable is False
     with pytest.raises(
         ValueError, match=r"`inputs` of split 'train' must have .* each array as many"

@@ -1,7 +1,6 @@
 """Places parameters, optimizer state and batches on a mesh.
 
-Several processes: every process draws the same host batch (it is a pure function of seed and step)
-and places its own rows.
+Several processes: a batch is a pure function of seed and step; each process places its own rows.
 """
 
 from collections.abc import Sequence
@@ -118,15 +117,28 @@ def put(array: Shaped[np.ndarray, "*shape"], sharding: Sharding) -> Shaped[Array
     return jax.make_array_from_callback(np.shape(array), sharding, lambda index: array[index])
 
 
+def own_rows(size: int, mesh: Mesh) -> tuple[int, int]:
+    """The first row of a batch that this process' devices hold, and the one after the last."""
+    places = by_rows(mesh).addressable_devices_indices_map((size,))
+    ranges = [index[0].indices(size) for index in places.values() if index is not None]
+    return min(start for start, _, _ in ranges), max(stop for _, stop, _ in ranges)
+
+
 def put_batch(
-    batch: Batch, mesh: Mesh, names: Sequence[str] = ("inputs", "labels")
+    batch: Batch,
+    mesh: Mesh,
+    names: Sequence[str] = ("inputs", "labels"),
+    first: int = 0,
+    size: int | None = None,
 ) -> dict[str, Rows]:
     """What a step reads of a host batch, leaves `[B, ...]`, split by rows over "data" and "fsdp".
 
     Args:
-      batch: leaves `[B, ...]`.
+      batch: leaves `[B, ...]`, or of some rows, those of `own_rows` among them.
       mesh: from `make_mesh`.
       names: the leaves that the step reads; others, such as ids of the rows, stay on the host.
+      first: the first row in `batch`.
+      size: B; None where `batch` has all rows.
 
     Returns:
       The leaves `names` on the devices; labels that are integers as int32.
@@ -143,8 +155,14 @@ def put_batch(
         leaf = np.asarray(leaf)
         if leaf.dtype.kind in "OSUMmT":
             raise TypeError(f"`{path_name(path)}` must be numbers, got {leaf.dtype}")
-        check_batch_size(len(leaf), mesh)
-        return put(leaf, by_rows(mesh))
+        count = len(leaf) if size is None else size
+        check_batch_size(count, mesh)
+
+        def on_device(index: Any) -> Shaped[np.ndarray, "..."]:
+            start, stop, _ = index[0].indices(count)
+            return leaf[start - first : stop - first]
+
+        return jax.make_array_from_callback((count, *leaf.shape[1:]), by_rows(mesh), on_device)
 
     read = {name: labels if name == "labels" else batch[name] for name in names}
     return jax.tree_util.tree_map_with_path(place, read)
