@@ -5,21 +5,27 @@ import math
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dynexit.cli.options import Flag, filled, parse
+from dynexit.cli import distributed
+from dynexit.cli.options import Flag, filled, grouped, parse
 from dynexit.cli.positional import split
+from dynexit.core.processes.start import barrier, broadcast, current
 from dynexit.core.settings import Training
 from dynexit.core.system import memory
+from dynexit.runs.branch import branch, refuse_branch
 from dynexit.runs.choice_file import rule_of
 from dynexit.runs.experiment_file import Experiment, ExperimentFile, SettingsError, load
 from dynexit.runs.pipeline import REPORT, draw_training, finish, log
 from dynexit.runs.recorded_settings import to_dict
-from dynexit.runs.run_folder import claim, default_folder, read, refuse_folder
+from dynexit.runs.run_folder import claim, default_folder, read, refuse_folder, take_up
+from dynexit.runs.starts import confirm_shared, record
+
+if TYPE_CHECKING:
+    from dynexit.training.signals import StopRequest
 
 USAGE = "dynexit train FILE [--run FOLDER] [--init RUN] [--smoke] [--profile] [--model.depth 6 ...]"
 PROFILED = "5"  # updates that `--profile` traces
-STOPPED = 143  # what a shell calls a process that ended by SIGTERM
 
 
 def train(argv: Sequence[str]) -> int:
@@ -29,6 +35,13 @@ def train(argv: Sequence[str]) -> int:
 
     A finished run is not trained again: its weights are calibrated and measured again.
     """
+    from dynexit.training.signals import StopRequest
+
+    with StopRequest(at_once=True) as stop:
+        return _train(argv, stop)
+
+
+def _train(argv: Sequence[str], stop: "StopRequest") -> int:
     words, rest = split(argv, USAGE)
     rest = filled(rest, "--profile", PROFILED)
     if not words:
@@ -49,19 +62,34 @@ def train(argv: Sequence[str]) -> int:
     config = to_dict(settings)
     if options["profile"] < 0:
         raise SettingsError(f"--profile must be at least 0, got {options['profile']}")
+    if not 0 <= options["stall_minutes"] <= 1e6:
+        raise SettingsError(f"--stall-minutes must lie in 0..1e6, got {options['stall_minutes']}")
     named = options["run"] or default_folder(f"{file.name}-smoke" if smoke else file.name)
     refuse_folder(named, file)
     if options["init"]:
         read(Path(options["init"]))
+    refuse_branch(options)
 
     _use_cache(options["cache"], Path(named))
-    experiment = _built(file, settings)
+    stop.attach(distributed.connect(options, log))
+    if not options["run"]:
+        named = broadcast(str(named), "name of the run folder", timeout=None)
+    experiment = _built(file, settings, overrides(rest))
     if options["init"]:
         experiment = started_from(Path(options["init"]), experiment)
-    named_here = options["run"] is not None
-    return _run(
-        Path(named), file, settings, experiment, config, argv, named_here, options["profile"]
+    job = _Job(
+        Path(named),
+        file,
+        settings,
+        experiment,
+        config,
+        argv,
+        options["profile"],
+        options["stall_minutes"],
+        options["from_run"] and Path(options["from_run"]),
+        options["from_step"],
     )
+    return _run(job, stop)
 
 
 FLAGS = (
@@ -83,6 +111,12 @@ FLAGS = (
         0,
         f"trace N updates after compilation into RUN/profile; {PROFILED} where N is not given",
     ),
+    Flag(
+        "stall_minutes",
+        float,
+        10.0,
+        "minutes without an update after which a line says what training does; 0 for never",
+    ),
     Flag("init", str | None, None, "run folder whose newest weights training starts from"),
     Flag(
         "cache",
@@ -91,6 +125,14 @@ FLAGS = (
         "folder of compiled programs, outside the run folder; by default "
         "$JAX_COMPILATION_CACHE_DIR or the user's cache folder",
     ),
+    Flag(
+        "from_run",
+        str | None,
+        None,
+        "run folder that a new run continues from a checkpoint, with other settings if you like",
+    ),
+    Flag("from_step", int | None, None, "its checkpoint, with --from-run; by default the newest"),
+    *distributed.FLAGS,
 )
 
 
@@ -110,49 +152,72 @@ def _use_cache(named: str | None, run: Path) -> None:
     use_cache(None if named is None else Path(named))
 
 
-def _run(
-    folder: Path,
-    file: ExperimentFile,
-    settings: Any,
-    experiment: Experiment,
-    config: dict[str, Any],
-    argv: Sequence[str],
-    named: bool,
-    profile: int,
-) -> int:
-    import jax
+class _Job(NamedTuple):
+    """What `train` is to do, from its words."""
 
+    folder: Path
+    file: ExperimentFile
+    settings: Any
+    experiment: Experiment
+    config: dict[str, Any]
+    argv: Sequence[str]
+    profile: int
+    stall_minutes: float
+    from_run: Path | None
+    from_step: int | None
+
+
+def _run(job: _Job, stop: "StopRequest") -> int:
     from dynexit.core.folder_lock import in_use
     from dynexit.training.loop import fit
+    from dynexit.training.parallel.placement import whole
 
-    first = jax.process_index() == 0
-    if jax.process_count() > 1 and not named:
-        raise SettingsError("several processes must name one folder that they share with --run")
+    file, settings, experiment = job.file, job.settings, job.experiment
+    member = current()
+    first = member is None or member.rank == 0
     with contextlib.ExitStack() as stack:
-        run = claim(folder, file, settings, ["train", *argv], log, first)
         if first:
+            run = claim(job.folder, file, settings, ["train", *job.argv], log)
             stack.enter_context(in_use(run.folder))
-        if (run.folder / REPORT).exists():
+            if job.from_run is not None:
+                branch(job.from_run, job.from_step, run.folder, log)
+            confirm_shared(run.folder, record(run.folder, log))
+        else:
+            confirm_shared(job.folder, None)
+            run = take_up(job.folder, file, settings, lambda line: None)
+        again = f"dynexit train {resume_words(job.argv, run.folder)}"
+        stop.hint = f"; resume with: {again}"
+        if first and (run.folder / REPORT).exists():
             log(f"{run.folder} has finished before: its weights are calibrated and measured again")
         fitted = fit(
             experiment,
             settings.training,
             run.folder,
             settings.seed,
+            progress=first,
             mesh=mesh_of(settings),
             evals=_depths(experiment, settings),
-            config=config,
-            profile=profile,
+            config=job.config,
+            profile=job.profile,
+            stop=stop,
+            stall_minutes=job.stall_minutes,
         )
-        draw_training(run.folder)
-        if fitted.stopped:
-            again = resume_words(argv, run.folder)
-            log(
-                f"stopped at step {int(fitted.step)} of {settings.training.steps}, "
-                f"resume with: dynexit train {again}"
-            )
-            return STOPPED
-        finish(run, experiment, fitted.params, int(fitted.step), settings.calibration)
+        if first:
+            draw_training(run.folder)
+        if stop.requested:
+            if first:
+                log(
+                    f"stopped at step {int(fitted.step)} of {settings.training.steps}, "
+                    f"resume with: {again}"
+                )
+            return stop.code
+        # gathered by all processes; process 0 alone evaluates
+        params = fitted.params if member is None else whole(fitted.params)
+        if first:
+            finish(run, experiment, params, int(fitted.step), settings.calibration)
+        else:
+            log(f"{member.own if member else ''} waits: process 0 calibrates and evaluates")
+        barrier("the report", timeout=None)
     return 0
 
 
@@ -183,7 +248,19 @@ def started_from(folder: Path, experiment: Experiment) -> Experiment:
     return experiment._replace(model=experiment.model._replace(init=lambda key: params))
 
 
-def _built(file: ExperimentFile, settings: Any) -> Experiment:
+def overrides(words: Sequence[str]) -> str:
+    """The settings among the words of a command, without its flags.
+
+    Example:
+      >>> overrides(["--smoke", "--model.depth", "6", "--run", "runs/a", "--seed=3"])
+      '--model.depth 6 --seed 3'
+    """
+    flags = {flag.name.replace("_", "-") for flag in FLAGS}
+    name = lambda group: group[0].removeprefix("--").partition("=")[0].replace("_", "-")
+    return shlex.join(word for g in grouped(words)[1] if name(g) not in flags for word in g)
+
+
+def _built(file: ExperimentFile, settings: Any, given: str) -> Experiment:
     """The experiment; loads JAX and the data.
 
     Raises:
@@ -198,7 +275,8 @@ def _built(file: ExperimentFile, settings: Any) -> Experiment:
         refuse_too_large(experiment, settings.training, mesh)
         _refuse_data(experiment, settings)
     except ValueError as error:
-        raise SettingsError(f"{file.path} cannot be built with these settings: {error}") from error
+        words = f" with {given}" if given else ""
+        raise SettingsError(f"{file.path} cannot be built{words}: {error}") from error
     from dynexit.evaluation.preflight import check_experiment
 
     try:
@@ -243,7 +321,7 @@ def refuse_too_large(experiment: Experiment, training: Training, mesh: Any) -> N
     from dynexit.training.parallel.mesh import in_words
     from dynexit.training.state import state_shapes, state_shardings
 
-    device, here = jax.devices()[0], jax.local_device_count()
+    device, here = jax.local_devices()[0], jax.local_device_count()
     limit = ((device.memory_stats() or {}) if device.platform != "cpu" else {}).get("bytes_limit")
     if limit is None and (host := memory()) is not None:
         limit = host / here

@@ -12,7 +12,6 @@ import platform
 import secrets
 import shutil
 import subprocess
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,9 +33,6 @@ PACKAGES = (
     "tensorflow-datasets",
     "scikit-learn",
 )
-
-WAIT = 30.0
-"""Seconds that other processes wait for process 0 to make the run folder."""
 
 
 class Run(NamedTuple):
@@ -89,9 +85,10 @@ def claim(
     settings: Any,
     argv: Sequence[str],
     log: Callable[[str], None],
-    first: bool = True,
 ) -> Run:
     """Makes a run folder for an experiment, or takes up one that was begun with the same settings.
+
+    Of several processes, process 0 alone calls it; the others call `take_up` after it.
 
     Args:
       folder: the run's.
@@ -99,8 +96,6 @@ def claim(
       settings: as the file's dataclass.
       argv: the words after `dynexit`, for the record.
       log: gets a line where the experiment file has changed.
-      first: whether this process makes the folder; of several processes one does, and the others
-        wait for it.
 
     Raises:
       SettingsError: the folder belongs to another experiment or other settings, holds something
@@ -118,9 +113,6 @@ def claim(
         "commit": commit(file.path.resolve().parent),
         "versions": versions(),
     }
-    if not first:
-        _wait_for(folder / SETTINGS)
-        return _taken_up(folder, file, settings, log)
     try:
         return _claimed(folder, file, settings, recorded, log)
     except OSError as error:
@@ -145,7 +137,7 @@ def _claimed(
     folder.mkdir(parents=True, exist_ok=True)
     with in_use(folder):
         if (folder / SETTINGS).exists():
-            return _taken_up(folder, file, settings, log)
+            return take_up(folder, file, settings, log)
         try:
             write_json(folder / SETTINGS, recorded)
         except BaseException:
@@ -155,7 +147,12 @@ def _claimed(
     return Run(folder, file, settings, recorded)
 
 
-def _taken_up(folder: Path, file: ExperimentFile, settings: Any, log: Callable[[str], None]) -> Run:
+def take_up(folder: Path, file: ExperimentFile, settings: Any, log: Callable[[str], None]) -> Run:
+    """Opens a run folder that was begun with the same settings.
+
+    Raises:
+      SettingsError: as `claim`.
+    """
     recorded = read(folder)
     if recorded["name"] != file.name:
         raise SettingsError(
@@ -183,18 +180,6 @@ def _taken_up(folder: Path, file: ExperimentFile, settings: Any, log: Callable[[
 
 def _holds_something(folder: Path) -> bool:
     return not folder.is_dir() or any(each.name != LOCK for each in folder.iterdir())
-
-
-def _wait_for(path: Path) -> None:
-    """Waits for a file that process 0 writes."""
-    end = time.monotonic() + WAIT
-    while not path.exists():
-        if time.monotonic() > end:
-            raise SettingsError(
-                f"{path} was not written by process 0 within {WAIT:g} s; "
-                "all processes must name one folder that they share with --run"
-            )
-        time.sleep(0.1)
 
 
 def reopen(folder: Path, experiment: Path | None, log: Callable[[str], None]) -> Run:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dynexit.core.processes.stall import StallWatch
 from dynexit.core.settings import Training
 from dynexit.core.shapes import Array, Shaped
 from dynexit.training import evals
@@ -14,6 +15,7 @@ from dynexit.training.checkpointing.saver import Best, Saver
 from dynexit.training.collapse import CollapseWatch
 from dynexit.training.logs import Mirror, Records
 from dynexit.training.monitoring.throughput import Throughput
+from dynexit.training.signals import StopRequest
 from dynexit.training.state import TrainState
 from dynexit.training.streams import SafeStream
 
@@ -48,6 +50,8 @@ class AfterUpdate:
       evaluate: from `evals.make_evaluate`.
       first: updates made before.
       throughput: reads what training makes of the devices.
+      stop: learns that there are updates which no checkpoint has.
+      stall: learns what training does.
     """
 
     def __init__(
@@ -61,8 +65,11 @@ class AfterUpdate:
         evaluate: evals.Evaluate,
         first: int,
         throughput: Throughput,
+        stop: StopRequest,
+        stall: StallWatch,
     ):
-        self.settings, self.saver = settings, saver
+        self.settings, self.saver, self.stall = settings, saver, stall
+        self._stop = stop
         self.last: dict[str, float] = {}
         self._records, self._mirror, self.bar, self._stream = records, mirror, bar, stream
         self._evaluate, self._evaluated = evaluate, ""
@@ -84,7 +91,11 @@ class AfterUpdate:
         """
         if flight is None:
             return
-        step, values = flight.step, jax.device_get(flight.metrics)
+        step = flight.step
+        self.stall.at(f"waiting for update {step}")
+        values = jax.device_get(flight.metrics)
+        self.stall.at(f"after update {step}", update=True)
+        self._stop.unsaved = True
         if not values.pop("finite"):
             self._fail(step, values, state)
         self.last = {"step": step, **{name: float(value) for name, value in values.items()}}
@@ -97,6 +108,7 @@ class AfterUpdate:
         self.saver.raise_if_failed()
         # after the record, so that a run resumed here has it
         if flight.snapshot is not None or best is not None:
+            self.stall.at(f"waiting for the save before that of step {step}")
             self.saver.save(step, flight.snapshot, best)
 
     def _fail(self, step: int, values: dict[str, np.ndarray], state: TrainState) -> None:
@@ -111,6 +123,7 @@ class AfterUpdate:
         """Evaluates and logs; returns the parameters if they are the best so far."""
         clock = self._clock(step)
         began = time.perf_counter()
+        self.stall.at(f"evaluating after update {step}")
         metrics = self._evaluate(state.params)
         self._logged_at = time.perf_counter()  # the speed of training excludes the evaluation
         clock["eval_seconds"] = round(self._logged_at - began, 3)

@@ -40,9 +40,9 @@ class Records:
 
     def __init__(self, folder: Path, after: int = 0):
         path = Path(folder) / FILE
-        path.parent.mkdir(parents=True, exist_ok=True)
         self._file = None
         if _is_first():
+            path.parent.mkdir(parents=True, exist_ok=True)
             kept = [record for record in read_records(path) if record["step"] <= after]
             with replacing(path) as draft:  # a link is replaced, not followed
                 lines = "".join(json.dumps(record) + "\n" for record in kept)

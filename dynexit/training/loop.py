@@ -16,11 +16,13 @@ from jax.sharding import Mesh
 from dynexit.core.files import local
 from dynexit.core.folder_lock import in_use
 from dynexit.core.labels import check_labels
+from dynexit.core.processes.stall import StallWatch
+from dynexit.core.processes.start import current
 from dynexit.core.settings import Training, valid_seed, validate
 from dynexit.core.shapes import PyTree
 from dynexit.core.types import Experiment
 from dynexit.data.late_faults import refuse_late_faults
-from dynexit.data.source import Batch
+from dynexit.data.source import Batch, part
 from dynexit.training import evals as evaluation
 from dynexit.training.after_update import AfterUpdate, Flight, on_one_device, progress_bar
 from dynexit.training.after_update import NonFiniteLoss as NonFiniteLoss
@@ -30,7 +32,7 @@ from dynexit.training.logs import FILE, Mirror, Records, read_records, without_c
 from dynexit.training.monitoring.profile import Profiler
 from dynexit.training.monitoring.throughput import Throughput
 from dynexit.training.parallel.mesh import make_mesh, replicated
-from dynexit.training.parallel.placement import put, put_batch
+from dynexit.training.parallel.placement import own_rows, put, put_batch
 from dynexit.training.parallel.rules import TENSOR_PARALLEL, Rules
 from dynexit.training.prefetch import ahead
 from dynexit.training.signals import StopRequest
@@ -68,6 +70,8 @@ def fit(
     rules: Rules | None = None,
     config: Mapping[str, Any] | None = None,
     profile: int = 0,
+    stop: StopRequest | None = None,
+    stall_minutes: float = 10.0,
 ) -> Fitted:
     """Trains the model of an experiment.
 
@@ -77,9 +81,9 @@ def fit(
 
     Equal seed, settings and mesh give equal bits, also where a run was stopped and resumed, and
     with or without evaluation: batch, augmentation and learning rate of step s are functions of
-    seed and s, and the checkpoint has the rest. SIGTERM, and the first SIGINT, save and stop. With
-    several processes, started with `jax.distributed.initialize`, a SIGTERM to one stops all at one
-    step; process 0 writes.
+    seed and s, and the checkpoint has the rest. SIGTERM, SIGHUP, SIGUSR1 and the first SIGINT save
+    and stop. With several processes (see `dynexit.core.processes`) a signal to one stops all after
+    the same update; each reads its own rows of a batch, and process 0 writes.
 
     Args:
       experiment: from an experiment file's `build`.
@@ -98,6 +102,8 @@ def fit(
       config: what wandb shows as the run's settings; None for those of training and the seed.
       profile: updates to trace with `jax.profiler`, after those that compile, into
         `folder/profile`.
+      stop: says when to stop, a context that was entered; None for one of its own.
+      stall_minutes: minutes without an update after which a line says so; 0 for never.
 
     Returns:
       `Fitted`.
@@ -121,11 +127,15 @@ def fit(
     train_step = make_train_step(experiment, settings, mesh, rules)
 
     def draw(step: int) -> Batch:
-        drawn = experiment.train.batch(seed, step, settings.batch_size)
+        size = settings.batch_size
+        first, last = own_rows(size, mesh)
+        drawn = part(experiment.train, seed, step, size, first, last)
         check_labels(drawn["labels"], len(experiment.classes), "experiment.train")
-        return {**put_batch(drawn, mesh), "step": put(np.asarray(step, np.int32), replicated(mesh))}
+        placed = put_batch(drawn, mesh, first=first, size=size)
+        return {**placed, "step": put(np.asarray(step, np.int32), replicated(mesh))}
 
     stream = SafeStream(sys.stderr)
+    say = lambda line: print(line, file=stream, flush=True) if progress else None
     with contextlib.ExitStack() as stack:
         if jax.process_index() == 0:
             folder.mkdir(parents=True, exist_ok=True)
@@ -134,7 +144,12 @@ def fit(
         state, first = _resumed(start, settings, folder, seed, resume)
         if first < settings.steps:
             refuse_late_faults(experiment, seed, settings.batch_size)
-        stop = stack.enter_context(StopRequest(catch=jax.process_count() == 1))
+        if first and jax.process_index() == 0:
+            say(f"training goes on from the checkpoint of step {first} of {settings.steps}")
+        if stop is None:
+            stop = StopRequest()
+            if jax.process_count() == 1 or current() is not None:
+                stack.enter_context(stop).attach(current())
         config = config or {**dataclasses.asdict(settings), "seed": seed}
         run = AfterUpdate(
             settings,
@@ -148,15 +163,18 @@ def fit(
             ),
             first=first,
             throughput=Throughput(experiment, settings, mesh.size),
+            stop=stop,
+            stall=stack.enter_context(StallWatch(stall_minutes, say)),
         )
-        say = lambda line: run.bar.write(line, file=stream)
-        profiler = stack.enter_context(Profiler(folder, profile, first, settings.steps, say))
+        beside = lambda line: run.bar.write(line, file=stream)
+        profiler = stack.enter_context(Profiler(folder, profile, first, settings.steps, beside))
         run.saver.saved = first if first else -1
         batches = stack.enter_context(contextlib.closing(ahead(draw, first, settings.steps)))
         state, done = _steps(run, train_step, state, first, batches, stop, profiler)
         if run.saver.saved != done:
             run.saver.save(done, state)
         run.saver.finish()
+        stop.saved()
     metrics = run.last or without_clock((read_records(folder / FILE) or [{"step": done}])[-1])
     return Fitted(jax.tree.map(on_one_device, state.params), done, done < settings.steps, metrics)
 
@@ -200,8 +218,11 @@ def _steps(
     """
     flight, done, settings = None, first, run.settings
     while done < settings.steps and not _should_stop(stop, done):
+        run.stall.at(f"waiting for the batch of update {done + 1}")
+        batch = next(batches)
+        run.stall.at(f"dispatching update {done + 1}")
         with profiler.update(done):
-            state, metrics = train_step(state, next(batches))
+            state, metrics = train_step(state, batch)
         done += 1
         profiler.after(done, metrics)
         due = done == settings.steps or done % settings.checkpoint_every == 0
@@ -215,7 +236,7 @@ def _steps(
     return state, done
 
 
-def _should_stop(stop: StopRequest, step: int) -> bool:
-    if jax.process_count() == 1:
-        return stop.requested
-    return multihost_utils.reached_preemption_sync_point(step)
+def _should_stop(stop: StopRequest, done: int) -> bool:
+    if jax.process_count() > 1 and current() is None:  # connected by `jax.distributed` alone
+        return multihost_utils.reached_preemption_sync_point(done)
+    return stop.should_stop(done)

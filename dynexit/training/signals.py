@@ -1,42 +1,156 @@
-"""SIGTERM and SIGINT request a stop at the next step."""
+"""SIGTERM, SIGHUP, SIGUSR1 and Ctrl-C stop a run: after the running step where updates would be
+lost, at once elsewhere.
+"""
 
 import signal
+import socket
 import threading
 from types import FrameType
-from typing import Any
+
+from dynexit.core.processes.member import Member
+from dynexit.core.processes.start import end_together, exit_now
+
+STOPPED, INTERRUPTED = 143, 130
+CODES = {
+    getattr(signal, name): code
+    for name, code in (
+        ("SIGTERM", STOPPED),
+        ("SIGHUP", STOPPED),
+        ("SIGUSR1", STOPPED),
+        ("SIGINT", INTERRUPTED),
+    )
+    if hasattr(signal, name)
+}
+AHEAD = 2
+"""Steps after which all processes stop. Process 0 announces the stop before it dispatches step
+s + 1; the others wait for that step before they read its metrics, so they have dispatched at most
+step s + 2."""
 
 
 class StopRequest:
-    """A context in which SIGTERM, and the first SIGINT, only set `requested`; the previous handler
-    receives a second SIGINT.
+    """A context in which signals request a stop.
 
-    The previous handlers are restored at the end. Python delivers signals to the main thread only;
-    in any other thread the context changes nothing and `requested` stays False.
+    The previous handlers are restored at the end; the previous handler receives a second Ctrl-C.
+    SIGHUP that is ignored, as under `nohup`, stays ignored. Python delivers signals to the main
+    thread only; in any other thread the context catches none.
 
     Args:
-      catch: False to change no handler; with several processes jax.distributed catches SIGTERM for
-        all of them.
+      at_once: end the process, with `code`, where nothing would be lost, also while the main thread
+        compiles; otherwise only set `requested`.
+
+    Attributes:
+      requested: whether to stop.
+      code: the exit code, 143 or 130 for Ctrl-C; 0 without a request.
+      step: the step after which several processes stop together; None where none is agreed.
+      unsaved: whether there are updates that no checkpoint has. Training sets it.
+      hint: what the message at the end says.
     """
 
-    def __init__(self, catch: bool = True):
-        self.requested = False
-        self._catch = catch and threading.current_thread() is threading.main_thread()
-        self._before: dict[int, Any] = {}
+    def __init__(self, at_once: bool = False):
+        self.requested, self.code, self.hint = False, 0, ""
+        self.step: int | None = None
+        self.unsaved = False
+        self._at_once = at_once
+        self._member: Member | None = None
+        self._before = {}
+        self._pipe: tuple[socket.socket, socket.socket] | None = None
+        self._wakeup = -1
+
+    def attach(self, member: Member | None) -> None:
+        """Stops together with other processes: process 0 decides for all."""
+        if member is not None:
+            member.asked, member.stop = self._asked, self._announced
+            self._member = member
 
     def __enter__(self) -> "StopRequest":
-        if self._catch:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._request)
+        if threading.current_thread() is threading.main_thread():
+            self._pipe = socket.socketpair()
+            self._pipe[1].setblocking(False)
+            self._wakeup = signal.set_wakeup_fd(self._pipe[1].fileno(), warn_on_full_buffer=False)
+            threading.Thread(target=self._watch, args=self._pipe[:1], daemon=True).start()
+            for number in CODES:
+                if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *exception: object) -> None:
         while self._before:
             self._restore(next(iter(self._before)))
+        if self._pipe is not None:
+            signal.set_wakeup_fd(self._wakeup)
+            for end in self._pipe[::-1]:  # the thread ends when the writing end is closed
+                end.close()
+            self._pipe = None
 
-    def _request(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
+    def should_stop(self, done: int) -> bool:
+        """Whether to stop after `done` updates; all processes stop after the same update.
+
+        Call it between two dispatches.
+        """
+        if self._member is None:
+            return self.requested
+        if self._member.rank == 0 and self.requested and self.step is None:
+            self._member.announce_stop(done + AHEAD, self.code)
+        return self.step is not None and done >= self.step
+
+    def saved(self) -> None:
+        """All updates are in checkpoints now; a request that came too late for the loop acts."""
+        self.unsaved = False
+        if self.requested and self._member is not None and self.step is None:
+            self._asked(self.code)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        """Runs in the main thread, between two operations of Python."""
         if number == signal.SIGINT:
             self._restore(number)
+        if self._member is None:
+            self._request(CODES[signal.Signals(number)])
+
+    def _watch(self, end: socket.socket) -> None:
+        """Sees signals also while the main thread is in native code."""
+        while True:
+            try:
+                numbers = end.recv(64)
+            except OSError:
+                return
+            if not numbers:
+                return
+            for number in numbers:
+                if number in CODES:
+                    self._seen(CODES[signal.Signals(number)])
+
+    def _seen(self, code: int) -> None:
+        if self._member is not None:
+            self._member.ask_stop(code)
+            return
+        self._request(code)
+        if self._ends_here():
+            exit_now(self.code, self._line())
+
+    def _asked(self, code: int) -> None:
+        """On process 0: a process received a signal."""
+        assert self._member is not None
+        self._request(code)
+        if self._member.rank == 0 and self._ends_here():
+            self._member.announce_stop(None, self.code)
+
+    def _announced(self, step: int | None, code: int) -> None:
+        """On all processes: process 0 has decided."""
+        self.code = code
+        if step is None:
+            end_together(code, self._line())
+        self.step, self.requested = step, True
+
+    def _request(self, code: int) -> None:
+        if not self.requested:
+            self.requested, self.code = True, code
+
+    def _ends_here(self) -> bool:
+        return self._at_once and not self.unsaved
+
+    def _line(self) -> str:
+        name = "Ctrl-C" if self.code == INTERRUPTED else "a signal"
+        return f"dynexit: stopped by {name}{self.hint}"
 
     def _restore(self, number: int) -> None:
         before = self._before.pop(number, None)

@@ -252,7 +252,7 @@ def test_what_the_devices_refuse_is_said_without_a_traceback(tmp_path, template,
     )
     said = capsys.readouterr().err
     assert (
-        "cannot be built with these settings: `batch_size` must be divisible by the 4 devices"
+        "built with --training.batch-size 30: `batch_size` must be divisible by the 4 devices"
         in said
     )
     assert not (tmp_path / "run").exists()

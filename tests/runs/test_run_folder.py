@@ -22,6 +22,7 @@ from dynexit.runs.run_folder import (
     read,
     refuse_folder,
     reopen,
+    take_up,
     write_json,
     write_text,
 )
@@ -328,10 +329,12 @@ except (SettingsError, FolderInUse):
     assert read(tmp_path / "run")["settings"]["seed"] == said.index("claimed")
 
 
-def test_others_wait_for_the_first_process(tmp_path, file, monkeypatch):
-    monkeypatch.setattr("dynexit.runs.run_folder.WAIT", 0.2)
-    with pytest.raises(SettingsError, match="not written by process 0"):
-        claim(tmp_path / "run", file, file.settings, [], print, first=False)
+def test_the_other_processes_take_up_what_the_first_has_claimed(tmp_path, file):
+    with pytest.raises(SettingsError, match="is not a run folder"):
+        take_up(tmp_path / "run", file, file.settings, print)
     assert not (tmp_path / "run").exists()
-    claimed(tmp_path / "run", file)
-    assert claim(tmp_path / "run", file, file.settings, [], print, first=False).folder.is_dir()
+    run, _ = claimed(tmp_path / "run", file)
+    assert take_up(tmp_path / "run", file, file.settings, print) == run
+    other = dataclasses.replace(file.settings, seed=7)
+    with pytest.raises(SettingsError, match="seed is 0 there, 7 here"):
+        take_up(tmp_path / "run", file, other, print)

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import types
 
 import pytest
@@ -158,6 +159,77 @@ def test_sigterm_repeatedly_and_sigint_once(interruptible):
             os.kill(os.getpid(), signal.SIGINT)
             signal.pause()
     assert {number: signal.getsignal(number) for number in before} == before
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGUSR1"])
+def test_signals_of_schedulers_stop_with_one_code(name):
+    with StopRequest() as stop:
+        os.kill(os.getpid(), getattr(signal, name))
+        assert stop.requested and stop.code == 143 and stop.should_stop(0)
+
+
+def test_a_signal_that_is_ignored_under_nohup_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.requested
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+class FakeMember:
+    def __init__(self, rank):
+        self.rank, self.asks, self.announced = rank, [], []
+
+    def ask_stop(self, code):
+        self.asks.append(code)
+
+    def announce_stop(self, step, code):
+        self.announced.append((step, code))
+        if step is not None:
+            self.stop(step, code)
+
+
+def test_process_0_decides_where_all_stop():
+    member, stop = FakeMember(0), StopRequest(at_once=True)
+    stop.attach(member)
+    assert not stop.should_stop(5)
+    stop.unsaved = True
+    member.asked(143)  # from another process
+    assert not stop.should_stop(6) and member.announced == [(8, 143)]
+    assert not stop.should_stop(7) and stop.should_stop(8) and stop.code == 143
+
+
+def test_where_nothing_would_be_lost_process_0_ends_all_at_once():
+    member, stop = FakeMember(0), StopRequest(at_once=True)
+    stop.attach(member)
+    member.asked(130)
+    assert member.announced == [(None, 130)]
+
+
+def test_a_request_that_came_after_the_last_update_acts_when_all_is_saved():
+    member, stop = FakeMember(0), StopRequest(at_once=True)
+    stop.attach(member)
+    stop.unsaved = True
+    member.asked(143)
+    assert member.announced == []
+    stop.saved()
+    assert member.announced == [(None, 143)]
+
+
+def test_another_process_waits_for_the_decision():
+    member, stop = FakeMember(1), StopRequest(at_once=True)
+    stop.attach(member)
+    with stop:
+        stop.unsaved = True
+        os.kill(os.getpid(), signal.SIGTERM)
+        end = time.monotonic() + 5
+        while not member.asks and time.monotonic() < end:
+            time.sleep(0.01)
+    assert member.asks == [143] and not stop.should_stop(3)
+    member.stop(4, 143)
+    assert not stop.should_stop(3) and stop.should_stop(4)
 
 
 def test_each_batch_is_drawn_once_in_order_and_one_step_ahead():
