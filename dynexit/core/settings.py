@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 MOST_STEPS = 2**31 - 1  # the step is an int32
 MOST_ROWS = 2**20
+MOST_BLOCKS = 10_000  # a network's shapes are known block by block
 MOST_SEED = 2**32 - 1  # jax.random.key takes the last 32 bits of a larger one
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import TYPE_CHECKING
 
-from dynexit.core.settings import at_least
+from dynexit.core.settings import MOST_BLOCKS, at_least, at_most
 from dynexit.models.fits import misfit_shape
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class Mlp:
 
     def validate(self) -> list[str]:
         """Values out of range, one sentence each."""
-        return at_least(self, 1, "width", "depth")
+        return at_least(self, 1, "width", "depth") + at_most(self, MOST_BLOCKS, "depth")
 
     def fits(self, inputs: tuple[int, ...], classes: int) -> list[str]:
         """What does not fit the data, one sentence each."""

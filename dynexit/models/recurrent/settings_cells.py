@@ -4,7 +4,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any, Literal
 
 from dynexit.core.data import Tokens
-from dynexit.core.settings import at_least
+from dynexit.core.settings import MOST_BLOCKS, at_least, at_most
 from dynexit.models.fits import (
     misfit_epsilon,
     misfit_padding,
@@ -110,7 +110,7 @@ class Rnn:
 
     def validate(self) -> list[str]:
         """Values out of range, one sentence each."""
-        return at_least(self, 1, "width", "depth")
+        return at_least(self, 1, "width", "depth") + at_most(self, MOST_BLOCKS, "depth")
 
     def fits(self, inputs: Any, classes: int) -> list[str]:
         """What does not fit the data, one sentence each."""
@@ -166,6 +166,7 @@ class ParaGru:
     def validate(self) -> list[str]:
         """Values out of range, one sentence each."""
         found = at_least(self, 1, "width", "depth", "corrections")
+        found += at_most(self, MOST_BLOCKS, "depth")
         return found + not_above(0, tolerance=self.tolerance, bound=self.bound)
 
     def fits(self, inputs: tuple[int, ...], classes: int) -> list[str]:

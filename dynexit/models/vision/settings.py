@@ -3,7 +3,7 @@
 import dataclasses
 from typing import TYPE_CHECKING
 
-from dynexit.core.settings import at_least
+from dynexit.core.settings import MOST_BLOCKS, at_least, at_most
 from dynexit.models.fits import misfit_heads, misfit_shape, positive
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ class Vit:
         """Values out of range, one sentence each."""
         stride = () if self.stride is None else ("stride",)
         found = at_least(self, 1, "patch", "width", "depth", "heads", *stride)
+        found += at_most(self, MOST_BLOCKS, "depth")
         return found or misfit_heads(self.width, self.heads)
 
     def fits(self, inputs: tuple[int, ...], classes: int) -> list[str]:
