@@ -1,7 +1,10 @@
 """`dynexit sweep FILE`: a grid of settings as separate runs, and their summary."""
 
+import contextlib
 import hashlib
+import io
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,11 +19,12 @@ from dynexit.runs.pipeline import log
 from dynexit.runs.recorded_settings import to_dict
 from dynexit.runs.run_folder import MESH, SETTINGS, refuse_folder
 from dynexit.runs.sweeps.grid import Axis, Point, argv_of, faults_of, points_of, value_at
+from dynexit.runs.sweeps.launched import bring_home, launch_words
 from dynexit.runs.sweeps.record import FINISHED, SEED, STOPPED, begin, read_sweep, refreshed
 
 USAGE = (
     "dynexit sweep FILE --model.depth 4 8 --seed 0 1 2 [--sweep FOLDER] [--parallel 1] "
-    "[--model.width 64 ...]\n       dynexit sweep FOLDER --summary"
+    "[--launch TARGET] [--model.width 64 ...]\n       dynexit sweep FOLDER --summary"
 )
 OWN = (
     Flag(
@@ -30,6 +34,13 @@ OWN = (
         "folder of the sweep; by default one in runs/ that the same command finds again",
     ),
     Flag("parallel", int, 1, "runs at a time"),
+    Flag(
+        "launch",
+        str | None,
+        None,
+        'target and options of `dynexit launch` in quotes, `"slurm --partition gpu"`; by default '
+        "the runs train in processes of this machine",
+    ),
     Flag("summary", bool, False, "summarise the runs of a sweep folder; nothing is trained"),
 )
 FLAGS = (*OWN, *(flag for flag in TRAIN if flag.name != "run"))
@@ -80,7 +91,12 @@ def sweep(argv: Sequence[str]) -> int:
     name = f"{file.name}-smoke" if "--smoke" in rest else file.name
     folder = Path(options["sweep"] or _default_folder(name, axes, settings))
     _refuse_folder(folder, file, points)
-    return _run(file, folder, axes, settings, points, _passed(shared), argv, options["parallel"])
+    launch, passed = shlex.split(options["launch"] or ""), _passed(shared)
+    if launch:
+        _refuse_launch(launch_words(launch, file.path, passed, points[0], folder))
+    return _run(
+        file, folder, axes, settings, points, passed, argv, options["parallel"], tuple(launch)
+    )
 
 
 def separated(
@@ -148,6 +164,14 @@ def _refuse_folder(folder: Path, file: ExperimentFile, points: Sequence[Point]) 
         raise SettingsError(f"--sweep {folder} is the folder of one run; name another")
 
 
+def _refuse_launch(words: Sequence[str]) -> None:
+    """Refuses a target, or options of it, that the launch of a run would refuse."""
+    from dynexit.cli.launch import launch
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        launch([*words[1:], "--dry-run"])
+
+
 def _passed(shared: Sequence[str]) -> list[str]:
     """The options that every run gets: all but the sweep's own."""
     own = {flag.name for flag in OWN}
@@ -165,6 +189,7 @@ def _run(
     passed: Sequence[str],
     argv: Sequence[str],
     parallel: int,
+    launch: Sequence[str],
 ) -> int:
     from dynexit.core.folder_lock import in_use
     from dynexit.runs.sweeps.children import run_all_points, start
@@ -184,8 +209,15 @@ def _run(
         progress = Progress(folder, todo)
         log_of = lambda name: folder / f"{name}.log"
 
+        def words_of(point: Point) -> list[str]:
+            if launch:
+                return launch_words(launch, file.path, passed, point, folder)
+            return argv_of(file.path, passed, point, folder)
+
         def ended(name: str, outcome: Any) -> None:
             nonlocal content
+            if launch and outcome.state == FINISHED:
+                bring_home(folder, by_name[name])
             for entry in content["points"]:
                 if entry["run"] == name:
                     entry |= {"state": outcome.state, "why": outcome.why}
@@ -195,9 +227,7 @@ def _run(
         with progress:
             run_all_points(
                 todo,
-                lambda name: start(
-                    argv_of(file.path, passed, by_name[name], folder), log_of(name), folder.name
-                ),
+                lambda name: start(words_of(by_name[name]), log_of(name), folder.name),
                 log_of,
                 parallel,
                 ended,

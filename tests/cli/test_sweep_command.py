@@ -52,8 +52,10 @@ CHILD = """
 import json, os, signal, sys, time
 from pathlib import Path
 words = sys.argv[1:]
-run = Path(words[words.index("--run") + 1])
-run.mkdir(exist_ok=True)
+option = lambda name: words[words.index(name) + 1]
+launched = words[0] == "launch"
+run = Path(option("--folder"), option("--name")) if launched else Path(option("--run"))
+run.mkdir(parents=True, exist_ok=True)
 with (run / "starts.txt").open("a") as file:
     file.write(" ".join(words) + "\\n")
 seed = int(words[words.index("--seed") + 1])
@@ -113,6 +115,23 @@ def test_every_point_runs_once_and_is_summarised(file, capsys):
     assert Path("all/sweep.png").stat().st_size > 1000
     assert json.loads((run / "report.json").read_text())["group"] == "all"
     assert "85.00 ± 7.07" in capsys.readouterr().out
+
+
+def test_runs_may_be_launched(file, capsys):
+    words = ["--launch", "slurm --nodes 2 --gpus 1 --partition gpu", "--model.norm", "layer"]
+    assert main(["sweep", file, *GRID, *words]) == 0
+    content = json.loads(Path("all/sweep.json").read_text())
+    assert [point["state"] for point in content["points"]] == ["finished"] * 4
+    start = Path("all/depth=4,seed=1/starts.txt").read_text().split()
+    assert start[:3] == ["launch", "slurm", file] and start[3] == "--name"
+    assert start[5:9] == ["--folder", "all/jobs", "--nodes", "2"]
+    assert start[-4:] == ["--model.depth", "4", "--seed", "1"]
+    names = {Path(path).read_text().split()[4] for path in Path("all").glob("*/starts.txt")}
+    assert len(names) == 4 and not list(Path("all/jobs").iterdir())
+    capsys.readouterr()
+    for launch, said in (("slrum", "slurm"), ("slurm --nodes 0", "nodes")):
+        assert main(["sweep", file, *GRID[:-1], "other", "--launch", launch]) == 2
+        assert said in capsys.readouterr().err and not Path("other").exists()
 
 
 def test_a_failure_is_listed_and_the_same_command_continues(file, capsys):
