@@ -5,6 +5,7 @@ one device, and prints a line of JSON for each mesh.
 """
 
 import collections
+import hashlib
 import json
 import re
 import sys
@@ -32,6 +33,7 @@ class Trained(NamedTuple):
     depths: np.ndarray
     fractions: dict[str, float]
     collectives: dict[str, int]
+    sha256: str
 
 
 def points() -> dict[str, np.ndarray]:
@@ -77,11 +79,19 @@ def train(options: dict[str, Any], mesh: jax.sharding.Mesh) -> Trained:
         params, rule = whole(state.params), dx.criteria.max_probability_above(options["threshold"])
         rows = made.model.embed(params, points()["inputs"])
         depths = np.asarray(dx.run_until(made.model.steps(params), rows, criterion=rule).exit_depth)
-    return Trained(np.array(losses), depths, fractions, found)
+    return Trained(np.array(losses), depths, fractions, found, digest(state))
+
+
+def digest(state: Any) -> str:
+    """The sha256 of all leaves of a state."""
+    found = hashlib.sha256()
+    for leaf in jax.tree.leaves(whole((state.params, state.opt_state))):
+        found.update(np.asarray(leaf).tobytes())
+    return found.hexdigest()
 
 
 def main(options: dict[str, Any], meshes: list[str]) -> None:
-    one = Trained(np.zeros(0), np.zeros(64, np.int32), {}, {})
+    one = Trained(np.zeros(0), np.zeros(64, np.int32), {}, {}, "")
     if options["steps"]:
         one = train({**options, "count": False}, make_mesh(devices=jax.devices()[:1]))
     for sizes in meshes:
@@ -96,6 +106,7 @@ def main(options: dict[str, Any], meshes: list[str]) -> None:
             "largest": max(on.fractions.values()),
             "split": sum(f < 1 for n, f in on.fractions.items() if n.startswith("[0]")),
             "collectives": on.collectives,
+            "sha256": on.sha256,
         }
         print(json.dumps(line), flush=True)
 

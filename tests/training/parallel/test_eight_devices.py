@@ -48,6 +48,13 @@ def test_all_three_axes_at_once_train_as_one_device():
     assert line["largest"] <= 1 / 2 and line["split"] == 19
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", ["8,1,1", "1,8,1", "2,2,2"])
+def test_equal_seed_and_mesh_give_equal_bits(mesh):
+    lines, _ = run({**QUICK, "count": False}, mesh, mesh, mesh)
+    assert len({line["sha256"] for line in lines}) == 1
+
+
 @pytest.mark.compiled
 def test_fsdp_gathers_weights_and_nothing_else():
     (line,), errors = run({**QUICK, "steps": 0, "count": True}, "1,8,1")
