@@ -219,6 +219,7 @@ def test_memory_of_a_batch_is_that_of_one_exit():
     assert temporaries(4000, exits=12) < 8 * logits < 12 * logits
 
 
+@pytest.mark.slow
 def test_memory_of_a_split_does_not_grow_with_rows_times_vocabulary():
     """Host memory of calibration: records alone, some hundred bytes a row and exit."""
     peaks = {}

@@ -98,11 +98,11 @@ def not_shared(root, count):
     return counted("run folder not shared between hosts", cases)
 
 
-def missing(root):
+def missing(root, timeout=6):
     """One of two processes is never started."""
 
     def case(rank):
-        (run,) = pair(root / f"missing-{rank}", "--start-timeout", 6, ranks=[rank])
+        (run,) = pair(root / f"missing-{rank}", "--start-timeout", timeout, ranks=[rank])
         code, seconds = run.wait(), time.monotonic() - run.began
         other = "process 0 did not answer" if rank else "process 1 of 2 did not come"
         if code != 1 or other not in run.text() or f"pid {run.pid}" not in run.text():

@@ -53,7 +53,7 @@ def test_a_run_folder_that_is_not_shared_is_refused(root):
 
 
 def test_a_process_that_does_not_come_is_named(root):
-    holds(peers.missing(root))
+    holds(peers.missing(root, timeout=2))
 
 
 def test_a_killed_peer_is_named(root):

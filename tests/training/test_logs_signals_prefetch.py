@@ -163,9 +163,14 @@ def test_sigterm_repeatedly_and_sigint_once(interruptible):
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGUSR1"])
 def test_signals_of_schedulers_stop_with_one_code(name):
-    with StopRequest() as stop:
-        os.kill(os.getpid(), getattr(signal, name))
-        assert stop.requested and stop.code == 143 and stop.should_stop(0)
+    number = getattr(signal, name)
+    before = signal.signal(number, signal.SIG_DFL)  # the tests may run under nohup
+    try:
+        with StopRequest() as stop:
+            os.kill(os.getpid(), number)
+            assert stop.requested and stop.code == 143 and stop.should_stop(0)
+    finally:
+        signal.signal(number, before)
 
 
 def test_a_signal_that_is_ignored_under_nohup_stays_ignored():

@@ -55,6 +55,7 @@ def test_equal_seed_and_mesh_give_equal_bits(mesh):
     assert len({line["sha256"] for line in lines}) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.compiled
 def test_fsdp_gathers_weights_and_nothing_else():
     (line,), errors = run({**QUICK, "steps": 0, "count": True}, "1,8,1")
