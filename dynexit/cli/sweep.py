@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dynexit.cli import distributed
 from dynexit.cli.options import Flag, filled, grouped, leaves, read, refuse
 from dynexit.cli.positional import split
 from dynexit.cli.train import FLAGS as TRAIN
@@ -43,7 +44,10 @@ OWN = (
     ),
     Flag("summary", bool, False, "summarise the runs of a sweep folder; nothing is trained"),
 )
-FLAGS = (*OWN, *(flag for flag in TRAIN if flag.name != "run"))
+FLAGS = (
+    *OWN,  # the runs are processes of their own, with folders of their own
+    *(flag for flag in TRAIN if flag.name != "run" and flag not in distributed.FLAGS),
+)
 STOPPED_CODE = 143
 
 

@@ -66,7 +66,7 @@ def confirm_shared(folder: Path, start: str | None) -> None:
         return
     start = broadcast(start, "run folder", timeout=None)
     end = time.monotonic() + WAIT
-    while (seen := _read(folder / FILE).get("id") == start) is False and time.monotonic() < end:
+    while not (seen := _read(folder / FILE).get("id") == start) and time.monotonic() < end:
         time.sleep(0.2)
     confirmed = member.exchange("the run folder is seen", seen, timeout=2 * WAIT)
     without = [str(p) for p, sees in zip(member.processes, confirmed, strict=True) if not sees]

@@ -134,6 +134,11 @@ def test_runs_may_be_launched(file, capsys):
         assert said in capsys.readouterr().err and not Path("other").exists()
 
 
+def test_options_of_one_run_of_several_processes_are_refused(file, capsys):
+    assert main(["sweep", file, *GRID, "--coordinator", "localhost:1234"]) == 2
+    assert "--coordinator" in capsys.readouterr().err and not Path("all").exists()
+
+
 def test_a_failure_is_listed_and_the_same_command_continues(file, capsys):
     Path("all").mkdir()
     Path("all/fail1").touch()

@@ -1,9 +1,8 @@
 """The file of one process: its slices by name, in the safetensors format.
 
 The manifest has the type, shape and sha256 of every slice, so every slice is verified when it is
-read, and a process reads only the slices that it needs. orbax is not used: its handler of host
-arrays writes on process 0 alone, and its checkpoints of arrays on many processes cannot be read
-slice by slice as they were saved, which the comparison of their sha256 requires.
+read, and a process reads only the slices that it needs. orbax is not used, because its handler of
+host arrays writes on process 0 alone.
 """
 
 import os
