@@ -147,7 +147,7 @@ def _use_cache(named: str | None, run: Path) -> None:
             f"--cache {named} lies inside the run folder {run}, which is data: programs of a run "
             "folder are never run; name a folder beside it"
         )
-    from dynexit.core.compilation_cache import use_cache
+    from dynexit.runs.compilation_cache import use_cache
 
     use_cache(None if named is None else Path(named))
 

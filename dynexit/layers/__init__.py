@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from dynexit.layers.convolution import Convolution as Convolution
     from dynexit.layers.convolution import convolve as convolve
     from dynexit.layers.dense import Dense as Dense
+    from dynexit.layers.grouped_attention import attend_grouped as attend_grouped
     from dynexit.layers.halting import HaltingHead as HaltingHead
     from dynexit.layers.heads import LogitsHead as LogitsHead
     from dynexit.layers.inputs import check_input as check_input
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from dynexit.layers.norms import LayerNorm as LayerNorm
     from dynexit.layers.norms import RMSNorm as RMSNorm
     from dynexit.layers.pooling import mean_over_places as mean_over_places
+    from dynexit.layers.projection import project as project
     from dynexit.layers.rotary import rotary as rotary
+    from dynexit.layers.rotary import rotate as rotate
 
 __getattr__, __dir__ = attach(__name__)

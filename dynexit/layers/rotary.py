@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from dynexit.core.shapes import Array, Float, Int
+from dynexit.core.shapes import AnyArray, Array, Float, Int
 
 
 def rotary(
@@ -29,8 +29,21 @@ def rotary(
     Source: Su et al. 2021, RoFormer, arXiv 2104.09864, with halves in place of interleaved pairs.
     """
     half = x.shape[-1] // 2
-    rate = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle = (positions[..., None].astype(jnp.float32) * rate[None, None])[:, :, None]
+    return rotate(x, positions, base ** (-jnp.arange(half, dtype=jnp.float32) / half))
+
+
+def rotate(
+    x: Float[Array, "b L heads d"], positions: Int[Array, "#b L"], rates: Float[AnyArray, "_"]
+) -> Float[Array, "b L heads d"]:
+    """As `rotary`, with the angle per position of every pair, float32 `[d/2]`.
+
+    Example:
+      >>> x = jnp.array([1.0, 0.0]).reshape(1, 1, 1, 2)
+      >>> rotate(x, jnp.array([[1]]), jnp.array([0.0])).ravel().tolist()
+      [1.0, 0.0]
+    """
+    half = x.shape[-1] // 2
+    angle = (positions[..., None].astype(jnp.float32) * rates[None, None])[:, :, None]
     a, b = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
     rotated = [a * jnp.cos(angle) - b * jnp.sin(angle), a * jnp.sin(angle) + b * jnp.cos(angle)]
     return jnp.concatenate(rotated, axis=-1).astype(x.dtype)

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from dynexit.models.features import features as features
     from dynexit.models.implicit.settings import Equilibrium as Equilibrium
     from dynexit.models.implicit.settings import NeuralOde as NeuralOde
+    from dynexit.models.language.settings import CausalLM as CausalLM
+    from dynexit.models.language.settings import RopeScaling as RopeScaling
     from dynexit.models.recurrent.settings_cells import Gru as Gru
     from dynexit.models.recurrent.settings_cells import ParaGru as ParaGru
     from dynexit.models.recurrent.settings_cells import Rnn as Rnn

@@ -26,6 +26,10 @@ Rule: TypeAlias = tuple[str, PartitionSpec | None] | tuple[str, PartitionSpec | 
 Rules: TypeAlias = Sequence[Rule]
 
 TENSOR_PARALLEL: Rules = (
+    # attention and MLP with weights [out, in]: the heads, the inner width
+    (r"(^|/)(query|key|value|up|gate)/weight$", P("model", None)),
+    (r"(^|/)blocks/(query|key|value|up|gate)/bias$", P("model")),
+    (r"(^|/)(out|down)/weight$", P(None, "model")),
     # attention: the heads
     (r"(^|/)(qkv|query|key|value|key_value)/kernel$", P("model", None)),  # [D, (3,) heads, d]
     (r"(^|/)(qkv|query|key|value|key_value)/bias$", P("model", None)),

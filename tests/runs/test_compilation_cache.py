@@ -6,12 +6,12 @@ import sys
 from pathlib import Path
 
 from dynexit.cli.main import main
-from dynexit.core.compilation_cache import default_cache, use_cache
+from dynexit.runs.compilation_cache import default_cache, use_cache
 
 PROGRAM = """
 import os, jax, jax.numpy as jnp
 from pathlib import Path
-from dynexit.core.compilation_cache import use_cache
+from dynexit.runs.compilation_cache import use_cache
 print(use_cache(Path(os.environ["FOLDER"])))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_log_compiles", True)

@@ -1,0 +1,148 @@
+"""The decoder-only transformer over a cache, as `dynexit.core.decoder.Decoder` asks for."""
+
+import dataclasses
+from typing import TypeAlias
+
+import jax.numpy as jnp
+
+from dynexit.core.shapes import AnyArray, Array, Bool, Float, Int, PyTree
+from dynexit.core.stacking import unstack
+from dynexit.layers.grouped_attention import attend_grouped
+from dynexit.layers.projection import project
+from dynexit.models.language.block import KeyValue, Places, Query, keys_values, normed, run_block
+from dynexit.models.language.frequencies import frequencies
+from dynexit.models.language.settings import CausalLM
+
+Pair: TypeAlias = tuple[Float[Array, "B kv T d"], Float[Array, "B kv T d"]]
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerDecoder:
+    """See `dynexit.core.decoder.Decoder`; the cache is one pair `[B, kv, T, d]` a block.
+
+    Attributes:
+      settings: of the model.
+      vocabulary: V.
+    """
+
+    settings: CausalLM
+    vocabulary: int
+
+    @property
+    def depth(self) -> int:
+        """N."""
+        return self.settings.depth
+
+    @property
+    def context(self) -> int | None:
+        """The largest number of positions."""
+        return self.settings.context
+
+    def unstack(self, params: PyTree) -> PyTree:
+        """The parameters with a list of blocks in place of stacked ones."""
+        return {**params, "blocks": unstack(params["blocks"])}
+
+    def empty(self, weights: PyTree, rows: int, room: int) -> tuple[Pair, ...]:
+        """Zeros."""
+        s, dtype = self.settings, weights["embed"]["tokens"].dtype
+        make = lambda: jnp.zeros((rows, s.kv, room, s.head), dtype)
+        return tuple((make(), make()) for _ in range(s.depth))
+
+    def embed(
+        self, weights: PyTree, tokens: Int[AnyArray, "b s"], positions: Int[Array, "b s"]
+    ) -> Places:
+        """scale Emb(x), with learned positions added where there are any."""
+        s, table = self.settings, weights["embed"]["tokens"]
+        x = table[tokens]
+        x = x if s.embed_scale == 1 else x * jnp.asarray(s.embed_scale, x.dtype)
+        if s.positions == "learned":
+            x = x + weights["embed"]["positions"].at[positions].get(mode="clip")
+        return x
+
+    def blocks(
+        self,
+        weights: PyTree,
+        first: int,
+        last: int,
+        state: Places,
+        positions: Int[Array, "b s"],
+        cache: tuple[Pair, ...],
+        rows: Int[Array, "b"] | None = None,
+    ) -> tuple[Places, tuple[Pair, ...]]:
+        """Runs the blocks first..last-1."""
+        s, pairs = self.settings, list(cache)
+        for i in range(first, last):
+
+            def mix(q: Query, k: KeyValue, v: KeyValue, i: int = i) -> tuple[Query, Pair]:
+                pair = written(pairs[i], k, v, positions, rows)
+                look = lambda a: a if rows is None else a.at[rows].get(mode="clip")
+                mask = visible(positions, pair[0].shape[2], s.window_of(i))
+                scale, cap = s.attention_scale, s.attention_cap
+                return attend_grouped(q, look(pair[0]), look(pair[1]), mask, scale, cap), pair
+
+            block, rates = weights["blocks"][i], frequencies(s, i)
+            state, pairs[i] = run_block(s, block, rates, state, positions, mix)
+        return state, tuple(pairs)
+
+    def fill(
+        self,
+        weights: PyTree,
+        first: int,
+        last: int,
+        state: Places,
+        positions: Int[Array, "b s"],
+        cache: tuple[Pair, ...],
+        rows: Int[Array, "b"] | None = None,
+    ) -> tuple[Pair, ...]:
+        """Writes the keys and values that the blocks first..last-1 compute from `state`."""
+        s, pairs = self.settings, list(cache)
+        for i in range(first, last):
+            rates = frequencies(s, i)
+            _, k, v = keys_values(s, weights["blocks"][i], rates, state, positions)
+            pairs[i] = written(pairs[i], k, v, positions, rows)
+        return tuple(pairs)
+
+    def logits(self, weights: PyTree, state: Places) -> Float[Array, "b s V"]:
+        """The final norm and the output matrix, in the type of the parameters."""
+        return read_logits(self.settings, weights, state)
+
+
+def read_logits(
+    s: CausalLM, params: PyTree, state: Float[Array, "*rows D"], among: PyTree = None
+) -> Float[Array, "*rows V"]:
+    """cap tanh(W norm(h) / cap), or W norm(h) without a cap.
+
+    Args:
+      s: the settings.
+      params: with "embed" and "head".
+      state: `[..., D]`.
+      among: integers `[M]`, the tokens whose logits are wanted; None for all V.
+    """
+    matrix = params["embed"]["tokens"] if s.tied else params["head"]["logits"]["weight"]
+    matrix = matrix if among is None else matrix[among]
+    z = project(normed(s, params["head"]["norm"], state), {"weight": matrix})
+    return z if s.logits_cap is None else s.logits_cap * jnp.tanh(z / s.logits_cap)
+
+
+def visible(positions: Int[Array, "#b s"], room: int, window: int | None) -> Bool[Array, "#b s T"]:
+    """Which entries of a cache a token at `positions` attends to.
+
+    Example:
+      >>> visible(jnp.array([[2]]), 4, 2)[0, 0].tolist()
+      [False, True, True, False]
+    """
+    entry, at = jnp.arange(room)[None, None], positions[..., None]
+    return (entry <= at) if window is None else (entry <= at) & (entry > at - window)
+
+
+def written(
+    pair: Pair,
+    k: KeyValue,
+    v: KeyValue,
+    positions: Int[Array, "b s"],
+    rows: Int[Array, "b"] | None,
+) -> Pair:
+    """The cache of one block with the keys and values of tokens; those out of range are dropped."""
+    to = (jnp.arange(k.shape[0]) if rows is None else rows)[:, None]
+    put = lambda a, new: a.at[to, :, positions].set(new.astype(a.dtype), mode="drop")
+    return put(pair[0], k), put(pair[1], v)
