@@ -95,3 +95,9 @@ class Decoder(Protocol):
     def logits(self, weights: PyTree, state: Rows) -> Float[Array, "b s V"]:
         """Logits of the next token, read from the state after any block."""
         ...
+
+    def logits_among(
+        self, weights: PyTree, state: Rows, tokens: Int[Array, "M"]
+    ) -> Float[Array, "b s M"]:
+        """The logits of some tokens, at the cost of these alone."""
+        ...

@@ -40,13 +40,15 @@ class TransformerDecoder:
 
     def unstack(self, params: PyTree) -> PyTree:
         """The parameters with a list of blocks in place of stacked ones."""
+        if isinstance(params["blocks"], list):
+            return params
         return {**params, "blocks": unstack(params["blocks"])}
 
     def empty(self, weights: PyTree, rows: int, room: int) -> tuple[Pair, ...]:
         """Zeros."""
         s, dtype = self.settings, weights["embed"]["tokens"].dtype
         make = lambda: jnp.zeros((rows, s.kv, room, s.head), dtype)
-        return tuple((make(), make()) for _ in range(s.depth))
+        return tuple((make(), make()) for _ in weights["blocks"])
 
     def embed(
         self, weights: PyTree, tokens: Int[AnyArray, "b s"], positions: Int[Array, "b s"]
@@ -76,11 +78,11 @@ class TransformerDecoder:
             def mix(q: Query, k: KeyValue, v: KeyValue, i: int = i) -> tuple[Query, Pair]:
                 pair = written(pairs[i], k, v, positions, rows)
                 look = lambda a: a if rows is None else a.at[rows].get(mode="clip")
-                mask = visible(positions, pair[0].shape[2], s.window_of(i))
+                mask = visible(positions, pair[0].shape[2], s.window_of(self._kind(i)))
                 scale, cap = s.attention_scale, s.attention_cap
                 return attend_grouped(q, look(pair[0]), look(pair[1]), mask, scale, cap), pair
 
-            block, rates = weights["blocks"][i], frequencies(s, i)
+            block, rates = weights["blocks"][i], frequencies(s, self._kind(i))
             state, pairs[i] = run_block(s, block, rates, state, positions, mix)
         return state, tuple(pairs)
 
@@ -97,14 +99,26 @@ class TransformerDecoder:
         """Writes the keys and values that the blocks first..last-1 compute from `state`."""
         s, pairs = self.settings, list(cache)
         for i in range(first, last):
-            rates = frequencies(s, i)
+            rates = frequencies(s, self._kind(i))
             _, k, v = keys_values(s, weights["blocks"][i], rates, state, positions)
             pairs[i] = written(pairs[i], k, v, positions, rows)
         return tuple(pairs)
 
+    def _kind(self, block: int) -> int:
+        """The block whose window and frequencies a block has: its own, or for a draft head, whose
+        index is N, those of the last block.
+        """
+        return min(block, self.depth - 1)
+
     def logits(self, weights: PyTree, state: Places) -> Float[Array, "b s V"]:
         """The final norm and the output matrix, in the type of the parameters."""
         return read_logits(self.settings, weights, state)
+
+    def logits_among(
+        self, weights: PyTree, state: Places, tokens: Int[Array, "M"]
+    ) -> Float[Array, "b s M"]:
+        """The logits of some tokens."""
+        return read_logits(self.settings, weights, state, tokens)
 
 
 def read_logits(

@@ -1,0 +1,85 @@
+"""The compiled loop of decoding: slots take requests, read their prompts, and run rounds."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from dynexit.core.shapes import Array, Int
+from dynexit.decoding.plan import FIRST_RATE, Carry, Given, Plan
+from dynexit.decoding.rounds import one_round
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+def run_rounds(plan: Plan, given: Given, carry: Carry, rounds: Int[Array, ""]) -> Carry:
+    """Runs until all requests are finished, or for a number of rounds.
+
+    Args:
+      plan: what the program is compiled for.
+      given: the arrays that no round changes.
+      carry: donated.
+      rounds: int32, rounds at most.
+
+    Returns:
+      The carry after them.
+    """
+    until = carry.rounds + rounds
+
+    def busy(carry: Carry) -> Array:
+        size = carry.requests.length.shape[0]
+        more = (carry.of < size).any() | (carry.waiting < carry.count)
+        return more & (carry.rounds < until)
+
+    def body(carry: Carry) -> Carry:
+        carry = lax.while_loop(
+            lambda c: unread(plan, c).any(),
+            functools.partial(read_chunk, plan, given),
+            admit(carry),
+        )
+        return one_round(plan, given, carry)
+
+    return lax.while_loop(busy, body, carry)
+
+
+def admit(carry: Carry) -> Carry:
+    """Empty slots take the next requests of the queue."""
+    size = carry.requests.length.shape[0]
+    empty = carry.of >= size
+    turn = carry.waiting + jnp.cumsum(empty.astype(jnp.int32)) - 1
+    takes = empty & (turn < carry.count)
+    return carry._replace(
+        waiting=carry.waiting + takes.sum(dtype=jnp.int32),
+        of=jnp.where(takes, turn, carry.of),
+        filled=jnp.where(takes, 0, carry.filled),
+        rate=jnp.where(takes, FIRST_RATE, carry.rate),
+    )
+
+
+def unread(plan: Plan, carry: Carry) -> Int[Array, "S"]:
+    """Known tokens of each slot that are read in chunks: all but those that one round reads."""
+    size = carry.requests.length.shape[0]
+    known = carry.requests.length.at[carry.of].get(mode="clip")
+    left = jnp.where(carry.of < size, known - carry.filled, 0)
+    return jnp.where(left > plan.drafts + 1, left - 1, 0)
+
+
+def read_chunk(plan: Plan, given: Given, carry: Carry) -> Carry:
+    """Reads the next tokens of the slot with the most unread ones; no logits are computed."""
+    left, decoder = unread(plan, carry), plan.decoder
+    slot = jnp.argmax(left).astype(jnp.int32)
+    filled = carry.filled[slot]
+    place = filled + jnp.arange(plan.chunk, dtype=jnp.int32)
+    tokens = carry.requests.tokens.at[carry.of[slot], place].get(mode="clip")[None]
+    used = jnp.arange(plan.chunk) < left[slot]
+    positions, rows = jnp.where(used, place, plan.room)[None], slot[None]
+    state = decoder.embed(given.weights, tokens, positions)
+    cache, depth = carry.cache, decoder.depth
+    if plan.head:  # a draft head keeps what the block before the exit computes
+        state, cache = decoder.blocks(given.weights, 0, plan.exit, state, positions, cache, rows)
+        cache = decoder.fill(given.weights, depth, depth + 1, state, positions, cache, rows)
+    first = plan.exit if plan.head else 0
+    state, cache = decoder.blocks(given.weights, first, depth - 1, state, positions, cache, rows)
+    cache = decoder.fill(given.weights, depth - 1, depth, state, positions, cache, rows)
+    filled = filled + jnp.minimum(left[slot], plan.chunk)
+    return carry._replace(cache=cache, filled=carry.filled.at[slot].set(filled))

@@ -1,0 +1,97 @@
+"""The queue of prompts, with what has been written for each of them so far."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+from dynexit.core.shapes import Array, Float, HostArray, Int, Shaped
+from dynexit.decoding.sampling import Rules
+
+RUNNING, STOPPED, LIMITED = 0, 1, 2  # a stop token, the limit of tokens
+NO_TOKEN = -1
+STOPS = 8  # stop tokens of a row at most
+
+
+class Requests(NamedTuple):
+    """Leaves `[M, ...]`, one entry a prompt, in the order in which they are taken.
+
+    Attributes:
+      tokens: int32 `[M, T]`, the prompt and what follows it.
+      prompt: int32 `[M]`, tokens of the prompt.
+      length: int32 `[M]`, tokens so far, the prompt included.
+      limit: int32 `[M]`, tokens at most, the prompt included.
+      stops: int32 `[M, K]`, tokens that end the text; `NO_TOKEN` for none.
+      keys: uint32 `[M, 2]`, the data of a random key.
+      rules: how tokens are drawn.
+      depth: int32 `[M, T]`, blocks that chose each token: E for an accepted draft of E blocks.
+      log_probability: float32 `[M, T]`, ln p of each token at temperature 1; empty if not wanted.
+      reason: int32 `[M]`: `RUNNING`, `STOPPED` or `LIMITED`.
+      rounds, drafted, accepted: int32 `[M]`, rounds of each row, and its drafts.
+    """
+
+    tokens: Int[Array, "M T"]
+    prompt: Int[Array, "M"]
+    length: Int[Array, "M"]
+    limit: Int[Array, "M"]
+    stops: Int[Array, "M K"]
+    keys: Shaped[Array, "M 2"]
+    rules: Rules
+    depth: Int[Array, "M T"]
+    log_probability: Float[Array, "M _"]
+    reason: Int[Array, "M"]
+    rounds: Int[Array, "M"]
+    drafted: Int[Array, "M"]
+    accepted: Int[Array, "M"]
+
+
+def no_requests(size: int, room: int, log_probabilities: bool) -> Requests:
+    """A queue of `size` entries of `room` tokens, all of them empty."""
+    none = lambda *shape: jnp.zeros(shape, jnp.int32)
+    rules = Rules(*(jnp.zeros(size, jnp.int32 if f == "top_k" else jnp.float32)
+                    for f in Rules._fields))  # fmt: skip
+    return Requests(
+        tokens=none(size, room),
+        prompt=none(size),
+        length=none(size),
+        limit=none(size),
+        stops=jnp.full((size, STOPS), NO_TOKEN, jnp.int32),
+        keys=jnp.zeros((size, 2), jnp.uint32),
+        rules=rules,
+        depth=none(size, room),
+        log_probability=jnp.zeros((size, room if log_probabilities else 0), jnp.float32),
+        reason=none(size),
+        rounds=none(size),
+        drafted=none(size),
+        accepted=none(size),
+    )
+
+
+def placed(
+    requests: Requests,
+    first: int,
+    prompts: list[Int[HostArray, "_"]],
+    limits: list[int],
+    stops: list[list[int]],
+    keys: Shaped[HostArray, "_ 2"],
+    rules: Rules,
+) -> None:
+    """Writes new requests to the entries from `first` on, in place; leaves are numpy arrays.
+
+    Raises:
+      ValueError: more stop tokens than there is room for.
+    """
+    for k, prompt in enumerate(prompts):
+        if len(stops[k]) > STOPS:
+            raise ValueError(f"`stop` must be at most {STOPS} tokens, got {len(stops[k])}")
+        at = first + k
+        for name in ("reason", "rounds", "drafted", "accepted", "depth", "log_probability"):
+            getattr(requests, name)[at] = 0
+        requests.tokens[at] = 0
+        requests.tokens[at, : len(prompt)] = prompt
+        requests.prompt[at] = requests.length[at] = len(prompt)
+        requests.limit[at] = len(prompt) + limits[k]
+        requests.stops[at] = NO_TOKEN
+        requests.stops[at, : len(stops[k])] = stops[k]
+        requests.keys[at] = keys[k]
+        for whole, part in zip(requests.rules, rules, strict=True):
+            whole[at] = part[k]

@@ -1,0 +1,312 @@
+"""One round of decoding: drafts, their verification in one pass, acceptance row by row.
+
+A row has tokens 0..K-1, of which the first F are in the cache. A round runs the tokens F..F+n, the
+known ones and then n drafts. Each row keeps its own longest prefix of right drafts and the token
+that follows it. Keys and values of refused drafts stay in the cache: a later round writes over them
+before any query reads them. A row whose prompt is not yet read to its end reads prompt tokens in
+place of drafts.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from dynexit.core.shapes import Array, Bool, Float, Int, Key, PyTree
+from dynexit.decoding.drafts import looked_up
+from dynexit.decoding.plan import Carry, Given, Plan
+from dynexit.decoding.requests import LIMITED, RUNNING, STOPPED, Requests
+from dynexit.decoding.sampling import Rules, drawn, penalised, probabilities
+
+SPEED = 0.2  # of the average of acceptance
+
+
+class Rows(NamedTuple):
+    """What a round knows of the requests in its slots.
+
+    Attributes:
+      live: bool `[S]`, whether the slot has a request.
+      text: int32 `[S, T]`, its tokens.
+      known: int32 `[S]`, K.
+      filled: int32 `[S]`, F.
+      rules: how its tokens are drawn.
+      keys: its key.
+    """
+
+    live: Bool[Array, "S"]
+    text: Int[Array, "S T"]
+    known: Int[Array, "S"]
+    filled: Int[Array, "S"]
+    rules: Rules
+    keys: Key[Array, "S"]
+
+
+class Drafted(NamedTuple):
+    """The tokens that a round verifies.
+
+    Attributes:
+      tokens: int32 `[S, w]`, those at places F..F+d.
+      count: int32 `[S]`, how many follow the first.
+      state: of the tokens, after block E.
+      p: float32 `[S, d, V]`, the distribution of each draft; None where none is sampled.
+    """
+
+    tokens: Int[Array, "S w"]
+    count: Int[Array, "S"]
+    state: PyTree
+    p: Float[Array, "S d V"] | None
+
+
+def one_round(plan: Plan, given: Given, carry: Carry) -> Carry:
+    """Runs the next tokens of every slot."""
+    rows = rows_of(carry)
+    if plan.exit:
+        wanted = draft_length(plan, given, carry, rows)
+        drafted, cache = draft_early(plan, given, carry, rows, wanted)
+    else:
+        drafted, cache = draft_nothing(plan, given, carry, rows)
+    places = rows.filled[:, None] + jnp.arange(plan.drafts + 1)[None]
+    used = rows.live[:, None] & (jnp.arange(plan.drafts + 1)[None] <= drafted.count[:, None])
+    positions = jnp.where(used, places, plan.room)
+    decoder = plan.decoder
+    state, cache = decoder.blocks(
+        given.weights, plan.exit, decoder.depth, drafted.state, positions, cache
+    )
+    logits = decoder.logits(given.weights, state)
+    return accepted(plan, carry._replace(cache=cache), rows, drafted, logits)
+
+
+def rows_of(carry: Carry) -> Rows:
+    """The requests in the slots; an empty slot has any request's tokens."""
+    requests, of = carry.requests, carry.of
+    look = lambda a: a.at[of].get(mode="clip")
+    live = of < requests.length.shape[0]
+    rules = jax.tree.map(look, requests.rules)
+    keys = jax.random.wrap_key_data(look(requests.keys))
+    return Rows(live, look(requests.tokens), look(requests.length), carry.filled, rules, keys)
+
+
+def draft_length(plan: Plan, given: Given, carry: Carry, rows: Rows) -> Int[Array, ""]:
+    """The number of drafts for which a round writes the most tokens per cost.
+
+    A row whose drafts are accepted with probability a writes (1 - a^{n+1}) / (1 - a) tokens in a
+    round with n drafts.
+    """
+    a = jnp.clip(carry.rate, 0.01, 0.99)[:, None]
+    a = jnp.where((rows.known - rows.filled > 1)[:, None], 0.99, a)  # reads its prompt
+    n = jnp.arange(plan.drafts + 1, dtype=jnp.float32)[None]
+    written = jnp.where(rows.live[:, None], (1 - a ** (n + 1)) / (1 - a), 0).sum(0)
+    return jnp.argmax(written / given.costs).astype(jnp.int32)
+
+
+def draft_nothing(plan: Plan, given: Given, carry: Carry, rows: Rows) -> tuple[Drafted, PyTree]:
+    """Known tokens, and behind them what prompt lookup finds."""
+    width, places = plan.drafts + 1, jnp.arange(plan.drafts + 1)[None]
+    at = rows.filled[:, None] + places
+    tokens = jnp.take_along_axis(rows.text, jnp.minimum(at, plan.room - 1), axis=1)
+    count = jnp.minimum(rows.known - rows.filled - 1, plan.drafts)
+    p = None
+    if plan.ngram:
+        found, many = looked_up(rows.text, rows.known, plan.ngram, plan.drafts)
+        behind = jnp.clip(at - rows.known[:, None], 0, plan.drafts - 1)
+        copied = jnp.take_along_axis(found, behind, axis=1)
+        tokens = jnp.where(at < rows.known[:, None], tokens, copied)
+        count = jnp.minimum(rows.known - rows.filled - 1 + many, plan.drafts)
+        if plan.uses.sampled:
+            p = jax.nn.one_hot(tokens[:, 1:], plan.decoder.vocabulary, dtype=jnp.float32)
+    positions = jnp.where(rows.live[:, None] & (places <= count[:, None]), at, plan.room)
+    state = plan.decoder.embed(
+        given.weights, tokens, jnp.broadcast_to(positions, (at.shape[0], width))
+    )
+    return Drafted(tokens, count, state, p), carry.cache
+
+
+def draft_early(
+    plan: Plan, given: Given, carry: Carry, rows: Rows, wanted: Int[Array, ""]
+) -> tuple[Drafted, PyTree]:
+    """Drafts of the first E blocks, token by token; their states are kept for the verification."""
+    decoder, slots, d = plan.decoder, plan.slots, plan.drafts
+    at = lambda i: jnp.where(rows.live, rows.filled + i, plan.room)[:, None]
+    text = lambda i: jnp.take_along_axis(
+        rows.text, jnp.minimum(rows.filled + i, plan.room - 1)[:, None], axis=1
+    )[:, 0]
+    first = decoder.embed(given.weights, text(0)[:, None], at(0))
+    states = jax.tree.map(lambda a: jnp.zeros((slots, d + 1, *a.shape[2:]), a.dtype), first)
+    keep = lambda states, i, new: jax.tree.map(
+        lambda a, b: lax.dynamic_update_slice_in_dim(a, b, i, axis=1), states, new
+    )
+    sampled = plan.uses.sampled
+    p = jnp.zeros((slots, d, decoder.vocabulary), jnp.float32) if sampled else None
+
+    def early(i: Array, token: Array, cache: PyTree) -> tuple[PyTree, PyTree]:
+        state = decoder.embed(given.weights, token[:, None], at(i))
+        return decoder.blocks(given.weights, 0, plan.exit, state, at(i), cache)
+
+    def one(i: Array, drafting: tuple[PyTree, ...]) -> tuple[PyTree, ...]:
+        tokens, cache, states, p = drafting
+        state, cache = early(i, lax.dynamic_index_in_dim(tokens, i, 1, keepdims=False), cache)
+        states = keep(states, i, state)
+        if plan.head:
+            state, cache = decoder.blocks(
+                given.weights, decoder.depth, decoder.depth + 1, state, at(i), cache
+            )
+        token, p = drafted_token(plan, given, rows, state, i, p)
+        token = jnp.where(rows.filled + i + 1 < rows.known, text(i + 1), token)
+        return lax.dynamic_update_slice_in_dim(tokens, token[:, None], i + 1, 1), cache, states, p
+
+    tokens = jnp.zeros((slots, d + 1), jnp.int32).at[:, 0].set(text(0))
+    tokens, cache, states, p = lax.fori_loop(0, wanted, one, (tokens, carry.cache, states, p))
+    last = lax.dynamic_index_in_dim(tokens, wanted, 1, keepdims=False)
+    state, cache = early(wanted, last, cache)
+    if plan.head:
+        cache = decoder.fill(
+            given.weights, decoder.depth, decoder.depth + 1, state, at(wanted), cache
+        )
+    count = jnp.full(slots, wanted, jnp.int32)
+    return Drafted(tokens, count, keep(states, wanted, state), p), cache
+
+
+def drafted_token(
+    plan: Plan, given: Given, rows: Rows, state: PyTree, i: Array, p: Array | None
+) -> tuple[Int[Array, "S"], Float[Array, "S d V"] | None]:
+    """The next draft of each row, and the distributions with its own at i."""
+    among = given.among
+    logits = plan.decoder.logits(given.weights, state) if among is None else (
+        plan.decoder.logits_among(given.weights, state, among)
+    )  # fmt: skip
+    if p is None:
+        token = logits[:, 0].argmax(-1).astype(jnp.int32)
+        return (token if among is None else among[token]), None
+    q = probabilities(logits, rows.rules, plan.uses.filtered)[:, 0]
+    if among is not None:
+        q = jnp.zeros((plan.slots, p.shape[-1])).at[:, among].set(q)
+    keys = token_keys(rows.keys, (rows.filled + i + 1)[:, None], 0)
+    token = drawn(keys, q[:, None])[:, 0]
+    return token, lax.dynamic_update_slice_in_dim(p, q[:, None], i, 1)
+
+
+def token_keys(keys: Key[Array, "S"], places: Int[Array, "S w"], use: int) -> Key[Array, "S w"]:
+    """A key for every place of every row; the same whatever the batch."""
+    fold = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))
+    at = fold(keys, places)
+    return jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (0, None))(at, jnp.int32(use))
+
+
+def accepted(
+    plan: Plan, carry: Carry, rows: Rows, drafted: Drafted, logits: Float[Array, "S w V"]
+) -> Carry:
+    """Keeps the right drafts of each row and the token that follows them."""
+    width = plan.drafts + 1
+    i = jnp.arange(width)[None]
+    at = rows.filled[:, None] + i + 1  # the place of the token that logits[:, i] predict
+    forced = at < rows.known[:, None]
+    following = jnp.pad(drafted.tokens[:, 1:], ((0, 0), (0, 1)))
+    text = jnp.take_along_axis(rows.text, jnp.minimum(at, plan.room - 1), axis=1)
+    if plan.uses.penalised:
+        seen = seen_before(plan, rows, drafted.tokens)
+        logits = penalised(logits, seen, rows.rules.penalty)
+    right, chosen = verified(plan, rows, drafted, logits, at, following)
+    ahead = (i < drafted.count[:, None]) & (right | forced)
+    n = jnp.cumprod(ahead.astype(jnp.int32), axis=1).sum(1)  # drafts kept, of each row
+    kept = i < n[:, None]
+    token = jnp.where(forced, text, jnp.where(kept, following, chosen))
+    new = (i <= n[:, None]) & ~forced & rows.live[:, None]
+    requests, _, finished = recorded(
+        plan, carry.requests, carry.of, rows, at, token, new, kept, logits
+    )
+    drafts = jnp.where(rows.live[:, None] & (i < drafted.count[:, None]) & ~forced, 1, 0).sum(1)
+    taken = jnp.where(rows.live[:, None] & kept & ~forced, 1, 0).sum(1)
+    count = lambda a, more: a.at[carry.of].add(more, mode="drop")
+    requests = requests._replace(
+        rounds=count(requests.rounds, rows.live.astype(jnp.int32)),
+        drafted=count(requests.drafted, drafts),
+        accepted=count(requests.accepted, taken),
+    )
+    rate = carry.rate + SPEED * (taken / jnp.maximum(drafts, 1) - carry.rate)
+    return carry._replace(
+        requests=requests,
+        of=jnp.where(finished, requests.length.shape[0], carry.of),
+        filled=jnp.where(rows.live & ~finished, rows.filled + n + 1, rows.filled),
+        rate=jnp.where(drafts > 0, rate, carry.rate),
+        rounds=carry.rounds + 1,
+    )
+
+
+def verified(
+    plan: Plan, rows: Rows, drafted: Drafted, logits: Array, at: Array, following: Array
+) -> tuple[Bool[Array, "S w"], Int[Array, "S w"]]:
+    """Which drafts are right, and the token that follows if the drafts before it are.
+
+    Greedy: a draft is right if it is the most probable token. Sampled: a draft x of probability
+    p(x) is right with probability min(1, q(x) / p(x)); where it is not, the token is drawn from
+    max(q - p, 0), normalised.
+    """
+    if not plan.uses.sampled:
+        chosen = logits.argmax(-1).astype(jnp.int32)
+        return chosen == following, chosen
+    q = probabilities(logits, rows.rules, plan.uses.filtered)
+    if drafted.p is None:
+        return jnp.zeros(at.shape, bool), drawn(token_keys(rows.keys, at, 2), q)
+    p = jnp.pad(drafted.p, ((0, 0), (0, 1), (0, 0)))
+    of = lambda a: jnp.take_along_axis(a, following[..., None], axis=2)[..., 0]
+    uniform = jax.vmap(jax.vmap(jax.random.uniform))(token_keys(rows.keys, at, 1))
+    right = uniform * of(p) < of(q)
+    rest = jnp.maximum(q - p, 0)
+    refused = (jnp.arange(q.shape[1])[None] < drafted.count[:, None])[..., None]
+    rest = jnp.where(refused & (rest.sum(-1, keepdims=True) > 0), rest, q)
+    return right, drawn(token_keys(rows.keys, at, 2), rest)
+
+
+def seen_before(plan: Plan, rows: Rows, tokens: Int[Array, "S w"]) -> Bool[Array, "S w V"]:
+    """Which tokens occur in the text up to each of the round's tokens."""
+    slots = plan.slots
+    place = jnp.arange(plan.room)[None]
+    before = jnp.where(place < rows.filled[:, None], rows.text, plan.decoder.vocabulary)
+    seen = jnp.zeros((slots, plan.decoder.vocabulary), bool)
+    every = jnp.arange(slots)[:, None]
+    seen = seen.at[every, before].set(True, mode="drop")
+    new = jax.nn.one_hot(tokens, plan.decoder.vocabulary, dtype=jnp.int32)
+    return seen[:, None] | (jnp.cumsum(new, axis=1) > 0)
+
+
+def recorded(
+    plan: Plan,
+    requests: Requests,
+    of: Int[Array, "S"],
+    rows: Rows,
+    at: Int[Array, "S w"],
+    token: Int[Array, "S w"],
+    new: Bool[Array, "S w"],
+    kept: Bool[Array, "S w"],
+    logits: Float[Array, "S w V"],
+) -> tuple[Requests, Int[Array, "S"], Bool[Array, "S"]]:
+    """Writes new tokens up to the first stop token and the limit.
+
+    Returns:
+      The requests, the length of each slot's text, and whether it is finished.
+    """
+    look = lambda a: a.at[of].get(mode="clip")
+    stops, limit = look(requests.stops), look(requests.limit)
+    ends = new & (token[..., None] == stops[:, None]).any(-1)
+    earlier = jnp.cumsum(ends, axis=1) - ends.astype(jnp.int32) > 0
+    new = new & ~earlier & (at < limit[:, None])
+    length = jnp.maximum(rows.known, jnp.where(new, at + 1, 0).max(1))
+    stopped, limited = (ends & new).any(1), length >= limit
+    finished = rows.live & (stopped | limited)
+    reason = jnp.where(stopped, STOPPED, jnp.where(limited, LIMITED, RUNNING))
+    to, where = of[:, None], jnp.where(new, at, plan.room)
+    put = lambda a, values: a.at[to, where].set(values, mode="drop")
+    blocks = jnp.where(kept & (plan.exit > 0), plan.exit, plan.decoder.depth)
+    log_p = requests.log_probability
+    if plan.log_probabilities:
+        every = jax.nn.log_softmax(logits.astype(jnp.float32))
+        log_p = put(log_p, jnp.take_along_axis(every, token[..., None], axis=2)[..., 0])
+    requests = requests._replace(
+        tokens=put(requests.tokens, token),
+        depth=put(requests.depth, blocks),
+        log_probability=log_p,
+        length=requests.length.at[of].set(length, mode="drop"),
+        reason=requests.reason.at[of].set(reason, mode="drop"),
+    )
+    return requests, length, finished
