@@ -42,6 +42,10 @@ class Decoder(Protocol):
         """
         ...
 
+    def with_head(self, weights: PyTree, head: PyTree) -> PyTree:
+        """The weights with a draft head, which the other methods run as the block with index N."""
+        ...
+
     def empty(self, weights: PyTree, rows: int, room: int) -> Cache:
         """A cache for `rows` rows of up to `room` positions."""
         ...

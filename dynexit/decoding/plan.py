@@ -3,13 +3,11 @@
 import dataclasses
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 
 from dynexit.core.decoder import Cache, Decoder
 from dynexit.core.shapes import Array, Float, Int, PyTree
-from dynexit.decoding.drafts import Draft, EarlyExit, PromptLookup
+from dynexit.decoding.drafts import Draft, PromptLookup
 from dynexit.decoding.requests import Requests
 from dynexit.decoding.sampling import Uses
 
@@ -24,7 +22,7 @@ class Plan:
       room: T, positions of a row.
       uses: how tokens are drawn.
       log_probabilities: whether they are recorded.
-      drafts: d, drafts of a row in one round at most; 0 for none.
+      lengths: the numbers of drafts that a round may have, rising from 0.
       exit: blocks E that draft; 0 for none.
       head: whether drafts are read through one more block.
       ngram: tokens that prompt lookup compares; 0 for none.
@@ -36,20 +34,36 @@ class Plan:
     room: int
     uses: Uses
     log_probabilities: bool = False
-    drafts: int = 0
+    lengths: tuple[int, ...] = (0,)
     exit: int = 0
     head: bool = False
     ngram: int = 0
     chunk: int = 64
 
+    @property
+    def drafts(self) -> int:
+        """Drafts of a row in one round, at most."""
+        return self.lengths[-1]
+
     def with_draft(self, draft: Draft | None) -> "Plan":
         """The plan for a kind of draft."""
-        if isinstance(draft, EarlyExit):
-            head = draft.head is not None
-            return dataclasses.replace(self, drafts=draft.tokens, exit=draft.exit, head=head)
+        if draft is None:
+            return self
+        lengths = draft_lengths(draft.tokens)
         if isinstance(draft, PromptLookup):
-            return dataclasses.replace(self, drafts=draft.tokens, ngram=draft.ngram)
-        return self
+            return dataclasses.replace(self, lengths=lengths, ngram=draft.ngram)
+        head = draft.head is not None
+        return dataclasses.replace(self, lengths=lengths, exit=draft.exit, head=head)
+
+
+def draft_lengths(most: int) -> tuple[int, ...]:
+    """The numbers of drafts that programs are compiled for: none, half of the most, the most.
+
+    Example:
+      >>> draft_lengths(4), draft_lengths(1)
+      ((0, 2, 4), (0, 1))
+    """
+    return tuple(sorted({0, most // 2, most}))
 
 
 class Given(NamedTuple):
@@ -58,7 +72,7 @@ class Given(NamedTuple):
     Attributes:
       weights: of `Decoder.unstack`; with a draft head, its block after the others.
       among: int32 `[M]`, tokens that may be drafted, or None for all.
-      costs: float32 `[d+1]`, of a round with n drafts, in those of a round without.
+      costs: float32 `[K]`, of a round with each of `Plan.lengths`, in any unit.
     """
 
     weights: PyTree
@@ -77,6 +91,8 @@ class Carry(NamedTuple):
       filled: int32 `[S]`, tokens of each slot whose keys and values are final.
       rate: float32 `[S]`, the fraction of drafts accepted lately.
       cache: of the S slots.
+      choice: int32 `[]`, index of the next round's number of drafts; K where a slot must first take
+        a request or read its prompt, or where none is left.
       rounds: int32 `[]`, rounds so far.
     """
 
@@ -87,6 +103,7 @@ class Carry(NamedTuple):
     filled: Int[Array, "S"]
     rate: Float[Array, "S"]
     cache: Cache
+    choice: Int[Array, ""]
     rounds: Int[Array, ""]
 
 
@@ -105,23 +122,6 @@ def first_carry(plan: Plan, given: Given, requests: Requests) -> Carry:
         jnp.zeros(plan.slots, jnp.int32),
         jnp.full(plan.slots, FIRST_RATE, jnp.float32),
         cache,
+        jnp.int32(len(plan.lengths)),
         jnp.int32(0),
     )
-
-
-def modelled_costs(plan: Plan, weights: PyTree) -> Float[Array, "_"]:
-    """The cost of a round with n drafts, in rounds without, where reading weights is all there is.
-
-    A round with n drafts reads the first E of N blocks n + 1 times, the others once, and the
-    output matrix n times for drafts and once for the verification.
-
-    Returns:
-      float32 `[d+1]`.
-    """
-    size = lambda tree: float(sum(np.prod(a.shape) for a in jax.tree.leaves(tree)))
-    n = np.arange(plan.drafts + 1)
-    if not isinstance(weights, dict) or not plan.exit:
-        return jnp.ones(plan.drafts + 1, jnp.float32)
-    every = size(weights) / plan.decoder.depth
-    part = plan.exit * every * n / (plan.decoder.depth * every)
-    return jnp.asarray(1 + part, jnp.float32)

@@ -8,7 +8,7 @@ from jax import lax
 
 from dynexit.core.shapes import Array, Int
 from dynexit.decoding.plan import FIRST_RATE, Carry, Given, Plan
-from dynexit.decoding.rounds import one_round
+from dynexit.decoding.rounds import next_round, one_round, unread
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
@@ -32,12 +32,14 @@ def run_rounds(plan: Plan, given: Given, carry: Carry, rounds: Int[Array, ""]) -
         return more & (carry.rounds < until)
 
     def body(carry: Carry) -> Carry:
-        carry = lax.while_loop(
-            lambda c: unread(plan, c).any(),
-            functools.partial(read_chunk, plan, given),
-            admit(carry),
-        )
-        return one_round(plan, given, carry)
+        # loops in a row and no `cond`, through which XLA would copy the cache
+        reads = lambda c: (unread(plan, c) > 0).any()
+        carry = lax.while_loop(reads, functools.partial(read_chunk, plan, given), admit(carry))
+        carry = carry._replace(choice=next_round(plan, given, carry))
+        for k, d in enumerate(plan.lengths):
+            chosen = lambda c, k=k: (c.choice == k) & (c.rounds < until)
+            carry = lax.while_loop(chosen, lambda c, d=d: one_round(plan, given, c, d), carry)
+        return carry
 
     return lax.while_loop(busy, body, carry)
 
@@ -54,14 +56,6 @@ def admit(carry: Carry) -> Carry:
         filled=jnp.where(takes, 0, carry.filled),
         rate=jnp.where(takes, FIRST_RATE, carry.rate),
     )
-
-
-def unread(plan: Plan, carry: Carry) -> Int[Array, "S"]:
-    """Known tokens of each slot that are read in chunks: all but those that one round reads."""
-    size = carry.requests.length.shape[0]
-    known = carry.requests.length.at[carry.of].get(mode="clip")
-    left = jnp.where(carry.of < size, known - carry.filled, 0)
-    return jnp.where(left > plan.drafts + 1, left - 1, 0)
 
 
 def read_chunk(plan: Plan, given: Given, carry: Carry) -> Carry:

@@ -7,7 +7,7 @@ before any query reads them. A row whose prompt is not yet read to its end reads
 place of drafts.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +15,12 @@ from jax import lax
 
 from dynexit.core.shapes import Array, Bool, Float, Int, Key, PyTree
 from dynexit.decoding.drafts import looked_up
-from dynexit.decoding.plan import Carry, Given, Plan
+from dynexit.decoding.plan import FIRST_RATE, Carry, Given, Plan
 from dynexit.decoding.requests import LIMITED, RUNNING, STOPPED, Requests
 from dynexit.decoding.sampling import Rules, drawn, penalised, probabilities
 
-SPEED = 0.2  # of the average of acceptance
+SPEED = 0.2  # of the average of acceptance, per round with drafts
+RECOVERY = 0.003  # of its return to the first value, per round without
 
 
 class Rows(NamedTuple):
@@ -58,23 +59,32 @@ class Drafted(NamedTuple):
     p: Float[Array, "S d V"] | None
 
 
-def one_round(plan: Plan, given: Given, carry: Carry) -> Carry:
-    """Runs the next tokens of every slot."""
+def one_round(plan: Plan, given: Given, carry: Carry, d: int) -> Carry:
+    """Runs the next tokens of every slot, with d drafts."""
     rows = rows_of(carry)
-    if plan.exit:
-        wanted = draft_length(plan, given, carry, rows)
-        drafted, cache = draft_early(plan, given, carry, rows, wanted)
-    else:
-        drafted, cache = draft_nothing(plan, given, carry, rows)
-    places = rows.filled[:, None] + jnp.arange(plan.drafts + 1)[None]
-    used = rows.live[:, None] & (jnp.arange(plan.drafts + 1)[None] <= drafted.count[:, None])
+    draft = draft_early if plan.exit and d else draft_nothing
+    drafted, cache = draft(plan, given, carry, rows, d)
+    places = rows.filled[:, None] + jnp.arange(d + 1)[None]
+    used = rows.live[:, None] & (jnp.arange(d + 1)[None] <= drafted.count[:, None])
     positions = jnp.where(used, places, plan.room)
-    decoder = plan.decoder
-    state, cache = decoder.blocks(
-        given.weights, plan.exit, decoder.depth, drafted.state, positions, cache
-    )
+    decoder, first = plan.decoder, plan.exit if d else 0
+    state, cache = through_exit(plan, given, drafted.state, positions, cache, d)
+    first = max(first, plan.exit if plan.head else 0)
+    state, cache = decoder.blocks(given.weights, first, decoder.depth, state, positions, cache)
     logits = decoder.logits(given.weights, state)
-    return accepted(plan, carry._replace(cache=cache), rows, drafted, logits)
+    carry = accepted(plan, carry._replace(cache=cache), rows, drafted, logits, d)
+    return carry._replace(choice=next_round(plan, given, carry))
+
+
+def through_exit(
+    plan: Plan, given: Given, state: PyTree, positions: Array, cache: PyTree, d: int
+) -> tuple[PyTree, PyTree]:
+    """Without drafts, the blocks before the exit where a draft head keeps what they compute."""
+    if d or not plan.head:
+        return state, cache
+    decoder, weights, end = plan.decoder, given.weights, plan.decoder.depth
+    state, cache = decoder.blocks(weights, 0, plan.exit, state, positions, cache)
+    return state, decoder.fill(weights, end, end + 1, state, positions, cache)
 
 
 def rows_of(carry: Carry) -> Rows:
@@ -87,84 +97,90 @@ def rows_of(carry: Carry) -> Rows:
     return Rows(live, look(requests.tokens), look(requests.length), carry.filled, rules, keys)
 
 
-def draft_length(plan: Plan, given: Given, carry: Carry, rows: Rows) -> Int[Array, ""]:
-    """The number of drafts for which a round writes the most tokens per cost.
+def next_round(plan: Plan, given: Given, carry: Carry) -> Int[Array, ""]:
+    """The index of the number of drafts for which a round writes the most tokens per cost.
 
     A row whose drafts are accepted with probability a writes (1 - a^{n+1}) / (1 - a) tokens in a
-    round with n drafts.
+    round with n drafts. K where there is something to do before.
     """
-    a = jnp.clip(carry.rate, 0.01, 0.99)[:, None]
-    a = jnp.where((rows.known - rows.filled > 1)[:, None], 0.99, a)  # reads its prompt
-    n = jnp.arange(plan.drafts + 1, dtype=jnp.float32)[None]
-    written = jnp.where(rows.live[:, None], (1 - a ** (n + 1)) / (1 - a), 0).sum(0)
-    return jnp.argmax(written / given.costs).astype(jnp.int32)
+    size = carry.requests.length.shape[0]
+    live = carry.of < size
+    idle = ~live.any() | (~live.all() & (carry.waiting < carry.count))
+    idle = idle | (unread(plan, carry) > 0).any()
+    if len(plan.lengths) == 1:
+        return jnp.where(idle, 1, 0)
+    known = carry.requests.length.at[carry.of].get(mode="clip")
+    a = jnp.where(known - carry.filled > 1, 0.99, carry.rate)  # it reads its prompt
+    a = jnp.clip(a, 0.01, 0.99)[:, None]
+    n = jnp.array(plan.lengths, jnp.float32)[None]
+    written = jnp.where(live[:, None], (1 - a ** (n + 1)) / (1 - a), 0).sum(0)
+    return jnp.where(idle, len(plan.lengths), jnp.argmax(written / given.costs)).astype(jnp.int32)
 
 
-def draft_nothing(plan: Plan, given: Given, carry: Carry, rows: Rows) -> tuple[Drafted, PyTree]:
+def unread(plan: Plan, carry: Carry) -> Int[Array, "S"]:
+    """Known tokens of each slot that are read in chunks: all but those that one round reads."""
+    size = carry.requests.length.shape[0]
+    known = carry.requests.length.at[carry.of].get(mode="clip")
+    left = jnp.where(carry.of < size, known - carry.filled, 0)
+    return jnp.where(left > plan.drafts + 1, left - 1, 0)
+
+
+def draft_nothing(
+    plan: Plan, given: Given, carry: Carry, rows: Rows, d: int
+) -> tuple[Drafted, PyTree]:
     """Known tokens, and behind them what prompt lookup finds."""
-    width, places = plan.drafts + 1, jnp.arange(plan.drafts + 1)[None]
+    places = jnp.arange(d + 1)[None]
     at = rows.filled[:, None] + places
     tokens = jnp.take_along_axis(rows.text, jnp.minimum(at, plan.room - 1), axis=1)
-    count = jnp.minimum(rows.known - rows.filled - 1, plan.drafts)
+    count = jnp.minimum(rows.known - rows.filled - 1, d)
     p = None
-    if plan.ngram:
-        found, many = looked_up(rows.text, rows.known, plan.ngram, plan.drafts)
-        behind = jnp.clip(at - rows.known[:, None], 0, plan.drafts - 1)
+    if plan.ngram and d:
+        found, many = looked_up(rows.text, rows.known, plan.ngram, d)
+        behind = jnp.clip(at - rows.known[:, None], 0, d - 1)
         copied = jnp.take_along_axis(found, behind, axis=1)
         tokens = jnp.where(at < rows.known[:, None], tokens, copied)
-        count = jnp.minimum(rows.known - rows.filled - 1 + many, plan.drafts)
+        count = jnp.minimum(rows.known - rows.filled - 1 + many, d)
         if plan.uses.sampled:
             p = jax.nn.one_hot(tokens[:, 1:], plan.decoder.vocabulary, dtype=jnp.float32)
     positions = jnp.where(rows.live[:, None] & (places <= count[:, None]), at, plan.room)
-    state = plan.decoder.embed(
-        given.weights, tokens, jnp.broadcast_to(positions, (at.shape[0], width))
-    )
+    state = plan.decoder.embed(given.weights, tokens, positions)
     return Drafted(tokens, count, state, p), carry.cache
 
 
 def draft_early(
-    plan: Plan, given: Given, carry: Carry, rows: Rows, wanted: Int[Array, ""]
+    plan: Plan, given: Given, carry: Carry, rows: Rows, d: int
 ) -> tuple[Drafted, PyTree]:
     """Drafts of the first E blocks, token by token; their states are kept for the verification."""
-    decoder, slots, d = plan.decoder, plan.slots, plan.drafts
+    decoder, slots, end = plan.decoder, plan.slots, plan.decoder.depth
     at = lambda i: jnp.where(rows.live, rows.filled + i, plan.room)[:, None]
-    text = lambda i: jnp.take_along_axis(
-        rows.text, jnp.minimum(rows.filled + i, plan.room - 1)[:, None], axis=1
-    )[:, 0]
+    place = lambda i: jnp.minimum(rows.filled + i, plan.room - 1)[:, None]
+    text = lambda i: jnp.take_along_axis(rows.text, place(i), axis=1)[:, 0]
+    write = lambda a, new, i: lax.dynamic_update_slice_in_dim(a, new, i, axis=1)
     first = decoder.embed(given.weights, text(0)[:, None], at(0))
     states = jax.tree.map(lambda a: jnp.zeros((slots, d + 1, *a.shape[2:]), a.dtype), first)
-    keep = lambda states, i, new: jax.tree.map(
-        lambda a, b: lax.dynamic_update_slice_in_dim(a, b, i, axis=1), states, new
-    )
-    sampled = plan.uses.sampled
-    p = jnp.zeros((slots, d, decoder.vocabulary), jnp.float32) if sampled else None
+    p = jnp.zeros((slots, d, decoder.vocabulary)) if plan.uses.sampled else None
 
-    def early(i: Array, token: Array, cache: PyTree) -> tuple[PyTree, PyTree]:
-        state = decoder.embed(given.weights, token[:, None], at(i))
-        return decoder.blocks(given.weights, 0, plan.exit, state, at(i), cache)
+    def early(i: Any, tokens: Array, states: PyTree, cache: PyTree) -> tuple[PyTree, ...]:
+        token = lax.dynamic_slice_in_dim(tokens, i, 1, axis=1)
+        state = decoder.embed(given.weights, token, at(i))
+        state, cache = decoder.blocks(given.weights, 0, plan.exit, state, at(i), cache)
+        return state, jax.tree.map(lambda a, b: write(a, b, i), states, state), cache
 
     def one(i: Array, drafting: tuple[PyTree, ...]) -> tuple[PyTree, ...]:
         tokens, cache, states, p = drafting
-        state, cache = early(i, lax.dynamic_index_in_dim(tokens, i, 1, keepdims=False), cache)
-        states = keep(states, i, state)
+        state, states, cache = early(i, tokens, states, cache)
         if plan.head:
-            state, cache = decoder.blocks(
-                given.weights, decoder.depth, decoder.depth + 1, state, at(i), cache
-            )
+            state, cache = decoder.blocks(given.weights, end, end + 1, state, at(i), cache)
         token, p = drafted_token(plan, given, rows, state, i, p)
         token = jnp.where(rows.filled + i + 1 < rows.known, text(i + 1), token)
-        return lax.dynamic_update_slice_in_dim(tokens, token[:, None], i + 1, 1), cache, states, p
+        return write(tokens, token[:, None], i + 1), cache, states, p
 
     tokens = jnp.zeros((slots, d + 1), jnp.int32).at[:, 0].set(text(0))
-    tokens, cache, states, p = lax.fori_loop(0, wanted, one, (tokens, carry.cache, states, p))
-    last = lax.dynamic_index_in_dim(tokens, wanted, 1, keepdims=False)
-    state, cache = early(wanted, last, cache)
+    tokens, cache, states, p = lax.fori_loop(0, d, one, (tokens, carry.cache, states, p))
+    state, states, cache = early(d, tokens, states, cache)
     if plan.head:
-        cache = decoder.fill(
-            given.weights, decoder.depth, decoder.depth + 1, state, at(wanted), cache
-        )
-    count = jnp.full(slots, wanted, jnp.int32)
-    return Drafted(tokens, count, keep(states, wanted, state), p), cache
+        cache = decoder.fill(given.weights, end, end + 1, state, at(d), cache)
+    return Drafted(tokens, jnp.full(slots, d, jnp.int32), states, p), cache
 
 
 def drafted_token(
@@ -194,11 +210,10 @@ def token_keys(keys: Key[Array, "S"], places: Int[Array, "S w"], use: int) -> Ke
 
 
 def accepted(
-    plan: Plan, carry: Carry, rows: Rows, drafted: Drafted, logits: Float[Array, "S w V"]
+    plan: Plan, carry: Carry, rows: Rows, drafted: Drafted, logits: Float[Array, "S w V"], d: int
 ) -> Carry:
     """Keeps the right drafts of each row and the token that follows them."""
-    width = plan.drafts + 1
-    i = jnp.arange(width)[None]
+    i = jnp.arange(d + 1)[None]
     at = rows.filled[:, None] + i + 1  # the place of the token that logits[:, i] predict
     forced = at < rows.known[:, None]
     following = jnp.pad(drafted.tokens[:, 1:], ((0, 0), (0, 1)))
@@ -213,7 +228,7 @@ def accepted(
     token = jnp.where(forced, text, jnp.where(kept, following, chosen))
     new = (i <= n[:, None]) & ~forced & rows.live[:, None]
     requests, _, finished = recorded(
-        plan, carry.requests, carry.of, rows, at, token, new, kept, logits
+        plan, carry.requests, carry.of, rows, at, token, new, kept, logits, d
     )
     drafts = jnp.where(rows.live[:, None] & (i < drafted.count[:, None]) & ~forced, 1, 0).sum(1)
     taken = jnp.where(rows.live[:, None] & kept & ~forced, 1, 0).sum(1)
@@ -223,12 +238,14 @@ def accepted(
         drafted=count(requests.drafted, drafts),
         accepted=count(requests.accepted, taken),
     )
-    rate = carry.rate + SPEED * (taken / jnp.maximum(drafts, 1) - carry.rate)
+    trials = jnp.minimum(taken + 1, drafts)  # up to the first draft that is refused
+    rate = carry.rate + SPEED * (taken / jnp.maximum(trials, 1) - carry.rate)
+    idle = carry.rate + RECOVERY * (FIRST_RATE - carry.rate)
     return carry._replace(
         requests=requests,
         of=jnp.where(finished, requests.length.shape[0], carry.of),
         filled=jnp.where(rows.live & ~finished, rows.filled + n + 1, rows.filled),
-        rate=jnp.where(drafts > 0, rate, carry.rate),
+        rate=jnp.where(drafts > 0, rate, idle),
         rounds=carry.rounds + 1,
     )
 
@@ -280,6 +297,7 @@ def recorded(
     new: Bool[Array, "S w"],
     kept: Bool[Array, "S w"],
     logits: Float[Array, "S w V"],
+    d: int,
 ) -> tuple[Requests, Int[Array, "S"], Bool[Array, "S"]]:
     """Writes new tokens up to the first stop token and the limit.
 
@@ -297,7 +315,7 @@ def recorded(
     reason = jnp.where(stopped, STOPPED, jnp.where(limited, LIMITED, RUNNING))
     to, where = of[:, None], jnp.where(new, at, plan.room)
     put = lambda a, values: a.at[to, where].set(values, mode="drop")
-    blocks = jnp.where(kept & (plan.exit > 0), plan.exit, plan.decoder.depth)
+    blocks = jnp.where(kept & (plan.exit > 0 and d > 0), plan.exit, plan.decoder.depth)
     log_p = requests.log_probability
     if plan.log_probabilities:
         every = jax.nn.log_softmax(logits.astype(jnp.float32))

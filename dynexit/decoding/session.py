@@ -12,8 +12,9 @@ from dynexit.core.decoder import Decoder
 from dynexit.core.settings import refuse_invalid
 from dynexit.core.shapes import Array, Float, HostArray, Int, Key, PyTree
 from dynexit.core.types import Model
+from dynexit.decoding.costs import measured_costs
 from dynexit.decoding.drafts import Draft, EarlyExit, checked_draft
-from dynexit.decoding.plan import Given, Plan, first_carry, modelled_costs
+from dynexit.decoding.plan import Given, Plan, first_carry
 from dynexit.decoding.program import run_rounds
 from dynexit.decoding.prompts import refuse_unfit_prompts
 from dynexit.decoding.requests import LIMITED, RUNNING, STOPPED, Requests, no_requests, placed
@@ -84,7 +85,7 @@ class Session:
         if isinstance(draft, EarlyExit):
             among = None if draft.among is None else jnp.asarray(draft.among, jnp.int32)
             if draft.head is not None:
-                weights = {**weights, "blocks": [*weights["blocks"], draft.head]}
+                weights = self.decoder.with_head(weights, draft.head)
         plan = Plan(
             self.decoder,
             positive_integer(slots, "slots"),
@@ -94,7 +95,7 @@ class Session:
             chunk=min(positive_integer(chunk, "chunk"), rounded(room, 16)),
         )
         self.plan = plan.with_draft(draft)
-        self.given = Given(weights, among, modelled_costs(self.plan, weights))
+        self.given = Given(weights, among, jnp.ones(len(self.plan.lengths)))
         self.key = key
         self.added = 0
         self.entries: list[int] = []  # the index of the request in each entry
@@ -102,6 +103,9 @@ class Session:
         self.carry = first_carry(
             self.plan, self.given, no_requests(size, self.plan.room, log_probabilities)
         )
+        if draft is not None:
+            costs, self.carry = measured_costs(self.plan, self.given, self.carry)
+            self.given = self.given._replace(costs=costs)
 
     @property
     def busy(self) -> bool:

@@ -3,12 +3,13 @@
 import dataclasses
 from typing import TypeAlias
 
+import jax
 import jax.numpy as jnp
 
 from dynexit.core.shapes import AnyArray, Array, Bool, Float, Int, PyTree
 from dynexit.core.stacking import unstack
 from dynexit.layers.grouped_attention import attend_grouped
-from dynexit.layers.projection import project
+from dynexit.layers.projection import project, transposed
 from dynexit.models.language.block import KeyValue, Places, Query, keys_values, normed, run_block
 from dynexit.models.language.frequencies import frequencies
 from dynexit.models.language.settings import CausalLM
@@ -39,14 +40,27 @@ class TransformerDecoder:
         return self.settings.context
 
     def unstack(self, params: PyTree) -> PyTree:
-        """The parameters with a list of blocks in place of stacked ones."""
+        """The parameters with a list of blocks, and matrices in the layout of decoding.
+
+        The embedding is kept once, transposed if it is the output matrix too.
+        """
         if isinstance(params["blocks"], list):
             return params
-        return {**params, "blocks": unstack(params["blocks"])}
+        blocks = [decoding_block(block) for block in unstack(params["blocks"])]
+        embed, head = dict(params["embed"]), dict(params["head"])
+        if self.settings.tied:
+            embed["transposed"] = jnp.transpose(embed.pop("tokens"))
+        else:
+            head["logits"] = transposed(head["logits"])
+        return {"embed": embed, "blocks": blocks, "head": head}
+
+    def with_head(self, weights: PyTree, head: PyTree) -> PyTree:
+        """The weights with a draft head: the parameters of one more block, as in `params`."""
+        return {**weights, "blocks": [*weights["blocks"], decoding_block(head)]}
 
     def empty(self, weights: PyTree, rows: int, room: int) -> tuple[Pair, ...]:
         """Zeros."""
-        s, dtype = self.settings, weights["embed"]["tokens"].dtype
+        s, dtype = self.settings, jax.tree.leaves(weights["embed"])[0].dtype
         make = lambda: jnp.zeros((rows, s.kv, room, s.head), dtype)
         return tuple((make(), make()) for _ in weights["blocks"])
 
@@ -54,11 +68,14 @@ class TransformerDecoder:
         self, weights: PyTree, tokens: Int[AnyArray, "b s"], positions: Int[Array, "b s"]
     ) -> Places:
         """scale Emb(x), with learned positions added where there are any."""
-        s, table = self.settings, weights["embed"]["tokens"]
-        x = table[tokens]
+        s, embed = self.settings, weights["embed"]
+        if "transposed" in embed:
+            x = jnp.moveaxis(embed["transposed"][:, tokens], 0, -1)
+        else:
+            x = embed["tokens"][tokens]
         x = x if s.embed_scale == 1 else x * jnp.asarray(s.embed_scale, x.dtype)
         if s.positions == "learned":
-            x = x + weights["embed"]["positions"].at[positions].get(mode="clip")
+            x = x + embed["positions"].at[positions].get(mode="clip")
         return x
 
     def blocks(
@@ -132,10 +149,24 @@ def read_logits(
       state: `[..., D]`.
       among: integers `[M]`, the tokens whose logits are wanted; None for all V.
     """
-    matrix = params["embed"]["tokens"] if s.tied else params["head"]["logits"]["weight"]
-    matrix = matrix if among is None else matrix[among]
-    z = project(normed(s, params["head"]["norm"], state), {"weight": matrix})
+    matrix = _output_matrix(s, params)
+    if among is not None:
+        matrix = {k: m[:, among] if k == "transposed" else m[among] for k, m in matrix.items()}
+    z = project(normed(s, params["head"]["norm"], state), matrix)
     return z if s.logits_cap is None else s.logits_cap * jnp.tanh(z / s.logits_cap)
+
+
+def decoding_block(block: PyTree) -> PyTree:
+    """The parameters of one block with its matrices in the layout of decoding."""
+    return {name: transposed(part) for name, part in block.items()}
+
+
+def _output_matrix(s: CausalLM, params: PyTree) -> PyTree:
+    if not s.tied:
+        return params["head"]["logits"]
+    embed = params["embed"]
+    given = "transposed" if "transposed" in embed else "tokens"
+    return {"weight" if given == "tokens" else given: embed[given]}
 
 
 def visible(positions: Int[Array, "#b s"], room: int, window: int | None) -> Bool[Array, "#b s T"]:

@@ -1,0 +1,71 @@
+"""What a round with each number of drafts costs, measured on the device with the program itself."""
+
+import math
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dynexit.core.shapes import Array, Float, PyTree
+from dynexit.decoding.plan import Carry, Given, Plan
+from dynexit.decoding.program import run_rounds
+from dynexit.decoding.requests import NO_TOKEN
+
+REPEATS, ROUNDS = 3, 2
+_known: dict[object, tuple[float, ...]] = {}
+
+
+def measured_costs(plan: Plan, given: Given, carry: Carry) -> tuple[Float[Array, "K"], Carry]:
+    """Seconds of a round with each of `plan.lengths`, and the carry to go on with.
+
+    Slots are filled with made-up requests, which are removed afterwards. The costs of a plan are
+    measured once in a process.
+
+    Args:
+      plan, given: of the program; `given.costs` is not read.
+      carry: without requests, donated.
+
+    Returns:
+      float32 `[K]`, and a carry without requests.
+    """
+    key = plan, jax.tree.structure(given), tuple(a.shape for a in jax.tree.leaves(given))
+    if key not in _known:
+        seconds = [math.inf] * len(plan.lengths)
+        for _ in range(1 + REPEATS):  # the first one compiles
+            for k in range(len(plan.lengths)):
+                forced = jnp.where(jnp.arange(len(plan.lengths)) == k, 1.0, jnp.inf)
+                carry = jax.block_until_ready(_busy(plan, carry))
+                start = time.perf_counter()
+                carry = run_rounds(plan, given._replace(costs=forced), carry, jnp.int32(ROUNDS))
+                jax.block_until_ready(carry.rounds)
+                seconds[k] = min(seconds[k], time.perf_counter() - start)
+        _known[key] = tuple(seconds)
+    return jnp.array(_known[key], jnp.float32), _idle(carry)
+
+
+def _busy(plan: Plan, carry: Carry) -> Carry:
+    """Every slot in the middle of the same made-up text."""
+    requests, size = carry.requests, carry.requests.length.shape[0]
+    full = lambda a, value: jnp.full_like(a, value)
+    middle = plan.room // 2
+    requests = requests._replace(
+        length=full(requests.length, middle + 1),
+        prompt=full(requests.prompt, 1),
+        limit=full(requests.limit, plan.room),
+        reason=full(requests.reason, 0),
+        stops=full(requests.stops, NO_TOKEN),
+    )
+    of = jnp.asarray(np.arange(plan.slots) % size, jnp.int32)
+    filled = full(carry.filled, middle)
+    none = {name: jnp.int32(size) for name in ("waiting", "count")}
+    return carry._replace(requests=requests, of=of, filled=filled, **none)
+
+
+def _idle(carry: Carry) -> Carry:
+    """The carry without requests."""
+    size = carry.requests.length.shape[0]
+    zeros: PyTree = jax.tree.map(jnp.zeros_like, carry.requests)
+    counters = {name: jnp.int32(0) for name in ("waiting", "count", "rounds")}
+    of, filled = jnp.full_like(carry.of, size), jnp.zeros_like(carry.filled)
+    return carry._replace(requests=zeros, of=of, filled=filled, **counters)
