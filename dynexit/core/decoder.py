@@ -65,6 +65,7 @@ class Decoder(Protocol):
         positions: Int[Array, "b s"],
         cache: Cache,
         rows: Int[Array, "b"] | None = None,
+        present: Int[Array, "b T"] | None = None,
     ) -> tuple[Rows, Cache]:
         """The state after the blocks first..last-1, and the cache with what they wrote.
 
@@ -77,6 +78,8 @@ class Decoder(Protocol):
           cache: of all B rows.
           rows: the row of the cache of each of the b rows, B or more for a padding row; None for
             rows 0..B-1.
+          present: how many blocks have run each position, where later ones must not read it; None
+            for all.
         """
         ...
 

@@ -58,7 +58,7 @@ def _busy(plan: Plan, carry: Carry) -> Carry:
     )
     of = jnp.asarray(np.arange(plan.slots) % size, jnp.int32)
     filled = full(carry.filled, middle)
-    none = {name: jnp.int32(size) for name in ("waiting", "count")}
+    none = {name: jnp.int32(size) for name in ("waiting", "queued")}
     return carry._replace(requests=requests, of=of, filled=filled, **none)
 
 
@@ -66,6 +66,6 @@ def _idle(carry: Carry) -> Carry:
     """The carry without requests."""
     size = carry.requests.length.shape[0]
     zeros: PyTree = jax.tree.map(jnp.zeros_like, carry.requests)
-    counters = {name: jnp.int32(0) for name in ("waiting", "count", "rounds")}
+    counters = {name: jnp.int32(0) for name in ("waiting", "queued", "rounds")}
     of, filled = jnp.full_like(carry.of, size), jnp.zeros_like(carry.filled)
     return carry._replace(requests=zeros, of=of, filled=filled, **counters)

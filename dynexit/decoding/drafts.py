@@ -26,8 +26,8 @@ class EarlyExit:
 
     exit: int
     """blocks E that draft, in 1..N-1"""
-    tokens: int = 4
-    """drafts of a row in one round, at most"""
+    tokens: int | tuple[int, ...] = 4
+    """drafts of a row in one round; of several numbers, and none, each round has the best"""
     among: Any = None
     """integers `[M]`, the tokens that may be drafted; None for all"""
     head: PyTree = None
@@ -44,8 +44,8 @@ class PromptLookup:
     Source: Saxena 2023, prompt lookup decoding; Yang et al. 2023, arXiv 2304.04487.
     """
 
-    tokens: int = 8
-    """drafts of a row in one round, at most"""
+    tokens: int | tuple[int, ...] = 8
+    """drafts of a row in one round; of several numbers, and none, each round has the best"""
     ngram: int = 3
     """tokens that must agree; shorter matches, down to one token, are used where there is none"""
 
@@ -67,7 +67,9 @@ def checked_draft(draft: Draft | None, decoder: Decoder) -> None:
             "`draft` must be dx.decoding.EarlyExit, dx.decoding.PromptLookup or None, "
             f"got {type(draft).__name__}"
         )
-    positive_integer(draft.tokens, "draft.tokens")
+    several = draft.tokens if isinstance(draft.tokens, tuple) else (draft.tokens,)
+    for tokens in several or (0,):
+        positive_integer(tokens, "draft.tokens")
     if isinstance(draft, PromptLookup):
         positive_integer(draft.ngram, "draft.ngram")
         return
@@ -117,7 +119,7 @@ def looked_up(
         unbroken = unbroken & (before == last) & (place >= k) & (length >= k)[:, None]
         agrees = agrees + unbroken.astype(jnp.int32)
     agrees = jnp.where(place < length[:, None], agrees, 0)
-    best = jnp.argmax(agrees * room + place * (agrees > 0), axis=1)
+    best = jnp.argmax(agrees * room + jnp.where(agrees > 0, place, 0), axis=1)
     found = jnp.take_along_axis(agrees, best[:, None], axis=1)[:, 0] > 0
     where = best[:, None] + jnp.arange(count)[None]
     copied = jnp.take_along_axis(tokens, jnp.minimum(where, room - 1), axis=1)

@@ -8,6 +8,7 @@ from dynexit.core.decoder import Decoder
 from dynexit.core.shapes import Array, Float, HostArray, Int, Key, PyTree
 from dynexit.core.types import Model
 from dynexit.decoding.drafts import Draft
+from dynexit.decoding.exits import Exits
 from dynexit.decoding.prompts import checked_limits, checked_stops, listed
 from dynexit.decoding.sampling import GREEDY, Sampling
 from dynexit.decoding.session import Session
@@ -26,6 +27,8 @@ class Generated(NamedTuple):
       rounds: rounds of each row, int32 `[M]`; a round verifies the drafts of a row at once.
       drafted, accepted: drafts of each row, and those that were right, int32 `[M]`.
       total_rounds: rounds of the whole batch.
+      mean_deepest: mean over these rounds of the blocks of the deepest row: a batch whose rows run
+        together takes this time, where its rows take that of their mean depth.
     """
 
     tokens: list[Int[HostArray, "_"]]
@@ -36,6 +39,7 @@ class Generated(NamedTuple):
     drafted: Int[HostArray, "M"]
     accepted: Int[HostArray, "M"]
     total_rounds: int
+    mean_deepest: float
 
 
 class Token(NamedTuple):
@@ -69,6 +73,7 @@ def generate(
     stop_strings: Sequence[str] = (),
     decode: Callable[[list[int]], str] | None = None,
     draft: Draft | None = None,
+    exits: Exits | None = None,
     slots: int | None = None,
     chunk: int = 64,
     log_probabilities: bool = False,
@@ -93,6 +98,8 @@ def generate(
       stop_strings: strings that end a row; the row ends with the token that completes one.
       decode: text of token ids, needed for `stop_strings`.
       draft: `EarlyExit` or `PromptLookup`; None for plain decoding.
+      exits: lets each token exit at a depth of its own, which changes the text; None for full
+        depth.
       slots: rows that run at once; further prompts wait, and each takes the slot of a row that has
         ended. None for all.
       chunk: tokens of a prompt that are read at once.
@@ -120,7 +127,7 @@ def generate(
       of different lengths.
     """
     session, index = _begun(
-        decoder, params, prompts, max_tokens, mask, sampling, key, stop, draft, slots, chunk,
+        decoder, params, prompts, max_tokens, mask, sampling, key, stop, draft, exits, slots, chunk,
         log_probabilities,
     )  # fmt: skip
     if stop_strings:
@@ -141,6 +148,7 @@ def stream(
     key: Key[Array, ""] | None = None,
     stop: int | Sequence[int] = (),
     draft: Draft | None = None,
+    exits: Exits | None = None,
     slots: int | None = None,
     chunk: int = 64,
     log_probabilities: bool = False,
@@ -150,7 +158,7 @@ def stream(
 
     Args:
       rounds: rounds between two looks at the device; more of them cost less time.
-      decoder, params, prompts, max_tokens, mask, sampling, key, stop, draft, slots, chunk,
+      decoder, params, prompts, max_tokens, mask, sampling, key, stop, draft, exits, slots, chunk,
         log_probabilities: as in `generate`.
 
     Yields:
@@ -168,7 +176,7 @@ def stream(
     """
     positive_integer(rounds, "rounds")
     session, _ = _begun(
-        decoder, params, prompts, max_tokens, mask, sampling, key, stop, draft, slots, chunk,
+        decoder, params, prompts, max_tokens, mask, sampling, key, stop, draft, exits, slots, chunk,
         log_probabilities,
     )  # fmt: skip
     return _tokens(session, rounds)
@@ -179,17 +187,17 @@ def _tokens(session: Session, rounds: int) -> Iterator[Token]:
     while session.busy:
         session.run(rounds)
         for entry in session.progress():
-            before = done.get(entry.index, 0)
-            done[entry.index] = len(entry.tokens)
+            before = done.get(entry.request, 0)
+            done[entry.request] = len(entry.tokens)
             for k in range(before, len(entry.tokens)):
                 last = entry.reason is not None and k == len(entry.tokens) - 1
                 log_p = None if entry.log_probability is None else float(entry.log_probability[k])
-                yield Token(entry.index, int(entry.tokens[k]), int(entry.depth[k]), log_p, last)
+                yield Token(entry.request, int(entry.tokens[k]), int(entry.depth[k]), log_p, last)
 
 
 def _begun(
     decoder: Any, params: Any, prompts: Any, max_tokens: Any, mask: Any, sampling: Any, key: Any,
-    stop: Any, draft: Any, slots: Any, chunk: Any, log_probabilities: bool,
+    stop: Any, draft: Any, exits: Any, slots: Any, chunk: Any, log_probabilities: bool,
 ) -> tuple[Session, list[int]]:  # fmt: skip
     given = listed(prompts, mask)
     limits, stops = checked_limits(max_tokens, len(given)), checked_stops(stop)
@@ -206,6 +214,7 @@ def _begun(
         room=max(len(p) + n for p, n in zip(given, limits, strict=True)),
         queue=len(given),
         draft=draft,
+        exits=exits,
         chunk=chunk,
         log_probabilities=log_probabilities,
         key=key,
@@ -223,17 +232,16 @@ def _run_to_strings(session: Session, strings: list[str], decode: Any) -> None:
         for entry in session.progress():
             for k in range(1, len(entry.tokens) + 1):
                 if any(s in decode(entry.tokens[:k].tolist()) for s in strings):
-                    session.end(entry.index, k)
+                    session.end(entry.request, k)
                     break
 
 
 def generated(session: Session, index: list[int]) -> Generated:
     """The results of some requests of a session that has run to its end."""
-    entries = {entry.index: entry for entry in session.progress()}
+    entries = {entry.request: entry for entry in session.progress()}
     found = [entries[k] for k in index]
-    log_p = None
-    if session.plan.log_probabilities:
-        log_p = [entry.log_probability for entry in found]
+    recorded = [entry.log_probability for entry in found if entry.log_probability is not None]
+    log_p = recorded if session.plan.log_probabilities else None
     counts = session.counts()
     return Generated(
         [entry.tokens for entry in found],
@@ -244,4 +252,5 @@ def generated(session: Session, index: list[int]) -> Generated:
         counts["drafted"],
         counts["accepted"],
         int(session.carry.rounds),
+        int(session.carry.deepest) / max(1, int(session.carry.rounds)),
     )

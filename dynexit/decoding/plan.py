@@ -1,15 +1,35 @@
 """What a decoding program is compiled for, and what it carries from round to round."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 import jax.numpy as jnp
 
 from dynexit.core.decoder import Cache, Decoder
 from dynexit.core.shapes import Array, Float, Int, PyTree
+from dynexit.core.types import Criterion
 from dynexit.decoding.drafts import Draft, PromptLookup
 from dynexit.decoding.requests import Requests
 from dynexit.decoding.sampling import Uses
+from dynexit.engine.run import Executor
+
+CacheRule: TypeAlias = Literal["propagate", "recompute", "skip"]
+
+
+class ExitPlan(NamedTuple):
+    """The static part of `dx.decoding.Exits`.
+
+    Attributes:
+      after: numbers of blocks after which tokens may exit.
+      cache: what deeper blocks keep of a token that exited.
+      window: tokens that a row runs at once.
+      executor: as in `run_until`.
+    """
+
+    after: tuple[int, ...]
+    cache: CacheRule
+    window: int
+    executor: Executor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +47,7 @@ class Plan:
       head: whether drafts are read through one more block.
       ngram: tokens that prompt lookup compares; 0 for none.
       chunk: tokens of a prompt that are read at once.
+      exits: where single tokens exit; None for none.
     """
 
     decoder: Decoder
@@ -39,31 +60,28 @@ class Plan:
     head: bool = False
     ngram: int = 0
     chunk: int = 64
+    exits: ExitPlan | None = None
 
     @property
     def drafts(self) -> int:
         """Drafts of a row in one round, at most."""
         return self.lengths[-1]
 
+    @property
+    def width(self) -> int:
+        """Tokens of a row in one round, at most."""
+        return self.drafts + 1 if self.exits is None else self.exits.window
+
     def with_draft(self, draft: Draft | None) -> "Plan":
         """The plan for a kind of draft."""
         if draft is None:
             return self
-        lengths = draft_lengths(draft.tokens)
+        several = draft.tokens if isinstance(draft.tokens, tuple) else (draft.tokens,)
+        lengths = tuple(sorted({0, *several}))
         if isinstance(draft, PromptLookup):
             return dataclasses.replace(self, lengths=lengths, ngram=draft.ngram)
         head = draft.head is not None
         return dataclasses.replace(self, lengths=lengths, exit=draft.exit, head=head)
-
-
-def draft_lengths(most: int) -> tuple[int, ...]:
-    """The numbers of drafts that programs are compiled for: none, half of the most, the most.
-
-    Example:
-      >>> draft_lengths(4), draft_lengths(1)
-      ((0, 2, 4), (0, 1))
-    """
-    return tuple(sorted({0, most // 2, most}))
 
 
 class Given(NamedTuple):
@@ -73,11 +91,13 @@ class Given(NamedTuple):
       weights: of `Decoder.unstack`; with a draft head, its block after the others.
       among: int32 `[M]`, tokens that may be drafted, or None for all.
       costs: float32 `[K]`, of a round with each of `Plan.lengths`, in any unit.
+      criterion: when a token exits, where there are exits.
     """
 
     weights: PyTree
     among: Int[Array, "_"] | None
     costs: Float[Array, "_"]
+    criterion: Criterion | None = None
 
 
 class Carry(NamedTuple):
@@ -86,7 +106,7 @@ class Carry(NamedTuple):
     Attributes:
       requests: see `Requests`.
       waiting: int32 `[]`, the first request that no slot has taken.
-      count: int32 `[]`, requests that there are; those at `count` and beyond are empty.
+      queued: int32 `[]`, requests that there are; later entries are empty.
       of: int32 `[S]`, the request of each slot; M for none.
       filled: int32 `[S]`, tokens of each slot whose keys and values are final.
       rate: float32 `[S]`, the fraction of drafts accepted lately.
@@ -94,17 +114,19 @@ class Carry(NamedTuple):
       choice: int32 `[]`, index of the next round's number of drafts; K where a slot must first take
         a request or read its prompt, or where none is left.
       rounds: int32 `[]`, rounds so far.
+      deepest: int32 `[]`, sum over the rounds of the blocks of the deepest row.
     """
 
     requests: Requests
     waiting: Int[Array, ""]
-    count: Int[Array, ""]
+    queued: Int[Array, ""]
     of: Int[Array, "S"]
     filled: Int[Array, "S"]
     rate: Float[Array, "S"]
     cache: Cache
     choice: Int[Array, ""]
     rounds: Int[Array, ""]
+    deepest: Int[Array, ""]
 
 
 FIRST_RATE = 0.7
@@ -123,5 +145,6 @@ def first_carry(plan: Plan, given: Given, requests: Requests) -> Carry:
         jnp.full(plan.slots, FIRST_RATE, jnp.float32),
         cache,
         jnp.int32(len(plan.lengths)),
+        jnp.int32(0),
         jnp.int32(0),
     )

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from dynexit.core.shapes import Array, Int
+from dynexit.decoding.exits import exit_round
 from dynexit.decoding.plan import FIRST_RATE, Carry, Given, Plan
 from dynexit.decoding.rounds import next_round, one_round, unread
 
@@ -28,7 +29,7 @@ def run_rounds(plan: Plan, given: Given, carry: Carry, rounds: Int[Array, ""]) -
 
     def busy(carry: Carry) -> Array:
         size = carry.requests.length.shape[0]
-        more = (carry.of < size).any() | (carry.waiting < carry.count)
+        more = (carry.of < size).any() | (carry.waiting < carry.queued)
         return more & (carry.rounds < until)
 
     def body(carry: Carry) -> Carry:
@@ -38,7 +39,8 @@ def run_rounds(plan: Plan, given: Given, carry: Carry, rounds: Int[Array, ""]) -
         carry = carry._replace(choice=next_round(plan, given, carry))
         for k, d in enumerate(plan.lengths):
             chosen = lambda c, k=k: (c.choice == k) & (c.rounds < until)
-            carry = lax.while_loop(chosen, lambda c, d=d: one_round(plan, given, c, d), carry)
+            run = functools.partial(one_round, d=d) if plan.exits is None else exit_round
+            carry = lax.while_loop(chosen, functools.partial(run, plan, given), carry)
         return carry
 
     return lax.while_loop(busy, body, carry)
@@ -49,7 +51,7 @@ def admit(carry: Carry) -> Carry:
     size = carry.requests.length.shape[0]
     empty = carry.of >= size
     turn = carry.waiting + jnp.cumsum(empty.astype(jnp.int32)) - 1
-    takes = empty & (turn < carry.count)
+    takes = empty & (turn < carry.queued)
     return carry._replace(
         waiting=carry.waiting + takes.sum(dtype=jnp.int32),
         of=jnp.where(takes, turn, carry.of),

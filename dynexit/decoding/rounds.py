@@ -48,13 +48,13 @@ class Drafted(NamedTuple):
 
     Attributes:
       tokens: int32 `[S, w]`, those at places F..F+d.
-      count: int32 `[S]`, how many follow the first.
+      many: int32 `[S]`, how many follow the first.
       state: of the tokens, after block E.
       p: float32 `[S, d, V]`, the distribution of each draft; None where none is sampled.
     """
 
     tokens: Int[Array, "S w"]
-    count: Int[Array, "S"]
+    many: Int[Array, "S"]
     state: PyTree
     p: Float[Array, "S d V"] | None
 
@@ -65,7 +65,7 @@ def one_round(plan: Plan, given: Given, carry: Carry, d: int) -> Carry:
     draft = draft_early if plan.exit and d else draft_nothing
     drafted, cache = draft(plan, given, carry, rows, d)
     places = rows.filled[:, None] + jnp.arange(d + 1)[None]
-    used = rows.live[:, None] & (jnp.arange(d + 1)[None] <= drafted.count[:, None])
+    used = rows.live[:, None] & (jnp.arange(d + 1)[None] <= drafted.many[:, None])
     positions = jnp.where(used, places, plan.room)
     decoder, first = plan.decoder, plan.exit if d else 0
     state, cache = through_exit(plan, given, drafted.state, positions, cache, d)
@@ -73,6 +73,7 @@ def one_round(plan: Plan, given: Given, carry: Carry, d: int) -> Carry:
     state, cache = decoder.blocks(given.weights, first, decoder.depth, state, positions, cache)
     logits = decoder.logits(given.weights, state)
     carry = accepted(plan, carry._replace(cache=cache), rows, drafted, logits, d)
+    carry = carry._replace(deepest=carry.deepest + decoder.depth)
     return carry._replace(choice=next_round(plan, given, carry))
 
 
@@ -105,7 +106,7 @@ def next_round(plan: Plan, given: Given, carry: Carry) -> Int[Array, ""]:
     """
     size = carry.requests.length.shape[0]
     live = carry.of < size
-    idle = ~live.any() | (~live.all() & (carry.waiting < carry.count))
+    idle = ~live.any() | (~live.all() & (carry.waiting < carry.queued))
     idle = idle | (unread(plan, carry) > 0).any()
     if len(plan.lengths) == 1:
         return jnp.where(idle, 1, 0)
@@ -122,7 +123,7 @@ def unread(plan: Plan, carry: Carry) -> Int[Array, "S"]:
     size = carry.requests.length.shape[0]
     known = carry.requests.length.at[carry.of].get(mode="clip")
     left = jnp.where(carry.of < size, known - carry.filled, 0)
-    return jnp.where(left > plan.drafts + 1, left - 1, 0)
+    return jnp.where(left > plan.width, left - 1, 0)
 
 
 def draft_nothing(
@@ -210,9 +211,18 @@ def token_keys(keys: Key[Array, "S"], places: Int[Array, "S w"], use: int) -> Ke
 
 
 def accepted(
-    plan: Plan, carry: Carry, rows: Rows, drafted: Drafted, logits: Float[Array, "S w V"], d: int
+    plan: Plan,
+    carry: Carry,
+    rows: Rows,
+    drafted: Drafted,
+    logits: Float[Array, "S w V"],
+    d: int,
+    depth: Int[Array, "S"] | None = None,
 ) -> Carry:
-    """Keeps the right drafts of each row and the token that follows them."""
+    """Keeps the right drafts of each row and the token that follows them.
+
+    `depth` is the number of blocks that chose a token; None for all, or those that draft.
+    """
     i = jnp.arange(d + 1)[None]
     at = rows.filled[:, None] + i + 1  # the place of the token that logits[:, i] predict
     forced = at < rows.known[:, None]
@@ -222,15 +232,17 @@ def accepted(
         seen = seen_before(plan, rows, drafted.tokens)
         logits = penalised(logits, seen, rows.rules.penalty)
     right, chosen = verified(plan, rows, drafted, logits, at, following)
-    ahead = (i < drafted.count[:, None]) & (right | forced)
+    ahead = (i < drafted.many[:, None]) & (right | forced)
     n = jnp.cumprod(ahead.astype(jnp.int32), axis=1).sum(1)  # drafts kept, of each row
     kept = i < n[:, None]
     token = jnp.where(forced, text, jnp.where(kept, following, chosen))
     new = (i <= n[:, None]) & ~forced & rows.live[:, None]
+    blocks = jnp.where(kept & (plan.exit > 0), plan.exit, plan.decoder.depth)
+    blocks = blocks if depth is None else depth[:, None]
     requests, _, finished = recorded(
-        plan, carry.requests, carry.of, rows, at, token, new, kept, logits, d
+        plan, carry.requests, carry.of, rows, at, token, new, blocks, logits
     )
-    drafts = jnp.where(rows.live[:, None] & (i < drafted.count[:, None]) & ~forced, 1, 0).sum(1)
+    drafts = jnp.where(rows.live[:, None] & (i < drafted.many[:, None]) & ~forced, 1, 0).sum(1)
     taken = jnp.where(rows.live[:, None] & kept & ~forced, 1, 0).sum(1)
     count = lambda a, more: a.at[carry.of].add(more, mode="drop")
     requests = requests._replace(
@@ -270,7 +282,7 @@ def verified(
     uniform = jax.vmap(jax.vmap(jax.random.uniform))(token_keys(rows.keys, at, 1))
     right = uniform * of(p) < of(q)
     rest = jnp.maximum(q - p, 0)
-    refused = (jnp.arange(q.shape[1])[None] < drafted.count[:, None])[..., None]
+    refused = (jnp.arange(q.shape[1])[None] < drafted.many[:, None])[..., None]
     rest = jnp.where(refused & (rest.sum(-1, keepdims=True) > 0), rest, q)
     return right, drawn(token_keys(rows.keys, at, 2), rest)
 
@@ -295,9 +307,8 @@ def recorded(
     at: Int[Array, "S w"],
     token: Int[Array, "S w"],
     new: Bool[Array, "S w"],
-    kept: Bool[Array, "S w"],
+    blocks: Int[Array, "S w"],
     logits: Float[Array, "S w V"],
-    d: int,
 ) -> tuple[Requests, Int[Array, "S"], Bool[Array, "S"]]:
     """Writes new tokens up to the first stop token and the limit.
 
@@ -315,7 +326,6 @@ def recorded(
     reason = jnp.where(stopped, STOPPED, jnp.where(limited, LIMITED, RUNNING))
     to, where = of[:, None], jnp.where(new, at, plan.room)
     put = lambda a, values: a.at[to, where].set(values, mode="drop")
-    blocks = jnp.where(kept & (plan.exit > 0 and d > 0), plan.exit, plan.decoder.depth)
     log_p = requests.log_probability
     if plan.log_probabilities:
         every = jax.nn.log_softmax(logits.astype(jnp.float32))

@@ -96,7 +96,7 @@ def rules_of(samplings: list[Sampling]) -> tuple[Rules, Uses]:
 
 
 def penalised(
-    logits: Float[Array, "b w V"], seen: Bool[Array, "b w V"], penalty: Float[Array, "b"]
+    logits: Float[Array, "b w V"], seen: Bool[Array, "b w V"], penalty: Float[AnyArray, "b"]
 ) -> Float[Array, "b w V"]:
     """Logits with the repetition penalty for the tokens that were seen.
 
@@ -105,7 +105,7 @@ def penalised(
       >>> penalised(jnp.array([[[1.0, -1.0, 1.0]]]), seen, jnp.array([2.0])).tolist()
       [[[0.5, -2.0, 1.0]]]
     """
-    by = penalty[:, None, None].astype(logits.dtype)
+    by = jnp.asarray(penalty, logits.dtype)[:, None, None]
     return jnp.where(seen, jnp.where(logits > 0, logits / by, logits * by), logits)
 
 

@@ -14,6 +14,7 @@ from dynexit.core.shapes import Array, Float, HostArray, Int, Key, PyTree
 from dynexit.core.types import Model
 from dynexit.decoding.costs import measured_costs
 from dynexit.decoding.drafts import Draft, EarlyExit, checked_draft
+from dynexit.decoding.exits import Exits, checked_exits
 from dynexit.decoding.plan import Given, Plan, first_carry
 from dynexit.decoding.program import run_rounds
 from dynexit.decoding.prompts import refuse_unfit_prompts
@@ -24,16 +25,16 @@ REASONS = {RUNNING: None, STOPPED: "stop", LIMITED: "length"}
 ALL = np.iinfo(np.int32).max // 2
 
 
-class Progress(NamedTuple):
+class Written(NamedTuple):
     """What one request has so far.
 
     Attributes:
-      index: of the request, in the order in which requests were added.
+      request: its index, in the order in which requests were added.
       tokens, depth, log_probability: as in `Generated`.
       reason: "stop" or "length" where it has ended, else None.
     """
 
-    index: int
+    request: int
     tokens: Int[HostArray, "_"]
     depth: Int[HostArray, "_"]
     log_probability: Float[HostArray, "_"] | None
@@ -49,7 +50,7 @@ class Session:
       room: positions of a row at most, prompt included; rounded up, so that similar sessions share
         a compiled program.
       queue: requests that the session has entries for; rounded up.
-      draft, chunk, log_probabilities, key: as in `generate`.
+      draft, exits, chunk, log_probabilities, key: as in `generate`.
 
     Raises:
       TypeError, ValueError: as `generate`.
@@ -74,6 +75,7 @@ class Session:
         room: int,
         queue: int = 16,
         draft: Draft | None = None,
+        exits: Exits | None = None,
         chunk: int = 64,
         log_probabilities: bool = False,
         key: Key[Array, ""] | None = None,
@@ -96,6 +98,11 @@ class Session:
         )
         self.plan = plan.with_draft(draft)
         self.given = Given(weights, among, jnp.ones(len(self.plan.lengths)))
+        if exits is not None:
+            if draft is not None:
+                raise ValueError("`exits` must be None where `draft` is given: drafts are verified")
+            self.plan = dataclasses.replace(self.plan, exits=checked_exits(exits, self.decoder))
+            self.given = self.given._replace(criterion=exits.criterion)
         self.key = key
         self.added = 0
         self.entries: list[int] = []  # the index of the request in each entry
@@ -165,7 +172,7 @@ class Session:
         self._edit(lambda r: placed(r, len(self.entries), prompts, limits, stops, keys, rules))
         self.entries += index
         self.added += len(prompts)
-        self.carry = self.carry._replace(count=jnp.int32(len(self.entries)))
+        self.carry = self.carry._replace(queued=jnp.int32(len(self.entries)))
         return index
 
     def run(self, rounds: int | None = None) -> None:
@@ -173,7 +180,7 @@ class Session:
         limit = jnp.int32(ALL if rounds is None else rounds)
         self.carry = run_rounds(self.plan, self.given, self.carry, limit)
 
-    def progress(self) -> list[Progress]:
+    def progress(self) -> list[Written]:
         """What every request has so far, in the order in which they were added."""
         of = jax.device_get(self.carry.requests)
         found = []
@@ -182,7 +189,7 @@ class Session:
             log_p = of.log_probability[entry, part] if self.plan.log_probabilities else None
             reason = REASONS[int(of.reason[entry])]
             tokens, depth = of.tokens[entry, part], of.depth[entry, part]
-            found.append(Progress(index, tokens, depth, log_p, reason))
+            found.append(Written(index, tokens, depth, log_p, reason))
         return found
 
     def counts(self) -> dict[str, Int[HostArray, "M"]]:
@@ -223,7 +230,7 @@ class Session:
             requests=requests,
             of=jnp.asarray(moved),
             waiting=jnp.int32(waiting - (gone < waiting)),
-            count=jnp.int32(len(self.entries)),
+            queued=jnp.int32(len(self.entries)),
         )
 
     def _edit(self, edit: Any) -> None:

@@ -87,6 +87,7 @@ class TransformerDecoder:
         positions: Int[Array, "b s"],
         cache: tuple[Pair, ...],
         rows: Int[Array, "b"] | None = None,
+        present: Int[Array, "b T"] | None = None,
     ) -> tuple[Places, tuple[Pair, ...]]:
         """Runs the blocks first..last-1."""
         s, pairs = self.settings, list(cache)
@@ -96,6 +97,8 @@ class TransformerDecoder:
                 pair = written(pairs[i], k, v, positions, rows)
                 look = lambda a: a if rows is None else a.at[rows].get(mode="clip")
                 mask = visible(positions, pair[0].shape[2], s.window_of(self._kind(i)))
+                if present is not None:
+                    mask = mask & (present > i)[:, None]
                 scale, cap = s.attention_scale, s.attention_cap
                 return attend_grouped(q, look(pair[0]), look(pair[1]), mask, scale, cap), pair
 
