@@ -2,6 +2,8 @@
 
 from typing import Protocol, TypeAlias
 
+from jax.sharding import PartitionSpec
+
 from dynexit.core.shapes import AnyArray, Array, Float, Int, PyTree, Rows
 
 Cache: TypeAlias = PyTree  # leaves `[B, ...]`, one entry a position
@@ -101,6 +103,14 @@ class Decoder(Protocol):
 
     def logits(self, weights: PyTree, state: Rows) -> Float[Array, "b s V"]:
         """Logits of the next token, read from the state after any block."""
+        ...
+
+    def specs(self, weights: PyTree, size: int) -> tuple[PyTree, PartitionSpec]:
+        """How weights, and the leaves of a cache, are split over the mesh axis "model" of a size.
+
+        Raises:
+          ValueError: the size does not divide what is split.
+        """
         ...
 
     def logits_among(

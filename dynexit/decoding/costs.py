@@ -2,21 +2,26 @@
 
 import math
 import time
+from collections.abc import Callable
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from dynexit.core.shapes import Array, Float, PyTree
+from dynexit.core.shapes import Array, Float, Int, PyTree
 from dynexit.decoding.plan import Carry, Given, Plan
-from dynexit.decoding.program import run_rounds
 from dynexit.decoding.requests import NO_TOKEN
 
 REPEATS, ROUNDS = 3, 2
 _known: dict[object, tuple[float, ...]] = {}
 
 
-def measured_costs(plan: Plan, given: Given, carry: Carry) -> tuple[Float[Array, "K"], Carry]:
+Run: TypeAlias = Callable[[Plan, Given, Carry, Int[Array, ""]], Carry]
+
+
+def measured_costs(
+    plan: Plan, given: Given, carry: Carry, run: Run
+) -> tuple[Float[Array, "K"], Carry]:
     """Seconds of a round with each of `plan.lengths`, and the carry to go on with.
 
     Slots are filled with made-up requests, which are removed afterwards. The costs of a plan are
@@ -24,12 +29,14 @@ def measured_costs(plan: Plan, given: Given, carry: Carry) -> tuple[Float[Array,
 
     Args:
       plan, given: of the program; `given.costs` is not read.
-      carry: without requests, donated.
+      carry: without requests, donated; of one device, or with an axis of shards.
+      run: the compiled loop.
 
     Returns:
       float32 `[K]`, and a carry without requests.
     """
-    key = plan, jax.tree.structure(given), tuple(a.shape for a in jax.tree.leaves(given))
+    leaves = jax.tree.leaves((given, carry.of))
+    key = plan, jax.tree.structure(given), tuple((a.shape, a.sharding) for a in leaves)
     if key not in _known:
         seconds = [math.inf] * len(plan.lengths)
         for _ in range(1 + REPEATS):  # the first one compiles
@@ -37,7 +44,7 @@ def measured_costs(plan: Plan, given: Given, carry: Carry) -> tuple[Float[Array,
                 forced = jnp.where(jnp.arange(len(plan.lengths)) == k, 1.0, jnp.inf)
                 carry = jax.block_until_ready(_busy(plan, carry))
                 start = time.perf_counter()
-                carry = run_rounds(plan, given._replace(costs=forced), carry, jnp.int32(ROUNDS))
+                carry = run(plan, given._replace(costs=forced), carry, jnp.int32(ROUNDS))
                 jax.block_until_ready(carry.rounds)
                 seconds[k] = min(seconds[k], time.perf_counter() - start)
         _known[key] = tuple(seconds)
@@ -46,7 +53,7 @@ def measured_costs(plan: Plan, given: Given, carry: Carry) -> tuple[Float[Array,
 
 def _busy(plan: Plan, carry: Carry) -> Carry:
     """Every slot in the middle of the same made-up text."""
-    requests, size = carry.requests, carry.requests.length.shape[0]
+    requests, size = carry.requests, carry.requests.length.shape[-1]
     full = lambda a, value: jnp.full_like(a, value)
     middle = plan.room // 2
     requests = requests._replace(
@@ -56,16 +63,17 @@ def _busy(plan: Plan, carry: Carry) -> Carry:
         reason=full(requests.reason, 0),
         stops=full(requests.stops, NO_TOKEN),
     )
-    of = jnp.asarray(np.arange(plan.slots) % size, jnp.int32)
+    of = jnp.broadcast_to(jnp.arange(plan.slots, dtype=jnp.int32) % size, carry.of.shape)
     filled = full(carry.filled, middle)
-    none = {name: jnp.int32(size) for name in ("waiting", "queued")}
+    none = {name: full(getattr(carry, name), size) for name in ("waiting", "queued")}
     return carry._replace(requests=requests, of=of, filled=filled, **none)
 
 
 def _idle(carry: Carry) -> Carry:
     """The carry without requests."""
-    size = carry.requests.length.shape[0]
+    size = carry.requests.length.shape[-1]
     zeros: PyTree = jax.tree.map(jnp.zeros_like, carry.requests)
-    counters = {name: jnp.int32(0) for name in ("waiting", "queued", "rounds")}
+    names = "waiting", "queued", "rounds", "deepest"
+    counters = {name: jnp.zeros_like(getattr(carry, name)) for name in names}
     of, filled = jnp.full_like(carry.of, size), jnp.zeros_like(carry.filled)
     return carry._replace(requests=zeros, of=of, filled=filled, **counters)

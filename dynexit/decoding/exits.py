@@ -148,6 +148,7 @@ def _run(
     """Runs the blocks between exits as stages; the logits `[S, 1, V]` at each row's exit."""
     exits, decoder = plan.exits, plan.decoder
     assert exits is not None
+    assert given.criterion is not None
     criterion = _guarded(given.criterion)
     shape = lambda shape, dtype: jax.ShapeDtypeStruct((plan.slots, *shape), dtype)
     hidden = jax.eval_shape(_newest, state["h"], state["newest"])

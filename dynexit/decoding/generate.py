@@ -3,6 +3,9 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+from jax.sharding import Mesh
+
 from dynexit.core.checks import positive_integer
 from dynexit.core.decoder import Decoder
 from dynexit.core.shapes import Array, Float, HostArray, Int, Key, PyTree
@@ -26,7 +29,7 @@ class Generated(NamedTuple):
       reason: why each row ended, "stop" or "length".
       rounds: rounds of each row, int32 `[M]`; a round verifies the drafts of a row at once.
       drafted, accepted: drafts of each row, and those that were right, int32 `[M]`.
-      total_rounds: rounds of the whole batch.
+      total_rounds: rounds of the whole batch, or of the device that ran the most.
       mean_deepest: mean over these rounds of the blocks of the deepest row: a batch whose rows run
         together takes this time, where its rows take that of their mean depth.
     """
@@ -77,6 +80,7 @@ def generate(
     slots: int | None = None,
     chunk: int = 64,
     log_probabilities: bool = False,
+    mesh: Mesh | None = None,
 ) -> Generated:
     """Continues prompts, in one compiled program.
 
@@ -104,6 +108,8 @@ def generate(
         ended. None for all.
       chunk: tokens of a prompt that are read at once.
       log_probabilities: whether to return them.
+      mesh: devices. Rows are split over all axes but "model", along which heads and the inner width
+        are split; `slots` are then those of each device or group of devices along "model".
 
     Returns:
       `Generated`.
@@ -128,7 +134,7 @@ def generate(
     """
     session, index = _begun(
         decoder, params, prompts, max_tokens, mask, sampling, key, stop, draft, exits, slots, chunk,
-        log_probabilities,
+        log_probabilities, mesh,
     )  # fmt: skip
     if stop_strings:
         _run_to_strings(session, list(stop_strings), decode)
@@ -152,6 +158,7 @@ def stream(
     slots: int | None = None,
     chunk: int = 64,
     log_probabilities: bool = False,
+    mesh: Mesh | None = None,
     rounds: int = 1,
 ) -> Iterator[Token]:
     """As `generate`, token by token.
@@ -159,10 +166,10 @@ def stream(
     Args:
       rounds: rounds between two looks at the device; more of them cost less time.
       decoder, params, prompts, max_tokens, mask, sampling, key, stop, draft, exits, slots, chunk,
-        log_probabilities: as in `generate`.
+        log_probabilities, mesh: as in `generate`.
 
-    Yields:
-      `Token`, those of a row in order.
+    Returns:
+      An iterator of `Token`; those of a row are in order.
 
     Raises:
       TypeError, ValueError: as `generate`.
@@ -177,7 +184,7 @@ def stream(
     positive_integer(rounds, "rounds")
     session, _ = _begun(
         decoder, params, prompts, max_tokens, mask, sampling, key, stop, draft, exits, slots, chunk,
-        log_probabilities,
+        log_probabilities, mesh,
     )  # fmt: skip
     return _tokens(session, rounds)
 
@@ -197,7 +204,7 @@ def _tokens(session: Session, rounds: int) -> Iterator[Token]:
 
 def _begun(
     decoder: Any, params: Any, prompts: Any, max_tokens: Any, mask: Any, sampling: Any, key: Any,
-    stop: Any, draft: Any, exits: Any, slots: Any, chunk: Any, log_probabilities: bool,
+    stop: Any, draft: Any, exits: Any, slots: Any, chunk: Any, log_probabilities: bool, mesh: Any,
 ) -> tuple[Session, list[int]]:  # fmt: skip
     given = listed(prompts, mask)
     limits, stops = checked_limits(max_tokens, len(given)), checked_stops(stop)
@@ -210,7 +217,7 @@ def _begun(
     session = Session(
         decoder,
         params,
-        slots=len(given) if slots is None else min(positive_integer(slots, "slots"), len(given)),
+        slots=slots,
         room=max(len(p) + n for p, n in zip(given, limits, strict=True)),
         queue=len(given),
         draft=draft,
@@ -218,6 +225,7 @@ def _begun(
         chunk=chunk,
         log_probabilities=log_probabilities,
         key=key,
+        mesh=mesh,
     )
     return session, session.add(given, limits, samplings, [stops] * len(given))
 
@@ -242,15 +250,15 @@ def generated(session: Session, index: list[int]) -> Generated:
     found = [entries[k] for k in index]
     recorded = [entry.log_probability for entry in found if entry.log_probability is not None]
     log_p = recorded if session.plan.log_probabilities else None
-    counts = session.counts()
+    counts = lambda name: np.array([getattr(entry, name) for entry in found], np.int32)
     return Generated(
         [entry.tokens for entry in found],
         [entry.depth for entry in found],
         log_p,
         [entry.reason or "length" for entry in found],
-        counts["rounds"],
-        counts["drafted"],
-        counts["accepted"],
-        int(session.carry.rounds),
-        int(session.carry.deepest) / max(1, int(session.carry.rounds)),
+        counts("rounds"),
+        counts("drafted"),
+        counts("accepted"),
+        session.rounds,
+        session.mean_deepest,
     )

@@ -12,14 +12,13 @@ from dynexit.decoding.plan import FIRST_RATE, Carry, Given, Plan
 from dynexit.decoding.rounds import next_round, one_round, unread
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
-def run_rounds(plan: Plan, given: Given, carry: Carry, rounds: Int[Array, ""]) -> Carry:
+def run_all_rounds(plan: Plan, given: Given, carry: Carry, rounds: Int[Array, ""]) -> Carry:
     """Runs until all requests are finished, or for a number of rounds.
 
     Args:
       plan: what the program is compiled for.
       given: the arrays that no round changes.
-      carry: donated.
+      carry: donated by `run_rounds`, the compiled form.
       rounds: int32, rounds at most.
 
     Returns:
@@ -44,6 +43,9 @@ def run_rounds(plan: Plan, given: Given, carry: Carry, rounds: Int[Array, ""]) -
         return carry
 
     return lax.while_loop(busy, body, carry)
+
+
+run_rounds = jax.jit(run_all_rounds, static_argnums=0, donate_argnums=2)
 
 
 def admit(carry: Carry) -> Carry:

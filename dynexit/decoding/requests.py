@@ -68,30 +68,27 @@ def no_requests(size: int, room: int, log_probabilities: bool) -> Requests:
 
 def placed(
     requests: Requests,
-    first: int,
-    prompts: list[Int[HostArray, "_"]],
-    limits: list[int],
-    stops: list[list[int]],
-    keys: Shaped[HostArray, "_ 2"],
+    entry: int,
+    prompt: Int[HostArray, "_"],
+    limit: int,
+    stops: list[int],
+    key: Shaped[HostArray, "2"],
     rules: Rules,
 ) -> None:
-    """Writes new requests to the entries from `first` on, in place; leaves are numpy arrays.
+    """Writes a new request to an entry, in place; leaves are numpy arrays.
 
     Raises:
       ValueError: more stop tokens than there is room for.
     """
-    for k, prompt in enumerate(prompts):
-        if len(stops[k]) > STOPS:
-            raise ValueError(f"`stop` must be at most {STOPS} tokens, got {len(stops[k])}")
-        at = first + k
-        for name in ("reason", "rounds", "drafted", "accepted", "depth", "log_probability"):
-            getattr(requests, name)[at] = 0
-        requests.tokens[at] = 0
-        requests.tokens[at, : len(prompt)] = prompt
-        requests.prompt[at] = requests.length[at] = len(prompt)
-        requests.limit[at] = len(prompt) + limits[k]
-        requests.stops[at] = NO_TOKEN
-        requests.stops[at, : len(stops[k])] = stops[k]
-        requests.keys[at] = keys[k]
-        for whole, part in zip(requests.rules, rules, strict=True):
-            whole[at] = part[k]
+    if len(stops) > STOPS:
+        raise ValueError(f"`stop` must be at most {STOPS} tokens, got {len(stops)}")
+    for name in ("tokens", "reason", "rounds", "drafted", "accepted", "depth", "log_probability"):
+        getattr(requests, name)[entry] = 0
+    requests.tokens[entry, : len(prompt)] = prompt
+    requests.prompt[entry] = requests.length[entry] = len(prompt)
+    requests.limit[entry] = len(prompt) + limit
+    requests.stops[entry] = NO_TOKEN
+    requests.stops[entry, : len(stops)] = stops
+    requests.keys[entry] = key
+    for whole, value in zip(requests.rules, rules, strict=True):
+        whole[entry] = value

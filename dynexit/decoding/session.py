@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from dynexit.core.checks import positive_integer
 from dynexit.core.decoder import Decoder
@@ -18,8 +19,9 @@ from dynexit.decoding.exits import Exits, checked_exits
 from dynexit.decoding.plan import Given, Plan, first_carry
 from dynexit.decoding.program import run_rounds
 from dynexit.decoding.prompts import refuse_unfit_prompts
-from dynexit.decoding.requests import LIMITED, RUNNING, STOPPED, Requests, no_requests, placed
-from dynexit.decoding.sampling import Sampling, Uses, rules_of
+from dynexit.decoding.requests import LIMITED, RUNNING, STOPPED, no_requests, placed
+from dynexit.decoding.sampling import Rules, Sampling, Uses, rules_of
+from dynexit.decoding.sharded import Shards
 
 REASONS = {RUNNING: None, STOPPED: "stop", LIMITED: "length"}
 ALL = np.iinfo(np.int32).max // 2
@@ -32,6 +34,7 @@ class Written(NamedTuple):
       request: its index, in the order in which requests were added.
       tokens, depth, log_probability: as in `Generated`.
       reason: "stop" or "length" where it has ended, else None.
+      rounds, drafted, accepted: its rounds, its drafts, and those that were right.
     """
 
     request: int
@@ -39,6 +42,9 @@ class Written(NamedTuple):
     depth: Int[HostArray, "_"]
     log_probability: Float[HostArray, "_"] | None
     reason: str | None
+    rounds: int
+    drafted: int
+    accepted: int
 
 
 class Session:
@@ -46,11 +52,12 @@ class Session:
 
     Args:
       decoder, params: as in `generate`.
-      slots: rows that run at once.
+      slots: rows that run at once; None for one for each entry of the queue.
       room: positions of a row at most, prompt included; rounded up, so that similar sessions share
         a compiled program.
       queue: requests that the session has entries for; rounded up.
-      draft, exits, chunk, log_probabilities, key: as in `generate`.
+      draft, exits, chunk, log_probabilities, key, mesh: as in `generate`; with a mesh, `slots` are
+        those of each group of devices that share rows.
 
     Raises:
       TypeError, ValueError: as `generate`.
@@ -71,7 +78,7 @@ class Session:
         decoder: Decoder | Model,
         params: PyTree,
         *,
-        slots: int,
+        slots: int | None = None,
         room: int,
         queue: int = 16,
         draft: Draft | None = None,
@@ -79,6 +86,7 @@ class Session:
         chunk: int = 64,
         log_probabilities: bool = False,
         key: Key[Array, ""] | None = None,
+        mesh: Mesh | None = None,
     ) -> None:
         self.decoder = decoder_of(decoder)
         checked_draft(draft, self.decoder)
@@ -88,9 +96,12 @@ class Session:
             among = None if draft.among is None else jnp.asarray(draft.among, jnp.int32)
             if draft.head is not None:
                 weights = self.decoder.with_head(weights, draft.head)
+        self.shards = None if mesh is None else Shards(mesh)
+        count = 1 if self.shards is None else self.shards.count
+        share = -(-positive_integer(queue, "queue") // count)
         plan = Plan(
             self.decoder,
-            positive_integer(slots, "slots"),
+            share if slots is None else min(positive_integer(slots, "slots"), share),
             rounded(positive_integer(room, "room"), 64),
             Uses(),
             log_probabilities,
@@ -105,20 +116,25 @@ class Session:
             self.given = self.given._replace(criterion=exits.criterion)
         self.key = key
         self.added = 0
-        self.entries: list[int] = []  # the index of the request in each entry
-        size = rounded(positive_integer(queue, "queue"), 1)
-        self.carry = first_carry(
-            self.plan, self.given, no_requests(size, self.plan.room, log_probabilities)
-        )
+        self.entries: list[list[int]] = [[] for _ in range(count)]  # requests of each shard
+        size = rounded(share, 1)
+        if self.shards is None:
+            requests = no_requests(size, self.plan.room, log_probabilities)
+            self.carry = first_carry(self.plan, self.given, requests)
+        else:
+            self.given = self.shards.place(self.plan, self.given)
+            self.carry = self.shards.first(self.plan, self.given, size)
+        self._run = run_rounds if self.shards is None else self.shards.run
         if draft is not None:
-            costs, self.carry = measured_costs(self.plan, self.given, self.carry)
+            costs, self.carry = measured_costs(self.plan, self.given, self.carry, self._run)
             self.given = self.given._replace(costs=costs)
+            if self.shards is not None:
+                self.given = self.shards.place(self.plan, self.given)
 
     @property
     def busy(self) -> bool:
         """Whether any request has not ended."""
-        reasons = np.asarray(self.carry.requests.reason)[: len(self.entries)]
-        return bool((reasons == RUNNING).any())
+        return any((r.reason[: len(e)] == RUNNING).any() for e, r in self._host())
 
     def add(
         self,
@@ -127,7 +143,7 @@ class Session:
         samplings: list[Sampling] | None = None,
         stops: list[list[int]] | None = None,
     ) -> list[int]:
-        """Adds requests to the end of the queue.
+        """Adds requests to the end of the queue, on several devices to the shortest one.
 
         Args:
           prompts: token ids of each.
@@ -149,10 +165,11 @@ class Session:
                     f"`prompts[{k}]` has {len(prompt)} tokens, and with {limit} more it exceeds "
                     f"the room of {self.plan.room} tokens"
                 )
-        size = self.carry.requests.length.shape[0]
-        if len(self.entries) + len(prompts) > size:
+        size = self.carry.requests.length.shape[-1] * len(self.entries)
+        used = sum(map(len, self.entries))
+        if used + len(prompts) > size:
             raise ValueError(
-                f"`queue` has entries for {size} requests, and {len(self.entries)} are in use, "
+                f"`queue` has entries for {size} requests, and {used} are in use, "
                 f"got {len(prompts)} more"
             )
         samplings = samplings or [Sampling(temperature=0.0)] * len(prompts)
@@ -163,81 +180,119 @@ class Session:
             raise ValueError("`key` must be given where tokens are sampled, got None")
         uses = Uses(*(a or b for a, b in zip(uses, self.plan.uses, strict=True)))
         self.plan = dataclasses.replace(self.plan, uses=uses)
-        index = list(range(self.added, self.added + len(prompts)))
+        added = list(range(self.added, self.added + len(prompts)))
         keys = np.zeros((len(prompts), 2), np.uint32)
         if self.key is not None:
             fold = jax.vmap(jax.random.fold_in, (None, 0))
-            keys = np.asarray(jax.random.key_data(fold(self.key, np.array(index))))
+            keys = np.asarray(jax.random.key_data(fold(self.key, np.array(added))))
         stops = stops or [[] for _ in prompts]
-        self._edit(lambda r: placed(r, len(self.entries), prompts, limits, stops, keys, rules))
-        self.entries += index
+        host = self._host()
+        for k, request in enumerate(added):
+            entries, requests = min(host, key=lambda pair: len(pair[0]))
+            given = prompts[k], limits[k], stops[k], keys[k], Rules(*(r[k] for r in rules))
+            placed(requests, len(entries), *given)
+            entries.append(request)
         self.added += len(prompts)
-        self.carry = self.carry._replace(queued=jnp.int32(len(self.entries)))
-        return index
+        self._write([requests for _, requests in host])
+        self._set(queued=np.array([len(e) for e in self.entries], np.int32))
+        return added
 
     def run(self, rounds: int | None = None) -> None:
         """Runs a number of rounds, or until all requests have ended."""
         limit = jnp.int32(ALL if rounds is None else rounds)
-        self.carry = run_rounds(self.plan, self.given, self.carry, limit)
+        self.carry = self._run(self.plan, self.given, self.carry, limit)
 
     def progress(self) -> list[Written]:
         """What every request has so far, in the order in which they were added."""
-        of = jax.device_get(self.carry.requests)
         found = []
-        for entry, index in enumerate(self.entries):
-            part = slice(int(of.prompt[entry]), int(of.length[entry]))
-            log_p = of.log_probability[entry, part] if self.plan.log_probabilities else None
-            reason = REASONS[int(of.reason[entry])]
-            tokens, depth = of.tokens[entry, part], of.depth[entry, part]
-            found.append(Written(index, tokens, depth, log_p, reason))
-        return found
+        for entries, of in self._host():
+            for entry, request in enumerate(entries):
+                part = slice(int(of.prompt[entry]), int(of.length[entry]))
+                log_p = of.log_probability[entry, part] if self.plan.log_probabilities else None
+                reason = REASONS[int(of.reason[entry])]
+                tokens, depth = of.tokens[entry, part], of.depth[entry, part]
+                counts = int(of.rounds[entry]), int(of.drafted[entry]), int(of.accepted[entry])
+                found.append(Written(request, tokens, depth, log_p, reason, *counts))
+        return sorted(found, key=lambda written: written.request)
 
-    def counts(self) -> dict[str, Int[HostArray, "M"]]:
-        """Rounds, drafts and accepted drafts of every request."""
-        of = jax.device_get(self.carry.requests)
-        names = "rounds", "drafted", "accepted"
-        return {name: np.asarray(getattr(of, name))[: len(self.entries)] for name in names}
+    @property
+    def rounds(self) -> int:
+        """Rounds so far, of the device that ran the most."""
+        return int(np.max(self.carry.rounds))
 
-    def end(self, index: int, tokens: int | None = None) -> None:
-        """Ends a request now, after its first `tokens` tokens; None for those that it has.
+    @property
+    def mean_deepest(self) -> float:
+        """Mean over the rounds of the blocks of the deepest row."""
+        return float(np.sum(self.carry.deepest) / max(1, np.sum(self.carry.rounds)))
 
-        A request that waits in the queue ends when a slot takes it, after one token.
+    def end(self, request: int, tokens: int | None = None) -> None:
+        """Ends a request now, after its first `tokens` tokens; None for those that it has."""
+        shard, entry = self._find(request)
+        host = [requests for _, requests in self._host()]
+        r = host[shard]
+        length = int(r.length[entry] if tokens is None else r.prompt[entry] + tokens)
+        r.length[entry] = r.limit[entry] = length
+        r.reason[entry] = STOPPED
+        self._write(host)
+        of = self._get("of")
+        of[shard][of[shard] == entry] = r.length.shape[0]
+        self._set(of=of)
+
+    def release(self, request: int) -> None:
+        """Frees the entry of a request that has ended.
+
+        Raises:
+          ValueError: it has not ended, or there is no such request.
         """
-        entry = self.entries.index(index)
-
-        def edit(r: Requests) -> None:
-            length = int(r.length[entry] if tokens is None else r.prompt[entry] + tokens)
-            r.length[entry] = r.limit[entry] = length
-            r.reason[entry] = STOPPED
-
-        self._edit(edit)
-        size = self.carry.requests.length.shape[0]
-        of = np.asarray(self.carry.of)
-        self.carry = self.carry._replace(of=jnp.asarray(np.where(of == entry, size, of)))
-
-    def release(self, index: int) -> None:
-        """Frees the entry of a request that has ended."""
-        gone = self.entries.index(index)
-        size = self.carry.requests.length.shape[0]
+        shard, gone = self._find(request)
+        host = [requests for _, requests in self._host()]
+        size = host[shard].length.shape[0]
+        if int(host[shard].reason[gone]) == RUNNING:
+            raise ValueError(f"`request` {request} must have ended, and it is running or waiting")
         order = np.array([*range(gone), *range(gone + 1, size), gone])
-        requests = jax.tree.map(lambda a: jnp.asarray(np.asarray(a)[order]), self.carry.requests)
-        of, waiting = np.asarray(self.carry.of), int(self.carry.waiting)
-        if int(self.carry.requests.reason[gone]) == RUNNING:
-            raise ValueError(f"`index` {index} must be a request that has ended, got a running one")
-        moved = np.where((of > gone) & (of < size), of - 1, of)
-        self.entries.pop(gone)
-        self.carry = self.carry._replace(
-            requests=requests,
-            of=jnp.asarray(moved),
-            waiting=jnp.int32(waiting - (gone < waiting)),
-            queued=jnp.int32(len(self.entries)),
-        )
+        host[shard] = jax.tree.map(lambda a: a[order], host[shard])
+        of, waiting, queued = (self._get(name) for name in ("of", "waiting", "queued"))
+        of[shard] = np.where((of[shard] > gone) & (of[shard] < size), of[shard] - 1, of[shard])
+        waiting[shard] -= gone < waiting[shard]
+        queued[shard] -= 1
+        self.entries[shard].pop(gone)
+        self._write(host)
+        self._set(of=of, waiting=waiting, queued=queued)
 
-    def _edit(self, edit: Any) -> None:
-        """Changes the requests on the host."""
-        requests = jax.tree.map(np.array, jax.device_get(self.carry.requests))
-        edit(requests)
-        self.carry = self.carry._replace(requests=jax.tree.map(jnp.asarray, requests))
+    def _find(self, request: int) -> tuple[int, int]:
+        for shard, entries in enumerate(self.entries):
+            if request in entries:
+                return shard, entries.index(request)
+        raise ValueError(f"`request` must be one that was added and not released, got {request}")
+
+    def _host(self) -> list[tuple[list[int], Any]]:
+        """The requests of every shard in numpy, with their indices."""
+        of = jax.tree.map(np.array, jax.device_get(self.carry.requests))
+        parts = (
+            [of]
+            if self.shards is None
+            else [jax.tree.map(lambda a, k=k: a[k], of) for k in range(self.shards.count)]
+        )
+        return list(zip(self.entries, parts, strict=True))
+
+    def _write(self, parts: list[Any]) -> None:
+        whole = jax.tree.map(lambda *a: a[0] if self.shards is None else np.stack(a), *parts)
+        where = jax.tree.map(lambda a: a.sharding, self.carry.requests)
+        self.carry = self.carry._replace(requests=jax.device_put(whole, where))
+
+    def _get(self, name: str) -> HostArray:
+        """A counter of the carry, `[shards, ...]`."""
+        value = np.array(getattr(self.carry, name))
+        return value[None] if self.shards is None else value
+
+    def _set(self, **values: HostArray) -> None:
+        put = {}
+        for name, value in values.items():
+            value = value[0] if self.shards is None else value
+            put[name] = jax.device_put(
+                np.asarray(value, np.int32), getattr(self.carry, name).sharding
+            )
+        self.carry = self.carry._replace(**put)
 
 
 def decoder_of(decoder: Decoder | Model) -> Decoder:

@@ -179,6 +179,29 @@ def test_nothing_compiles_anew_in_a_bucket():
         assert run_rounds._cache_size() == before
 
 
+@pytest.mark.parametrize("kind", ["none", "first_block"])
+def test_devices_write_the_text_of_one(kind):
+    """Rows over "data", heads over "model": devices along "data" end apart."""
+    settings = dx.models.CausalLM(width=16, depth=N, heads=2, context=64)
+    model = settings.build(dx.Tokens(V), V)
+    params = model.init(jax.random.key(0))
+    params["embed"] = {"tokens": 30 * params["embed"]["tokens"]}
+    mesh = jax.make_mesh((2, 2), ("data", "model"))
+    given = dict(draft=DRAFTS[kind], slots=2, chunk=4)
+    one = generate(model, params, PROMPTS, LIMITS, **given)
+    several = generate(model, params, PROMPTS, LIMITS, mesh=mesh, **given)
+    for a, b in zip(one.tokens, several.tokens, strict=True):
+        assert a.tolist() == b.tolist()
+    assert several.total_rounds < one.total_rounds
+
+
+@pytest.mark.refuses
+def test_heads_that_do_not_divide_are_named():
+    mesh = jax.make_mesh((2, 2), ("data", "model"))
+    with pytest.raises(ValueError, match="kv_heads, 1"):
+        generate(MODEL, PARAMS, PROMPTS, 3, mesh=mesh)
+
+
 def test_requests_may_be_added_while_others_run():
     session = Session(MODEL, PARAMS, slots=2, room=48, queue=4, chunk=4)
     first = session.add(PROMPTS[:2], LIMITS[:2])

@@ -1,10 +1,11 @@
 """The decoder-only transformer over a cache, as `dynexit.core.decoder.Decoder` asks for."""
 
 import dataclasses
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from dynexit.core.shapes import AnyArray, Array, Bool, Float, Int, PyTree
 from dynexit.core.stacking import unstack
@@ -133,6 +134,38 @@ class TransformerDecoder:
     def logits(self, weights: PyTree, state: Places) -> Float[Array, "b s V"]:
         """The final norm and the output matrix, in the type of the parameters."""
         return read_logits(self.settings, weights, state)
+
+    def specs(self, weights: PyTree, size: int) -> tuple[PyTree, PartitionSpec]:
+        """How weights and a cache are split along the mesh axis "model": by heads and inner width.
+
+        Args:
+          weights: of `unstack`.
+          size: devices along the axis.
+
+        Returns:
+          The specs of the weights, and that of a cache `[B, kv, T, d]`.
+
+        Raises:
+          ValueError: the heads or the inner width are no multiple of `size`.
+        """
+        s = self.settings
+        for name, value in (("heads", s.heads), ("kv_heads", s.kv), ("hidden", s.inner)):
+            if value % size:
+                raise ValueError(
+                    f"`mesh`: the {size} devices of the axis 'model' do not divide {name}, {value}"
+                )
+
+        def spec(path: Any, leaf: Array) -> PartitionSpec:
+            names = [str(getattr(key, "key", "")) for key in path]
+            part, kind = names[-2], names[-1]
+            if part in ("query", "key", "value", "up", "gate"):
+                return PartitionSpec(*[None] * (leaf.ndim - 1), "model")
+            if part in ("out", "down") and kind == "transposed":
+                return PartitionSpec("model", None)
+            return PartitionSpec()
+
+        cache = PartitionSpec(None, "model", None, None)
+        return jax.tree_util.tree_map_with_path(spec, weights), cache
 
     def logits_among(
         self, weights: PyTree, state: Places, tokens: Int[Array, "M"]
