@@ -33,7 +33,7 @@ FLOORS = {package: floor for floor, package in enumerate(ORDER)}
 PLACES = {
     "flax": {"layers", "models", "bench"},
     "equinox": {"models"},
-    "safetensors": {"training"},
+    "safetensors": {"models", "training"},
     "wandb": {"training"},
     "tensorflow_datasets": {"data"},
     "matplotlib": {"evaluation"},
