@@ -95,6 +95,9 @@ class Config:
         self._values = read_config(folder) if values is None else values
         self._read: set[str] = set()
 
+    def __len__(self) -> int:
+        return len(self._values)
+
     def refuse(self, name: str, wanted: str) -> ValueError:
         """The error for an entry that is not what was wanted."""
         came = repr(self._values[name]) if name in self._values else "nothing"
@@ -143,6 +146,19 @@ class Config:
         if len(sides) != 2 or not all(whole):
             raise self.refuse(name, "an integer of at least 1 or two of them")
         return sides
+
+    def part(self, name: str) -> "Config":
+        """The reader of an entry that is an object; empty where it is absent or null."""
+        found = self.value(name, None)
+        if found is not None and not isinstance(found, dict):
+            raise self.refuse(name, "an object")
+        return Config(self._file.parent, found or {})
+
+    def absent(self, *names: str) -> None:
+        """Refuses entries of what is not supported, unless they are null, false or empty."""
+        for name in names:
+            if self.value(name, None):
+                raise self.refuse(name, "absent, since it is not supported")
 
     def only(self, **supported: Any) -> None:
         """Refuses entries that are there with another value than the one supported."""
