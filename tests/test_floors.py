@@ -39,8 +39,10 @@ PLACES = {
     "matplotlib": {"evaluation"},
     "diffrax": {"solvers"},
     "torch": {"bench"},
+    "tokenizers": {"data"},
+    "gguf": {"models"},
 }
-LAZY = {"safetensors", "wandb", "tensorflow_datasets", "matplotlib", "diffrax", "equinox", "torch"}
+LAZY = PLACES.keys() - {"flax"}
 LOOPS = {"while_loop", "fori_loop", "scan", "nn.scan", "nn.while_loop"}
 LONGEST = 600
 MOST_FILES = 15  # modules in one folder, `__init__.py` not counted

@@ -199,7 +199,7 @@ def test_damage_is_named_with_its_file(tmp_path):
     folder = folders.write(tmp_path / "m", "llama")
     content = (folder / WEIGHTS).read_bytes()
     (folder / WEIGHTS).write_bytes(content[:-5])
-    with pytest.raises(ValueError, match="model.safetensors is no whole safetensors file"):
+    with pytest.raises(ValueError, match=r"model.safetensors is no whole safetensors file"):
         from_hf(folder)
     (folder / WEIGHTS).rename(folder / "pytorch_model.bin")
     with pytest.raises(ValueError, match=r"pytorch_model.bin is a pickle.*save_pretrained"):
@@ -209,7 +209,9 @@ def test_damage_is_named_with_its_file(tmp_path):
 def test_what_no_class_has_is_not_written(tmp_path):
     settings = dx.models.CausalLM(width=8, depth=1, heads=2, norm="layer")
     params = settings.build(dx.Tokens(9), 9).init(jax.random.key(0))
-    with pytest.raises(ValueError, match="no class of transformers .* nearest, Llama.* norm='rms'"):
+    with pytest.raises(
+        ValueError, match=r"no class of transformers .* nearest, Llama.* norm='rms'"
+    ):
         to_hf(tmp_path / "a", settings, params)
     plain = dx.models.CausalLM(width=8, depth=1, heads=2)
     params = plain.build(dx.Tokens(9), 9).init(jax.random.key(0))
@@ -237,4 +239,6 @@ def test_a_file_is_read_by_its_model_type_too(tmp_path):
 def test_resolved_settings_are_equal_settings():
     s = dx.models.CausalLM(width=8, heads=2, depth=2, window=3, sliding=(True, True))
     assert resolved(s).sliding == () and resolved(s).window == 3
-    assert resolved(dx.models.CausalLM(width=8, heads=2, attention_scale=0.5)).attention_scale is None
+    assert (
+        resolved(dx.models.CausalLM(width=8, heads=2, attention_scale=0.5)).attention_scale is None
+    )

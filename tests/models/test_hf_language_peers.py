@@ -62,7 +62,9 @@ def drawn(family, random):
     if family in ("llama", "smollm"):
         return transformers.LlamaConfig(**shared, **one, attention_bias=bias, mlp_bias=not bias)
     if family == "mistral":
-        return transformers.MistralConfig(**shared, **one, sliding_window=pick(random, None, window))
+        return transformers.MistralConfig(
+            **shared, **one, sliding_window=pick(random, None, window)
+        )
     if family == "qwen2":
         del shared["head_dim"]
     if family in ("qwen2", "qwen3"):
@@ -99,7 +101,9 @@ def test_logits_are_those_of_transformers(tmp_path, family, seed):
     mask = np.stack([place >= 3, place < 6, place >= 0])
     positions = np.maximum(np.cumsum(mask, 1) - 1, 0)
     with torch.no_grad():
-        named = dict(attention_mask=torch.from_numpy(mask), position_ids=torch.from_numpy(positions))
+        named = dict(
+            attention_mask=torch.from_numpy(mask), position_ids=torch.from_numpy(positions)
+        )
         wanted = model(torch.from_numpy(tokens), **named).logits.numpy()
     bar = BAR * np.abs(wanted).max()
     logits = folders.logits_of(loaded, {"tokens": tokens, "mask": mask})

@@ -113,7 +113,7 @@ class _Part:
 
 def _attended(state: Rows, window: Array) -> Array:
     """Bool `[b, L, L]`: which places each place attends to."""
-    place = jnp.arange(state["h"].shape[1])
+    place = jnp.arange(state["h"].shape[1], dtype=jnp.int32)
     distance = place[:, None] - place[None]
     mask = ((distance >= 0) & (distance < window))[None]
     if "mask" in state:

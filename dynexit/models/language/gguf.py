@@ -1,7 +1,6 @@
 """Language models from GGUF files of the Llama architecture."""
 
 import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np

@@ -42,9 +42,7 @@ class Family(NamedTuple):
 
 FAMILIES = {
     "LlamaForCausalLM": Family("llama", LLAMA, read.read_llama, written.write_llama, False),
-    "MistralForCausalLM": Family(
-        "mistral", LLAMA, read.read_mistral, written.write_mistral, False
-    ),
+    "MistralForCausalLM": Family("mistral", LLAMA, read.read_mistral, written.write_mistral, False),
     "Qwen2ForCausalLM": Family("qwen2", LLAMA, read.read_qwen2, written.write_qwen2, False),
     "Qwen3ForCausalLM": Family("qwen3", LLAMA, read.read_qwen3, written.write_qwen3, False),
     "Gemma2ForCausalLM": Family("gemma2", GEMMA, read.read_gemma2, written.write_gemma2, True),
@@ -71,9 +69,7 @@ def architecture_of(config: dict[str, Any], folder: Path) -> str:
     return name
 
 
-def read_settings(
-    architecture: str, config: dict[str, Any], folder: Path
-) -> tuple[CausalLM, int]:
+def read_settings(architecture: str, config: dict[str, Any], folder: Path) -> tuple[CausalLM, int]:
     """The settings and V.
 
     Raises:

@@ -183,7 +183,9 @@ def _joined(entry: Entry, arrays: dict[str, HostArray]) -> HostArray:
     return joined.T if entry.transposed else joined
 
 
-def _stored_names(opened: HfFolder, names: Names, wanted: list[Entry], tied: bool) -> dict[str, str]:
+def _stored_names(
+    opened: HfFolder, names: Names, wanted: list[Entry], tied: bool
+) -> dict[str, str]:
     """Name of every entry in the files: older ones leave out that of the trunk."""
     short = not any(name.startswith(names.trunk) for name in opened.tensors)
     stored = {e.name: e.name.removeprefix(names.trunk) if short else e.name for e in wanted}

@@ -41,8 +41,9 @@ def read_part(rope: Config, base: float, context: int) -> tuple[float, RopeScali
         rope.value(original, None)
         scaling = RopeScaling("linear", rope.number("factor"))
     elif kind == "llama3":
-        factors = (rope.number(n) for n in ("factor", "low_freq_factor", "high_freq_factor"))
-        scaling = RopeScaling("llama3", *factors, rope.integer(original, context))
+        low, high = rope.number("low_freq_factor"), rope.number("high_freq_factor")
+        original = rope.integer(original, context)
+        scaling = RopeScaling("llama3", rope.number("factor"), low, high, original)
     rope.finish(())
     return base, scaling
 
