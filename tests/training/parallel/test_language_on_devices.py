@@ -27,7 +27,9 @@ def batch(seed: int, step: int, size: int) -> dict[str, np.ndarray]:
 def losses(mesh):
     """Of three updates, and the state after them."""
     settings = dx.models.CausalLM(width=8, depth=2, heads=4, kv_heads=2, qkv_bias=True)
-    splits = [dx.Source(s, batch, lambda: batch(0, 0, 4), 4) for s in ("train", "calibration", "test")]
+    splits = [
+        dx.Source(s, batch, lambda: batch(0, 0, 4), 4) for s in ("train", "calibration", "test")
+    ]
     method = dx.methods.ConfidenceExits().build()
     made = dx.Experiment(settings.build(INPUTS, 12), method, *splits)
     training = dx.Training(steps=3, batch_size=ROWS, learning_rate=3e-3, warmup=0.0)

@@ -90,6 +90,14 @@ def to_hf(
       TypeError: settings without parameters.
       ValueError: settings of no known class, or parameters that do not belong to the settings.
       FileExistsError: the folder holds something.
+
+    Example:
+      >>> import tempfile, dynexit as dx
+      >>> settings = dx.models.CausalLM(width=8, depth=1, heads=2, qk_norm=True)
+      >>> params = settings.build(dx.Tokens(20), 20).init(jax.random.key(0))
+      >>> with tempfile.TemporaryDirectory() as place:
+      ...     from_hf(to_hf(f"{place}/new", settings, params)).architecture
+      'Qwen3ForCausalLM'
     """
     if isinstance(model, Pretrained):
         params = model.params if params is None else params
