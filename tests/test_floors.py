@@ -33,14 +33,16 @@ FLOORS = {package: floor for floor, package in enumerate(ORDER)}
 PLACES = {
     "flax": {"layers", "models", "bench"},
     "equinox": {"models"},
-    "safetensors": {"training"},
+    "safetensors": {"models", "training"},
     "wandb": {"training"},
     "tensorflow_datasets": {"data"},
     "matplotlib": {"evaluation"},
     "diffrax": {"solvers"},
     "torch": {"bench"},
+    "tokenizers": {"data"},
+    "gguf": {"models"},
 }
-LAZY = {"safetensors", "wandb", "tensorflow_datasets", "matplotlib", "diffrax", "equinox", "torch"}
+LAZY = PLACES.keys() - {"flax"}
 LOOPS = {"while_loop", "fori_loop", "scan", "nn.scan", "nn.while_loop"}
 LONGEST = 600
 MOST_FILES = 15  # modules in one folder, `__init__.py` not counted

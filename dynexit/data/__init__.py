@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from dynexit.core.data import Splits as Splits
     from dynexit.data import augment as augment
     from dynexit.data import prepare as prepare
+    from dynexit.data import tokenizers as tokenizers
     from dynexit.data.files.settings import FromCsv as FromCsv
     from dynexit.data.files.settings import FromFolders as FromFolders
     from dynexit.data.files.settings import FromNpz as FromNpz

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from dynexit._lazy import attach
 
 if TYPE_CHECKING:
+    from dynexit.models import language as language
     from dynexit.models.distilled.settings import BlockRecurrent as BlockRecurrent
     from dynexit.models.features import features as features
     from dynexit.models.implicit.settings import Equilibrium as Equilibrium

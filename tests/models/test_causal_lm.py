@@ -72,6 +72,15 @@ def test_padded_places_are_not_attended_to():
     assert "mask" in output
 
 
+def test_a_row_padded_on_the_left_has_the_logits_of_the_row_alone():
+    """With learned positions too: the first real token is at position 0."""
+    model, params = made("gpt2")
+    run = lambda inputs: dx.run_full(model.steps(params), model.embed(params, inputs), 3)[1]
+    mask = jnp.array([[False, False, True, True]])
+    padded = run({"tokens": jnp.array([[0, 0, 5, 6]]), "mask": mask})["logits"][:, 2:]
+    chex.assert_trees_all_close(padded, run(jnp.array([[5, 6]]))["logits"], atol=1e-5)
+
+
 def test_segments_are_independent_documents():
     model, params = made("gemma")
     run = lambda inputs: dx.run_full(model.steps(params), model.embed(params, inputs), 3)[1]

@@ -62,9 +62,11 @@ class _Network:
             )
         positions = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (rows, length))
         state = {} if real is None else {"mask": real}
+        if real is not None:  # the first real token is at position 0
+            positions = jnp.maximum(jnp.cumsum(real, axis=1, dtype=jnp.int32) - 1, 0)
         if "segments" in others:
             state["segments"] = jnp.asarray(others["segments"])
-            positions = positions - _starts(state["segments"])
+            positions = positions - jnp.take_along_axis(positions, _starts(state["segments"]), 1)
         h = TransformerDecoder(self.settings, self.vocabulary).embed(params, tokens, positions)
         return {"h": h, "positions": positions, **state}
 
@@ -111,7 +113,7 @@ class _Part:
 
 def _attended(state: Rows, window: Array) -> Array:
     """Bool `[b, L, L]`: which places each place attends to."""
-    place = jnp.arange(state["h"].shape[1])
+    place = jnp.arange(state["h"].shape[1], dtype=jnp.int32)
     distance = place[:, None] - place[None]
     mask = ((distance >= 0) & (distance < window))[None]
     if "mask" in state:

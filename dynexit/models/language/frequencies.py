@@ -10,7 +10,7 @@ def frequencies(settings: CausalLM, block: int) -> Float[HostArray, "_"]:
     """Angle per position of every pair of channels in one block, float32 `[head width / 2]`.
 
     Example:
-      >>> frequencies(CausalLM(width=8, heads=2), 0).round(4).tolist()
+      >>> [round(rate, 4) for rate in frequencies(CausalLM(width=8, heads=2), 0).tolist()]
       [1.0, 0.01]
     """
     half = settings.head // 2

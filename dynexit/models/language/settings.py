@@ -188,7 +188,7 @@ class CausalLM:
           A homogeneous `Model` whose `decoder` is a `dx.models.language.TransformerDecoder`.
           Inputs: integers `[B, L]`, or a dict of "tokens" and optionally "mask", bool `[B, L]`,
           False at padded places, and "segments", integers `[B, L]`: tokens attend within their
-          segment, and positions are counted from its start. Outputs
+          segment. Positions count the tokens of a row or segment that are not padded. Outputs
           `{"hidden": [E, B, L, D], "logits": [E, B, L, V]}`, with padding also "mask"; the logits
           are a deferred readout. The compute type is that of the parameters.
 

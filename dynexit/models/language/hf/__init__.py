@@ -1,0 +1,1 @@
+"""Checkpoint folders of transformers: families of language models, names of tensors, folders."""
