@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from dynexit.cli import distributed
 from dynexit.cli.options import Flag, filled, grouped, parse
 from dynexit.cli.positional import split
-from dynexit.core.processes.start import barrier, broadcast, current
+from dynexit.core.processes.start import broadcast, current
 from dynexit.core.settings import Training
 from dynexit.core.system import memory
 from dynexit.runs.branch import branch, refuse_branch
@@ -170,7 +170,6 @@ class _Job(NamedTuple):
 def _run(job: _Job, stop: "StopRequest") -> int:
     from dynexit.core.folder_lock import in_use
     from dynexit.training.loop import fit
-    from dynexit.training.parallel.placement import whole
 
     file, settings, experiment = job.file, job.settings, job.experiment
     member = current()
@@ -196,7 +195,7 @@ def _run(job: _Job, stop: "StopRequest") -> int:
             settings.seed,
             progress=first,
             mesh=mesh_of(settings),
-            evals=_depths(experiment, settings),
+            evals=_depths(experiment, settings, stop),
             config=job.config,
             profile=job.profile,
             stop=stop,
@@ -211,22 +210,16 @@ def _run(job: _Job, stop: "StopRequest") -> int:
                     f"resume with: {again}"
                 )
             return stop.code
-        # gathered by all processes; process 0 alone evaluates
-        params = fitted.params if member is None else whole(fitted.params)
-        if first:
-            finish(run, experiment, params, int(fitted.step), settings.calibration)
-        else:
-            log(f"{member.own if member else ''} waits: process 0 calibrates and evaluates")
-        barrier("the report", timeout=None)
+        finish(run, experiment, fitted.params, int(fitted.step), settings.calibration)
     return 0
 
 
-def _depths(experiment: Experiment, settings: Any) -> Any:
+def _depths(experiment: Experiment, settings: Any, stop: "StopRequest") -> Any:
     """Where rows exit, evaluated during training where wandb shows it."""
     from dynexit.evaluation.exit_depths import depth_evals
 
     rule, size = rule_of(settings.calibration), settings.evaluation.batch_size
-    return depth_evals(experiment, settings.training, rule, size)
+    return depth_evals(experiment, settings.training, rule, size, stop.check)
 
 
 def started_from(folder: Path, experiment: Experiment) -> Experiment:

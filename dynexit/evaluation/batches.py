@@ -17,8 +17,8 @@ class Batch(NamedTuple):
     """Rows of a split, the same number in every batch.
 
     Attributes:
-      inputs: leaves `[size, ...]`, numpy.
-      labels: `[size]` or `[size, ...]`.
+      inputs: leaves `[own, ...]`, numpy, of the rows that were asked for.
+      labels: `[own]` or `[own, ...]`, likewise.
       rows: indices of the rows in the split `[size]`, of which the first `kept` are not padding.
       kept: rows that are not padding; the last batch is padded with the first rows of the split.
     """
@@ -29,21 +29,31 @@ class Batch(NamedTuple):
     kept: int
 
 
-def batches(examples: dict[str, Any], size: int) -> Iterator[Batch]:
+def batches(
+    examples: dict[str, Any], size: int, own: tuple[int, int] | None = None
+) -> Iterator[Batch]:
     """Yields the examples in order, `size` at a time; arrays in a file are read in parts.
+
+    Args:
+      examples: of a split.
+      size: rows of a batch.
+      own: the first row of each batch that is read, and the one after the last; None for all.
 
     Example:
       >>> examples = {"inputs": np.arange(5.0), "labels": np.arange(5)}
       >>> [(b.labels.tolist(), b.kept) for b in batches(examples, 3)]
       [([0, 1, 2], 3), ([3, 4, 0], 2)]
+      >>> [b.labels.tolist() for b in batches(examples, 3, (1, 3))]
+      [[1, 2], [4, 0]]
     """
-    count = len(examples["labels"])
+    count, (first, last) = len(examples["labels"]), own or (0, size)
     for start in range(0, count, size):
         rows = np.arange(start, start + size) % count
-        kept = min(size, count - start)
-        taken = slice(start, start + size) if kept == size else rows
+        whole = start + last <= count
+        taken = slice(start + first, start + last) if whole else rows[first:last]
         inputs = taken_rows(examples["inputs"], taken)
-        yield Batch(inputs, np.asarray(examples["labels"][taken]), rows, kept)
+        labels = np.asarray(examples["labels"][taken])
+        yield Batch(inputs, labels, rows, min(size, count - start))
 
 
 def taken_rows(tree: PyTree, rows: slice | Int[np.ndarray, "B"]) -> Rows:

@@ -12,11 +12,12 @@ from dynexit.calibration.choose import Choice, choose
 from dynexit.calibration.curve import curve
 from dynexit.calibration.records import Records
 from dynexit.calibration.rules.rule import Rule
-from dynexit.core.shapes import PyTree
-from dynexit.core.types import Experiment
+from dynexit.core.processes.together import nothing
+from dynexit.core.shapes import PyTree, Rows
+from dynexit.core.types import Experiment, Source
 from dynexit.evaluation.batches import prepared, rows_of, taken_rows
 from dynexit.evaluation.costs import RowCosts, costs_of
-from dynexit.evaluation.devices import devices_for
+from dynexit.evaluation.devices import SHARE, devices_for
 from dynexit.evaluation.recording import exits_of, fitted, record
 
 COUNTED = 8  # rows of the batch whose FLOPs are counted
@@ -43,8 +44,10 @@ def calibrate(
     params: PyTree,
     rule: Rule,
     batch_size: int,
-    log: Callable[[str], None] = lambda line: None,
+    log: Callable[[str], None] = nothing,
     mesh: Mesh | None = None,
+    between: Callable[[], None] = nothing,
+    share: float = SHARE,
 ) -> Calibrated:
     """Fits the method's statistics, records every exit, and chooses one of the candidates.
 
@@ -56,7 +59,9 @@ def calibrate(
       batch_size: rows per call of the network.
       log: receives the remarks.
       mesh: devices that run a batch each; the result does not depend on their number. None for one
-        device.
+        device. Where they are those of several processes, all call it and have the result.
+      between: is called before each batch; what it raises ends calibration.
+      share: of a device's memory, see `devices_for`.
 
     Returns:
       `Calibrated`.
@@ -67,14 +72,13 @@ def calibrate(
     """
     method, source = experiment.method, experiment.calibration
     halves = _halves(rows_of(source)) if rule.order is not None else None
-    devices = devices_for(params, mesh)
+    devices = devices_for(params, mesh, share)
     placed = devices.place(params)
-    found, remarks = fitted(experiment, placed, source, batch_size, halves, devices)
+    found, remarks = fitted(experiment, placed, source, batch_size, halves, devices, between)
     full = jax.tree.map(np.asarray, method.candidates.full(exits_of(experiment, params), found))
     criterion = method.criterion(full)
-    inputs = taken_rows(source.examples()["inputs"], slice(COUNTED))
-    costs = costs_of(experiment.model, params, prepared(experiment, inputs), criterion)
-    records = record(experiment, placed, source, batch_size, criterion, devices)
+    costs = costs_of(experiment.model, params, few_inputs(experiment, source), criterion)
+    records = record(experiment, placed, source, batch_size, criterion, devices, between)
     remarks += _broken(records)
     for remark in remarks:
         log(remark)
@@ -88,7 +92,16 @@ def calibrate(
     if rule.order is not None and halves is not None:
         before = curve_of(seen, points)
         points, records = before.reordered(rule.order(before)).points, records.rows(~halves)
-    return Calibrated(choose(curve_of(records, points), rule), points, costs, remarks)
+    choice = choose(curve_of(records, points), rule)
+    # hosts may round differently
+    point = devices.agreed(choice.operating_point, "chooses the operating point")
+    return Calibrated(choice._replace(operating_point=point), points, costs, remarks)
+
+
+def few_inputs(experiment: Experiment, source: Source) -> Rows:
+    """The shapes of the inputs of a few rows, as the model takes them."""
+    given = taken_rows(source.examples()["inputs"], slice(COUNTED))
+    return jax.eval_shape(lambda inputs: prepared(experiment, inputs), given)
 
 
 def _halves(rows: int) -> np.ndarray:

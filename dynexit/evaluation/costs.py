@@ -1,12 +1,13 @@
 """FLOPs of a row at each exit."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dynexit.core.cost import cost_of
+from dynexit.core.checks import shapes
+from dynexit.core.cost import flops_of
 from dynexit.core.shapes import Float, Int, PyTree, Rows
 from dynexit.core.stages import stages_of
 from dynexit.core.types import Criterion, Model
@@ -53,25 +54,41 @@ def costs_of(
 
     Args:
       model: the model.
-      params: its parameters.
-      inputs: a batch as `embed` takes it, leaves `[B, ...]`; its size is divided out.
+      params: its parameters, or their shapes.
+      inputs: a batch as `embed` takes it, or its shapes, leaves `[B, ...]`; its size is divided
+        out.
       criterion: decides which rows exit; what it does not read may belong to the deferred readout.
         None for one that reads all of every exit.
     """
-    rows = len(jax.tree.leaves(inputs)[0])
-    embed = cost_of(model.embed, params, inputs).flops / rows
-    state = jax.eval_shape(model.embed, params, inputs)
-    network, late = model.steps(params), 0.0
-    if criterion is not None:
-        network, _, read = partition(network, model.depth, state, criterion)
-        late = cost_of(read, state).flops / rows if read is not None else 0.0
+    params, inputs = shapes(params), shapes(inputs)
+    rows = jax.tree.leaves(inputs)[0].shape[0]
+    embed = flops_of(model.embed, params, inputs) / rows
+    begun = state = jax.eval_shape(model.embed, params, inputs)
+    network = jax.eval_shape(model.steps, params)
+
+    def parts(network: Any) -> tuple[Any, Any]:
+        """The network, and what is read once per row or None; traced."""
+        if criterion is None:
+            return network, None
+        repeated, _, read = partition(network, model.depth, begun, criterion)
+        return repeated, read
+
+    def readout(network: Any, state: PyTree) -> PyTree:
+        read = parts(network)[1]
+        return () if read is None else read(state)
+
     blocks, heads, depths = [], [], []
-    for step, steps, _, before in stages_of(network, model.depth):
-        run = lambda state, step=step: step.apply(step.select(jnp.int32(0)), jnp.int32(0), state)
-        whole = cost_of(run, state).flops / rows
-        block = cost_of(lambda state, run=run: run(state)[0], state).flops / rows
-        blocks += [block] * steps
-        heads += [whole - block] * steps
-        depths += [before + step.blocks * (k + 1) for k in range(steps)]
-        state = jax.eval_shape(run, state)[0]
+    late = flops_of(readout, network, state) / rows
+    for k, stage in enumerate(stages_of(network, model.depth)):
+
+        def run(network: Any, state: PyTree, k: int = k) -> tuple[PyTree, PyTree]:
+            step = stages_of(parts(network)[0], model.depth)[k].step
+            return step.apply(step.select(jnp.int32(0)), jnp.int32(0), state)
+
+        whole = flops_of(run, network, state) / rows
+        block = flops_of(lambda *args, run=run: run(*args)[0], network, state) / rows
+        blocks += [block] * stage.steps
+        heads += [whole - block] * stage.steps
+        depths += [stage.blocks_before + stage.step.blocks * (n + 1) for n in range(stage.steps)]
+        state = jax.eval_shape(run, network, state)[0]
     return RowCosts(embed, np.array(blocks), np.array(heads), np.array(depths), late)

@@ -7,27 +7,34 @@ import jax
 import numpy as np
 
 from dynexit.calibration.rules.rule import NoPoint, Rule
+from dynexit.core.processes.together import nothing
 from dynexit.core.settings import Training
 from dynexit.core.shapes import Float, PyTree
 from dynexit.core.types import Experiment
 from dynexit.evaluation.calibrate import calibrate
-from dynexit.training.after_update import on_one_device
+from dynexit.evaluation.devices import mesh_of
 from dynexit.training.evals import spread
 
 
 def depth_evals(
-    experiment: Experiment, settings: Training, rule: Rule, batch_size: int
+    experiment: Experiment,
+    settings: Training,
+    rule: Rule,
+    batch_size: int,
+    between: Callable[[], None] = nothing,
 ) -> Sequence[tuple[str, Callable[[PyTree], dict[str, float]]]]:
     """An evaluation for `fit(evals=...)`, where wandb shows its results; else none.
 
     Each evaluation calibrates on at most `settings.eval_rows` rows of the calibration split, and so
-    compiles and runs the passes of calibration. Several processes have none.
+    compiles and runs the passes of calibration, on the devices of training and with the parameters
+    as they are there.
 
     Args:
       experiment: the model and the method.
       settings: `wandb`, `eval_every` and `eval_rows`.
       rule: by which the operating point is chosen.
       batch_size: rows per call, and of the batches whose occupancy is expected.
+      between: is called before each batch; what it raises ends the evaluation.
 
     Returns:
       No pair, or one, `("depth", function)`. The function's results are empty where no point meets
@@ -35,7 +42,7 @@ def depth_evals(
       `mean_exits`, exits evaluated per row; `flops_ratio`, of full depth's FLOPs; `entropy` of the
       shares, in nats; `occupancy_masked`, see `masked_occupancy`.
     """
-    if settings.wandb == "off" or settings.eval_every == 0 or jax.process_count() > 1:
+    if settings.wandb == "off" or settings.eval_every == 0:
         return ()
     source = experiment.calibration
 
@@ -47,8 +54,11 @@ def depth_evals(
     fewer = experiment._replace(calibration=source._replace(examples=some))
 
     def depths(params: PyTree) -> dict[str, float]:
+        mesh = mesh_of(params)
         try:
-            choice = calibrate(fewer, jax.tree.map(on_one_device, params), rule, batch_size).choice
+            choice = calibrate(
+                fewer, params, rule, batch_size, mesh=mesh, between=between, share=0
+            ).choice
         except (NoPoint, ValueError):  # no point meets the rule, or an exit gives NaNs
             return {}
         shares = choice.exit_fraction

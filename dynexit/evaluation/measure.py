@@ -1,5 +1,6 @@
 """Measures a trained network at its operating point on the test split."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -8,26 +9,26 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from dynexit.calibration.choose import Choice
 from dynexit.calibration.curve import Curve, curve
 from dynexit.calibration.records import Records
 from dynexit.core.labels import exact
 from dynexit.core.settings import Evaluation
-from dynexit.core.shapes import Int, PyTree, Rows, Shaped
-from dynexit.core.types import Experiment
+from dynexit.core.shapes import Array, Int, PyTree, Rows, Shaped
+from dynexit.core.types import Criterion, Experiment
 from dynexit.engine.replay import replay_scores
 from dynexit.engine.streaming.stream import is_tied
 from dynexit.engine.tuning.tune import Tuned, tune
 from dynexit.evaluation import latency
-from dynexit.evaluation.batches import batches, prepared, taken_rows
-from dynexit.evaluation.calibrate import COUNTED, Calibrated
+from dynexit.evaluation.batches import prepared, taken_rows
+from dynexit.evaluation.calibrate import Calibrated, few_inputs
 from dynexit.evaluation.costs import RowCosts, costs_of
-from dynexit.evaluation.devices import Devices, devices_for, kept_on
-from dynexit.evaluation.latency import Ran
+from dynexit.evaluation.devices import devices_for
+from dynexit.evaluation.live import on_devices, run_live, tuned_by_first
 from dynexit.evaluation.recording import record
 from dynexit.evaluation.timings import (
     TimedPoints,
     Timings,
-    executor_of,
     programs,
     time_all,
     time_points,
@@ -45,7 +46,10 @@ class Evaluated(NamedTuple):
       exit: int64 `[M]`, the exit of each row.
       nan_exits: exits read with a NaN, over all rows.
       agreement: fraction of rows whose live answer and exit equal those from stored scores.
-      timings, curve, timed: `Timings`, `Curve`, `TimedPoints`.
+      occupancy: rows x blocks that rows needed, as a fraction of those that the program ran.
+      curve: `Curve`.
+      timings, timed: `Timings`, `TimedPoints`; None where a device cannot hold the parameters, and
+        on processes other than 0.
       tuned: executor and tiles of the dynamic program, or None for the engine's defaults.
       score: the method's.
       steps: int `[M]`, the sequential steps that each example needs, where the data has them; else
@@ -58,9 +62,10 @@ class Evaluated(NamedTuple):
     exit: Int[np.ndarray, "M"]
     nan_exits: int
     agreement: float
-    timings: Timings
+    occupancy: float
     curve: Curve
-    timed: TimedPoints
+    timings: Timings | None
+    timed: TimedPoints | None
     tuned: Tuned | None
     score: Callable[[Any, Any], Any] = exact
     steps: Int[np.ndarray, "M"] | None = None
@@ -76,6 +81,9 @@ def evaluate(
 ) -> Evaluated:
     """Measures the test split, read batch by batch.
 
+    Time is measured by process 0, on its first device, which must hold the parameters whole; the
+    other processes wait. All else runs on all devices of the mesh.
+
     Args:
       experiment: the trained experiment.
       params: its parameters.
@@ -85,7 +93,8 @@ def evaluate(
       evaluation: `core.settings.Evaluation`.
       log: receives a line for every phase.
       mesh: devices that run a batch each where nothing is timed; None for one device. Figures that
-        are not seconds do not depend on it.
+        are not seconds do not depend on it. Where they are those of several processes, all call it
+        and have the figures.
     """
     choice, points, method = calibrated.choice, calibrated.points, experiment.method
     operating_point, examples = choice.operating_point, experiment.test.examples()
@@ -94,91 +103,97 @@ def evaluate(
     devices = devices_for(params, mesh)
     placed = devices.place(params)
     records = record(experiment, placed, experiment.test, size, criterion, devices)
-    prepare = jax.jit(lambda inputs: prepared(experiment, inputs))
-    few = prepare(taken_rows(examples["inputs"], slice(COUNTED)))
-    costs = calibrated.costs
+    few, costs = few_inputs(experiment, experiment.test), calibrated.costs
     if _row_shapes(examples) != _row_shapes(experiment.calibration.examples()):
         costs = costs_of(experiment.model, params, few, criterion)
     drawn = curve(records, points, method.criterion, costs.until, costs.full)
-    chosen = timed_rows(len(records.labels), evaluation, _row_bytes(few))
-    timed_batches = latency.in_batches(
-        jax.tree.map(np.asarray, prepare(taken_rows(examples["inputs"], chosen))), size
-    )
 
-    step, state = (
-        experiment.model.steps(params),
-        jax.jit(experiment.model.embed)(params, timed_batches[0]),
-    )
-    tuned = None
-    if evaluation.tune:
+    stand = tuned = calls = None
+    chosen = timed_rows(len(records.labels), evaluation, _row_bytes(few))
+    if devices.split:
+        size_in_words = f"{sum(a.nbytes for a in jax.tree.leaves(params)) / 1e9:.3g} GB"
+        log(f"nothing is timed: no device can hold the parameters whole, {size_in_words}")
+    elif devices.first:
+        alone = placed if devices.mesh is None else jax.tree.map(_here, placed)
+        stand = Stand.of(experiment, alone, examples["inputs"], chosen, size)
+    if evaluation.tune and not devices.split:
         log("tuning: what tiles of every size cost on this device")
-        rows_at = np.rint(choice.exit_fraction * choice.rows).astype(int)
-        exits = np.repeat(np.arange(len(rows_at)), rows_at)
-        tuned = tune(step, state, experiment.model.depth, exits, criterion=criterion)
+        tuned = tuned_by_first(lambda: _tune(stand, choice, criterion), devices, log)
         log(f"tuned: {tuned}")
-    log(f"test split: timing full and dynamic depth side by side, {evaluation.repeats} times")
-    tied = not isinstance(step, tuple) and is_tied(step, state)
-    calls = programs(experiment, params, size, tuned, tied)
-    run = calls.dynamic
-    if devices.mesh is not None:
-        run = _on_devices(devices, experiment, placed, tuned)
-    ran, executed = _live(run, operating_point, examples, size, experiment, devices)
+    if stand is not None:
+        calls = programs(experiment, stand.params, size, tuned, stand.tied)
+    if devices.mesh is None:
+        assert calls is not None, "one device holds the parameters"
+        run = calls.dynamic
+    else:
+        run = on_devices(devices, experiment, placed, tuned)
+    ran, executed = run_live(run, operating_point, examples, size, experiment, devices)
     taken = np.searchsorted(costs.depths, ran.exit_depth)
-    timed_exits = np.resize(taken[chosen], len(timed_batches) * size)  # padded with the first
-    occupancy = float((taken + 1).sum() / executed)
-    timings = time_all(
-        calls, operating_point, timed_batches, evaluation, costs, timed_exits, occupancy
-    )
-    log("test split: timing points along the curve")
-    timed = time_points(calls, points, drawn, timed_batches, evaluation, costs, timings.tile)
+
+    timings = timed = None
+    if stand is not None and calls is not None:
+        exits = np.resize(taken[chosen], len(stand.batches) * size)  # padded with the first
+        repeats = evaluation.repeats
+        log(f"test split: timing full and dynamic depth side by side, {repeats} times")
+        timings = time_all(calls, operating_point, stand.batches, evaluation, costs, exits)
+        log("test split: timing points along the curve")
+        timed = time_points(calls, points, drawn, stand.batches, evaluation, costs, timings.tile)
+    devices.from_first(lambda: None, "measures time", log)
 
     one = jax.tree.map(lambda a: jnp.asarray(a)[None], operating_point)
-    exits = np.asarray(replay_scores(method.criterion, one, records.scores, records.nan))[0]
+    replayed = replay_scores(method.criterion, one, records.scores, records.nan)
+    exits = np.asarray(replayed)[0]
     answers = records.predictions[exits, np.arange(len(exits))]
     same = (answers == ran.classes).reshape(len(exits), -1).all(axis=1) & (exits == taken)
     nans, needed = int(ran.nan_exits.sum()), examples.get("steps")
-    live = np.asarray(ran.classes), taken, nans, float(same.mean())
-    return Evaluated(records, costs, *live, timings, drawn, timed, tuned, method.score, needed)
+    occupancy = float((taken + 1).sum() / executed)
+    live = np.asarray(ran.classes), taken, nans, float(same.mean()), occupancy
+    return Evaluated(records, costs, *live, drawn, timings, timed, tuned, method.score, needed)
 
 
-def _on_devices(
-    devices: Devices, experiment: Experiment, params: PyTree, tuned: Tuned | None
-) -> Callable[[PyTree, PyTree], Ran]:
-    """The dynamic program on a batch for every device; its `rows_executed` is `[D]`."""
-    model, method = experiment.model, experiment.method
-    chosen = executor_of(tuned)
+class Stand(NamedTuple):
+    """What is timed, on one device.
 
-    def dynamic(shared: tuple[PyTree, PyTree], inputs: Rows) -> Ran:
-        ran = latency.dynamic_depth(model, method, *shared, inputs, *chosen)
-        return ran._replace(rows_executed=ran.rows_executed[None])
-
-    run = devices.compile(dynamic)
-    return lambda operating_point, inputs: run((params, devices.place(operating_point)), inputs)
-
-
-def _live(
-    dynamic: Callable[[PyTree, PyTree], Ran],
-    operating_point: PyTree,
-    examples: dict[str, Any],
-    size: int,
-    experiment: Experiment,
-    devices: Devices,
-) -> tuple[Ran, float]:
-    """Result of the dynamic program for all rows, and rows x steps executed per row of the split.
-
-    Padding rows are included in the latter.
+    Attributes:
+      params: the parameters.
+      batches: of prepared inputs, for the timed rows.
+      step: the network.
+      state: of the first batch, embedded.
+      depth: of the model.
+      tied: whether rows at different depths may share a tile.
     """
-    prepare = devices.compile(lambda _, inputs: prepared(experiment, inputs), whole=False)
-    parts, executed = [], 0.0
-    for batch in batches(examples, size * devices.count):
-        ran = dynamic(operating_point, prepare((), batch.inputs))
-        for rows, kept in zip(
-            np.atleast_1d(ran.rows_executed), kept_on(devices, batch.kept, size), strict=True
-        ):
-            executed += float(rows) * int(kept) / size
-        each = ran._replace(rows_executed=np.zeros(batch.kept, np.int32))
-        parts.append(jax.tree.map(lambda a, n=batch.kept: np.asarray(a)[:n], each))
-    return jax.tree.map(lambda *a: np.concatenate(a), *parts), executed
+
+    params: PyTree
+    batches: list[Rows]
+    step: Any
+    state: PyTree
+    depth: Any
+    tied: bool
+
+    @classmethod
+    def of(
+        cls, experiment: Experiment, params: PyTree, inputs: Rows, chosen: Any, size: int
+    ) -> "Stand":
+        """Reads and prepares the rows `chosen`, in batches of `size`."""
+        model, prepare = experiment.model, jax.jit(lambda rows: prepared(experiment, rows))
+        rows = jax.tree.map(np.asarray, prepare(taken_rows(inputs, chosen)))
+        batches = latency.in_batches(rows, size)
+        step, state = model.steps(params), jax.jit(model.embed)(params, batches[0])
+        tied = not isinstance(step, tuple) and is_tied(step, state)
+        return cls(params, batches, step, state, model.depth, tied)
+
+
+def _tune(stand: Stand | None, choice: Choice, criterion: Criterion) -> Tuned:
+    """Tunes for the exits of the calibration split; on the process that measures time."""
+    assert stand is not None
+    rows_at = np.rint(choice.exit_fraction * choice.rows).astype(int)
+    exits = np.repeat(np.arange(len(rows_at)), rows_at)
+    return tune(stand.step, stand.state, stand.depth, exits, criterion=criterion)
+
+
+def _here(array: Array) -> Array:
+    """The copy on this process' first device."""
+    return array.addressable_data(0)
 
 
 def _row_shapes(examples: dict[str, Any]) -> list[tuple[int, ...]]:
@@ -186,4 +201,5 @@ def _row_shapes(examples: dict[str, Any]) -> list[tuple[int, ...]]:
 
 
 def _row_bytes(inputs: PyTree) -> int:
-    return sum(leaf.nbytes // len(leaf) for leaf in jax.tree.leaves(inputs))
+    leaves = jax.tree.leaves(inputs)
+    return sum(math.prod(leaf.shape[1:]) * leaf.dtype.itemsize for leaf in leaves)

@@ -4,6 +4,7 @@ Each exit is reduced to a few numbers per row before the next block runs, so mem
 exit's output of one batch, and the records.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ import numpy as np
 from dynexit.calibration.records import Records, observed
 from dynexit.core.checks import shapes
 from dynexit.core.labels import rows_counted
+from dynexit.core.processes.together import nothing
 from dynexit.core.shapes import AnyArray, Array, Bool, ExitRows, PyTree, Rows, Shaped
 from dynexit.core.stages import stages_of
 from dynexit.core.types import Criterion, Experiment, Source
@@ -30,6 +32,7 @@ def record(
     batch_size: int,
     criterion: Criterion,
     devices: Devices | None = None,
+    between: Callable[[], None] = nothing,
 ) -> Records:
     """Runs all exits over all examples of a split, in batches of one size.
 
@@ -39,7 +42,9 @@ def record(
       source: the split; its arrays are read batch by batch.
       batch_size: rows per call; changes no result beyond rounding.
       criterion: whose scores are kept; its thresholds do not matter.
-      devices: that run a batch each, with `params` placed on them; None for one device.
+      devices: that run a batch each, with `params` placed on them; None for one device. Where they
+        are those of several processes, all call it and have the records.
+      between: is called before each batch; what it raises ends the pass.
 
     Returns:
       `Records`.
@@ -51,18 +56,16 @@ def record(
     shared = params, devices.place(criterion)
     run = devices.compile(lambda shared, rows: kept_of(experiment, *shared, *rows), axis=1)
     parts = []
-    for batch in batches(examples, batch_size * devices.count):
+    size = batch_size * devices.count
+    for batch in batches(examples, size, devices.own(size)):
+        between()
         kept = run(shared, (batch.inputs, batch.labels))
         parts.append(jax.tree.map(lambda a, n=batch.kept: np.asarray(a)[:, :n], kept))
     kept = jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=1), *parts)
     labels = np.asarray(examples["labels"])
-    return Records(
-        source.split,
-        labels=labels,
-        counts=rows_counted(labels),
-        fingerprint=fingerprint(examples),
-        **kept,
-    )
+    digest = devices.from_first(lambda: fingerprint(examples), "reads the whole split")
+    counts = rows_counted(labels)
+    return Records(source.split, labels=labels, counts=counts, fingerprint=digest, **kept)
 
 
 def kept_of(
@@ -90,11 +93,12 @@ def fitted(
     batch_size: int,
     rows: Bool[np.ndarray, "M"] | None = None,
     devices: Devices | None = None,
+    between: Callable[[], None] = nothing,
 ) -> tuple[PyTree, tuple[str, ...]]:
     """What the method fits on a split (`Candidates.fit`), and remarks.
 
     Args:
-      experiment, params, source, batch_size, devices: as in `record`.
+      experiment, params, source, batch_size, devices, between: as in `record`.
       rows: bool `[M]`, the rows to fit on; None for all.
 
     Returns:
@@ -118,13 +122,15 @@ def fitted(
 
     run = devices.compile(measure, axis=1)
     state, finished = fit.begin(exits_of(experiment, params)), False
+    size = batch_size * devices.count
     while not finished:
         sums: Any = None
         shared = params, devices.place(state)
-        for batch in batches(examples, batch_size * devices.count):
+        for batch in batches(examples, size, devices.own(size)):
             used = wanted[batch.rows] & (np.arange(len(batch.rows)) < batch.kept)
             if not used.any():
                 continue
+            between()
             terms = run(shared, (batch.inputs, batch.labels))
             part = jax.tree.map(
                 lambda a, used=used: np.asarray(a, np.float64)[:, used].sum(axis=1), terms
@@ -132,11 +138,12 @@ def fitted(
             sums = part if sums is None else jax.tree.map(np.add, sums, part)
         if sums is None:
             raise ValueError(f"`source` {source.split!r} holds no row with a label to fit on")
-        state, finished = fit.advance(state, sums)
+        # hosts may round differently
+        state, finished = devices.agreed(fit.advance(state, sums), "fits statistics")
     return fit.finish(state)
 
 
 def exits_of(experiment: Experiment, params: PyTree) -> int:
     """E, the number of exits."""
-    stages = stages_of(experiment.model.steps(params), experiment.model.depth)
+    stages = stages_of(jax.eval_shape(experiment.model.steps, params), experiment.model.depth)
     return sum(stage.steps for stage in stages)

@@ -37,8 +37,6 @@ class Timings(NamedTuple):
       together_ratio: FLOPs of the blocks up to there, as a fraction of all blocks.
       contenders: seconds of all full-depth programs on the first batches; the fastest is used.
       block_ratio: FLOPs of the blocks that the timed rows needed, as a fraction of all blocks.
-      occupancy: rows x blocks that rows needed, as a fraction of those that the compacted executor
-        ran.
     """
 
     rows: int
@@ -51,7 +49,6 @@ class Timings(NamedTuple):
     together_ratio: float
     contenders: dict[str, Timing]
     block_ratio: float
-    occupancy: float
 
     @property
     def full_program(self) -> str:
@@ -215,7 +212,6 @@ def time_all(
     evaluation: Evaluation,
     costs: RowCosts,
     exits: Int[np.ndarray, "m"],
-    occupancy: float,
 ) -> Timings:
     """Times full depth and the executors on all timed batches, whose rows exit at `exits`."""
     few = batches[:FEW]
@@ -238,9 +234,7 @@ def time_all(
     timing = latency.measure(compared, evaluation.repeats)
     dynamic = timing["compacted"], timing["masked"], timing.get("streamed")
     together = timing["together"], float(until[near])
-    return Timings(
-        len(exits), tile, timing["full"], *dynamic, *together, contenders, ratio, occupancy
-    )
+    return Timings(len(exits), tile, timing["full"], *dynamic, *together, contenders, ratio)
 
 
 def time_points(

@@ -86,6 +86,9 @@ def finish(
 ) -> dict[str, Any]:
     """Chooses an operating point, writes it to `calibration.json`, and measures it.
 
+    Several processes all call it: each runs its share of every batch, process 0 measures time and
+    writes.
+
     Args:
       run: the run folder and its settings.
       experiment: built from them.
@@ -94,16 +97,20 @@ def finish(
       rule: how the operating point is chosen.
 
     Returns:
-      The content of `report.json`.
+      The content of `report.json`; empty on processes other than 0.
     """
+    import jax
+
+    from dynexit.core.processes.together import from_first
     from dynexit.evaluation.calibrate import calibrate
 
     log("calibration split: every exit, and an operating point")
-    params, mesh = placed(params)
-    settings = run.settings.evaluation
+    mesh, settings = mesh_for(params), run.settings.evaluation
     calibrated = calibrate(experiment, params, rule_of(rule), settings.batch_size, log, mesh)
-    chosen = write_choice(run, calibrated, rule, step)
-    return measured(run, experiment, params, step, calibrated, chosen, settings, mesh)
+    chosen = write_choice(run, calibrated, rule, step) if jax.process_index() == 0 else {}
+    content = measured(run, experiment, params, step, calibrated, chosen, settings, mesh)
+    from_first(lambda: None, "writes the report", log)
+    return content
 
 
 def remeasure(
@@ -132,7 +139,7 @@ def remeasure(
             f"{chosen['training_step']}, and these are of step {step}; `dynexit calibrate` chooses "
             "again"
         )
-    params, mesh = placed(params)
+    mesh = mesh_for(params)
     return measured(run, experiment, params, step, calibrated, chosen, settings, mesh)
 
 
@@ -146,7 +153,7 @@ def measured(
     settings: Evaluation,
     mesh: Any = None,
 ) -> dict[str, Any]:
-    """Evaluates, writes `report.json`, `report.md` and the plots, and prints the table."""
+    """Evaluates; process 0 writes `report.json`, `report.md` and plots, and prints the table."""
     import jax
 
     from dynexit import evaluation
@@ -157,6 +164,8 @@ def measured(
     choice = calibrated.choice
     evaluated = evaluation.evaluate(experiment, params, calibrated, settings, log, mesh)
     refuse_same_split(choice, evaluated.records.split, evaluated.records.fingerprint)
+    if jax.process_index() > 0:
+        return {}
     splits = experiment.train, experiment.calibration, experiment.test
     about = {
         "name": run.recorded["name"],
@@ -204,33 +213,17 @@ def measured(
     return content
 
 
-def placed(params: Any) -> tuple[Any, Any]:
-    """Parameters on one device, for timing, and a mesh of this process's devices, for the rest.
+def mesh_for(params: Any) -> Any:
+    """The mesh on which parameters are evaluated; None where there is one device.
 
-    Parameters that one device cannot hold stay as they are, on the mesh of training. The mesh is
-    None on one device. With several processes each one evaluates for itself.
+    It is their own, if they have one, else one of the devices of all processes.
     """
     import jax
     from jax.sharding import AxisType
 
-    from dynexit.evaluation.devices import devices_for
+    from dynexit.evaluation.devices import mesh_of
 
-    devices = jax.local_devices()
-    if len(devices) == 1:
-        return on_one_device(params), None
-    if jax.process_count() == 1:
-        meshes = (getattr(leaf.sharding, "mesh", None) for leaf in jax.tree.leaves(params))
-        mesh = next((mesh for mesh in meshes if mesh is not None), None)
-        if mesh is not None and devices_for(params, mesh).split:
-            return params, mesh
-    mesh = jax.make_mesh((len(devices),), ("data",), (AxisType.Auto,), devices=devices)
-    return on_one_device(params), mesh
-
-
-def on_one_device(params: Any) -> Any:
-    """Training spreads parameters over devices; timing is of one. All processes must call it."""
-    import jax
-
-    from dynexit.training.parallel.placement import whole
-
-    return jax.device_put(whole(params), jax.local_devices()[0])
+    count = jax.device_count()
+    if count == 1:
+        return None
+    return mesh_of(params) or jax.make_mesh((count,), ("data",), (AxisType.Auto,))

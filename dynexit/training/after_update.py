@@ -13,9 +13,9 @@ from dynexit.core.shapes import Array, Shaped
 from dynexit.training import evals
 from dynexit.training.checkpointing.saver import Best, Saver
 from dynexit.training.collapse import CollapseWatch
-from dynexit.training.logs import Mirror, Records
+from dynexit.training.logs import CLOCK, Mirror, Records, without_clock
 from dynexit.training.monitoring.throughput import Throughput
-from dynexit.training.signals import StopRequest
+from dynexit.training.signals import Stopped, StopRequest
 from dynexit.training.state import TrainState
 from dynexit.training.streams import SafeStream
 
@@ -41,7 +41,8 @@ class Flight(NamedTuple):
 class AfterUpdate:
     """Waits for updates, in order, and does what is due after each.
 
-    `last` holds the metrics of the newest update that was settled, and its "step".
+    `last` holds the metrics of the newest update that was settled, and its "step"; `interrupted`
+    says whether a stop has ended its evaluation.
 
     Args:
       settings: when to log.
@@ -71,6 +72,7 @@ class AfterUpdate:
         self.settings, self.saver, self.stall = settings, saver, stall
         self._stop = stop
         self.last: dict[str, float] = {}
+        self.interrupted = False
         self._records, self._mirror, self.bar, self._stream = records, mirror, bar, stream
         self._evaluate, self._evaluated = evaluate, ""
         self._watch, self._throughput = CollapseWatch(), throughput
@@ -102,7 +104,7 @@ class AfterUpdate:
         self.bar.update()
         best = None
         if evals.is_due(self.settings, step):
-            best = self._log_with_evaluation(step, state)
+            best = self._evaluated_and_logged(step, state, self._clock(step))
         elif step in (1, self.settings.steps) or step % self.settings.log_every == 0:
             self._log(self._clock(step))
         self.saver.raise_if_failed()
@@ -110,6 +112,20 @@ class AfterUpdate:
         if flight.snapshot is not None or best is not None:
             self.stall.at(f"waiting for the save before that of step {step}")
             self.saver.save(step, flight.snapshot, best)
+
+    def evaluate_again(self, record: dict[str, Any], state: TrainState) -> None:
+        """Repeats an evaluation that a stop had interrupted; its record is completed.
+
+        Args:
+          record: of the update, without the evaluation.
+          state: after that update.
+        """
+        read = {n: float("nan") if v is None else v for n, v in record.items()}
+        step, clock = record["step"], {n: v for n, v in read.items() if n in CLOCK}
+        self.last = without_clock(read)
+        best = self._evaluated_and_logged(step, state, clock, again=True)
+        if best is not None:
+            self.saver.save(step, None, best)
 
     def _fail(self, step: int, values: dict[str, np.ndarray], state: TrainState) -> None:
         good = step - 1
@@ -119,17 +135,28 @@ class AfterUpdate:
         what = f"loss {values['loss']}, gradient norm {values['grad_norm']}"
         raise NonFiniteLoss(f"step {step}: {what}; the state after step {good} is saved")
 
-    def _log_with_evaluation(self, step: int, state: TrainState) -> Best | None:
-        """Evaluates and logs; returns the parameters if they are the best so far."""
-        clock = self._clock(step)
+    def _evaluated_and_logged(
+        self, step: int, state: TrainState, clock: dict[str, float], again: bool = False
+    ) -> Best | None:
+        """Evaluates and logs; returns the parameters if they are the best so far.
+
+        Where a stop ends the evaluation, the record has what is known of the update, and the run
+        that resumes here evaluates again.
+        """
         began = time.perf_counter()
         self.stall.at(f"evaluating after update {step}")
-        metrics = self._evaluate(state.params)
+        try:
+            metrics = self._evaluate(state.params)
+        except Stopped:
+            self.interrupted = True
+            if not again:
+                self._records.write({**self.last, **clock})
+            return None
         self._logged_at = time.perf_counter()  # the speed of training excludes the evaluation
         clock["eval_seconds"] = round(self._logged_at - began, 3)
         self._evaluated = evals.in_short(metrics)
         training, self.last = self.last, {**self.last, **metrics}
-        self._log(clock, training)
+        self._log(clock, training, again)
         score = evals.score(metrics)
         if score is None or not score > self.saver.best:
             return None
@@ -142,9 +169,17 @@ class AfterUpdate:
         clock = {"seconds": round(now - self._began, 3), "examples_per_second": round(speed, 1)}
         return clock | self._throughput.read(speed)
 
-    def _log(self, clock: dict[str, float], training: dict[str, float] | None = None) -> None:
+    def _log(
+        self,
+        clock: dict[str, float],
+        training: dict[str, float] | None = None,
+        again: bool = False,
+    ) -> None:
         record = {**self.last, **clock}
-        self._records.write(record)
+        if again:
+            self._records.replace(record)
+        else:
+            self._records.write(record)
         self._mirror.write(record)
         for collapse in self._watch.look(self.last if training is None else training):
             self.bar.write(f"warning: {collapse}", file=self._stream)

@@ -16,8 +16,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dynexit.core.labels import check_labels, rows_counted
+from dynexit.core.processes.together import nothing
 from dynexit.core.settings import Training
-from dynexit.core.shapes import Array, Int, PyTree
+from dynexit.core.shapes import Array, Bool, Int, PyTree
 from dynexit.core.types import Experiment
 from dynexit.data.source import Batch
 from dynexit.engine.run import run_all
@@ -25,7 +26,7 @@ from dynexit.objectives.multi_exit import multi_exit_cross_entropy
 from dynexit.training.logs import EVAL
 from dynexit.training.parallel.constants import Compiled
 from dynexit.training.parallel.mesh import replicated
-from dynexit.training.parallel.placement import put_batch
+from dynexit.training.parallel.placement import own_rows, put_batch
 from dynexit.training.state import cast
 
 Evaluate: TypeAlias = Callable[[PyTree], dict[str, float]]
@@ -46,14 +47,19 @@ def is_due(settings: Training, step: int) -> bool:
 
 
 def make_evaluate(
-    experiment: Experiment, settings: Training, mesh: Mesh, evals: Evals = ()
+    experiment: Experiment,
+    settings: Training,
+    mesh: Mesh,
+    evals: Evals = (),
+    between: Callable[[], None] = nothing,
 ) -> Evaluate:
     """Makes `evaluate(params) -> metrics`, compiled once, over the calibration split.
 
     Of the split, `settings.eval_rows` rows are used, evenly spread. They are read in batches of
     `settings.batch_size` with at most two batches on the devices; padding rows of the last batch
-    are masked. Results are means over the rows with a label, summed on the host in float64.
-    The compute type is `settings.precision`.
+    do not count. Results are means over the rows with a label, summed on the host in float64 in the
+    order of the split. The compute type is `settings.precision`. Several processes all call the
+    function, read the rows of their own devices, and have the metrics.
 
     Args:
       experiment: its calibration split is read at the first call and kept.
@@ -62,6 +68,7 @@ def make_evaluate(
       evals: pairs `(name, function)` with `function(params) -> {key: number}`; each number becomes
         the metric `eval_<name>_<key>`. The parameters must not be kept: they are donated to the
         next update.
+      between: is called before each batch; what it raises ends the evaluation.
 
     Returns:
       The function. Its metrics are floats:
@@ -76,7 +83,7 @@ def make_evaluate(
     Raises:
       ValueError: from the function: labels that are not classes, or two metrics of one name.
     """
-    run = Compiled(_sums(experiment, settings), mesh, (), replicated(mesh))
+    run = Compiled(_by_row(experiment, settings), mesh, (), replicated(mesh))
     held: dict[str, Any] = {}  # the split, read at the first call
 
     def means(params: PyTree) -> dict[str, float]:
@@ -85,11 +92,14 @@ def make_evaluate(
             check_labels(held["labels"], len(experiment.classes), "experiment.calibration")
         totals: dict[str, Any] = collections.defaultdict(float)
         waiting, counted = None, 0
+        size = settings.batch_size
+        first, last = own_rows(size, mesh)
         rows = spread(len(held["labels"]), settings.eval_rows)
-        for batch in _batches(held, rows, settings.batch_size):
-            sums = run(params, put_batch(batch, mesh, ("inputs", "labels", "counts")))
+        for batch, counts in _batches(held, rows, size, first, last):
+            between()
+            values = run(params, put_batch(batch, mesh, first=first, size=size))
             _add(totals, waiting)  # waits for the batch before this one
-            waiting, counted = sums, counted + int(batch["counts"].sum())
+            waiting, counted = (values, counts), counted + int(counts.sum())
         _add(totals, waiting)
         return _flat({name: total / max(counted, 1) for name, total in totals.items()})
 
@@ -130,21 +140,21 @@ def in_short(metrics: Mapping[str, float]) -> str:
     return ""
 
 
-def _sums(
+def _by_row(
     experiment: Experiment, settings: Training
 ) -> Callable[[PyTree, Batch], dict[str, Array]]:
-    """`sums(params, batch) -> {name: [] or [E]}`, sums over the rows with `batch["counts"]`."""
+    """`values(params, batch) -> {name: float32 [B] or [E, B]}`."""
     model, method = experiment.model, experiment.method
     compute = jnp.dtype(settings.precision)
 
-    def sums(params: PyTree, batch: Batch) -> dict[str, Array]:
-        inputs, labels, counts = batch["inputs"], batch["labels"], batch["counts"]
+    def values(params: PyTree, batch: Batch) -> dict[str, Array]:
+        inputs, labels = batch["inputs"], batch["labels"]
         if experiment.prepare is not None:
             inputs = experiment.prepare(inputs)
         params, inputs = cast(params, compute), cast(inputs, compute)
         outputs = run_all(model.steps(params), model.embed(params, inputs), model.depth)
         outputs = cast(outputs, jnp.float32)
-        rows = {}  # each [B] or [E, B]
+        rows = {}
         if method.predict is not None:
             right = jax.vmap(lambda output: method.score(method.predict(output), labels))
             rows["accuracy"] = right(outputs)
@@ -154,10 +164,9 @@ def _sums(
             of_one_row = _of_one_row(method.objective)
             rows["objective"], own = jax.vmap(of_one_row, (1, 0))(outputs, labels)
             rows = {**own, **rows}
-        total = lambda a: jnp.where(counts, a.astype(jnp.float32), 0.0).sum(-1)
-        return {name: total(each) for name, each in rows.items()}
+        return {name: each.astype(jnp.float32) for name, each in rows.items()}
 
-    return sums
+    return values
 
 
 def _of_one_row(
@@ -194,21 +203,27 @@ def spread(count: int, wanted: int | None) -> Int[np.ndarray, "M"]:
     return np.arange(wanted) * count // wanted
 
 
-def _batches(examples: Batch, rows: np.ndarray, size: int) -> Iterator[Batch]:
-    """The rows in batches of `size`; the last is padded. "counts" is False for padding rows and
-    for rows without a label.
+def _batches(
+    examples: Batch, rows: np.ndarray, size: int, first: int, last: int
+) -> Iterator[tuple[Batch, Bool[np.ndarray, "size"]]]:
+    """Rows `first`..`last - 1` of each batch of the rows, and which rows of the batch count.
+
+    The last batch is padded. Padding rows and rows without a label do not count.
     """
     taken = {name: examples[name] for name in ("inputs", "labels")}
+    labelled = rows_counted(np.asarray(examples["labels"]))
     for start in range(0, len(rows), size):
         places = np.arange(start, start + size)
-        batch = jax.tree.map(lambda a, r=rows[places % len(rows)]: a[r], taken)
-        counts = (places < len(rows)) & rows_counted(batch["labels"])
-        yield {**batch, "counts": counts}
+        chosen = rows[places % len(rows)]
+        batch = jax.tree.map(lambda a, own=chosen[first:last]: a[own], taken)
+        yield batch, (places < len(rows)) & labelled[chosen]
 
 
-def _add(totals: dict[str, Any], sums: dict[str, Array] | None) -> None:
-    for name, value in jax.device_get(sums or {}).items():
-        totals[name] = totals[name] + np.asarray(value, np.float64)
+def _add(totals: dict[str, Any], values: tuple[dict[str, Array], np.ndarray] | None) -> None:
+    if values is not None:
+        by_row, counts = values
+        for name, value in jax.device_get(by_row).items():
+            totals[name] = totals[name] + value[..., counts].sum(-1, dtype=np.float64)
 
 
 def _flat(means: Mapping[str, Any]) -> dict[str, float]:

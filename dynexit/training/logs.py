@@ -39,15 +39,10 @@ class Records:
     """
 
     def __init__(self, folder: Path, after: int = 0):
-        path = Path(folder) / FILE
-        self._file = None
+        self._path, self._file = Path(folder) / FILE, None
         if _is_first():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            kept = [record for record in read_records(path) if record["step"] <= after]
-            with replacing(path) as draft:  # a link is replaced, not followed
-                lines = "".join(json.dumps(record) + "\n" for record in kept)
-                draft.write_text(lines, encoding="utf-8")
-            self._file = path.open("a", encoding="utf-8")
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._rewrite(after)
 
     def __enter__(self) -> "Records":
         return self
@@ -59,12 +54,42 @@ class Records:
     def write(self, record: Mapping[str, Any]) -> None:
         """Appends one record, which has a "step". A value that is not finite is written as null."""
         if self._file is not None:
-            finite = {
-                n: None if isinstance(v, float) and not math.isfinite(v) else v
-                for n, v in record.items()
-            }
-            self._file.write(json.dumps(finite) + "\n")
+            self._file.write(_line(record))
             self._file.flush()
+
+    def replace(self, record: Mapping[str, Any]) -> None:
+        """Writes one record in place of those of its update and of later ones, all or nothing."""
+        if self._file is not None:
+            self._file.close()
+            self._rewrite(int(record["step"]) - 1, record)
+
+    def _rewrite(self, after: int, *more: Mapping[str, Any]) -> None:
+        kept = [record for record in read_records(self._path) if record["step"] <= after]
+        with replacing(self._path) as draft:  # a link is replaced, not followed
+            draft.write_text("".join(map(_line, [*kept, *more])), encoding="utf-8")
+        self._file = self._path.open("a", encoding="utf-8")
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    finite = {
+        n: None if isinstance(v, float) and not math.isfinite(v) else v for n, v in record.items()
+    }
+    return json.dumps(finite) + "\n"
+
+
+def without_evaluation(folder: Path | str, step: int) -> dict[str, Any] | None:
+    """The last record, if it is of this update and a stop has interrupted its evaluation.
+
+    Every record with an evaluation has "eval_seconds".
+
+    Args:
+      folder: the run's.
+      step: the update from which the run continues.
+    """
+    records = [r for r in read_records(Path(folder) / FILE) if r["step"] <= step]
+    if not records or records[-1]["step"] != step or "eval_seconds" in records[-1]:
+        return None
+    return records[-1]
 
 
 def read_records(path: Path | str) -> list[dict[str, Any]]:

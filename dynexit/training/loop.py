@@ -18,6 +18,7 @@ from dynexit.core.folder_lock import in_use
 from dynexit.core.labels import check_labels
 from dynexit.core.processes.stall import StallWatch
 from dynexit.core.processes.start import current
+from dynexit.core.processes.together import from_first
 from dynexit.core.settings import Training, valid_seed, validate
 from dynexit.core.shapes import PyTree
 from dynexit.core.types import Experiment
@@ -28,7 +29,14 @@ from dynexit.training.after_update import AfterUpdate, Flight, on_one_device, pr
 from dynexit.training.after_update import NonFiniteLoss as NonFiniteLoss
 from dynexit.training.checkpointing.checkpoints import FOLDER, restore, set_aside_after
 from dynexit.training.checkpointing.saver import Saver
-from dynexit.training.logs import FILE, Mirror, Records, read_records, without_clock
+from dynexit.training.logs import (
+    FILE,
+    Mirror,
+    Records,
+    read_records,
+    without_clock,
+    without_evaluation,
+)
 from dynexit.training.monitoring.profile import Profiler
 from dynexit.training.monitoring.throughput import Throughput
 from dynexit.training.parallel.mesh import make_mesh, replicated
@@ -48,7 +56,7 @@ class Fitted(NamedTuple):
       params: the trained parameters, float32; replicated ones on one device, those that the mesh
         splits where they were trained (`dx.training.whole` gathers them).
       step: updates made.
-      stopped: True where a signal ended the run before its last step.
+      stopped: True where a signal ended the run before its last step or within its last evaluation.
       metrics: the last step's, by name, and "step"; with the evaluation where there was one.
     """
 
@@ -82,8 +90,10 @@ def fit(
     Equal seed, settings and mesh give equal bits, also where a run was stopped and resumed, and
     with or without evaluation: batch, augmentation and learning rate of step s are functions of
     seed and s, and the checkpoint has the rest. SIGTERM, SIGHUP, SIGUSR1 and the first SIGINT save
-    and stop. With several processes (see `dynexit.core.processes`) a signal to one stops all after
-    the same update; each reads its own rows of a batch, and process 0 writes.
+    and stop, after the running update or the running batch of an evaluation; the run that resumes
+    repeats that evaluation. With several processes (see `dynexit.core.processes`) a signal to one
+    stops all at the same place; each reads its own rows of a batch, and process 0 writes. Where
+    `jax.distributed` alone has connected them, they stop between updates.
 
     Args:
       experiment: from an experiment file's `build`.
@@ -159,7 +169,7 @@ def fit(
             bar=stack.enter_context(progress_bar(settings, first, progress, stream)),
             stream=stream,
             evaluate=evaluation.make_evaluate(
-                on_mesh(experiment, settings, mesh, rules), settings, mesh, evals
+                on_mesh(experiment, settings, mesh, rules), settings, mesh, evals, stop.check
             ),
             first=first,
             throughput=Throughput(experiment, settings, mesh.size),
@@ -170,13 +180,18 @@ def fit(
         profiler = stack.enter_context(Profiler(folder, profile, first, settings.steps, beside))
         run.saver.saved = first if first else -1
         batches = stack.enter_context(contextlib.closing(ahead(draw, first, settings.steps)))
+        if first and evaluation.is_due(settings, first):
+            find = lambda: without_evaluation(folder, first)
+            if (record := from_first(find, "reads the records")) is not None:
+                run.evaluate_again(record, state)
         state, done = _steps(run, train_step, state, first, batches, stop, profiler)
         if run.saver.saved != done:
             run.saver.save(done, state)
         run.saver.finish()
         stop.saved()
     metrics = run.last or without_clock((read_records(folder / FILE) or [{"step": done}])[-1])
-    return Fitted(jax.tree.map(on_one_device, state.params), done, done < settings.steps, metrics)
+    stopped = done < settings.steps or run.interrupted
+    return Fitted(jax.tree.map(on_one_device, state.params), done, stopped, metrics)
 
 
 def _resumed(
@@ -239,4 +254,4 @@ def _steps(
 def _should_stop(stop: StopRequest, done: int) -> bool:
     if jax.process_count() > 1 and current() is None:  # connected by `jax.distributed` alone
         return multihost_utils.reached_preemption_sync_point(done)
-    return stop.should_stop(done)
+    return stop.should_stop()

@@ -1,5 +1,5 @@
-"""SIGTERM, SIGHUP, SIGUSR1 and Ctrl-C stop a run: after the running step where updates would be
-lost, at once elsewhere.
+"""SIGTERM, SIGHUP, SIGUSR1 and Ctrl-C stop a run: after the running update, or the running batch of
+an evaluation, where updates would be lost; at once elsewhere.
 """
 
 import signal
@@ -22,9 +22,14 @@ CODES = {
     if hasattr(signal, name)
 }
 AHEAD = 2
-"""Steps after which all processes stop. Process 0 announces the stop before it dispatches step
-s + 1; the others wait for that step before they read its metrics, so they have dispatched at most
-step s + 2."""
+"""Points after which all processes stop. A point lies before each dispatch of an update, or of a
+batch of an evaluation. Process 0 announces the stop at its point p, before the dispatch there. The
+others wait for the results of a dispatch after the next one, so they have passed point p + 1 at
+most."""
+
+
+class Stopped(Exception):
+    """A stop was requested within an evaluation."""
 
 
 class StopRequest:
@@ -41,15 +46,16 @@ class StopRequest:
     Attributes:
       requested: whether to stop.
       code: the exit code, 143 or 130 for Ctrl-C; 0 without a request.
-      step: the step after which several processes stop together; None where none is agreed.
+      point: the point at which several processes stop together; None where none is agreed.
       unsaved: whether there are updates that no checkpoint has. Training sets it.
       hint: what the message at the end says.
     """
 
     def __init__(self, at_once: bool = False):
         self.requested, self.code, self.hint = False, 0, ""
-        self.step: int | None = None
+        self.point: int | None = None
         self.unsaved = False
+        self._passed = 0  # points
         self._at_once = at_once
         self._member: Member | None = None
         self._before = {}
@@ -82,21 +88,32 @@ class StopRequest:
                 end.close()
             self._pipe = None
 
-    def should_stop(self, done: int) -> bool:
-        """Whether to stop after `done` updates; all processes stop after the same update.
+    def should_stop(self) -> bool:
+        """Whether to stop here; all processes stop at the same one of their calls.
 
-        Call it between two dispatches.
+        Call it before each dispatch. All processes make the same calls, and wait for the results of
+        a dispatch after the next one at the latest.
         """
         if self._member is None:
             return self.requested
-        if self._member.rank == 0 and self.requested and self.step is None:
-            self._member.announce_stop(done + AHEAD, self.code)
-        return self.step is not None and done >= self.step
+        self._passed += 1
+        if self._member.rank == 0 and self.requested and self.point is None:
+            self._member.announce_stop(self._passed + AHEAD, self.code)
+        return self.point is not None and self._passed >= self.point
+
+    def check(self) -> None:
+        """A point within an evaluation, see `should_stop`.
+
+        Raises:
+          Stopped: to be stopped here.
+        """
+        if self.should_stop():
+            raise Stopped
 
     def saved(self) -> None:
         """All updates are in checkpoints now; a request that came too late for the loop acts."""
         self.unsaved = False
-        if self.requested and self._member is not None and self.step is None:
+        if self.requested and self._member is not None and self.point is None:
             self._asked(self.code)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
@@ -134,12 +151,12 @@ class StopRequest:
         if self._member.rank == 0 and self._ends_here():
             self._member.announce_stop(None, self.code)
 
-    def _announced(self, step: int | None, code: int) -> None:
+    def _announced(self, point: int | None, code: int) -> None:
         """On all processes: process 0 has decided."""
         self.code = code
-        if step is None:
+        if point is None:
             end_together(code, self._line())
-        self.step, self.requested = step, True
+        self.point, self.requested = point, True
 
     def _request(self, code: int) -> None:
         if not self.requested:

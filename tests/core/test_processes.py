@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from dynexit.core.processes import hub as hubs
+from dynexit.core.processes import together
 from dynexit.core.processes.cluster import Place, detected, several
 from dynexit.core.processes.member import Member, ProcessMissing
 from dynexit.core.processes.start import meet
@@ -222,3 +223,10 @@ def test_the_cluster_of_a_slurm_step_is_detected(monkeypatch):
 
 def test_nothing_is_detected_on_a_lone_machine():
     assert detected(5, {}) is None
+
+
+def test_a_process_that_waits_says_for_what():
+    lines = []
+    with together._waiting("tunes the tiles", lines.append):
+        assert soon(lambda: lines)
+    assert lines == ["process 0 waits for process 0, which tunes the tiles, for 1 s"]

@@ -121,6 +121,11 @@ def params(experiment):
 
 
 @pytest.fixture(scope="session")
+def alike():
+    return build(alike_model())
+
+
+@pytest.fixture(scope="session")
 def staged():
     return build(staged_model())
 

@@ -111,7 +111,7 @@ def test_ideal_time_follows_the_blocks_that_the_timed_rows_needed(measured):
     np.testing.assert_allclose(t.efficiency, t.ideal / t.compacted.median)
     np.testing.assert_allclose(t.efficiency_masked, t.ideal / t.masked.median)
     # rows this small run in one tile, which may have a few padding rows beyond the batch
-    assert 0.9 * (timed + 1).sum() / (48 * 5) < t.occupancy <= 1
+    assert 0.9 * (timed + 1).sum() / (48 * 5) < measured.occupancy <= 1
     until = np.cumsum(blocks) / blocks.sum()
     np.testing.assert_allclose(t.together_ratio, min(until, key=lambda share: abs(share - needed)))
     np.testing.assert_allclose(t.ceiling, t.full.median * t.together_ratio / t.together.median)

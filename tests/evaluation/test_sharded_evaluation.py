@@ -8,16 +8,23 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import dynexit as dx
+from dynexit.calibration.rules.accept_loss import accept_loss
+from dynexit.core.settings import Evaluation
 from dynexit.engine.collectives import collectives, compile_sharded
 from dynexit.evaluation import latency
+from dynexit.evaluation.calibrate import calibrate
 from dynexit.evaluation.devices import Devices, devices_for, kept_on
+from dynexit.evaluation.measure import evaluate
 from dynexit.evaluation.recording import record
+from dynexit.evaluation.reports import plots
+from dynexit.evaluation.reports.reporting import report, summary
 
 HERE = Path(__file__).parent
 
@@ -115,10 +122,55 @@ def test_rows_are_split_over_every_axis_where_parameters_fit(params):
     assert devices_for(params, None).count == devices_for(params, mesh(1, 1, 1)).count == 1
 
 
-def test_a_device_that_is_full_keeps_parameters_split(params, monkeypatch):
-    monkeypatch.setattr("dynexit.evaluation.devices.memory_of", lambda device: 100)
-    assert devices_for(params, mesh(1, 2, 2)).split == ("model",)
-    assert devices_for(params, mesh(2, 2, 1)).split == ()
+@pytest.mark.parametrize(
+    "shape, room, split",
+    [
+        ((1, 2, 2), 1.0, ()),
+        ((1, 2, 2), 0.6, ("fsdp",)),
+        ((1, 2, 2), 0.3, ("fsdp", "model")),
+        ((1, 2, 2), 0.0, ("fsdp", "model")),
+        ((2, 2, 1), 0.0, ("fsdp",)),
+        ((4, 1, 1), 0.0, ()),
+    ],
+)
+def test_a_device_that_is_full_keeps_parameters_split(shape, room, split, monkeypatch):
+    """Along as few devices as it takes; axes that split nothing stay axes of rows."""
+    where, params = mesh(*shape), {"w": np.zeros((8, 4), np.float32)}
+    placed = jax.device_put(params, NamedSharding(where, P("fsdp", "model")))
+    limit = int(room * 2 * 8 * 4 * 4)  # parameters may take half of it
+    monkeypatch.setattr("dynexit.evaluation.devices.memory_of", lambda device: limit)
+    devices = devices_for(placed, where)
+    assert devices.split == split
+    (kept,) = {a.sharding.spec for a in jax.tree.leaves(devices.place(placed))}
+    assert tuple(filter(None, kept)) == split
+    assert devices_for(params, where).split == ()
+
+
+def test_nothing_is_timed_where_no_device_holds_the_parameters(alike, monkeypatch, tmp_path):
+    """One line says so; everything else is reported."""
+    monkeypatch.setattr("dynexit.evaluation.devices.memory_of", lambda device: 1)
+    where, lines = mesh(2, 2, 1), []
+    params = jax.jit(alike.model.init)(jax.random.key(0))
+    over = lambda a: P(*[None] * (a.ndim - 2), "fsdp" if a.shape[-2] % 2 == 0 else None, None)
+    placed = jax.tree.map(lambda a: jax.device_put(a, NamedSharding(where, over(a))), params)
+    found = calibrate(alike, placed, accept_loss(0.1), 4, mesh=where)
+    point = {"threshold": jnp.array([0.5, 0.6, 0.55, 0.7])}
+    found = found._replace(choice=found.choice._replace(operating_point=point))
+    settings = Evaluation(4, repeats=1)
+    evaluated = evaluate(alike, placed, found, settings, lines.append, where)
+    assert len([line for line in lines if line.startswith("nothing is timed")]) == 1
+    assert not any("tun" in line for line in lines)
+    assert evaluated.timings is None and evaluated.timed is None and evaluated.agreement == 1.0
+    alone = record(alike, params, alike.test, 4, alike.method.criterion(point))
+    np.testing.assert_array_equal(evaluated.records.predictions, alone.predictions)
+
+    content = report(evaluated, point, {"name": "tiny", "classes": [], "batch_size": 4})
+    assert json.loads(json.dumps(content))["seconds_full"] is None
+    assert 0 < content["occupancy"] <= 1 and 0 < content["flops_ratio_blocks"] < 1
+    assert ("seconds for the split", "not timed", "not timed") in summary(content)
+    for draw in (plots.accuracy_against_compute, plots.depth_histogram):
+        assert draw(content, tmp_path / "drawn.png").stat().st_size > 0
+    assert plots.compare_runs([content], ["a"], tmp_path / "runs.png").exists()
 
 
 def test_padding_rows_of_the_last_batches_are_masked():

@@ -17,6 +17,8 @@ from faults import damage, inputs, peers, stops
 FULL = {
     "sigterm": lambda root: stops.stopped(root, 20, 1),
     "sigterm_two": lambda root: stops.stopped(root, 20, 2),
+    "sigterm_evaluation": lambda root: stops.stopped_in_evaluation(root, 10, 1),
+    "sigterm_evaluation_two": lambda root: stops.stopped_in_evaluation(root, 10, 2),
     "kill": lambda root: stops.killed(root, 50),
     "signals": stops.signals,
     "together": lambda root: peers.started_together(root, 20),

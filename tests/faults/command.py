@@ -18,7 +18,6 @@ from typing import NamedTuple
 TOY = Path(__file__).with_name("toy_run.py")
 PATIENCE = 300.0  # seconds that anything may take on a busy machine
 
-ONE_DEVICE = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
 _environment = {
     "JAX_PLATFORMS": "cpu",
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
@@ -83,7 +82,7 @@ class Run:
 
 def _child(words, cwd, log, environment):
     os.chdir(cwd)
-    os.environ.update({**ONE_DEVICE, **environment})
+    os.environ.update({"XLA_FLAGS": "--xla_force_host_platform_device_count=1", **environment})
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for standard in (1, 2):
         os.dup2(descriptor, standard)
@@ -109,12 +108,26 @@ def _kill_streams(kind):
         os.close(writer)
 
 
-def train(folder, *words, log=None, delay=0.0):
-    """Starts `dynexit train` in a run folder; each batch of the toy takes `delay` seconds."""
+def train(folder, *words, log=None, delay=0.0, devices=1, slow_evaluation=0.0):
+    """Starts `dynexit train` in a run folder; each batch of the toy takes `delay` seconds.
+
+    With `slow_evaluation` each batch of an evaluation takes so many seconds; see `reads`.
+    """
     folder = Path(folder)
     log = log or folder.with_name(f"{folder.name}.log")
     arguments = ["train", TOY, "--run", folder, *words]
-    return Run(arguments, folder.parent, log, {"TOY_DELAY": str(delay)})
+    environment = {"TOY_DELAY": str(delay)}
+    environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+    if slow_evaluation:
+        reads = {"TOY_READS": f"{log}.reads", "TOY_EVAL_DELAY": str(slow_evaluation)}
+        environment |= reads
+    return Run(arguments, folder.parent, log, environment)
+
+
+def reads(run):
+    """How many batches of the calibration split a run with `slow_evaluation` has read."""
+    path = Path(f"{run.log}.reads")
+    return path.read_text().count("\n") if path.exists() else 0
 
 
 def pair(folder, *words, folders=None, count=2, ranks=None, **named):
@@ -159,6 +172,13 @@ def recorded(folder):
         except ValueError:
             continue
     return 0
+
+
+def records(folder):
+    """The records of metrics.jsonl without their times."""
+    from dynexit.training.logs import read_records, without_clock
+
+    return [without_clock(record) for record in read_records(Path(folder) / "metrics.jsonl")]
 
 
 def bits(folder, step):

@@ -1,6 +1,7 @@
 """Several processes: starts, folders that are not shared, and a peer that dies."""
 
 import functools
+import json
 import signal
 import time
 
@@ -12,6 +13,7 @@ from faults.command import (
     finish_training,
     pair,
     recorded,
+    records,
     saved,
     train,
     until,
@@ -19,6 +21,7 @@ from faults.command import (
 from faults.stops import SLOW, STEPS, straight
 
 SHORT = ("--training.steps", 2)
+TIMED = ("seconds", "speedup", "efficiency", "timed_points", "full_program", "command", "hardware")
 
 
 def started_together(root, count):
@@ -59,17 +62,34 @@ def in_one_folder(root, count):
 
 
 def started_in_pairs(root, count):
-    """Two processes start, train, evaluate and end."""
+    """Two processes start, train, evaluate and end: with the files of one process on two devices."""
+    alone = root / "pair-alone"
+    words = (*SHORT, "--training.eval-every", 1)
+    run = train(alone, *words, devices=2)
+    assert run.wait() == 0, run.text()
+    wanted = contents(alone)
 
     def case(k):
         folder = root / f"pair-{k}"
-        runs = pair(folder, *SHORT)
+        runs = pair(folder, *words)
         codes = [run.wait() for run in runs]
         if codes != [0, 0]:
             return f"{folder.name}: exit codes {codes}: {runs[0].text()[-200:]}"
-        return None if (folder / "report.json").exists() else f"{folder.name}: no report"
+        found = contents(folder)
+        differing = [name for name in {**wanted, **found} if wanted.get(name) != found.get(name)]
+        return f"{folder.name}: {differing} differ" if differing else None
 
     return counted("two-process starts", [functools.partial(case, k) for k in range(count)])
+
+
+def contents(folder):
+    """What a finished run folder has and is no time: the content of tables, the names of others."""
+    found = {path.name: None for path in folder.iterdir() if path.name != "start.json"}
+    for name in ("report.json", "calibration.json"):
+        found |= {f"{name} {key}": v for key, v in json.loads((folder / name).read_text()).items()}
+    found = {name: v for name, v in found.items() if not any(word in name for word in TIMED)}
+    found["rows.csv"] = (folder / "rows.csv").read_text()
+    return found | {"records": records(folder)}
 
 
 def not_shared(root, count):

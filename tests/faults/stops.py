@@ -5,18 +5,31 @@ import random
 import signal
 import time
 
-from faults.command import bits, counted, finish_training, pair, recorded, saved, train, until
+from faults.command import (
+    bits,
+    counted,
+    finish_training,
+    pair,
+    reads,
+    recorded,
+    records,
+    saved,
+    train,
+    until,
+)
 
 STEPS, EVERY = 40, 5
+EVALUATED, BATCHES = 10, 8  # updates between two evaluations, and batches of one
+EVALS = ("--training.eval-every", EVALUATED)
 SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGINT)
 SLOW = 0.02  # seconds that a batch takes
 
 
 def straight(root, processes=1):
-    """The bits of an uninterrupted run."""
+    """The bits of an uninterrupted run; it evaluates, which changes no bit of a checkpoint."""
     folder = root / f"straight-{processes}"
     if STEPS not in saved(folder):
-        runs = [train(folder)] if processes == 1 else pair(folder)
+        runs = [train(folder, *EVALS)] if processes == 1 else pair(folder, *EVALS)
         assert finish_training(runs, folder, STEPS), runs[0].text()
     return bits(folder, STEPS)
 
@@ -42,6 +55,41 @@ def stopped(root, count, processes):
         return None if bits(folder, STEPS) == wanted else f"{folder.name}: other bits"
 
     name = f"SIGTERM after a random step, {processes} process{'es' if processes > 1 else ''}"
+    return counted(name, [functools.partial(case, k) for k in range(count)])
+
+
+def stopped_in_evaluation(root, count, processes, resume=True):
+    """SIGTERM to one of the processes within an evaluation of training."""
+    wanted, dice = straight(root, processes) if resume else None, random.Random(processes)
+    history = records(root / f"straight-{processes}")
+
+    def case(k):
+        folder, slow = root / f"eval-{processes}-{k}", {"slow_evaluation": 0.15}
+        step = EVALUATED * dice.randrange(1, STEPS // EVALUATED + 1)
+        batch, start = dice.randrange(2, BATCHES - 3), train if processes == 1 else pair
+        runs = start(folder, *EVALS, **slow)
+        runs = [runs] if processes == 1 else runs
+        before = (step // EVALUATED - 1) * BATCHES
+        until(lambda: reads(runs[0]) >= before + batch or not runs[0].alive)
+        runs[dice.randrange(processes)].send(signal.SIGTERM)
+        codes = [run.wait() for run in runs]
+        if codes != [143] * processes:
+            return f"{folder.name}: exit codes {codes}: {runs[0].text()[-300:]}"
+        ran = {reads(run) - before for run in runs}
+        if len(ran) > 1 or not batch <= min(ran) < BATCHES:
+            return f"{folder.name}: stopped after the batches {ran} of {BATCHES}"
+        if max(saved(folder)) != step or "eval_accuracy" in records(folder)[-1]:
+            return f"{folder.name}: saved {saved(folder)}, recorded {records(folder)[-1]}"
+        if not resume:
+            return None
+        again = start(folder, *EVALS)
+        if not finish_training([again] if processes == 1 else again, folder, STEPS):
+            return f"{folder.name}: the resumed run did not finish"
+        if records(folder) != history:
+            return f"{folder.name}: other records"
+        return None if bits(folder, STEPS) == wanted else f"{folder.name}: other bits"
+
+    name = f"SIGTERM within an evaluation, {processes} process{'es' if processes > 1 else ''}"
     return counted(name, [functools.partial(case, k) for k in range(count)])
 
 

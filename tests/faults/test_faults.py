@@ -23,6 +23,16 @@ def test_two_processes_stop_at_one_step_and_resume_with_the_same_bits(root):
     holds(stops.stopped(root, 1, 2))
 
 
+def test_two_processes_stop_after_one_batch_of_an_evaluation(root):
+    holds(stops.stopped_in_evaluation(root, 1, 2, resume=False))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_run_stopped_within_an_evaluation_repeats_it(root, processes):
+    holds(stops.stopped_in_evaluation(root, 2, processes))
+
+
 def test_a_killed_run_resumes_with_the_same_bits(root):
     holds(stops.killed(root, 1))
 
@@ -65,7 +75,7 @@ def test_a_run_whose_peer_was_killed_restarts_with_the_same_bits(root):
     holds(peers.killed_peer(root, 2))
 
 
-def test_two_processes_train_evaluate_and_end(root):
+def test_two_processes_end_with_the_files_of_one(root):
     holds(peers.started_in_pairs(root, 1))
 
 

@@ -70,6 +70,27 @@ def build(settings):
     delay = float(os.environ.get("TOY_DELAY", 0))  # seconds that each batch takes
     slow = lambda seed, step, size: (time.sleep(delay), draw(seed, step, size))[1]
     train = splits[0]._replace(batch=slow) if delay else splits[0]
+    splits[1] = _watched(splits[1])
     model = Model(init, embed, steps, depth, ("block00", "block01", "block02"))
     method = dx.methods.ConfidenceExits().build()
     return Experiment(model, method, train, *splits[1:], None, None, ("a", "b", "c"))
+
+
+def _watched(source):
+    """A split whose reads take `TOY_EVAL_DELAY` seconds, each with a line in the file `TOY_READS`."""
+    import numpy as np
+
+    file, delay = os.environ.get("TOY_READS"), float(os.environ.get("TOY_EVAL_DELAY", 0))
+    if file is None:
+        return source
+
+    class Watched(np.ndarray):
+        def __getitem__(self, rows):
+            with open(file, "a") as lines:
+                lines.write("read\n")
+            time.sleep(delay)
+            return np.asarray(self)[rows]
+
+    examples = source.examples()
+    watched = {**examples, "inputs": examples["inputs"].view(Watched)}
+    return source._replace(examples=lambda: watched)

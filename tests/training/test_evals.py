@@ -4,6 +4,8 @@ import dataclasses
 import itertools
 import json
 import math
+import os
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -177,6 +179,44 @@ def test_a_resumed_run_has_the_same_records_and_the_same_best_checkpoint(toy, tm
         assert one.step == other.step and bits(one.params) == bits(other.params)
 
 
+class Stopping(np.ndarray):
+    """Rows whose n-th read sends SIGTERM."""
+
+    reads, at = 0, 0
+
+    def __getitem__(self, rows):
+        Stopping.reads += 1
+        if Stopping.reads == Stopping.at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return np.asarray(self)[rows]
+
+
+@pytest.mark.parametrize("step, at", [(6, 8), (12, 20)])  # six batches in each evaluation
+def test_a_run_stopped_within_an_evaluation_repeats_it(toy, tmp_path, monkeypatch, step, at):
+    points = {**toy.points(), "inputs": toy.points()["inputs"].view(Stopping)}
+    experiment = with_accuracy(toy)
+    calibration = experiment.calibration._replace(examples=lambda: points)
+    cut, whole = tmp_path / "cut", tmp_path / "whole"
+    monkeypatch.setattr(Stopping, "reads", 0)
+    monkeypatch.setattr(Stopping, "at", at)
+    fitted = train(toy, cut, experiment._replace(calibration=calibration))
+    assert (fitted.step, fitted.stopped, Stopping.reads) == (step, True, at)
+    assert params_of(toy, cut, "newest").step == step
+    last = history(cut)[-1]
+    assert last["step"] == step and "loss" in last
+    assert not any(name.startswith(EVAL) for name in last)
+    monkeypatch.setattr(Stopping, "at", at + 3)  # stopped within the same evaluation once more
+    again = train(toy, cut, experiment._replace(calibration=calibration))
+    assert (again.step, again.stopped, Stopping.reads) == (step, True, at + 3)
+    assert history(cut)[-1] == last
+    resumed, straight = train(toy, cut), train(toy, whole)
+    assert not resumed.stopped and resumed.metrics == straight.metrics
+    assert history(cut) == history(whole)
+    for kind in ("newest", "best"):
+        one, other = (params_of(toy, folder, kind) for folder in (cut, whole))
+        assert one.step == other.step and bits(one.params) == bits(other.params)
+
+
 def test_a_run_killed_before_its_best_checkpoint_was_complete(toy, tmp_path):
     for name in ("whole", "killed"):
         train(toy, tmp_path / name)
@@ -299,9 +339,14 @@ def test_names_that_begin_with_eval_are_refused(toy, tmp_path):
 
 
 def test_batches_cover_the_split_once(toy):
-    batches = list(evals._batches(toy.points(), evals.spread(48, None), 20))
-    counts = np.concatenate([batch["counts"] for batch in batches])
-    inputs = np.concatenate([batch["inputs"] for batch in batches])
-    assert [len(batch["labels"]) for batch in batches] == [20, 20, 20] and counts.sum() == 48
+    rows = evals.spread(48, None)
+    batches = list(evals._batches(toy.points(), rows, 20, 0, 20))
+    counts = np.concatenate([counts for _, counts in batches])
+    inputs = np.concatenate([batch["inputs"] for batch, _ in batches])
+    assert [len(batch["labels"]) for batch, _ in batches] == [20, 20, 20] and counts.sum() == 48
     np.testing.assert_array_equal(inputs[counts], toy.points()["inputs"])
-    put_batch(batches[0], make_mesh())
+    put_batch(batches[0][0], make_mesh())
+    for (batch, _), (own, _) in zip(
+        batches, evals._batches(toy.points(), rows, 20, 5, 10), strict=True
+    ):
+        np.testing.assert_array_equal(own["inputs"], batch["inputs"][5:10])

@@ -14,7 +14,7 @@ import pytest
 
 from dynexit.training.logs import Mirror, Records, read_records, without_clock
 from dynexit.training.prefetch import ahead
-from dynexit.training.signals import StopRequest
+from dynexit.training.signals import Stopped, StopRequest
 
 
 def test_records_are_on_disk_at_once(tmp_path):
@@ -168,7 +168,7 @@ def test_signals_of_schedulers_stop_with_one_code(name):
     try:
         with StopRequest() as stop:
             os.kill(os.getpid(), number)
-            assert stop.requested and stop.code == 143 and stop.should_stop(0)
+            assert stop.requested and stop.code == 143 and stop.should_stop()
     finally:
         signal.signal(number, before)
 
@@ -190,20 +190,23 @@ class FakeMember:
     def ask_stop(self, code):
         self.asks.append(code)
 
-    def announce_stop(self, step, code):
-        self.announced.append((step, code))
-        if step is not None:
-            self.stop(step, code)
+    def announce_stop(self, point, code):
+        self.announced.append((point, code))
+        if point is not None:
+            self.stop(point, code)
 
 
 def test_process_0_decides_where_all_stop():
     member, stop = FakeMember(0), StopRequest(at_once=True)
     stop.attach(member)
-    assert not stop.should_stop(5)
+    assert not stop.should_stop()
     stop.unsaved = True
     member.asked(143)  # from another process
-    assert not stop.should_stop(6) and member.announced == [(8, 143)]
-    assert not stop.should_stop(7) and stop.should_stop(8) and stop.code == 143
+    assert not stop.should_stop() and member.announced == [(4, 143)]
+    stop.check()  # a point within an evaluation
+    with pytest.raises(Stopped):
+        stop.check()
+    assert stop.should_stop() and stop.code == 143
 
 
 def test_where_nothing_would_be_lost_process_0_ends_all_at_once():
@@ -232,9 +235,9 @@ def test_another_process_waits_for_the_decision():
         end = time.monotonic() + 5
         while not member.asks and time.monotonic() < end:
             time.sleep(0.01)
-    assert member.asks == [143] and not stop.should_stop(3)
-    member.stop(4, 143)
-    assert not stop.should_stop(3) and stop.should_stop(4)
+    assert member.asks == [143] and not stop.should_stop()
+    member.stop(3, 143)
+    assert not stop.should_stop() and stop.should_stop()
 
 
 def test_each_batch_is_drawn_once_in_order_and_one_step_ahead():

@@ -141,7 +141,7 @@ class Hub:
         elif kind == "ask" and 0 in self._members:
             self._members[0][0].send("asked", code=message["code"])
         elif kind == "announce" and rank == 0:
-            self._tell("stop", step=message["step"], code=message["code"])
+            self._tell("stop", point=message["point"], code=message["code"])
         elif kind in ("bye", "failed"):
             self._left.add(rank)
             if kind == "failed":

@@ -31,7 +31,7 @@ class Member:
     Attributes:
       processes, rank: as given.
       asked: called on process 0 with an exit code where a process was asked to stop.
-      stop: called on all with the step to stop after, None for at once, and an exit code.
+      stop: called on all with the point to stop at, None for at once, and an exit code.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Member:
     ):
         self.processes, self.rank = tuple(processes), rank
         self.asked: Callable[[int], None] = lambda code: None
-        self.stop: Callable[[int | None, int], None] = lambda step, code: None
+        self.stop: Callable[[int | None, int], None] = lambda point, code: None
         self._connection, self._lost, self._failed = connection, lost, failed
         self._done: dict[str, Message] = {}
         self._times: dict[str, int] = {}
@@ -86,9 +86,9 @@ class Member:
         """Asks process 0 to stop all processes, with an exit code."""
         self._connection.send("ask", code=code)
 
-    def announce_stop(self, step: int | None, code: int) -> None:
-        """On process 0: stops all after a step, or at once for None; waits until all know."""
-        self._connection.send("announce", step=step, code=code)
+    def announce_stop(self, point: int | None, code: int) -> None:
+        """On process 0: stops all at a point, or at once for None; waits until all know."""
+        self._connection.send("announce", point=point, code=code)
         with self._changed:
             while STOP not in self._done:
                 self._changed.wait(LOOK)
@@ -137,7 +137,7 @@ class Member:
         elif kind == "asked":
             self.asked(message["code"])
         elif kind == "stop":
-            self.stop(message["step"], message["code"])
+            self.stop(message["point"], message["code"])
             self._connection.send("exchange", name=STOP, value=None, timeout=None)
         elif kind == "lost" and not self._left:
             self._lost(Process(*message["who"]), message["why"])

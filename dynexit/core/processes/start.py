@@ -42,16 +42,6 @@ def broadcast(value: Any, name: str, timeout: float | None = 60.0) -> Any:
     return value if member is None else member.exchange(name, value, timeout)[0]
 
 
-def barrier(name: str, timeout: float | None = 60.0) -> None:
-    """Waits until all processes have come here.
-
-    Raises:
-      ProcessMissing: some did not come in time; they are named.
-    """
-    if (member := current()) is not None:
-        member.exchange(name, None, timeout)
-
-
 def join(place: Place, timeout: float, log: Callable[[str], None]) -> Member:
     """Connects this process with the others, and JAX with them.
 

@@ -59,15 +59,16 @@ def _accuracy_axis(ax: Axes, accuracies: Sequence[float]) -> None:
 
 
 def accuracy_against_compute(content: Content, path: Path) -> Path:
-    """Accuracy against FLOPs for every candidate, and against measured time for the timed ones.
+    """Accuracy against FLOPs for every candidate, and against measured time where it was measured.
 
     Args:
       content: what `report.report` returned.
       path: the PNG to write.
     """
-    figure, (left, right) = figure_of(2)
+    timed = content["timed_points"]
+    figure, axes = figure_of(1 if timed is None else 2)
     percent = lambda values: 100 * np.asarray(values, np.float64)
-    curve, timed = content["curve"], content["timed_points"]
+    curve, left = content["curve"], axes[0]
     per_exit = np.asarray(content["accuracy_per_exit"])
     exit_flops = np.asarray(content["flops_until_exit"]) / content["flops_full"]
 
@@ -112,10 +113,23 @@ def accuracy_against_compute(content: Content, path: Path) -> Path:
     left.set_xlabel("mean FLOPs per row (% of full depth)")
     left.set_xlim(left=0)
 
+    if timed is not None:
+        _accuracy_against_time(content, axes[1])
+    for ax in axes:
+        _accuracy_axis(
+            ax, [*curve["accuracy"], content["accuracy_full"], content["accuracy_dynamic"]]
+        )
+        ax.legend(fontsize=8, frameon=False, loc="lower right")
+    figure.suptitle(f"{content['name']}: accuracy against compute", color=INK, fontsize=12)
+    return save(figure, path)
+
+
+def _accuracy_against_time(content: Content, right: Axes) -> None:
+    timed = content["timed_points"]
     micro = lambda values: 1e6 * np.asarray(values, np.float64)
     right.plot(
         micro(timed["seconds_per_row"]),
-        percent(timed["accuracy"]),
+        100 * np.asarray(timed["accuracy"]),
         "o-",
         color=SOFT,
         markersize=5,
@@ -126,7 +140,7 @@ def accuracy_against_compute(content: Content, path: Path) -> Path:
     there = 1e6 * content["seconds_full"] / content["rows_timed"]
     right.scatter(
         here,
-        chosen[1],
+        100 * content["accuracy_dynamic"],
         marker="*",
         s=190,
         color=DYNAMIC,
@@ -145,13 +159,6 @@ def accuracy_against_compute(content: Content, path: Path) -> Path:
     )
     right.set_xlabel(f"measured time per row (us), batch {content['batch_size']}")
     right.set_xlim(left=0)
-    for ax in (left, right):
-        _accuracy_axis(
-            ax, [*curve["accuracy"], content["accuracy_full"], content["accuracy_dynamic"]]
-        )
-        ax.legend(fontsize=8, frameon=False, loc="lower right")
-    figure.suptitle(f"{content['name']}: accuracy against compute", color=INK, fontsize=12)
-    return save(figure, path)
 
 
 def depth_histogram(content: Content, path: Path) -> Path:
@@ -212,6 +219,8 @@ def compare_runs(contents: Sequence[Content], names: Sequence[str], path: Path) 
             edgecolor="white",
             zorder=4,
         )
+        if timed is None:
+            continue
         right.plot(
             timed["speedup"],
             100 * np.asarray(timed["accuracy"]),

@@ -12,6 +12,21 @@ from dynexit.evaluation.measure import Evaluated
 from dynexit.evaluation.reports.plots import Content
 
 SCHEMA = 1  # of report.json; it grows where an entry changes its name or meaning
+TIMES = (
+    "seconds_full",
+    "seconds_dynamic",
+    "speedup",
+    "efficiency",
+    "efficiency_masked",
+    "efficiency_streamed",
+    "efficiency_ceiling",
+    "seconds_ideal",
+    "seconds_masked",
+    "seconds_streamed",
+    "seconds_spread",
+    "full_program",
+    "full_programs",
+)  # None where nothing was timed
 
 
 def report(evaluated: Evaluated, operating_point: Any, about: Content) -> Content:
@@ -25,13 +40,11 @@ def report(evaluated: Evaluated, operating_point: Any, about: Content) -> Conten
 
     Returns:
       Accuracies are fractions of the rows that have a label, losses are in nats, seconds are for
-      one pass over `rows_timed` rows, FLOPs are per row.
+      one pass over `rows_timed` rows, FLOPs are per row. Where nothing was timed, seconds and their
+      ratios are None.
     """
-    e, t, c, r = evaluated, evaluated.timings, evaluated.costs, evaluated.records
-    accuracy, along = (
-        r.right[:, r.counts].mean(axis=1, dtype=np.float64),
-        e.timed.efficiency_streamed,
-    )
+    e, c, r = evaluated, evaluated.costs, evaluated.records
+    accuracy = r.right[:, r.counts].mean(axis=1, dtype=np.float64)
     exit = e.exit[r.counts]
     right = np.asarray(e.score(e.classes[r.counts], r.labels[r.counts]), np.float64)
     return {
@@ -40,28 +53,10 @@ def report(evaluated: Evaluated, operating_point: Any, about: Content) -> Conten
         "accuracy_dynamic": float(right.mean()),
         "mean_depth": float(c.depths[exit].mean()),
         "depth": int(c.depths[-1]),
-        "seconds_full": t.full.median,
-        "seconds_dynamic": t.compacted.median,
-        "speedup": t.speedup,
-        "efficiency": t.efficiency,
-        "efficiency_masked": t.efficiency_masked,
-        "efficiency_streamed": t.efficiency_streamed,
-        "efficiency_ceiling": t.ceiling,
+        **_times(e),
         "flops_ratio": float(c.until[exit].mean() / c.full),
-        "flops_ratio_blocks": t.block_ratio,
-        "occupancy": t.occupancy,
-        "seconds_ideal": t.ideal,
-        "seconds_masked": t.masked.median,
-        "seconds_streamed": t.streamed and t.streamed.median,
-        "seconds_spread": {
-            "full": _spread(t.full),
-            "dynamic": _spread(t.compacted),
-            "masked": _spread(t.masked),
-        },
-        "full_program": t.full_program,
-        "full_programs": {name: timing.median for name, timing in t.contenders.items()},
+        "occupancy": e.occupancy,
         "tuned": str(e.tuned) if e.tuned else "not tuned: the engine's default tiles",
-        "rows_timed": t.rows,
         "examples": int(r.counts.sum()),
         "examples_without_label": int((~r.counts).sum()),
         "flops_full": c.full,
@@ -83,16 +78,52 @@ def report(evaluated: Evaluated, operating_point: Any, about: Content) -> Conten
             "flops_ratio": (e.curve.cost / c.full).tolist(),
             "mean_depth": (e.curve.exit_fraction @ c.depths).tolist(),
         },
-        "timed_points": {
-            "accuracy": e.curve.accuracy[e.timed.index].tolist(),
-            "flops_ratio": (e.curve.cost[e.timed.index] / c.full).tolist(),
-            "seconds_per_row": e.timed.seconds.tolist(),
-            "seconds_per_row_full": e.timed.full,
-            "speedup": e.timed.speedup.tolist(),
-            "flops_ratio_blocks": e.timed.block_ratio.tolist(),
-            "efficiency_streamed": None if along is None else along.tolist(),
-        },
+        "timed_points": _timed_points(e),
         **about,
+    }
+
+
+def _times(e: Evaluated) -> Content:
+    """The entries that `Timings` gives."""
+    t, blocks = e.timings, e.costs.blocks
+    if t is None:
+        needed = (np.cumsum(blocks) / blocks.sum())[e.exit]
+        return {**dict.fromkeys(TIMES), "flops_ratio_blocks": float(needed.mean()), "rows_timed": 0}
+    return {
+        "seconds_full": t.full.median,
+        "seconds_dynamic": t.compacted.median,
+        "speedup": t.speedup,
+        "efficiency": t.efficiency,
+        "efficiency_masked": t.efficiency_masked,
+        "efficiency_streamed": t.efficiency_streamed,
+        "efficiency_ceiling": t.ceiling,
+        "seconds_ideal": t.ideal,
+        "seconds_masked": t.masked.median,
+        "seconds_streamed": t.streamed and t.streamed.median,
+        "seconds_spread": {
+            "full": _spread(t.full),
+            "dynamic": _spread(t.compacted),
+            "masked": _spread(t.masked),
+        },
+        "full_program": t.full_program,
+        "full_programs": {name: timing.median for name, timing in t.contenders.items()},
+        "flops_ratio_blocks": t.block_ratio,
+        "rows_timed": t.rows,
+    }
+
+
+def _timed_points(e: Evaluated) -> Content | None:
+    if (t := e.timed) is None:
+        return None
+    along = t.efficiency_streamed
+    return {
+        "accuracy": e.curve.accuracy[t.index].tolist(),
+        "flops_ratio": (e.curve.cost[t.index] / e.costs.full).tolist(),
+        "seconds_per_row": t.seconds.tolist(),
+        "seconds_per_row_full": t.full,
+        "speedup": t.speedup.tolist(),
+        "flops_ratio_blocks": t.block_ratio.tolist(),
+        "efficiency_streamed": None if along is None else along.tolist(),
     }
 
 
@@ -122,11 +153,30 @@ def _spread(timing: Timing) -> list[float]:
     return [timing.low, timing.high]
 
 
+def is_timed(content: Content) -> bool:
+    """Whether a report has seconds."""
+    return content["seconds_full"] is not None
+
+
 def summary(content: Content) -> list[tuple[str, str, str]]:
     """Rows (what, full depth, dynamic depth) of the table that is printed and written."""
     r = content
     gained = (r["accuracy_dynamic"] - r["accuracy_full"]) * 100
     per_row = lambda seconds: f"{seconds / r['rows_timed'] * 1e6:.1f} us"
+    times = (
+        [
+            (
+                "seconds for the split",
+                f"{r['seconds_full']:.4f} ({r['full_program']})",
+                f"{r['seconds_dynamic']:.4f}",
+            ),
+            ("time per row", per_row(r["seconds_full"]), per_row(r["seconds_dynamic"])),
+            ("speed-up", "1.00", f"{r['speedup']:.2f}"),
+            ("efficiency (ideal / measured)", "1.00", f"{r['efficiency']:.2f} ({_others(r)})"),
+        ]
+        if is_timed(r)
+        else [("seconds for the split", "not timed", "not timed")]
+    )
     return [
         (
             "accuracy",
@@ -139,14 +189,7 @@ def summary(content: Content) -> list[tuple[str, str, str]]:
             _flops(r["flops_full"]),
             f"{_flops(r['flops_full'] * r['flops_ratio'])} ({r['flops_ratio']:.1%})",
         ),
-        (
-            "seconds for the split",
-            f"{r['seconds_full']:.4f} ({r['full_program']})",
-            f"{r['seconds_dynamic']:.4f}",
-        ),
-        ("time per row", per_row(r["seconds_full"]), per_row(r["seconds_dynamic"])),
-        ("speed-up", "1.00", f"{r['speedup']:.2f}"),
-        ("efficiency (ideal / measured)", "1.00", f"{r['efficiency']:.2f} ({_others(r)})"),
+        *times,
     ]
 
 
@@ -187,22 +230,10 @@ def markdown(content: Content) -> str:
     main = _table(
         ("test split, " + f"{r['examples']} examples", "full depth", "dynamic depth"), summary(r)
     )
-    s = r["seconds_spread"]
     notes = [
-        f"- Measured in one interleaved run on {r['rows_timed']} rows in batches of "
-        f"{r['batch_size']}, median of {r['repeats']} (lowest-highest): "
-        f"full {r['seconds_full']:.4f} s ({s['full'][0]:.4f}-{s['full'][1]:.4f}), "
-        f"dynamic {r['seconds_dynamic']:.4f} s "
-        f"({s['dynamic'][0]:.4f}-{s['dynamic'][1]:.4f}), masked {r['seconds_masked']:.4f} s "
-        f"({s['masked'][0]:.4f}-{s['masked'][1]:.4f}).",
-        f"- Full depth is the fastest of {', '.join(r['full_programs'])}, and reads the last exit "
-        f"alone. Ideal time is its time x {r['flops_ratio_blocks']:.3f}, the fraction of block "
-        f"FLOPs needed: {r['seconds_ideal']:.4f} s. The compacted executor was "
-        f"{r['occupancy']:.1%} occupied. The ceiling is the efficiency of all rows exiting "
-        "together at about the mean depth: what reading exits and the criterion leave to any "
-        "executor.",
+        *(_timed(r) if is_timed(r) else ["- Nothing was timed: no device holds the parameters."]),
+        f"- The dynamic program was {r['occupancy']:.1%} occupied.",
         f"- Executor and tiles, chosen with the exits of the calibration split: {r['tuned']}.",
-        *_streamed(r["timed_points"]),
         *_fixed(r),
         *_follows(r),
         "- Live answers and exits equal those of stored scores for "
@@ -238,6 +269,24 @@ def markdown(content: Content) -> str:
         f"Operating point:\n\n{operating_point}\n\n## Plots\n\n{plots}\n"
         f"## How to reproduce\n\n{again}\n"
     )
+
+
+def _timed(r: Content) -> list[str]:
+    s = r["seconds_spread"]
+    return [
+        f"- Measured in one interleaved run on {r['rows_timed']} rows in batches of "
+        f"{r['batch_size']}, median of {r['repeats']} (lowest-highest): "
+        f"full {r['seconds_full']:.4f} s ({s['full'][0]:.4f}-{s['full'][1]:.4f}), "
+        f"dynamic {r['seconds_dynamic']:.4f} s "
+        f"({s['dynamic'][0]:.4f}-{s['dynamic'][1]:.4f}), masked {r['seconds_masked']:.4f} s "
+        f"({s['masked'][0]:.4f}-{s['masked'][1]:.4f}).",
+        f"- Full depth is the fastest of {', '.join(r['full_programs'])}, and reads the last exit "
+        f"alone. Ideal time is its time x {r['flops_ratio_blocks']:.3f}, the fraction of block "
+        f"FLOPs needed: {r['seconds_ideal']:.4f} s. The ceiling is the efficiency of all rows "
+        "exiting together at about the mean depth: what reading exits and the criterion leave to "
+        "any executor.",
+        *_streamed(r["timed_points"]),
+    ]
 
 
 def _streamed(points: dict[str, Any]) -> list[str]:
