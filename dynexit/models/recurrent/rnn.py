@@ -12,10 +12,9 @@ from dynexit.engine.steps import stacked_step
 from dynexit.layers.heads import LogitsHead
 from dynexit.layers.inputs import check_tokens, read_tokens
 from dynexit.layers.linen import Apply, block_names, initial_stack, merged
-from dynexit.layers.lstm import LSTMCell
 from dynexit.models.recurrent.settings_cells import Rnn
 
-CELLS = {"elman": nn.SimpleCell, "gru": nn.GRUCell, "lstm": LSTMCell}
+CELLS = {"elman": nn.SimpleCell, "gru": nn.GRUCell, "lstm": nn.OptimizedLSTMCell}
 
 
 class Layer(nn.Module):

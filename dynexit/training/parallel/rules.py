@@ -3,10 +3,11 @@
 A rule is a pair (regular expression, `PartitionSpec`). The first one whose expression is found in
 a parameter's path, such as "blocks/block/qkv/kernel", applies. Its spec is for the **last** axes of
 the parameter, so one rule serves weights with and without a leading axis of blocks `[N]`; the axes
-before them are whole. A spec of None keeps the parameter whole on every device. A rule may have a
-third entry, an expression that must be found in the path of another parameter of the same block,
-and a fourth, the number of elements that stay together on a device, such as the channels of a group
-of a norm.
+before them are whole. A spec of None keeps the parameter whole on every device, and a text in its
+place is the reason for which an axis "model" of several devices is refused. A rule may have a third
+entry, an expression that must be found in the path of another parameter of the same block, and a
+fourth, the number of elements that stay together on a device, such as the channels of a group of a
+norm.
 
 The axis "fsdp" then splits the largest other axis that it divides, of every parameter; the first
 axis, which may be that of the blocks, only where no other is divided, and not of a small parameter
@@ -26,7 +27,8 @@ P = PartitionSpec
 SMALL = 2**13  # elements
 GROUP = 8  # channels of a group of `layers.norms.GroupNorm`
 NORM = r"(^|/)norm2/GroupNorm_0/(scale|bias)$"
-Place: TypeAlias = PartitionSpec | None
+LSTM = "an LSTM computes its four gates in one product, whose parts would move between devices"
+Place: TypeAlias = PartitionSpec | str | None
 Rule: TypeAlias = tuple[str, Place] | tuple[str, Place, str] | tuple[str, Place, str, int]
 Rules: TypeAlias = Sequence[Rule]
 
@@ -54,8 +56,9 @@ TENSOR_PARALLEL: Rules = (
     (r"(^|/)conv1/kernel$", P("model"), NORM, GROUP),  # [w, w, C, channels]
     (NORM, P("model"), "", GROUP),  # [channels]
     (r"(^|/)conv2/kernel$", P("model", None), NORM),  # [w, w, channels, channels]
-    # recurrent cells: the hidden units, whose state is gathered at every step
-    (r"(^|/)cell/[ih][rznifgo]?/(kernel|bias)$", P("model")),  # [D, units]
+    # plain and GRU cells: the hidden units, whose state is gathered at every step
+    (r"(^|/)cell/[ih][rzn]?/(kernel|bias)$", P("model"), r"/(h|hn)/kernel$"),  # [D, units]
+    (r"(^|/)cell/h[fgo]/kernel$", LSTM),
 )
 """Tensor parallelism of the layers of `dynexit.models`. It splits the heads of attention, the width
 between two products, and the units of a recurrent cell.
@@ -76,7 +79,8 @@ def spec_of(
 
     Raises:
       ValueError: the rule's spec has more axes than the parameter, names an axis that the mesh does
-        not have, or one that does not divide the parameter's; the parameter is named.
+        not have, or one that does not divide the parameter's; or the rule refuses the axis "model".
+        The parameter is named.
 
     Example:
       >>> import jax
@@ -85,11 +89,19 @@ def spec_of(
       (None, 'fsdp', 'model')
     """
     rule = next((rule for rule in rules if applies(rule, name, names)), None)
-    if rule is not None and rule[1] is None:
+    place = P() if rule is None else rule[1]
+    if isinstance(place, str):
+        if (devices := mesh.shape.get("model", 1)) > 1:
+            raise ValueError(
+                f"`mesh`: the axis 'model' of {devices} devices cannot split {name}, whose shape "
+                f"is {list(shape)}: {place}"
+            )
+        place = P()
+    if place is None:
         return P(*[None] * len(shape))
     entries: list[Any] = [None] * len(shape)
     if rule is not None:
-        entries = _ruled(rule, name, shape, mesh)
+        entries = _ruled(rule, place, name, shape, mesh)
     if mesh.shape.get("fsdp", 1) > 1 and "fsdp" not in named_axes(entries):
         free = [k for k, entry in enumerate(entries) if not entry and shape[k]]
         split = [k for k in free if shape[k] % mesh.shape["fsdp"] == 0]
@@ -128,9 +140,11 @@ def applies(rule: Rule, name: str, names: Sequence[str]) -> bool:
     return len(rule) < 3 or any(re.search(rule[2], other) for other in beside)
 
 
-def _ruled(rule: Rule, name: str, shape: Sequence[int], mesh: AnyMesh) -> list[Any]:
+def _ruled(
+    rule: Rule, spec: PartitionSpec, name: str, shape: Sequence[int], mesh: AnyMesh
+) -> list[Any]:
     """The entries of a rule's spec, aligned with the last axes; axes of size 1 are dropped."""
-    pattern, spec, together = rule[0], rule[1] or P(), rule[3] if len(rule) > 3 else 1
+    pattern, together = rule[0], rule[3] if len(rule) > 3 else 1
     if len(spec) > len(shape):
         raise ValueError(
             f"`rules`: {pattern!r} gives {spec} to {name}, whose shape is only {list(shape)}"

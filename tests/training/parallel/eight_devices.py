@@ -33,7 +33,6 @@ FAMILIES = {
     "Gru": (dx.models.Gru(width=32, steps=4), (64,)),
     "Rnn, plain": (dx.models.Rnn(width=32, depth=3, cell="elman"), TOKENS),
     "Rnn, GRU": (dx.models.Rnn(width=32, depth=3, cell="gru"), TOKENS),
-    "Rnn, LSTM": (dx.models.Rnn(width=32, depth=3, cell="lstm"), TOKENS),
 }
 
 

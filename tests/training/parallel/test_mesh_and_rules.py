@@ -162,7 +162,6 @@ MODELS = {
     "Resnet": (dx.models.Resnet(channels=(16, 32), blocks=(2, 1)), (8, 4, 2), "block/conv2/kernel"),
     "Gru": (dx.models.Gru(width=8, steps=3), (6,), "cell/hn/kernel"),
     "Rnn": (dx.models.Rnn(width=8, depth=2, cell="elman"), dx.Tokens(7, 4), "cell/h/kernel"),
-    "Rnn, LSTM": (dx.models.Rnn(width=8), dx.Tokens(7, 4), "cell/hf/kernel"),
     "DeepThinking": (dx.models.DeepThinking(width=8, steps=3), (6, 2), "block/out1/kernel"),
     "Equilibrium": (dx.models.Equilibrium(width=8, steps=3), (4, 4, 1), "block/out/kernel"),
     "NeuralOde": (dx.models.NeuralOde(width=8, hidden=8, steps=3), (6,), "block/out/kernel"),
@@ -200,6 +199,11 @@ def test_the_ready_rules_are_for_every_family(name):
             dx.models.NeuralOde(width=8, hidden=10),
             (6,),
             r"4 devices .* axis 0 of block/in/bias, whose shape is \[10\]",
+        ),
+        (
+            dx.models.Rnn(width=8, cell="lstm"),
+            dx.Tokens(7, 4),
+            r"4 devices cannot split blocks/block/cell/hf/kernel, .* \[1, 8, 8\]: an LSTM computes",
         ),
     ],
 )
