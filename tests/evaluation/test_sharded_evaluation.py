@@ -109,7 +109,7 @@ def test_models_split_by_the_ready_rules_end_alone_along_the_rows(name):
     logits = outputs["logits"] if isinstance(outputs, dict) else outputs
     certain = jax.nn.softmax(logits).max(-1)
     certain = certain.reshape(*certain.shape[:2], -1).min(-1)
-    rule = dx.criteria.max_probability_above(float(np.median(certain)))
+    rule = dx.criteria.max_probability_above(float(np.median(certain[0])))
 
     def run(params, x):
         return dx.run_until(

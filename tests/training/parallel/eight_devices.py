@@ -112,9 +112,9 @@ def train(options: dict[str, Any], mesh: jax.sharding.Mesh) -> Trained:
 
 
 def middle(logits: jax.Array) -> float:
-    """A threshold that rows pass at different exits, for logits `[E, B, ..., C]`."""
+    """A threshold that half of the rows pass at the first exit, for logits `[E, B, ..., C]`."""
     certain = np.asarray(jax.nn.softmax(logits)).max(-1)
-    return float(np.median(certain.reshape(*certain.shape[:2], -1).min(-1)))
+    return float(np.median(certain.reshape(*certain.shape[:2], -1).min(-1)[0]))
 
 
 def digest(state: Any) -> str:
