@@ -208,7 +208,8 @@ def permutation(count: int, seed: int, epoch: int) -> Int[np.ndarray, "count"]:
 def part(source: Source, seed: int, step: int, size: int, first: int, last: int) -> Batch:
     """Rows first..last-1 of a batch: what one of several hosts feeds.
 
-    A source over arrays reads these rows alone; another draws the batch and drops the others.
+    Where `source.batch` has a method `rows`, as that of a source over arrays, it gives these rows
+    alone. Otherwise the batch is drawn and the others are dropped.
 
     Args:
       source: the split.
@@ -224,6 +225,36 @@ def part(source: Source, seed: int, step: int, size: int, first: int, last: int)
       >>> part(source, 0, 0, 6, 2, 4)["labels"].tolist() == batch[2:4]
       True
     """
-    if isinstance(source.batch, _ArrayBatches):
-        return source.batch.rows(seed, step, size, first, last)
+    rows = getattr(source.batch, "rows", None)
+    if rows is not None:
+        return rows(seed, step, size, first, last)
     return _each(lambda leaf: leaf[first:last], source.batch(seed, step, size))
+
+
+def mapped(source: Source, change: Callable[[Batch], Batch]) -> Source:
+    """The source with every batch changed by a function that treats each row alone.
+
+    Args:
+      source: the split.
+      change: of leaves `[b, ...]`.
+
+    Example:
+      >>> source = from_arrays("train", np.arange(6.0)[:, None], np.arange(6))
+      >>> twice = mapped(source, lambda batch: {**batch, "labels": 2 * batch["labels"]})
+      >>> twice.examples()["labels"].tolist()
+      [0, 2, 4, 6, 8, 10]
+    """
+    return source._replace(
+        batch=_Mapped(source, change), examples=functools.cache(lambda: change(source.examples()))
+    )
+
+
+class _Mapped(NamedTuple):
+    source: Source
+    change: Callable[[Batch], Batch]
+
+    def __call__(self, seed: int, step: int, size: int) -> Batch:
+        return self.change(self.source.batch(seed, step, size))
+
+    def rows(self, seed: int, step: int, size: int, first: int, last: int) -> Batch:
+        return self.change(part(self.source, seed, step, size, first, last))

@@ -25,6 +25,8 @@ from dynexit.evaluation.measure import evaluate
 from dynexit.evaluation.recording import record
 from dynexit.evaluation.reports import plots
 from dynexit.evaluation.reports.reporting import report, summary
+from dynexit.training.parallel.placement import shardings
+from dynexit.training.parallel.rules import TENSOR_PARALLEL
 
 HERE = Path(__file__).parent
 
@@ -85,33 +87,56 @@ def test_parameters_stay_split_where_a_device_cannot_hold_them(experiment, param
     np.testing.assert_array_equal(ran.exit_depth, want.exit_depth)
 
 
-def test_a_vision_transformer_split_by_the_ready_rules_needs_sums_alone():
-    from dynexit.training.parallel.placement import shardings
-    from dynexit.training.parallel.rules import TENSOR_PARALLEL
+SPLIT = {
+    "Vit": (dx.models.Vit(patch=4, stride=4, width=32, depth=3, heads=4), (8, 8, 1)),
+    "Resnet": (dx.models.Resnet(channels=(16,), blocks=(3,)), (4, 4, 1)),
+    "DeepThinking": (dx.models.DeepThinking(width=16, steps=3, blocks=1), (6, 2)),
+    "Equilibrium": (dx.models.Equilibrium(patch=2, width=8, steps=3), (4, 4, 1)),
+    "NeuralOde": (dx.models.NeuralOde(width=8, hidden=8, steps=3), (6,)),
+    "Gru": (dx.models.Gru(width=8, steps=4), (6,)),
+    "Rnn": (dx.models.Rnn(width=8, depth=3, cell="gru"), dx.Tokens(5, 6)),
+}
+GATHERED = ("Gru", "Rnn")  # the hidden state, at every step
 
-    devices = Devices(mesh(2, 1, 2), ("model",))
-    model = dx.models.Vit(patch=4, stride=4, width=32, depth=3, heads=4).build((8, 8, 1), 10)
+
+@pytest.mark.slow_cases("Resnet", "DeepThinking", "Equilibrium", "NeuralOde", "Rnn")
+@pytest.mark.parametrize("name", SPLIT)
+def test_models_split_by_the_ready_rules_end_alone_along_the_rows(name):
+    """The collectives in the loop join devices that exit together; all but recurrent cells need
+    sums alone.
+    """
+    devices, (settings, shape) = Devices(mesh(2, 1, 2), ("model",)), SPLIT[name]
+    model, rng = settings.build(shape, 10), np.random.default_rng(0)
     params = model.init(jax.random.key(0))
-    x = np.random.default_rng(0).normal(size=(16, 8, 8, 1)).astype(np.float32)
+    if isinstance(shape, dx.Tokens):
+        x = rng.integers(shape.vocabulary, size=(16, shape.length)).astype(np.int32)
+    else:
+        x = rng.normal(size=(16, *shape)).astype(np.float32)
     outputs = dx.run_all(model.steps(params), model.embed(params, x), model.depth)
-    rule = dx.criteria.max_probability_above(np.median(jax.nn.softmax(outputs).max(-1)))
+    logits = outputs["logits"] if isinstance(outputs, dict) else outputs
+    certain = jax.nn.softmax(logits).max(-1)
+    certain = certain.reshape(*certain.shape[:2], -1).min(-1)
+    rule = dx.criteria.max_probability_above(float(np.median(certain[0])))
 
     def run(params, x):
         return dx.run_until(
             model.steps(params), model.embed(params, x), model.depth, rule
         ).exit_depth
 
-    placed = devices.place(jax.device_put(params, shardings(params, devices.mesh, TENSOR_PARALLEL)))
+    ready = shardings(params, devices.mesh, TENSOR_PARALLEL)
+    placed = devices.place(jax.device_put(params, ready))
     spread = jax.shard_map(
         run,
         mesh=devices.mesh,
         in_specs=(P(), P(devices.rows)),
         out_specs=P(devices.rows),
         axis_names=set(devices.rows),
+        check_vma=False,  # as in `Devices.compile`
     )
     program = compile_sharded(spread, placed, devices.batch(x))
     inside = [c for c in collectives(program.as_text()) if c.apart]
-    assert {(c.kind, c.groups) for c in inside} == {("all-reduce", ((0, 1), (2, 3)))}
+    kinds = {"all-reduce", *(["all-gather"] if name in GATHERED else [])}
+    assert {(c.kind, c.groups) for c in inside} == {(kind, ((0, 1), (2, 3))) for kind in kinds}
     exits = program(placed, devices.batch(x))
     np.testing.assert_array_equal(exits, run(params, x))
     assert len(set(exits.tolist())) > 1

@@ -91,6 +91,21 @@ task itself.
 """
 
 
+# Tasks whose rows are drawn as arrays; the others draw row by row, as many numbers as a row needs.
+BY_ROWS = (
+    strings.even_pairs,
+    strings.parity_check,
+    strings.cycle_navigation,
+    strings.reverse_string,
+    strings.stack_manipulation,
+    strings.duplicate_string,
+    strings.missing_duplicate,
+    strings.odds_first,
+    strings.bucket_sort,
+    arithmetic.modular_arithmetic,
+)
+
+
 def chomsky(
     task: Task,
     lengths: tuple[int, int] = (1, 40),
@@ -143,7 +158,8 @@ def chomsky(
         examples,
         test_draw=functools.partial(_every_length, task=task, lengths=test_lengths),
     )
-    endless = generated(functools.partial(_one_length, task=task, lengths=lengths), examples).train
+    one_length = functools.partial(_one_length, task=task, lengths=lengths)
+    endless = generated(one_length, examples, by_rows=task.draw in BY_ROWS).train
     return splits._replace(train=endless._replace(examples=splits.train.examples))
 
 

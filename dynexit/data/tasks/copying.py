@@ -49,6 +49,7 @@ def copying(
         functools.partial(_draw, length=length, backwards=backwards),
         examples,
         test_draw=functools.partial(_draw, length=test_length, backwards=backwards),
+        by_rows=True,
     )
 
 

@@ -38,11 +38,14 @@ def erdos_renyi(probability: float = 0.5) -> Family:
     if not 0 <= probability <= 1:
         raise ValueError(f"`probability` must lie in 0..1, got {probability}.")
 
-    def draw(random: np.random.Generator, size: int, nodes: int) -> Joined:
-        joined = random.random((size, nodes, nodes)) < probability
-        return joined & joined.swapaxes(1, 2)
+    return functools.partial(_joined_by_chance, probability=probability)
 
-    return draw
+
+def _joined_by_chance(
+    random: np.random.Generator, size: int, nodes: int, probability: float
+) -> Joined:
+    joined = random.random((size, nodes, nodes)) < probability
+    return joined & joined.swapaxes(1, 2)
 
 
 def paths(random: np.random.Generator, size: int, nodes: int) -> Joined:
@@ -137,6 +140,7 @@ def graphs(
         test_draw=functools.partial(
             draw, nodes=test_nodes, family=family if test_family is None else test_family
         ),
+        by_rows=getattr(family, "func", family) in (_joined_by_chance, paths, grids),
     )
 
 

@@ -4,11 +4,11 @@ import functools
 
 import numpy as np
 
-from dynexit.core.data import Dataset, Source, Splits
+from dynexit.core.data import Dataset, Splits
 from dynexit.core.labels import IGNORED
 from dynexit.core.settings import refuse_invalid
 from dynexit.data.host_shapes import Int, Num
-from dynexit.data.source import Batch
+from dynexit.data.source import Batch, mapped
 from dynexit.data.tasks import maze_walls
 from dynexit.data.tasks.procedural import generated
 from dynexit.data.tasks.settings_grids import Mazes
@@ -29,14 +29,7 @@ def free_places(splits: Splits) -> Splits:
             "labels": np.where(batch["inputs"].any(-1), batch["labels"], np.int32(IGNORED)),
         }
 
-    def of(source: Source) -> Source:
-        draw, fixed = source.batch, source.examples
-        return source._replace(
-            batch=lambda seed, step, size: open_only(draw(seed, step, size)),
-            examples=functools.cache(lambda: open_only(fixed())),
-        )
-
-    return Splits(*map(of, splits))
+    return Splits(*(mapped(source, open_only) for source in splits))
 
 
 def filling_rounds(inputs: Num[np.ndarray, "b A A 3"]) -> Int[np.ndarray, "b"]:
@@ -132,7 +125,7 @@ def mazes(
         raise ValueError(f"`loops` must lie in 0..1, got {loops}.")
     train = functools.partial(_draw, side=(size + 1) // 2, scale=scale, loops=loops)
     test = functools.partial(_draw, side=(test_size + 1) // 2, scale=scale, loops=loops)
-    return generated(train, examples, test_draw=test)
+    return generated(train, examples, test_draw=test, by_rows=not loops)
 
 
 def dataset(settings: Mazes) -> Dataset:

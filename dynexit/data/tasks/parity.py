@@ -61,6 +61,7 @@ def parity(
         functools.partial(_draw, length=length, nonzeros=nonzeros),
         examples,
         test_draw=functools.partial(_draw, length=length, nonzeros=test_nonzeros),
+        by_rows=True,
     )
 
 

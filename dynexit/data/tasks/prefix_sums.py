@@ -44,6 +44,7 @@ def prefix_sums(length: int, test_length: int | None = None, examples: int = 500
         functools.partial(_draw, length=length),
         examples,
         test_draw=functools.partial(_draw, length=test_length),
+        by_rows=True,
     )
 
 

@@ -5,11 +5,12 @@ Loads no JAX.
 
 import functools
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from dynexit.core.data import Source, Splits
+from dynexit.data.own_rows import OwnRows
 from dynexit.data.source import Batch, from_leaves
 
 Draw: TypeAlias = Callable[[np.random.Generator, int], Batch]
@@ -23,7 +24,11 @@ _TRAIN, _TRAIN_EXAMPLES, _CALIBRATION, _TEST = 1, 2, 3, 4
 
 
 def generated(
-    draw: Draw, examples: int, test_draw: Draw | None = None, calibration_draw: Draw | None = None
+    draw: Draw,
+    examples: int,
+    test_draw: Draw | None = None,
+    calibration_draw: Draw | None = None,
+    by_rows: bool = False,
 ) -> Splits:
     """The splits of a task that a function draws: endless training, fixed calibration and test.
 
@@ -37,6 +42,8 @@ def generated(
       examples: size of `calibration` and of `test`, and of `train.examples()`.
       test_draw, calibration_draw: draw the test and the calibration split, for extrapolation or to
         keep them apart from the training; by default `draw`.
+      by_rows: whether `draw` treats each row alone and draws by the methods of `OwnRows` with the
+        rows as first axis. One of several hosts then computes its own rows alone, with equal bits.
 
     Returns:
       Three sources; `train.size` is None. Batches hold every leaf of what is drawn, "steps" too,
@@ -57,14 +64,9 @@ def generated(
     """
     at_least(1, examples=examples)
     fixed = _fixed("train", _TRAIN_EXAMPLES, draw, examples)
-
-    def batch(seed: int, step: int, size: int) -> Batch:
-        at_least(0, seed=seed, step=step)
-        at_least(1, size=size)
-        return draw(_stream(_TRAIN, seed, step), size)
-
+    batches = _RowBatches(draw) if by_rows else _Batches(draw)
     return Splits(
-        Source("train", batch, fixed.examples, None),
+        Source("train", batches, fixed.examples, None),
         _fixed(
             "calibration",
             _CALIBRATION,
@@ -73,6 +75,23 @@ def generated(
         ),
         _fixed("test", _TEST, draw if test_draw is None else test_draw, examples),
     )
+
+
+class _Batches(NamedTuple):
+    """`batch` of endless training."""
+
+    draw: Draw
+
+    def __call__(self, seed: int, step: int, size: int) -> Batch:
+        return self.draw(_train_stream(seed, step, size), size)
+
+
+class _RowBatches(_Batches):
+    """The same, which also draws some rows of a batch alone."""
+
+    def rows(self, seed: int, step: int, size: int, first: int, last: int) -> Batch:
+        random: Any = OwnRows(_train_stream(seed, step, size), size, first, last)
+        return self.draw(random, last - first)
 
 
 def at_least(low: int, **values: int) -> None:
@@ -110,6 +129,12 @@ def ordered(name: str, pair: tuple[int, int], low: int, high: int | None, why: s
         raise ValueError(
             f"`{name}` must be (low, high) with {low} <= low <= high{upper}, got {(first, last)}."
         )
+
+
+def _train_stream(seed: int, step: int, size: int) -> np.random.Generator:
+    at_least(0, seed=seed, step=step)
+    at_least(1, size=size)
+    return _stream(_TRAIN, seed, step)
 
 
 def _stream(stream: int, seed: int, step: int) -> np.random.Generator:

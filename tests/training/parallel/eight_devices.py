@@ -1,7 +1,7 @@
 """A program for eight devices: `python eight_devices.py OPTIONS MESH...`.
 
-OPTIONS is JSON; a mesh is "data,fsdp,model". It trains a vision transformer on every mesh and on
-one device, and prints a line of JSON for each mesh.
+OPTIONS is JSON; a mesh is "data,fsdp,model". It trains a vision transformer, or another "family",
+on every mesh and on one device, and prints a line of JSON for each mesh.
 """
 
 import collections
@@ -24,6 +24,17 @@ from dynexit.training.step import make_train_step
 KINDS = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute|collective-broadcast"
 COLLECTIVE = re.compile(rf"= \S.*? ({KINDS})(?:-start)?\(")
 ROWS, IMAGE, CLASSES = 32, (8, 8, 1), 16
+TOKENS = dx.Tokens(8, 8)
+FAMILIES = {
+    "Resnet": (dx.models.Resnet(channels=(64,), blocks=(3,)), IMAGE),
+    "DeepThinking": (dx.models.DeepThinking(width=32, steps=4, blocks=1), (8, 8)),
+    "Equilibrium": (dx.models.Equilibrium(width=16, steps=4), IMAGE),
+    "NeuralOde": (dx.models.NeuralOde(width=16, hidden=32, steps=4), (64,)),
+    "Gru": (dx.models.Gru(width=32, steps=4), (64,)),
+    "Rnn, plain": (dx.models.Rnn(width=32, depth=3, cell="elman"), TOKENS),
+    "CausalLM": (dx.models.CausalLM(width=32, depth=3, heads=8, qkv_bias=True), TOKENS),
+    "Rnn, GRU": (dx.models.Rnn(width=32, depth=3, cell="gru"), TOKENS),
+}
 
 
 class Trained(NamedTuple):
@@ -36,22 +47,33 @@ class Trained(NamedTuple):
     sha256: str
 
 
-def points() -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(0)
-    images = rng.normal(size=(64, *IMAGE)).astype(np.float32)
-    return {"inputs": images, "labels": np.digitize(images.mean((1, 2, 3)), [-0.1, 0.0, 0.1])}
-
-
-def batch(seed: int, step: int, size: int) -> dict[str, np.ndarray]:
-    rows = np.random.default_rng((seed, step)).integers(64, size=size)
-    return {name: array[rows] for name, array in points().items()}
+def points(family: str) -> dict[str, np.ndarray]:
+    """64 examples, whose labels are the bin of the mean or of every place."""
+    images = np.random.default_rng(0).normal(size=(64, *IMAGE)).astype(np.float32)
+    labels = np.digitize(images.mean((1, 2, 3)), [-0.1, 0.0, 0.1])
+    shape = FAMILIES[family][1] if family in FAMILIES else IMAGE
+    if isinstance(shape, dx.Tokens):
+        inputs = np.digitize(images[:, 0, :, 0], np.linspace(-1.5, 1.5, 7)).astype(np.int32)
+        return {"inputs": inputs, "labels": inputs.cumsum(1) % CLASSES}
+    inputs = images.reshape(64, *shape)
+    if family == "DeepThinking":
+        labels = np.digitize(inputs.mean(-1), [-0.3, 0.0, 0.3])
+    return {"inputs": inputs, "labels": labels}
 
 
 def experiment(options: dict[str, Any]) -> dx.Experiment:
-    settings = dx.models.Vit(options["patch"], None, options["width"], options["depth"], 8)
-    splits = [dx.Source(s, batch, points, 64) for s in ("train", "calibration", "test")]
+    family = options.get("family", "Vit")
+    vit = lambda: dx.models.Vit(options["patch"], None, options["width"], options["depth"], 8)
+    settings, inputs = FAMILIES[family] if family in FAMILIES else (vit(), IMAGE)
+    examples = points(family)
+
+    def batch(seed: int, step: int, size: int) -> dict[str, np.ndarray]:
+        rows = np.random.default_rng((seed, step)).integers(64, size=size)
+        return {name: array[rows] for name, array in examples.items()}
+
+    splits = [dx.Source(s, batch, lambda: examples, 64) for s in ("train", "calibration", "test")]
     method = dx.methods.ConfidenceExits().build()
-    return dx.Experiment(settings.build(IMAGE, CLASSES), method, *splits)
+    return dx.Experiment(settings.build(inputs, CLASSES), method, *splits)
 
 
 def train(options: dict[str, Any], mesh: jax.sharding.Mesh) -> Trained:
@@ -68,18 +90,32 @@ def train(options: dict[str, Any], mesh: jax.sharding.Mesh) -> Trained:
     }
     found: dict[str, int] = {}
     if options["count"]:
-        program = step.lower(state, put_batch(batch(0, 0, ROWS), mesh)).compile().as_text()
+        first = put_batch(made.train.batch(0, 0, ROWS), mesh)
+        program = step.lower(state, first).compile().as_text()
         found = dict(collections.Counter(COLLECTIVE.findall(program)))
     losses = []
     for s in range(steps):
-        state, metrics = step(state, put_batch(batch(0, s, ROWS), mesh))
+        state, metrics = step(state, put_batch(made.train.batch(0, s, ROWS), mesh))
         losses.append(float(metrics["loss"]))
     depths = np.zeros(64, np.int32)
     if steps:
-        params, rule = whole(state.params), dx.criteria.max_probability_above(options["threshold"])
-        rows = made.model.embed(params, points()["inputs"])
-        depths = np.asarray(dx.run_until(made.model.steps(params), rows, criterion=rule).exit_depth)
+        params, inputs = whole(state.params), made.train.examples()["inputs"]
+        step, rows = made.model.steps(params), made.model.embed(params, inputs)
+        if "threshold" not in options:
+            outputs = dx.run_all(step, rows, made.model.depth)
+            options["threshold"] = middle(
+                outputs["logits"] if isinstance(outputs, dict) else outputs
+            )
+        rule = dx.criteria.max_probability_above(options["threshold"])
+        halted = dx.run_until(step, rows, made.model.depth, rule)
+        depths = np.asarray(halted.exit_depth)
     return Trained(np.array(losses), depths, fractions, found, digest(state))
+
+
+def middle(logits: jax.Array) -> float:
+    """A threshold that half of the rows pass at the first exit, for logits `[E, B, ..., C]`."""
+    certain = np.asarray(jax.nn.softmax(logits)).max(-1)
+    return float(np.median(certain.reshape(*certain.shape[:2], -1).min(-1)[0]))
 
 
 def digest(state: Any) -> str:
@@ -93,7 +129,9 @@ def digest(state: Any) -> str:
 def main(options: dict[str, Any], meshes: list[str]) -> None:
     one = Trained(np.zeros(0), np.zeros(64, np.int32), {}, {}, "")
     if options["steps"]:
-        one = train({**options, "count": False}, make_mesh(devices=jax.devices()[:1]))
+        count, options["count"] = options["count"], False
+        one = train(options, make_mesh(devices=jax.devices()[:1]))
+        options["count"] = count
     for sizes in meshes:
         on = train(options, make_mesh(Mesh(*map(int, sizes.split(",")))))
         error = np.abs(on.losses - one.losses) / np.abs(one.losses)

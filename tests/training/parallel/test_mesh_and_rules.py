@@ -9,9 +9,11 @@ from jax.sharding import PartitionSpec as P
 
 import dynexit as dx
 from dynexit.core.settings import Mesh, validate
+from dynexit.layers.norms import GroupNorm
+from dynexit.training.optimizer import path_name
 from dynexit.training.parallel.mesh import axis_sizes, check_batch_size, make_mesh
 from dynexit.training.parallel.placement import carried, put_batch, shardings, whole
-from dynexit.training.parallel.rules import TENSOR_PARALLEL, spec_of
+from dynexit.training.parallel.rules import GROUP, TENSOR_PARALLEL, spec_of
 from dynexit.training.state import create_state
 
 
@@ -156,33 +158,68 @@ def test_slots_are_split_by_rows():
 
 
 MODELS = {
-    "Vit": (dx.models.Vit(patch=4, width=8, depth=2, heads=2), (8, 4, 2), True),
-    "Mlp": (dx.models.Mlp(width=8, depth=3), (3, 4), True),
-    "ParaGru": (dx.models.ParaGru(width=8, depth=2), (6, 2), True),
-    "CausalLM": (dx.models.CausalLM(width=8, depth=2, heads=2, qkv_bias=True), dx.Tokens(7, 4), True),
-    "RecurrentDepth": (dx.models.RecurrentDepth(width=8, heads=2, steps=3), dx.Tokens(7, 4), True),
-    "UniversalTransformer": (dx.models.UniversalTransformer(width=8, heads=2, steps=3), dx.Tokens(7, 4), True),
-    "Recursive": (dx.models.Recursive(width=8, segments=2, inner=1, cycles=2, layers=1), dx.Tokens(7, 4), True),
-    "BlockRecurrent": (dx.models.BlockRecurrent(counts=(2, 1), patch=4, width=8, heads=2), (8, 4, 2), True),
-    "Resnet": (dx.models.Resnet(channels=(8, 16), blocks=(2, 1)), (8, 4, 2), False),
-    "Gru": (dx.models.Gru(width=8, steps=3), (6,), False),
+    "Vit": (dx.models.Vit(patch=4, width=8, depth=2, heads=2), (8, 4, 2), "out/kernel"),
+    "Mlp": (dx.models.Mlp(width=8, depth=3), (3, 4), "down/kernel"),
+    "ParaGru": (dx.models.ParaGru(width=8, depth=2), (6, 2), "gru/recurrent"),
+    "CausalLM": (dx.models.CausalLM(width=8, depth=2, heads=2, qkv_bias=True), dx.Tokens(7, 4), "out/weight"),
+    "RecurrentDepth": (dx.models.RecurrentDepth(width=8, heads=2, steps=3), dx.Tokens(7, 4), "out/kernel"),
+    "UniversalTransformer": (dx.models.UniversalTransformer(width=8, heads=2, steps=3), dx.Tokens(7, 4), "out/kernel"),
+    "Recursive": (dx.models.Recursive(width=8, segments=2, inner=1, cycles=2, layers=1), dx.Tokens(7, 4), "down/kernel"),
+    "BlockRecurrent": (dx.models.BlockRecurrent(counts=(2, 1), patch=4, width=8, heads=2), (8, 4, 2), "out/kernel"),
+    "Resnet": (dx.models.Resnet(channels=(16, 32), blocks=(2, 1)), (8, 4, 2), "block/conv2/kernel"),
+    "Gru": (dx.models.Gru(width=8, steps=3), (6,), "cell/hn/kernel"),
+    "Rnn": (dx.models.Rnn(width=8, depth=2, cell="elman"), dx.Tokens(7, 4), "cell/h/kernel"),
+    "DeepThinking": (dx.models.DeepThinking(width=8, steps=3), (6, 2), "block/out1/kernel"),
+    "Equilibrium": (dx.models.Equilibrium(width=8, steps=3), (4, 4, 1), "block/out/kernel"),
+    "NeuralOde": (dx.models.NeuralOde(width=8, hidden=8, steps=3), (6,), "block/out/kernel"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_ready_rules_are_for_every_family(name):
-    """Every matrix is split by FSDP; the axis "model" is for attention, MLPs and diagonal
-    recurrences, and refused by name elsewhere."""
-    settings, inputs, tensor_parallel = MODELS[name]
+    """Every matrix is split by FSDP, and the axis "model" splits a parameter of every family."""
+    settings, inputs, split = MODELS[name]
     model = settings.build(inputs, 7)
     params = jax.eval_shape(model.init, jax.random.key(0))
     found = shardings(params, make_mesh(Mesh(fsdp=4)), TENSOR_PARALLEL)
     for leaf, where in zip(jax.tree.leaves(params), jax.tree.leaves(found), strict=True):
         assert leaf.size < 32 or not where.is_fully_replicated
-    mesh = make_mesh(Mesh(fsdp=2, model=2))
-    if tensor_parallel:
-        found = jax.tree.leaves(shardings(params, mesh, TENSOR_PARALLEL))
-        assert any("model" in where.spec for where in found)
-    else:
-        with pytest.raises(ValueError, match="`mesh`: the axis 'model' of 2 devices splits no"):
-            shardings(params, mesh, TENSOR_PARALLEL)
+    found = shardings(params, make_mesh(Mesh(fsdp=2, model=2)), TENSOR_PARALLEL)
+    split_by_model = [
+        path_name(path)
+        for path, where in jax.tree_util.tree_leaves_with_path(found)
+        if "model" in where.spec
+    ]
+    assert any(path.endswith(split) for path in split_by_model)
+
+
+@pytest.mark.parametrize(
+    "settings, inputs, words",
+    [
+        (
+            dx.models.Resnet(channels=(16,), blocks=(1,)),
+            (8, 4, 2),
+            r"4 devices .* axis 4 in groups of 8 of blocks/0/block/conv1/kernel, .* \[1, 3, 3, 16, 16\]",
+        ),
+        (dx.models.Gru(width=6), (6,), r"4 devices .* block/cell/hn/bias, whose shape is \[6\]"),
+        (
+            dx.models.NeuralOde(width=8, hidden=10),
+            (6,),
+            r"4 devices .* axis 0 of block/in/bias, whose shape is \[10\]",
+        ),
+        (
+            dx.models.Rnn(width=8, cell="lstm"),
+            dx.Tokens(7, 4),
+            r"4 devices cannot split blocks/block/cell/hf/kernel, .* \[1, 8, 8\]: an LSTM computes",
+        ),
+    ],
+)
+def test_families_that_do_not_fit_the_axis_are_refused(settings, inputs, words):
+    params = jax.eval_shape(settings.build(inputs, 7).init, jax.random.key(0))
+    shardings(params, mesh_of(fsdp=2), TENSOR_PARALLEL)
+    with pytest.raises(ValueError, match=words):
+        shardings(params, mesh_of(model=4), TENSOR_PARALLEL)
+
+
+def test_the_channels_of_a_group_stay_together():
+    assert GROUP == GroupNorm.size
