@@ -42,6 +42,7 @@ def measured_costs(
         for _ in range(1 + REPEATS):  # the first one compiles
             for k in range(len(plan.lengths)):
                 forced = jnp.where(jnp.arange(len(plan.lengths)) == k, 1.0, jnp.inf)
+                forced = jax.device_put(forced, given.costs.sharding)
                 carry = jax.block_until_ready(_busy(plan, carry))
                 start = time.perf_counter()
                 carry = run(plan, given._replace(costs=forced), carry, jnp.int32(ROUNDS))
@@ -66,7 +67,7 @@ def _busy(plan: Plan, carry: Carry) -> Carry:
     of = jnp.broadcast_to(jnp.arange(plan.slots, dtype=jnp.int32) % size, carry.of.shape)
     filled = full(carry.filled, middle)
     none = {name: full(getattr(carry, name), size) for name in ("waiting", "queued")}
-    return carry._replace(requests=requests, of=of, filled=filled, **none)
+    return _as_before(carry, carry._replace(requests=requests, of=of, filled=filled, **none))
 
 
 def _idle(carry: Carry) -> Carry:
@@ -76,4 +77,10 @@ def _idle(carry: Carry) -> Carry:
     names = "waiting", "queued", "rounds", "deepest"
     counters = {name: jnp.zeros_like(getattr(carry, name)) for name in names}
     of, filled = jnp.full_like(carry.of, size), jnp.zeros_like(carry.filled)
-    return carry._replace(requests=zeros, of=of, filled=filled, **counters)
+    return _as_before(carry, carry._replace(requests=zeros, of=of, filled=filled, **counters))
+
+
+def _as_before(old: Carry, new: Carry) -> Carry:
+    """The new carry on the devices of the old one."""
+    where = jax.tree.map(lambda a: a.sharding, old._replace(cache=()))
+    return jax.device_put(new._replace(cache=()), where)._replace(cache=new.cache)

@@ -179,7 +179,7 @@ def test_nothing_compiles_anew_in_a_bucket():
         assert run_rounds._cache_size() == before
 
 
-@pytest.mark.parametrize("kind", ["none", "first_block"])
+@pytest.mark.parametrize("kind", ["none", pytest.param("first_block", marks=pytest.mark.slow)])
 def test_devices_write_the_text_of_one(kind):
     """Rows over "data", heads over "model": devices along "data" end apart."""
     settings = dx.models.CausalLM(width=16, depth=N, heads=2, context=64)
