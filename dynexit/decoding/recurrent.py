@@ -12,19 +12,17 @@ from dynexit.core.stages import one_depth
 from dynexit.core.types import Criterion, Model
 from dynexit.decoding.cache import (
     Cache,
-    Pending,
-    no_pending,
-    one_slot_of,
+    cached,
+    empty_cache,
     prefill,
+    rows_of,
     visible_at,
-    with_pending,
-    write_pending,
+    with_exits,
 )
 from dynexit.decoding.checks import checked_prompts, checked_sampling, checked_stop
 from dynexit.engine.deferred import goes_without, lacking
 from dynexit.engine.executors.tiling import default_tiling
 from dynexit.engine.streaming.relay import run_relay
-from dynexit.layers.attention import attend
 from dynexit.models.recurrent.recurrent_network import Network
 from dynexit.solvers.fixed_point import relative_residual
 
@@ -57,8 +55,7 @@ class Carry(NamedTuple):
       made: int32 `[B]`, tokens generated.
       e: `[B, 1, D]`, the prelude's output for the current token.
       s: `[B, 1, D]`, the state of the current token.
-      cache: keys and values of the tokens before.
-      pending: keys and values not yet in the cache, by the name of the part.
+      cache: keys and values of the tokens up to the current one.
       written: tokens, iterations and ln p of the tokens generated, each `[B, count]`.
     """
 
@@ -67,7 +64,6 @@ class Carry(NamedTuple):
     e: Float[Array, "B 1 D"]
     s: Float[Array, "B 1 D"]
     cache: Cache
-    pending: dict[str, Pending]
     written: tuple[Int[Array, "B count"], Int[Array, "B count"], Float[Array, "B count"]]
 
 
@@ -166,48 +162,30 @@ def _decode(
 ) -> Decoded:
     rows, length = prompts.shape
     every, room = jnp.arange(rows), length + count - 1
+    params = network.unstacked(params)
     residual = jax.ShapeDtypeStruct((rows,), jnp.float32)
     logits = jax.ShapeDtypeStruct((rows, network.vocabulary), params["embed"].dtype)
     shapes = {"residual": residual}, {"logits": logits}
     deferred = goes_without(criterion, *shapes, rows, most, jnp.zeros(rows, jnp.int32))
     criterion = lacking(criterion, {"logits": logits}) if deferred else criterion
 
-    def attend_cached(
-        position: Array, past: PyTree, q: Array, k: Array, v: Array
-    ) -> tuple[Array, PyTree]:
-        """Attention of the tokens at `position` `[b]` to the cached tokens and to themselves."""
-        before = jnp.arange(room)[None] < position[:, None]
-        mask = jnp.concatenate([before, jnp.ones((position.size, 1), bool)], axis=1)[:, None]
-        all_keys = jnp.concatenate([past[0], k], axis=1)
-        all_values = jnp.concatenate([past[1], v], axis=1)
-        return attend(q, all_keys, all_values, mask), (k, v)
-
-    def add_pending(carry: Carry, part: str, *new: Any) -> Carry:
-        added = {part: with_pending(carry.pending[part], *new)}
-        return carry._replace(pending=carry.pending | added)
-
     def read_logits(carry: Carry, of: Array, to: Array) -> tuple[Array, Carry]:
-        """Logits `[b, V]` of the rows `of`; the coda's keys and values become pending for `to`."""
-        position, past = carry.position[of], one_slot_of(carry.cache.coda, of)
-        mix = functools.partial(attend_cached, position)
-        u, kept = network.answer(params, carry.s[of], position[:, None], mix, past)
-        return network.logits(params, u[:, 0]), add_pending(carry, "coda", to, 0, position, kept)
+        """Logits `[b, V]` of the rows `of`; the coda writes its keys and values for `to`."""
+        position, cache = carry.position[of], carry.cache
+        mix = cached(position, to, 0, functools.partial(rows_of, of=of))
+        u, coda = network.answer(params, carry.s[of], position[:, None], mix, cache.coda)
+        return network.logits(params, u[:, 0]), carry._replace(cache=cache._replace(coda=coda))
 
     def iterate(i: Array, carry: Carry) -> tuple[Carry, PyTree]:
         """One iteration of the core for all rows."""
-        parts = {
-            name: write_pending(getattr(carry.cache, name), pending)
-            for name, pending in carry.pending.items()
-        }
-        position, cache = carry.position, carry.cache._replace(**parts)
-        mix, past = (
-            functools.partial(attend_cached, position),
-            visible_at(cache.core, i, cache.depth),
+        position, cache = carry.position, carry.cache
+        look = functools.partial(
+            visible_at, i=i, position=position, depth=cache.depth, steps=most
         )
-        s, kept = network.think(params, carry.s, carry.e, position[:, None], mix, past)
+        mix = cached(position, every, i % slots, look)
+        s, core = network.think(params, carry.s, carry.e, position[:, None], mix, cache.core)
         output = {"residual": relative_residual(carry.s, s)}
-        carry = carry._replace(s=s, cache=cache)
-        carry = add_pending(carry, "core", every, i % slots, position, kept)
+        carry = carry._replace(s=s, cache=cache._replace(core=core))
         if not deferred:
             output["logits"], carry = read_logits(carry, every, every)
         return carry, output
@@ -224,31 +202,28 @@ def _decode(
         carry: Carry, of: Array, to: Array, depth: Array, logits: Array
     ) -> tuple[Carry, Array]:
         """Chooses a token for the rows `to`, records it and reads it as the current token."""
-        position, made, cache = carry.position[of], carry.made[of], carry.cache
+        position, made = carry.position[of], carry.made[of]
         row_keys = None if keys is None else jax.vmap(jax.random.fold_in)(keys[of], made)
         token, log_p = _chosen(row_keys, temperature, logits)
         record = lambda a, value: a.at[to, made].set(value, mode="drop")
         written = jax.tree.map(record, carry.written, (token, depth, log_p))
-        depths = cache.depth.at[to, position].set(depth, mode="drop")
-        carry = carry._replace(written=written, cache=cache._replace(depth=depths))
+        cache = with_exits(carry.cache, of, to, position, depth, most)
         position, made = position + 1, made + 1
-        mix = functools.partial(attend_cached, position)
-        past = one_slot_of(cache.prelude, of)
-        e, kept = network.read(params, token[:, None], position[:, None], mix, past)
+        mix = cached(position, to, 0, functools.partial(rows_of, of=of))
+        e, prelude = network.read(params, token[:, None], position[:, None], mix, cache.prelude)
         put = lambda a, value: a.at[to].set(value, mode="drop")
         new = {"position": put(carry.position, position), "made": put(carry.made, made)}
         new |= {"e": put(carry.e, e)} | ({} if warm else {"s": put(carry.s, 0.0)})
-        carry = add_pending(carry._replace(**new), "prelude", to, 0, position, kept)
+        carry = carry._replace(**new, written=written, cache=cache._replace(prelude=prelude))
         return carry, (made == count) | (token == stop if stop is not None else False)
 
-    cache, s, logits = prefill(network, params, prompts, lengths, most, slots, room)
+    cache = empty_cache(network, params, rows, most, slots, room)
+    cache, s, logits = prefill(network, params, prompts, lengths, most, cache)
     none = jnp.zeros((rows, count), jnp.int32)
     written = none if stop is None else none + stop, none, none.astype(jnp.float32)
-    pending = {name: no_pending(getattr(cache, name)) for name in ("prelude", "core", "coda")}
-    carry = Carry(lengths - 1, jnp.zeros(rows, jnp.int32), s, s, cache, pending, written)
+    carry = Carry(lengths - 1, jnp.zeros(rows, jnp.int32), s, s, cache, written)
     carry, finished = next_token(carry, every, every, jnp.full(rows, most), logits)
-    read = jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0), (cache.prelude, cache.coda))
-    tiling = default_tiling(read, rows)
+    tiling = default_tiling((cache.prelude, cache.coda), rows)
     final = run_relay(iterate, exit_rows, carry, most, criterion, finished, tiling)
     return Decoded(*final.state.written, nan_exits=final.nan_exits, turns=final.turns)
 
