@@ -1,13 +1,11 @@
-"""Seconds and turns of `dx.decoding.decode`, and of that of another checkout in turns with it.
+"""Seconds and turns of `dx.decoding.decode`, beside those of another checkout.
 
     python -m dynexit.bench.decoding --against ../older
 
 A recurrent-depth decoder with random weights continues random prompts greedily. Each checkout runs
-in a process of its own, and the calls alternate. For each number of rows and of slots the quickest
-wall and CPU seconds of a call are printed, of the prompts alone, and the turns over
-
-    the sum of the iterations of the deepest row  (1: no turn is lost)
-    the sum of the iterations of a row, on average  (1: every row is busy in every turn)
+in a process of its own, and the calls alternate. The quickest wall and CPU seconds of a call are
+printed, and the turns over the iterations of all tokens divided by the rows, which is 1 if every
+row is busy in every turn. With `--prompts` above the rows, prompts wait for a row.
 """
 
 import argparse
@@ -22,8 +20,8 @@ from typing import Any, TypeAlias
 import dynexit
 
 LENGTH, VOCABULARY, STEPS, THRESHOLD = 64, 96, 16, 0.2
-Case: TypeAlias = dict[str, Any]  # width, heads, rows, slots, count
-Record: TypeAlias = dict[str, Any]  # seconds, cpu, tokens, turns, deepest, mean
+Case: TypeAlias = dict[str, Any]  # width, heads, prompts, rows, slots, count
+Record: TypeAlias = dict[str, Any]  # seconds, cpu, turns, full, tokens
 
 
 def program(case: Case) -> Callable[[], Any]:
@@ -37,57 +35,43 @@ def program(case: Case) -> Callable[[], Any]:
     ).build(dx.Tokens(VOCABULARY), VOCABULARY)
     noise = lambda a: a + 0.02 * jax.random.normal(jax.random.key(a.size), a.shape)
     params = jax.tree.map(noise, model.init(jax.random.key(0)))
-    prompts = jax.random.randint(jax.random.key(1), (case["rows"], LENGTH), 0, VOCABULARY)
+    prompts = jax.random.randint(jax.random.key(1), (case["prompts"], LENGTH), 0, VOCABULARY)
     rule = dx.criteria.residual_below(THRESHOLD)
+    queue = {"rows": case["rows"]} if case["prompts"] > case["rows"] else {}
+    settings = {"slots": case["slots"], **queue}
     arguments = model, params, prompts, case["count"], rule
-    return lambda: jax.block_until_ready(dx.decoding.decode(*arguments, slots=case["slots"]))
-
-
-def timed(call: Callable[[], Any]) -> Record:
-    """Seconds of one call, and what it decoded."""
-    import numpy as np
-
-    wall, cpu = time.perf_counter(), time.process_time()
-    found = call()
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    sums = np.asarray(found.steps[:, 1:]).sum(axis=1)
-    record = {"seconds": wall, "cpu": cpu, "turns": int(found.turns)}
-    record |= {"deepest": int(sums.max()), "mean": float(sums.mean())}
-    return record | {"tokens": np.asarray(found.tokens).tolist()}
+    return lambda: jax.block_until_ready(dx.decoding.decode(*arguments, **settings))
 
 
 def serve() -> None:
-    """Answers every case, a line of JSON, with a record; a case compiles at its first line."""
+    """Answers every line, a case as JSON, with the record of one call; the first call compiles."""
+    import numpy as np
+
     programs: dict[str, Callable[[], Any]] = {}
     for line in sys.stdin:
+        case = json.loads(line)
         if line not in programs:
-            programs[line] = program(json.loads(line))
+            programs[line] = program(case)
             programs[line]()
-        print(json.dumps(timed(programs[line])), flush=True)
+        wall, cpu = time.perf_counter(), time.process_time()
+        found = programs[line]()
+        record = {"seconds": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+        full = int(np.asarray(found.steps[:, 1:]).sum()) / case["rows"]
+        record |= {"turns": int(found.turns), "full": full, "tokens": found.tokens.tolist()}
+        print(json.dumps(record), flush=True)
 
 
 def compare(folders: dict[str, str], case: Case, repeats: int) -> dict[str, Record]:
     """The quickest seconds of one case for every checkout, measured in turns.
 
-    Args:
-      folders: name -> folder of a checkout.
-      case: "width", "heads", "rows", "slots" (None for all) and "count".
-      repeats: calls of each.
-
-    Returns:
-      name -> the last record, with the least "seconds" and "cpu".
+    `folders` are those of the checkouts by name. The records are those of the last call.
     """
-    command = [sys.executable, "-P", __file__, "--serve"]
-    workers = {
-        name: subprocess.Popen(
-            command,
-            env={**os.environ, "PYTHONPATH": folder},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for name, folder in folders.items()
-    }
+    command, pipe = [sys.executable, "-P", __file__, "--serve"], subprocess.PIPE
+    beside = lambda folder: {**os.environ, "PYTHONPATH": folder}
+    start = lambda folder: subprocess.Popen(
+        command, env=beside(folder), stdin=pipe, stdout=pipe, text=True
+    )
+    workers = {name: start(folder) for name, folder in folders.items()}
     found: dict[str, list[Record]] = {name: [] for name in folders}
     for _ in range(repeats):
         for name, worker in workers.items():
@@ -106,10 +90,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--against", help="folder of another checkout")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 64])
     parser.add_argument("--slots", type=int, nargs="+", default=[1, STEPS])
-    parser.add_argument("--width", type=int, default=64)
-    parser.add_argument("--heads", type=int, default=4)
-    parser.add_argument("--count", type=int, default=64, help="tokens of each row")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--prompts", type=int, default=0, help="at least the rows")
+    for name, default in {"width": 64, "heads": 4, "count": 64, "repeats": 5}.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     if options.serve:
@@ -117,32 +100,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     folders = {"here": os.path.dirname(os.path.dirname(dynexit.__file__))}
     folders |= {"against": os.path.abspath(options.against)} if options.against else {}
-    size = {"width": options.width, "heads": options.heads}
+    given = {name: getattr(options, name) for name in ("width", "heads", "count")}
     for rows in options.rows:
         for slots in options.slots:
-            case = {**size, "rows": rows, "slots": slots}
-            found = compare(folders, {**case, "count": options.count}, options.repeats)
-            prompts = compare(folders, {**case, "count": 1}, options.repeats)
-            print(line(f"{rows} rows, {slots} slots", found, prompts), flush=True)
+            case = {**given, "rows": rows, "slots": slots, "prompts": max(rows, options.prompts)}
+            found = compare(folders, case, options.repeats)
+            of = found["here"]
+            print(
+                f"{rows} rows, {slots} slots: {of['turns']} turns, {of['turns'] / of['full']:.3f}"
+            )
+            for name, r in found.items():
+                ratios = f"{r['seconds'] / of['seconds']:.2f}, CPU {r['cpu'] / of['cpu']:.2f}"
+                same = "equal" if r["tokens"] == of["tokens"] else "other"
+                seconds = f"{r['seconds']:.3f} s, CPU {r['cpu']:.3f} s"
+                print(f"  {name}: {seconds}; over here: {ratios}; {same} tokens", flush=True)
     return 0
-
-
-def line(name: str, found: dict[str, Record], prompts: dict[str, Record]) -> str:
-    """What `main` prints of a case."""
-    of = found["here"]
-    said = [f"{name}: {of['turns']} turns, {of['turns'] / of['deepest']:.3f} x the deepest row"]
-    said.append(f"{of['turns'] / of['mean']:.3f} x the mean row")
-    for checkout, r in found.items():
-        alone = prompts[checkout]
-        said.append(
-            f"{checkout} {r['seconds']:.3f} s (CPU {r['cpu']:.3f}), "
-            f"prompts {alone['seconds']:.3f} (CPU {alone['cpu']:.3f})"
-        )
-    if "against" in found:
-        ratio = lambda key: found["against"][key] / of[key]
-        said.append(f"against / here {ratio('seconds'):.2f}, CPU {ratio('cpu'):.2f}")
-        said.append("same tokens" if found["against"]["tokens"] == of["tokens"] else "other tokens")
-    return "; ".join(said)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from dynexit.core.shapes import Array, Float, Int, PyTree
-from dynexit.layers.attention import Projected, attend_cached
+from dynexit.layers.attention import Projected
+from dynexit.layers.grouped_attention import attend_grouped
 from dynexit.models.recurrent.recurrent_network import Mix, Network, causal
 
 Slots: TypeAlias = Float[Array, "B slots heads T d"]
@@ -114,7 +115,7 @@ def cached(
         past = put(past[0], k), put(past[1], v)
         keys, values = look(past)
         mask = jnp.arange(keys.shape[2])[None] <= position[:, None]
-        return attend_cached(q, keys, values, mask[:, None]), past
+        return attend_grouped(q, keys, values, mask[:, None]), past
 
     return mix
 
@@ -129,6 +130,12 @@ def _written(
         at = jnp.concatenate([at, jnp.full_like(at, a.shape[0])], axis=1)
         new = jnp.concatenate([new, new])
     return a.at[at[0], at[1], :, at[2]].set(new, mode="drop")
+
+
+def with_row(cache: Cache, row: Int[Array, ""], new: Cache) -> Cache:
+    """Replaces one row of the cache by `new`, the cache of a single row."""
+    put = lambda a, b: jax.lax.dynamic_update_index_in_dim(a, b[0], row, 0)
+    return jax.tree.map(put, cache, new)
 
 
 def rows_of(pair: Pair, of: Int[Array, "b"]) -> Seen:

@@ -47,34 +47,6 @@ def attend(
     return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores).astype(v.dtype), v)
 
 
-def attend_cached(
-    q: Float[Array, "b Q heads d"],
-    k: Float[Array, "b heads T d"],
-    v: Float[Array, "b heads T d"],
-    mask: Bool[Array, "b #Q T"],
-) -> Float[Array, "b Q heads d"]:
-    """`attend` to keys and values with the tokens of each head next to each other.
-
-    A CPU reads a cache of this layout without a transposition.
-
-    Args:
-      q: `[b, Q, heads, d]`.
-      k, v: `[b, heads, T, d]`.
-      mask: bool `[b, Q, T]` (Q may be 1), True where a query attends to a key.
-
-    Returns:
-      `[b, Q, heads, d]`, in the type of v.
-
-    Example:
-      >>> q, v = jnp.zeros((1, 1, 1, 1)), jnp.array([1.0, 3.0, 9.0]).reshape(1, 1, 3, 1)
-      >>> attend_cached(q, v, v, jnp.array([[[True, True, False]]])).ravel().tolist()
-      [2.0]
-    """
-    scores = wide(jnp.einsum("bqhd,bhkd->bhqk", q, k)) * q.shape[-1] ** -0.5
-    scores = jnp.where(mask[:, None], scores, jnp.finfo(scores.dtype).min)
-    return jnp.einsum("bhqk,bhkd->bqhd", jax.nn.softmax(scores).astype(v.dtype), v)
-
-
 def causal_mask(length: int) -> Bool[Array, "L L"]:
     """Bool `[L, L]`: every place attends to itself and to those before it.
 

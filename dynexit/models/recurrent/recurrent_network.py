@@ -80,7 +80,7 @@ class Network:
 
     `read`, `think` and `answer` take `positions` (`[b or 1, L]`), `mix` and a `past`, a tuple with
     one entry a block. They return what `mix` keeps beside their result, a tuple as well. With a
-    `past` the parameters must be `unstacked`; without one nothing is kept.
+    `past` the parameters must be those of `unstack`; without one nothing is kept.
 
     Attributes:
       vocabulary: V.
@@ -121,12 +121,12 @@ class Network:
             "coda": initial_stack(self.block, keys[5], x, self.coda),
         }
 
-    def unstacked(self, params: PyTree) -> PyTree:
+    def unstack(self, params: PyTree) -> PyTree:
         """The parameters with a list of blocks in place of every stack.
 
         In a loop over tokens the index of a stack copies the weights of the block.
         """
-        block = params["block"] | {"core": unstack(params["block"]["core"])}
+        block = {**params["block"], "core": unstack(params["block"]["core"])}
         ends = {name: unstack(params[name]) for name in ("prelude", "coda")}
         return {**params, **ends, "block": block}
 
