@@ -62,10 +62,7 @@ def serve() -> None:
 
 
 def compare(folders: dict[str, str], case: Case, repeats: int) -> dict[str, Record]:
-    """The quickest seconds of one case for every checkout, measured in turns.
-
-    `folders` are those of the checkouts by name. The records are those of the last call.
-    """
+    """The last record of every checkout, named in `folders`, with its quickest seconds."""
     command, pipe = [sys.executable, "-P", __file__, "--serve"], subprocess.PIPE
     beside = lambda folder: {**os.environ, "PYTHONPATH": folder}
     start = lambda folder: subprocess.Popen(
