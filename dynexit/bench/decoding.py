@@ -15,9 +15,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeAlias
-
-import dynexit
 
 LENGTH, VOCABULARY, STEPS, THRESHOLD = 64, 96, 16, 0.2
 Case: TypeAlias = dict[str, Any]  # width, heads, prompts, rows, slots, count
@@ -28,19 +27,22 @@ def program(case: Case) -> Callable[[], Any]:
     """A call that decodes the case and waits for the result."""
     import jax
 
-    import dynexit as dx
+    from dynexit.core.data import Tokens
+    from dynexit.criteria.settling import residual_below
+    from dynexit.decoding.recurrent import decode
+    from dynexit.models.recurrent.settings_transformers import RecurrentDepth
 
-    model = dx.models.RecurrentDepth(
+    model = RecurrentDepth(
         width=case["width"], heads=case["heads"], core=2, steps=STEPS, mean_steps=5
-    ).build(dx.Tokens(VOCABULARY), VOCABULARY)
+    ).build(Tokens(VOCABULARY), VOCABULARY)
     noise = lambda a: a + 0.02 * jax.random.normal(jax.random.key(a.size), a.shape)
     params = jax.tree.map(noise, model.init(jax.random.key(0)))
     prompts = jax.random.randint(jax.random.key(1), (case["prompts"], LENGTH), 0, VOCABULARY)
-    rule = dx.criteria.residual_below(THRESHOLD)
+    rule = residual_below(THRESHOLD)
     queue = {"rows": case["rows"]} if case["prompts"] > case["rows"] else {}
     settings = {"slots": case["slots"], **queue}
     arguments = model, params, prompts, case["count"], rule
-    return lambda: jax.block_until_ready(dx.decoding.decode(*arguments, **settings))
+    return lambda: jax.block_until_ready(decode(*arguments, **settings))
 
 
 def serve() -> None:
@@ -95,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.serve:
         serve()
         return 0
-    folders = {"here": os.path.dirname(os.path.dirname(dynexit.__file__))}
+    folders = {"here": str(Path(__file__).parents[2])}
     folders |= {"against": os.path.abspath(options.against)} if options.against else {}
     given = {name: getattr(options, name) for name in ("width", "heads", "count")}
     for rows in options.rows:
