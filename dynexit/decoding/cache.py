@@ -1,34 +1,51 @@
-"""The KV cache of a recurrent-depth decoder, with one or several iterations per token."""
+"""The KV cache of a recurrent-depth decoder, with one or several iterations per token.
 
+Every block has arrays of its own, with the tokens of a head next to each other. A block writes the
+keys and values of the current token before it attends, so it reads the cache alone, and XLA updates
+the arrays in place.
+"""
+
+from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
 from dynexit.core.shapes import Array, Float, Int, PyTree
-from dynexit.core.types import Step
-from dynexit.engine.run import run_all, run_full
-from dynexit.models.recurrent.recurrent_network import Network, causal_keeping
+from dynexit.layers.attention import Projected
+from dynexit.layers.grouped_attention import attend_grouped
+from dynexit.models.recurrent.recurrent_network import Mix, Network, causal
 
-_Slots: TypeAlias = Float[Array, "blocks B slots L heads d"]
-_Places: TypeAlias = Float[Array, "blocks b L heads d"]
-Part: TypeAlias = tuple[_Slots, _Slots]  # keys and values of all rows
-Kept: TypeAlias = tuple[_Places, _Places]  # of some rows, one of each token
+Slots: TypeAlias = Float[Array, "B slots heads T d"]
+Pair: TypeAlias = tuple[Slots, Slots]  # keys and values of all rows
+Seen: TypeAlias = tuple[Float[Array, "b heads T d"], Float[Array, "b heads T d"]]
 
 
 class Cache(NamedTuple):
-    """Keys and values; each part is a pair of `[blocks, B, slots, L, heads, d]`.
+    """Keys and values; each part has a pair of `[B, slots, heads, T, d]` for each block.
 
     Attributes:
       prelude, coda: with one slot.
-      core: iteration i of a token is in slot i mod slots.
-      depth: int32 `[B, L]`, number of iterations of each token.
+      core: iteration i of a token is in slot i mod slots. If all iterations are kept, the slots
+        after the last iteration of a token hold that iteration.
+      depth: int32 `[B, T]`, number of iterations of each token.
     """
 
-    prelude: Part
-    core: Part
-    coda: Part
-    depth: Int[Array, "B L"]
+    prelude: tuple[Pair, ...]
+    core: tuple[Pair, ...]
+    coda: tuple[Pair, ...]
+    depth: Int[Array, "B T"]
+
+
+def empty_cache(
+    network: Network, params: PyTree, rows: int, steps: int, slots: int, room: int
+) -> Cache:
+    """A cache without tokens, for `room` tokens of each row."""
+    sizes = network.heads, room, network.width // network.heads
+    array = lambda slots: jnp.zeros((rows, slots, *sizes), params["embed"].dtype)
+    part = lambda blocks, slots: tuple((array(slots), array(slots)) for _ in range(blocks))
+    parts = part(network.prelude, 1), part(network.core, slots), part(network.coda, 1)
+    return Cache(*parts, jnp.full((rows, room), steps))
 
 
 def prefill(
@@ -37,8 +54,7 @@ def prefill(
     prompts: Int[Array, "B P"],
     lengths: Int[Array, "B"],
     steps: int,
-    slots: int,
-    room: int,
+    cache: Cache,
 ) -> tuple[Cache, Float[Array, "B 1 D"], Float[Array, "B V"]]:
     """Runs all prompts at full depth and fills the cache.
 
@@ -48,133 +64,154 @@ def prefill(
       prompts: int32 `[B, P]`.
       lengths: int32 `[B]` in 1..P, tokens of each prompt.
       steps: iterations of the core per token.
-      slots: iterations whose keys and values are kept, in 1..steps.
-      room: tokens for which the cache has room, at least P.
+      cache: has room for P tokens or more.
 
     Returns:
       The cache, and for the last token of each prompt the state `[B, 1, D]` and the logits
       `[B, V]`.
     """
-    rows, length = prompts.shape
-    e, prelude = network.read(params, prompts, None, causal_keeping)
-    s = jnp.zeros_like(e)
-    if steps > slots:  # iterations that are not kept
-        s, _ = run_full(_core(network, params, e), s, steps - slots)
-    states, core = run_all(_core(network, params, e), s, slots)
-    # iteration i goes to slot i mod slots
-    core = jax.tree.map(lambda a: jnp.roll(jnp.swapaxes(a, 0, 2), steps, axis=2), core)
-    u, coda = network.answer(params, states[-1], None, causal_keeping)
-    pad = lambda a: jnp.pad(a, [(0, room - length) if axis == 3 else (0, 0) for axis in range(6)])
-    one_slot = lambda kept: jax.tree.map(lambda a: a[:, :, None], kept)
-    prelude, core, coda = jax.tree.map(pad, (one_slot(prelude), core, one_slot(coda)))
+
+    def keeping(slot: int | Int[Array, ""]) -> Mix:
+        def mix(past: Pair, q: Projected, k: Projected, v: Projected) -> tuple[Projected, Pair]:
+            put = lambda a, new: jax.lax.dynamic_update_slice(
+                a, jnp.swapaxes(new, 1, 2)[:, None], (0, slot, 0, 0, 0)
+            )
+            return causal(None, q, k, v)[0], (put(past[0], k), put(past[1], v))
+
+        return mix
+
+    def iterate(i: Array, carry: tuple[Array, tuple[Pair, ...]]) -> tuple[Array, PyTree]:
+        s, core = carry
+        return network.think(params, s, e, None, keeping(i % core[0][0].shape[1]), core)
+
+    e, prelude = network.read(params, prompts, None, keeping(0), cache.prelude)
+    s, core = jax.lax.fori_loop(0, steps, iterate, (jnp.zeros_like(e), cache.core))
+    u, coda = network.answer(params, s, None, keeping(0), cache.coda)
     last = lambda a: jnp.take_along_axis(a, (lengths - 1)[:, None, None], axis=1)
-    cache = Cache(prelude, core, coda, jnp.full((rows, room), steps))
-    return cache, last(states[-1]), network.logits(params, last(u)[:, 0])
+    cache = Cache(prelude, core, coda, jnp.full_like(cache.depth, steps))
+    return cache, last(s), network.logits(params, last(u)[:, 0])
 
 
-def _core(network: Network, params: PyTree, e: Array) -> Step:
-    """The core on whole prompts; the output is the new state with its keys and values."""
-
-    def apply(params: PyTree, i: Array, s: Array) -> tuple[Array, PyTree]:
-        s, kept = network.think(params, s, e, None, causal_keeping)
-        return s, (s, jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), kept))  # rows first
-
-    return Step(lambda i: params, apply)
-
-
-def one_slot_of(pair: Part, rows: Int[Array, "b"]) -> Kept:
-    """Keys and values of some rows, from a part of the cache with one slot.
+def cached(
+    position: Int[Array, "b"],
+    to: Int[Array, "b"],
+    slot: int | Int[Array, "b"],
+    look: Callable[[Pair], Seen],
+) -> Mix:
+    """How a block attends from one token per row: it writes the token, then reads the cache.
 
     Args:
-      pair: the part, `[blocks, B, 1, L, heads, d]`.
-      rows: int32 `[b]`.
+      position: int32 `[b]`, the token of each row.
+      to: int32 `[b]`, the rows; B for a padding row, for which nothing is written.
+      slot: int32, scalar or `[b]`, slot to write to.
+      look: what the rows read of a pair.
 
     Returns:
-      A pair of `[blocks, b, L, heads, d]`.
+      A function `mix` of `Network`.
     """
-    return pair[0][:, rows, 0], pair[1][:, rows, 0]
+
+    def mix(past: Pair, q: Projected, k: Projected, v: Projected) -> tuple[Projected, Pair]:
+        put = lambda a, new: _written(a, to, slot, position, new[:, 0])
+        past = put(past[0], k), put(past[1], v)
+        keys, values = look(past)
+        mask = jnp.arange(keys.shape[2])[None] <= position[:, None]
+        return attend_grouped(q, keys, values, mask[:, None]), past
+
+    return mix
 
 
-def visible_at(pair: Part, i: Int[Array, "B"], depth: Int[Array, "B L"]) -> Kept:
-    """Keys and values that attention at iteration i reads, for all rows.
+def _written(
+    a: Slots, to: Array, slot: int | Array, position: Array, new: Float[Array, "b heads d"]
+) -> Slots:
+    """Writes one token of each of the rows `to`."""
+    at = jnp.stack(jnp.broadcast_arrays(to, slot, position))
+    if to.size == 1:
+        # a padding row: XLA fuses a single update with the read after it, and copies the cache
+        at = jnp.concatenate([at, jnp.full_like(at, a.shape[0])], axis=1)
+        new = jnp.concatenate([new, new])
+    return a.at[at[0], at[1], :, at[2]].set(new, mode="drop")
 
-    Of a token with d iterations it reads iteration min(i, d - 1), or the later one that overwrote
-    its slot.
 
-    Args:
-      pair: the core's part of the cache, `[blocks, B, slots, L, heads, d]`.
-      i: int32 `[B]`, the iteration of each row.
-      depth: int32 `[B, L]`, iterations of each token.
+def with_row(cache: Cache, row: Int[Array, ""], new: Cache) -> Cache:
+    """Replaces one row of the cache by `new`, the cache of a single row."""
+    put = lambda a, b: jax.lax.dynamic_update_index_in_dim(a, b[0], row, 0)
+    return jax.tree.map(put, cache, new)
 
-    Returns:
-      A pair of `[blocks, B, L, heads, d]`.
+
+def rows_of(pair: Pair, of: Int[Array, "b"]) -> Seen:
+    """The keys and values of the rows `of`, from a part with one slot.
+
+    All B rows are in their own order; they are read in place.
     """
-    slots = pair[0].shape[2]
-    if slots == 1:
-        return pair[0][:, :, 0], pair[1][:, :, 0]
-    slot = jnp.maximum(jnp.minimum(i[:, None], depth - 1), 0) % slots
-    look = lambda a: jnp.take_along_axis(a, slot[None, :, None, :, None, None], axis=2)[:, :, 0]
+    if of.size == pair[0].shape[0]:
+        return pair[0][:, 0], pair[1][:, 0]
+    look = lambda a: a.at[of, 0].get(mode="promise_in_bounds")
     return look(pair[0]), look(pair[1])
 
 
-class Pending(NamedTuple):
-    """Keys and values of the last token of each row that are not yet in the cache.
+def visible_at(
+    pair: Pair,
+    i: Int[Array, "B"],
+    position: Int[Array, "B"],
+    depth: Int[Array, "B T"],
+    steps: int,
+) -> Seen:
+    """The keys and values that attention at iteration i reads, for all rows.
 
-    They are written at the start of the next iteration. XLA does not order a write after a read in
-    the same iteration, and copies the whole cache instead.
-
-    Attributes:
-      kept: keys and values `[blocks, B, 1, heads, d]`.
-      slot: int32 `[B]`, slot to write to.
-      position: int32 `[B]`, token to write to; L for none.
-    """
-
-    kept: Kept
-    slot: Int[Array, "B"]
-    position: Int[Array, "B"]
-
-
-def no_pending(pair: Part) -> Pending:
-    """An empty `Pending` for a part of the cache."""
-    rows, _, room = pair[0].shape[1:4]
-    return Pending(
-        jax.tree.map(lambda a: jnp.zeros_like(a[:, :, 0, :1]), pair),
-        jnp.zeros(rows, jnp.int32),
-        jnp.full(rows, room),
-    )
-
-
-def with_pending(
-    pending: Pending,
-    to: Int[Array, "b"],
-    slot: int | Int[Array, ""] | Int[Array, "b"],
-    position: Int[Array, "b"],
-    kept: Kept,
-) -> Pending:
-    """Replaces the pending keys and values of some rows.
+    Of an earlier token with d iterations it reads iteration min(i, d - 1), or the later one that
+    overwrote its slot; of the current token it reads iteration i. One slot is read in place. All
+    slots are one contiguous copy for each row, of the tokens at its slot.
 
     Args:
-      pending: the pending entries of all rows.
-      to: int32 `[b]`, the rows; B for a padding row.
-      slot: int32, scalar or `[b]`.
-      position: int32 `[b]`.
-      kept: keys and values `[blocks, b, 1, heads, d]`.
+      pair: of a block of the core, `[B, slots, heads, T, d]`.
+      i: int32 `[B]`, the iteration of each row.
+      position: int32 `[B]`, the current token of each row.
+      depth: int32 `[B, T]`, iterations of each token.
+      steps: iterations of a token at most.
+    """
+    rows, slots, _, room, _ = pair[0].shape
+    if slots == 1:
+        return pair[0][:, 0], pair[1][:, 0]
+    if slots == steps:
+        look = lambda a: a.at[jnp.arange(rows), i].get(mode="promise_in_bounds")
+    else:
+        earlier = jnp.arange(room)[None] < position[:, None]
+        slot = jnp.where(earlier, jnp.minimum(i[:, None], depth - 1), i[:, None]) % slots
+        index = jnp.maximum(slot, 0)[:, None, None, :, None]
+        look = lambda a: jnp.take_along_axis(a, index, axis=1)[:, 0]
+    return look(pair[0]), look(pair[1])
+
+
+def with_exits(
+    cache: Cache,
+    of: Int[Array, "b"],
+    to: Int[Array, "b"],
+    position: Int[Array, "b"],
+    depth: Int[Array, "b"],
+    steps: int,
+) -> Cache:
+    """Records the iterations of a token that has just exited in each of the rows `of`.
+
+    Args:
+      cache: the cache.
+      of: int32 `[b]`, the rows.
+      to: as `of`; B for a padding row.
+      position: int32 `[b]`, the token of each row.
+      depth: int32 `[b]`, its iterations.
+      steps: iterations of a token at most.
 
     Returns:
-      A `Pending` of all rows.
+      The cache. If all iterations are kept, the later slots of the token hold its last iteration.
     """
-    new = Pending(kept, jnp.broadcast_to(slot, position.shape), position)
-    put = lambda a, b: (
-        a.at[:, to].set(b, mode="drop") if a.ndim > 1 else a.at[to].set(b, mode="drop")
-    )
-    return jax.tree.map(put, pending, new)
+    cache = cache._replace(depth=cache.depth.at[to, position].set(depth, mode="drop"))
+    slots = cache.core[0][0].shape[1]
+    if slots == 1 or slots < steps:
+        return cache
+    every = jnp.arange(slots)[None]
+    later = jnp.where(every < depth[:, None], slots, every)
 
+    def fill(a: Array) -> Array:
+        last = a.at[of, depth - 1, :, position].get(mode="promise_in_bounds")
+        return a.at[to[:, None], later, :, position[:, None]].set(last[:, None], mode="drop")
 
-def write_pending(pair: Part, pending: Pending) -> Part:
-    """Writes the pending keys and values of all rows to a part of the cache; idempotent."""
-    rows = jnp.arange(pending.position.size)
-    return jax.tree.map(
-        lambda a, new: a.at[:, rows, pending.slot, pending.position].set(new[:, :, 0], mode="drop"),
-        pair,
-        pending.kept,
-    )
+    return cache._replace(core=jax.tree.map(fill, cache.core))

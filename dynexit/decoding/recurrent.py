@@ -1,7 +1,7 @@
 """Decoding with a recurrent-depth model: a number of iterations per token and per row."""
 
 import functools
-from typing import Any, NamedTuple, SupportsIndex
+from typing import NamedTuple, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -12,19 +12,19 @@ from dynexit.core.stages import one_depth
 from dynexit.core.types import Criterion, Model
 from dynexit.decoding.cache import (
     Cache,
-    Pending,
-    no_pending,
-    one_slot_of,
+    cached,
+    empty_cache,
     prefill,
+    rows_of,
     visible_at,
-    with_pending,
-    write_pending,
+    with_exits,
+    with_row,
 )
 from dynexit.decoding.checks import checked_prompts, checked_sampling, checked_stop
 from dynexit.engine.deferred import goes_without, lacking
 from dynexit.engine.executors.tiling import default_tiling
+from dynexit.engine.rows import has_nan
 from dynexit.engine.streaming.relay import run_relay
-from dynexit.layers.attention import attend
 from dynexit.models.recurrent.recurrent_network import Network
 from dynexit.solvers.fixed_point import relative_residual
 
@@ -50,16 +50,18 @@ class Decoded(NamedTuple):
 
 
 class Carry(NamedTuple):
-    """The carry of the decoding loop.
+    """The carry of the decoding loop, for B rows and M prompts.
 
     Attributes:
       position: int32 `[B]`, the current token of each row, counted over prompt and continuation.
       made: int32 `[B]`, tokens generated.
       e: `[B, 1, D]`, the prelude's output for the current token.
       s: `[B, 1, D]`, the state of the current token.
-      cache: keys and values of the tokens before.
-      pending: keys and values not yet in the cache, by the name of the part.
-      written: tokens, iterations and ln p of the tokens generated, each `[B, count]`.
+      cache: keys and values of the tokens up to the current one.
+      prompt: int32 `[B]`, the prompt that each row continues; M for a row that has ended.
+      waiting: int32 `[]`, the next prompt of the queue.
+      written: tokens, iterations and ln p of the tokens generated, each `[M, count]`.
+      nan_exits: int32 `[M]`, as in `Decoded`.
     """
 
     position: Int[Array, "B"]
@@ -67,8 +69,10 @@ class Carry(NamedTuple):
     e: Float[Array, "B 1 D"]
     s: Float[Array, "B 1 D"]
     cache: Cache
-    pending: dict[str, Pending]
-    written: tuple[Int[Array, "B count"], Int[Array, "B count"], Float[Array, "B count"]]
+    prompt: Int[Array, "B"]
+    waiting: Int[Array, ""]
+    written: tuple[Int[Array, "M count"], Int[Array, "M count"], Float[Array, "M count"]]
+    nan_exits: Int[Array, "M"]
 
 
 def decode(
@@ -80,6 +84,7 @@ def decode(
     *,
     lengths: Int[AnyArray, "B"] | None = None,
     slots: int | None = None,
+    rows: int | None = None,
     warm: bool = False,
     keys: Key[Array, "B"] | None = None,
     temperature: float | Float[AnyArray, ""] = 1.0,
@@ -103,6 +108,8 @@ def decode(
         attended to. None for P.
       slots: iterations whose keys and values are kept, in 1..steps; None for all. With 1 the cache
         has the size of that of a plain decoder.
+      rows: prompts that run at once; each of the others waits for a row whose prompt has ended, and
+        is then read at full depth. None for all B.
       warm: whether a token starts from the final state of the token before it instead of 0.
       keys: random keys `[B]`, one per row, to sample tokens from softmax(logits / temperature); a
         row samples the same tokens in any batch. None for greedy decoding.
@@ -141,20 +148,22 @@ def decode(
     steps, count = one_depth(model), positive_integer(count, "count")
     slots = steps if slots is None else min(steps, positive_integer(slots, "slots"))
     prompts, lengths = checked_prompts(prompts, lengths, network.vocabulary)
+    rows = len(prompts) if rows is None else min(len(prompts), positive_integer(rows, "rows"))
     stop = checked_stop(stop, network.vocabulary)
     temperature = checked_sampling(keys, temperature, len(prompts))
     if not isinstance(criterion, Criterion):
         raise TypeError(f"`criterion` must be a dx.Criterion, got {type(criterion).__name__}")
-    static = network, steps, count, slots, bool(warm), stop
+    static = network, steps, count, slots, rows, bool(warm), stop
     return _decode(*static, params, prompts, lengths, criterion, keys, temperature)
 
 
-@functools.partial(jax.jit, static_argnums=range(6))
+@functools.partial(jax.jit, static_argnums=range(7))
 def _decode(
     network: Network,
     most: int,
     count: int,
     slots: int,
+    rows: int,
     warm: bool,
     stop: int | None,
     params: PyTree,
@@ -164,53 +173,35 @@ def _decode(
     keys: Array | None,
     temperature: Array,
 ) -> Decoded:
-    rows, length = prompts.shape
+    queue, length = prompts.shape
     every, room = jnp.arange(rows), length + count - 1
+    params = network.unstack(params)
     residual = jax.ShapeDtypeStruct((rows,), jnp.float32)
     logits = jax.ShapeDtypeStruct((rows, network.vocabulary), params["embed"].dtype)
     shapes = {"residual": residual}, {"logits": logits}
     deferred = goes_without(criterion, *shapes, rows, most, jnp.zeros(rows, jnp.int32))
     criterion = lacking(criterion, {"logits": logits}) if deferred else criterion
 
-    def attend_cached(
-        position: Array, past: PyTree, q: Array, k: Array, v: Array
-    ) -> tuple[Array, PyTree]:
-        """Attention of the tokens at `position` `[b]` to the cached tokens and to themselves."""
-        before = jnp.arange(room)[None] < position[:, None]
-        mask = jnp.concatenate([before, jnp.ones((position.size, 1), bool)], axis=1)[:, None]
-        all_keys = jnp.concatenate([past[0], k], axis=1)
-        all_values = jnp.concatenate([past[1], v], axis=1)
-        return attend(q, all_keys, all_values, mask), (k, v)
-
-    def add_pending(carry: Carry, part: str, *new: Any) -> Carry:
-        added = {part: with_pending(carry.pending[part], *new)}
-        return carry._replace(pending=carry.pending | added)
-
     def read_logits(carry: Carry, of: Array, to: Array) -> tuple[Array, Carry]:
-        """Logits `[b, V]` of the rows `of`; the coda's keys and values become pending for `to`."""
-        position, past = carry.position[of], one_slot_of(carry.cache.coda, of)
-        mix = functools.partial(attend_cached, position)
-        u, kept = network.answer(params, carry.s[of], position[:, None], mix, past)
-        return network.logits(params, u[:, 0]), add_pending(carry, "coda", to, 0, position, kept)
+        """Logits `[b, V]` of the rows `of`; the coda writes its keys and values for `to`."""
+        position, cache = carry.position[of], carry.cache
+        mix = cached(position, to, 0, functools.partial(rows_of, of=of))
+        u, coda = network.answer(params, carry.s[of], position[:, None], mix, cache.coda)
+        return network.logits(params, u[:, 0]), carry._replace(cache=cache._replace(coda=coda))
 
     def iterate(i: Array, carry: Carry) -> tuple[Carry, PyTree]:
         """One iteration of the core for all rows."""
-        parts = {
-            name: write_pending(getattr(carry.cache, name), pending)
-            for name, pending in carry.pending.items()
-        }
-        position, cache = carry.position, carry.cache._replace(**parts)
-        mix, past = (
-            functools.partial(attend_cached, position),
-            visible_at(cache.core, i, cache.depth),
-        )
-        s, kept = network.think(params, carry.s, carry.e, position[:, None], mix, past)
+        position, cache = carry.position, carry.cache
+        look = functools.partial(visible_at, i=i, position=position, depth=cache.depth, steps=most)
+        mix = cached(position, every, i % slots, look)
+        s, core = network.think(params, carry.s, carry.e, position[:, None], mix, cache.core)
         output = {"residual": relative_residual(carry.s, s)}
-        carry = carry._replace(s=s, cache=cache)
-        carry = add_pending(carry, "core", every, i % slots, position, kept)
+        carry = carry._replace(s=s, cache=cache._replace(core=core))
         if not deferred:
             output["logits"], carry = read_logits(carry, every, every)
-        return carry, output
+        nan = has_nan(output).astype(jnp.int32)
+        nan_exits = carry.nan_exits.at[carry.prompt].add(nan, mode="drop")
+        return carry._replace(nan_exits=nan_exits), output
 
     def exit_rows(
         carry: Carry, output: PyTree, of: Array, valid: Array, depth: Array
@@ -218,39 +209,69 @@ def _decode(
         """Ends the current token of the rows `of` that are `valid`, not padding rows."""
         to = jnp.where(valid, of, rows)
         logits, carry = read_logits(carry, of, to) if deferred else (output["logits"], carry)
-        return next_token(carry, of, to, depth, logits)
+        carry, ended = next_token(carry, of, to, depth, logits)
+        return refill(carry, of, valid & ended)
 
     def next_token(
         carry: Carry, of: Array, to: Array, depth: Array, logits: Array
     ) -> tuple[Carry, Array]:
         """Chooses a token for the rows `to`, records it and reads it as the current token."""
-        position, made, cache = carry.position[of], carry.made[of], carry.cache
-        row_keys = None if keys is None else jax.vmap(jax.random.fold_in)(keys[of], made)
+        position, made, prompt = carry.position[of], carry.made[of], carry.prompt[of]
+        row_keys = None if keys is None else jax.vmap(jax.random.fold_in)(keys[prompt], made)
         token, log_p = _chosen(row_keys, temperature, logits)
-        record = lambda a, value: a.at[to, made].set(value, mode="drop")
+        record = lambda a, value: a.at[jnp.where(to < rows, prompt, queue), made].set(
+            value, mode="drop"
+        )
         written = jax.tree.map(record, carry.written, (token, depth, log_p))
-        depths = cache.depth.at[to, position].set(depth, mode="drop")
-        carry = carry._replace(written=written, cache=cache._replace(depth=depths))
+        cache = with_exits(carry.cache, of, to, position, depth, most)
         position, made = position + 1, made + 1
-        mix = functools.partial(attend_cached, position)
-        past = one_slot_of(cache.prelude, of)
-        e, kept = network.read(params, token[:, None], position[:, None], mix, past)
+        mix = cached(position, to, 0, functools.partial(rows_of, of=of))
+        e, prelude = network.read(params, token[:, None], position[:, None], mix, cache.prelude)
         put = lambda a, value: a.at[to].set(value, mode="drop")
         new = {"position": put(carry.position, position), "made": put(carry.made, made)}
         new |= {"e": put(carry.e, e)} | ({} if warm else {"s": put(carry.s, 0.0)})
-        carry = add_pending(carry._replace(**new), "prelude", to, 0, position, kept)
+        carry = carry._replace(**new, written=written, cache=cache._replace(prelude=prelude))
         return carry, (made == count) | (token == stop if stop is not None else False)
 
-    cache, s, logits = prefill(network, params, prompts, lengths, most, slots, room)
-    none = jnp.zeros((rows, count), jnp.int32)
+    def refill(carry: Carry, of: Array, ended: Array) -> tuple[Carry, Array]:
+        """Gives waiting prompts to the rows `of` that have `ended`; returns those without one."""
+        if rows < queue:
+            some = lambda state: state[1].any() & (state[0].waiting < queue)
+            carry, ended = jax.lax.while_loop(
+                some, functools.partial(take_prompt, of), (carry, ended)
+            )
+        idle = jnp.where(ended, of, rows)
+        return carry._replace(prompt=carry.prompt.at[idle].set(queue, mode="drop")), ended
+
+    def take_prompt(of: Array, state: tuple[Carry, Array]) -> tuple[Carry, Array]:
+        """Reads the next prompt of the queue in the first row that has ended."""
+        carry, ended = state
+        place, n = jnp.argmax(ended), carry.waiting
+        row, one = of[place], lambda a: jax.lax.dynamic_slice_in_dim(a, n, 1)
+        cache, s, logits = prefill(network, params, one(prompts), one(lengths), most, empty(1))
+        put = lambda a, value: a.at[row].set(value)
+        carry = carry._replace(
+            position=put(carry.position, lengths[n] - 1),
+            made=put(carry.made, 0),
+            s=put(carry.s, s[0]),
+            cache=with_row(carry.cache, row, cache),
+            prompt=put(carry.prompt, n),
+            waiting=n + 1,
+        )
+        carry, again = next_token(carry, row[None], row[None], jnp.full(1, most), logits)
+        return carry, ended.at[place].set(again[0])
+
+    empty = lambda rows: empty_cache(network, params, rows, most, slots, room)
+    cache, s, logits = prefill(network, params, prompts[:rows], lengths[:rows], most, empty(rows))
+    none = jnp.zeros((queue, count), jnp.int32)
     written = none if stop is None else none + stop, none, none.astype(jnp.float32)
-    pending = {name: no_pending(getattr(cache, name)) for name in ("prelude", "core", "coda")}
-    carry = Carry(lengths - 1, jnp.zeros(rows, jnp.int32), s, s, cache, pending, written)
-    carry, finished = next_token(carry, every, every, jnp.full(rows, most), logits)
-    read = jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0), (cache.prelude, cache.coda))
-    tiling = default_tiling(read, rows)
-    final = run_relay(iterate, exit_rows, carry, most, criterion, finished, tiling)
-    return Decoded(*final.state.written, nan_exits=final.nan_exits, turns=final.turns)
+    begun = lengths[:rows] - 1, jnp.zeros(rows, jnp.int32), s, s, cache, every, jnp.int32(rows)
+    carry = Carry(*begun, written, jnp.zeros(queue, jnp.int32))
+    carry, ended = next_token(carry, every, every, jnp.full(rows, most), logits)
+    carry, ended = refill(carry, every, ended)
+    tiling = default_tiling((cache.prelude, cache.coda), rows)
+    final = run_relay(iterate, exit_rows, carry, most, criterion, ended, tiling)
+    return Decoded(*final.state.written, nan_exits=final.state.nan_exits, turns=final.turns)
 
 
 def _chosen(keys: Array | None, temperature: Array, logits: Array) -> tuple[Array, Array]:

@@ -177,6 +177,30 @@ def test_turns_are_the_largest_sum_of_a_row_not_the_sum_of_the_largest():
     assert found.turns < steps.max(axis=0).sum()
 
 
+@pytest.mark.parametrize("slots", [1, pytest.param(STEPS, marks=pytest.mark.slow)])
+def test_prompts_that_wait_take_the_rows_of_those_that_have_ended(slots):
+    prompts = jnp.concatenate([PROMPTS, PROMPTS[::-1, ::-1]])
+    settings = dict(lengths=jnp.array([5, 3, 5, 1, 4, 2]), stop=3, slots=slots)
+    settings |= dict(keys=jax.random.split(jax.random.key(3), 6))
+    alone = decode(MODEL, PARAMS, prompts, 6, EARLY, **settings)
+    queued = decode(MODEL, PARAMS, prompts, 6, EARLY, rows=2, **settings)
+    np.testing.assert_array_equal(queued.tokens, alone.tokens)
+    np.testing.assert_array_equal(queued.steps, alone.steps)
+    np.testing.assert_allclose(queued.log_probability, alone.log_probability, rtol=1e-4, atol=1e-6)
+    sums = np.asarray(alone.steps[:, 1:]).sum(axis=1)
+    assert len(set(sums.tolist())) > 2, "the prompts must end at different turns"
+    ends = [0, 0]  # the turn at which each row is free: it takes the next prompt
+    for turns in sums:
+        row = int(np.argmin(ends))
+        ends[row] += int(turns)
+    assert queued.turns == max(ends)
+    damaged = PARAMS | {"embed": PARAMS["embed"].at[10].set(jnp.nan)}
+    alone, queued = (
+        decode(MODEL, damaged, prompts, 6, EARLY, **settings, **rows) for rows in ({}, {"rows": 2})
+    )
+    assert queued.nan_exits.tolist() == alone.nan_exits.tolist() and (queued.nan_exits > 0).any()
+
+
 def test_the_stop_token_ends_a_row_and_not_the_others():
     free = decode(MODEL, PARAMS, PROMPTS, 8, EARLY)
     stop = int(free.tokens[0, 2])
@@ -189,25 +213,21 @@ def test_the_stop_token_ends_a_row_and_not_the_others():
 
 
 @pytest.mark.compiled
-def test_no_iteration_copies_the_cache():
-    """With one block per part no write depends on a read; XLA would copy what it overwrites."""
-    model, rows, room = (
-        dx.models.RecurrentDepth(width=D, heads=HEADS, steps=STEPS).build(dx.Tokens(V), V),
-        6,
-        12,
-    )
-    params, prompts = (
-        jax.eval_shape(model.init, jax.random.key(0)),
-        jax.ShapeDtypeStruct((rows, room - 2), jnp.int32),
-    )
-    run = jax.jit(lambda params, prompts: decode(model, params, prompts, 3, EARLY))
+@pytest.mark.parametrize("rows, slots, rule", [(1, 1, EARLY), (6, STEPS, EARLY), (6, 1, SETTLED)])
+def test_no_iteration_copies_the_cache(rows, slots, rule):
+    """All computations but the entry belong to a loop; those of the prompts have another length."""
+    room = 12
+    params = jax.eval_shape(MODEL.init, jax.random.key(0))
+    prompts = jax.ShapeDtypeStruct((rows, room - 2), jnp.int32)
+    run = jax.jit(lambda params, prompts: decode(MODEL, params, prompts, 3, rule, slots=slots))
     program = run.lower(params, prompts).compile().as_text()
-    for slots in (1, STEPS):
-        whole = rf"f32\[1,{rows},{slots},{room},{HEADS},{D // HEADS}\]"
-        assert re.search(whole, program) and not re.search(rf"= {whole}\S* copy\(", program)
+    loops = program[: program.index("\nENTRY ")]
+    for kept in {1, slots}:  # of prelude and coda, and of the core
+        whole = rf"f32\[{rows},({kept},)?{HEADS},{room},{D // HEADS}\]"
+        assert re.search(whole, loops) and not re.search(rf"= {whole}\S* copy\(", loops)
 
 
-def test_new_thresholds_and_equal_models_do_not_recompile():
+def test_new_thresholds_lengths_and_equal_models_do_not_recompile():
     again = dx.models.RecurrentDepth(width=D, heads=HEADS, steps=STEPS, core=2).build(
         dx.Tokens(V), V
     )
@@ -215,6 +235,8 @@ def test_new_thresholds_and_equal_models_do_not_recompile():
     found = decode(MODEL, PARAMS, PROMPTS, 4, dx.criteria.residual_below(0.25))
     first = _decode._cache_size()
     other = decode(again, PARAMS, PROMPTS, 4, dx.criteria.residual_below(0.3), temperature=0.5)
+    for lengths in ([5, 3, 5], [1, 2, 4]):
+        decode(MODEL, PARAMS, PROMPTS, 4, EARLY, lengths=jnp.array(lengths))
     assert size <= first == _decode._cache_size() and other.turns <= found.turns
     lengths, settings = (
         jnp.array([5, 3, 5]),
@@ -263,6 +285,7 @@ KEYS = jax.random.split(jax.random.key(0), 3)
         ({"lengths": jnp.array([1, 2])}, ValueError, "lengths"),
         ({"lengths": jnp.array([1, 6, 2])}, ValueError, "lengths"),
         ({"slots": 0}, ValueError, "slots"),
+        ({"rows": 0}, ValueError, "rows"),
         ({"temperature": 0.0}, ValueError, "temperature"),
         ({"temperature": jnp.ones(3)}, ValueError, "temperature"),
         ({"stop": 3.0}, TypeError, "stop"),

@@ -79,7 +79,7 @@ def run_relay(
         `[b]` that exit, after `exit_depth` `[b]` iterations and with the output `[b, ...]` of the
         last one. It stores their results and begins their next runs; `over` `[b]` is True for a
         row without a further run. Rows that are not `valid` `[b]` are padding rows; nothing of
-        theirs may change.
+        theirs may change. Where b is B, the rows are in their own order.
       state: the first state of `step` and `finish`.
       depth: maximal number of iterations of one run.
       criterion: when a row exits; its memory is reset for every run.
@@ -125,8 +125,11 @@ def run_relay(
 
         def ready(size: int, carry: Any) -> Any:
             start, over, memory, state = carry
-            place = start + jnp.arange(size, dtype=jnp.int32)
-            of, valid = order[jnp.minimum(place, rows - 1)], place < total
+            if size == rows:  # nothing is moved
+                of, valid = jnp.arange(rows, dtype=jnp.int32), exits
+            else:
+                place = start + jnp.arange(size, dtype=jnp.int32)
+                of, valid = order[jnp.minimum(place, rows - 1)], place < total
             state, last = finish(
                 state, jax.tree.map(lambda a: a[of], output), of, valid, age[of] + 1
             )

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from dynexit.core.shapes import AnyArray, Array, Bool, Float, Int, Key, PyTree, Rows
-from dynexit.core.stacking import length, take
+from dynexit.core.stacking import length, take, unstack
 from dynexit.core.types import Step
 from dynexit.engine.run import run_all
 from dynexit.layers.attention import Heads, Projected, attend, attention_mask
@@ -43,13 +43,6 @@ def causal(
     Tokens attend to no place where `real`, bool `[b, L]`, is False.
     """
     return attend(q, k, v, attention_mask(real, q.shape[1], causal=True)), None
-
-
-def causal_keeping(
-    past: PyTree, q: Projected, k: Projected, v: Projected
-) -> tuple[Projected, tuple[Projected, Projected]]:
-    """As `causal`; keys and values `[b, L, heads, d]` are kept."""
-    return causal(past, q, k, v)[0], (k, v)
 
 
 class Sandwich(nn.Module):
@@ -85,9 +78,9 @@ class Sandwich(nn.Module):
 class Network:
     """e = prelude(gamma Emb(x)); s <- core(A [s; e]); logits = Emb n(coda(n(s))).
 
-    `read`, `think` and `answer` take `positions` (`[b or 1, L]`), `mix` and a `past` with one entry
-    a block, leaves `[blocks, ...]`. They return what `mix` keeps beside their result, leaves
-    `[blocks, ...]`.
+    `read`, `think` and `answer` take `positions` (`[b or 1, L]`), `mix` and a `past`, a tuple with
+    one entry a block. They return what `mix` keeps beside their result, a tuple as well. With a
+    `past` the parameters must be those of `unstack`; without one nothing is kept.
 
     Attributes:
       vocabulary: V.
@@ -127,6 +120,15 @@ class Network:
             "norm": initial(RMSNorm(), keys[4], x),
             "coda": initial_stack(self.block, keys[5], x, self.coda),
         }
+
+    def unstack(self, params: PyTree) -> PyTree:
+        """The parameters with a list of blocks in place of every stack.
+
+        In a loop over tokens the index of a stack copies the weights of the block.
+        """
+        block = {**params["block"], "core": unstack(params["block"]["core"])}
+        ends = {name: unstack(params[name]) for name in ("prelude", "coda")}
+        return {**params, **ends, "block": block}
 
     def read(
         self,
@@ -205,15 +207,20 @@ class Network:
     def _through(
         self, blocks: PyTree, x: Array, positions: Positions, mix: Mix, past: PyTree
     ) -> tuple[Array, PyTree]:
-        def apply(block: tuple[PyTree, PyTree], i: Array, x: Array) -> tuple[Array, PyTree]:
-            attends = functools.partial(mix, block[1])
-            x, kept = apply_linen(self.block, block[0], x, positions, attends)
-            return x, (x, kept)
+        if past is None:
+            apply = lambda block, i, x: (self._block(block, x, positions, mix, None)[0],) * 2
+            step = Step(functools.partial(take, blocks), apply)
+            return run_all(step, x, length(blocks, "blocks"))[-1], None
+        kept: list[PyTree] = []
+        for block, entry in zip(blocks, past, strict=True):
+            x, new = self._block(block, x, positions, mix, entry)
+            kept.append(new)
+        return x, tuple(kept)
 
-        weights = blocks, past
-        count = length(blocks, "blocks")
-        xs, kept = run_all(Step(functools.partial(take, weights), apply), x, count)
-        return xs[-1], kept
+    def _block(
+        self, block: PyTree, x: Array, positions: Positions, mix: Mix, past: PyTree
+    ) -> tuple[Array, PyTree]:
+        return apply_linen(self.block, block, x, positions, functools.partial(mix, past))
 
 
 @dataclasses.dataclass(frozen=True)
