@@ -1,7 +1,7 @@
 """Decoding beside transformers: the same weights, prompts and greedy text, in one run.
 
-    python -m dynexit.bench.generation --batches 1 8                     # random weights, 8 x 512
-    python -m dynexit.bench.generation --model FILE.gguf --lookup 6      # or a folder of transformers
+    python -m dynexit.bench.generation --batches 1 8                 # random weights, 8 x 512
+    python -m dynexit.bench.generation --model FILE.gguf --lookup 6  # or a transformers folder
 
 Prompts are pieces of Python's standard library. A figure is the time of a token after the prompt:
 the least of several interleaved repeats, less that of one token.
@@ -35,7 +35,7 @@ Write = Callable[[Int[HostArray, "B P"], int], list[Int[HostArray, "_"]]]
 
 def main() -> None:
     """Prints a table: milliseconds of a token step, the ratio to transformers, equal tokens."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Decoding beside transformers.")
     parser.add_argument("--model", default=None, help="a folder of transformers or a GGUF file")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--prompt", type=int, default=32, help="tokens of a prompt")
@@ -70,7 +70,7 @@ def timed(
 ) -> None:
     """Times every writer and prints a line for each; the first one is the reference."""
     least = {(name, n): math.inf for name in writers for n in (1, tokens)}
-    found: dict[str, list[Int[HostArray, _]]] = {}
+    found: dict[str, list[HostArray]] = {}
     for repeat in range(repeats + 1):  # the first one compiles
         for name, write in writers.items():
             for n in (1, tokens):
