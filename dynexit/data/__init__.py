@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from dynexit.data.tasks.sudoku import sudoku as sudoku
     from dynexit.data.text.python_source import python_source as python_source
     from dynexit.data.text.settings import PythonSource as PythonSource
+    from dynexit.data.text.settings import TextDocuments as TextDocuments
     from dynexit.data.vision.digits import digits as digits
     from dynexit.data.vision.fashion_mnist import fashion_mnist as fashion_mnist
     from dynexit.data.vision.settings import Digits as Digits

@@ -139,12 +139,12 @@ def prepare(
     place = home(recipe, folder)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(place.parent):
+        with locked(place.parent):
             for leftover in place.parent.glob("incomplete.*"):
                 shutil.rmtree(leftover)
             if not _whole(recipe, arrays, folder):
                 shutil.rmtree(place, ignore_errors=True)
-                _require_space(place.parent, arrays)
+                require_space(place.parent, sum(images.nbytes for images, _ in arrays.values()))
                 _write(recipe, arrays, folder, progress)
     except OSError as error:
         raise OSError(
@@ -244,28 +244,36 @@ def read_records(recipe: Recipe, folder: PathLike | None = None) -> Arrays:
 
 
 def _write(recipe: Recipe, arrays: Arrays, folder: PathLike | None, progress: bool) -> None:
-    import tensorflow_datasets as tfds
-
     place = home(recipe, folder)
-    config = tfds.download.DownloadConfig(
-        try_download_gcs=False, compute_stats=tfds.download.ComputeStatsMode.SKIP
-    )
-    tfds.disable_progress_bar()  # its bars count shards and splits; ours counts examples
     try:
-        with contextlib.redirect_stdout(
-            io.StringIO()
-        ):  # it announces a download where none happens
-            builder(recipe, folder, arrays, progress).download_and_prepare(download_config=config)
+        write_records(builder(recipe, folder, arrays, progress))
         if not _same(read_records(recipe, folder), arrays):
             raise DataDamaged(
                 f"{place}: the records read back differ from what was written. Check the disk."
             )
         _write_arrays(place, arrays)
-    except BaseException as error:
+    except BaseException:
         shutil.rmtree(place, ignore_errors=True)
-        if isinstance(error, RuntimeError) and os.strerror(errno.ENOSPC) in str(
-            error
-        ):  # how array_record tells of it
+        raise
+
+
+def write_records(builder: Builder) -> None:
+    """Writes what a builder generates; its folder appears by one rename when it is whole.
+
+    Raises:
+      OSError: no space.
+    """
+    import tensorflow_datasets as tfds
+
+    config = tfds.download.DownloadConfig(
+        try_download_gcs=False, compute_stats=tfds.download.ComputeStatsMode.SKIP
+    )
+    tfds.disable_progress_bar()  # its bars count shards and splits, ours examples
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # it announces a download; none happens
+            builder.download_and_prepare(download_config=config)
+    except RuntimeError as error:
+        if os.strerror(errno.ENOSPC) in str(error):  # how array_record tells of it
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
         raise
 
@@ -316,12 +324,15 @@ def _same(a: Arrays, b: Arrays) -> bool:
     )
 
 
-def _require_space(place: Path, arrays: Arrays) -> None:
-    """Refuses to start where both forms do not fit.
+def require_space(place: Path, nbytes: int) -> None:
+    """Refuses to start where records and arrays of `nbytes` bytes do not both fit.
 
     Records are at worst a little larger than the arrays.
+
+    Raises:
+      OSError: too little space.
     """
-    need = int(2.5 * sum(images.nbytes for images, _ in arrays.values())) + 2**20
+    need = int(2.5 * nbytes) + 2**20
     free = shutil.disk_usage(place).free
     if free < need:
         raise OSError(
@@ -331,7 +342,7 @@ def _require_space(place: Path, arrays: Arrays) -> None:
 
 
 @contextlib.contextmanager
-def _locked(place: Path) -> Generator[None, None, None]:
+def locked(place: Path) -> Generator[None, None, None]:
     """One process at a time; the lock ends with the process."""
     with open(place / ".lock", "w") as file:
         lock(file, wait=True)

@@ -267,6 +267,13 @@ def rematerialised(step: Step) -> Step:
     return around_block(step, _recomputed)
 
 
+def recomputed_part(step: Step) -> Step | None:
+    """The step that `rematerialised` was given, or None where this step is not from it."""
+    if not isinstance(step.apply, Partial) or step.apply.func is not _recomputed:
+        return None
+    return dataclasses.replace(step, apply=step.apply.args[0])
+
+
 def around_block(step: Step, wrap: Callable[..., Any], apart: bool = False) -> Step:
     """The same step with a function around its block.
 

@@ -9,6 +9,9 @@ if TYPE_CHECKING:
     from dynexit.objectives.act import ActAccount as ActAccount
     from dynexit.objectives.act import act_account as act_account
     from dynexit.objectives.act import halting_sums as halting_sums
+    from dynexit.objectives.chunked_cross_entropy import (
+        chunked_cross_entropy as chunked_cross_entropy,
+    )
     from dynexit.objectives.distillation import distilled_cross_entropy as distilled_cross_entropy
     from dynexit.objectives.distillation import self_distillation as self_distillation
     from dynexit.objectives.mixture import halting_mixture as halting_mixture

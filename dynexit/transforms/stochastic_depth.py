@@ -13,7 +13,7 @@ from dynexit.core.types import Step
 from dynexit.engine import loops
 from dynexit.engine.deferred import deferred_parts, deferred_readout
 from dynexit.engine.rows import live_in_all, where_rows
-from dynexit.engine.steps import Run
+from dynexit.engine.steps import Run, recomputed_part, rematerialised
 
 
 def survival(depth: int, last: float) -> Float[Array, "N"]:
@@ -80,11 +80,12 @@ def dropped_blocks(
     """
     if parts := deferred_parts(step):
         return deferred_readout(dropped_blocks(parts[0], kept, scale), parts[1])
+    if inner := recomputed_part(step):
+        return rematerialised(dropped_blocks(inner, kept, scale))
     run = step.apply.func if isinstance(step.apply, Partial) else None
     if not isinstance(run, Run):
         raise ValueError(
-            "`step` must be from `stacked_step` or `tied_step` with one block per step, and not be "
-            "rematerialised (`training.remat` False)"
+            "`step` must be from `stacked_step` or `tied_step` with one block per step"
         )
     kept, scale = jnp.asarray(kept), jnp.asarray(scale)
     if kept.dtype != bool:

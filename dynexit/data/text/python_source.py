@@ -77,12 +77,17 @@ def decoded(tokens: Num[Any, "L"]) -> str:
     return bytes(np.asarray(tokens, np.uint8)).decode("ascii")
 
 
+def source_files(folder: Path) -> list[Path]:
+    """The `.py` files of a library without its tests, in order."""
+    return sorted(
+        f for f in folder.rglob("*.py") if not set(f.relative_to(folder).parts) & set(_LEFT_OUT)
+    )
+
+
 @functools.lru_cache(maxsize=4)
 def _texts(folder: Path) -> dict[str, np.ndarray]:
     """The characters of every split, uint8 `[characters]`."""
-    files = sorted(
-        f for f in folder.rglob("*.py") if not set(f.relative_to(folder).parts) & set(_LEFT_OUT)
-    )
+    files = source_files(folder)
     parts: dict[str, list[bytes]] = {split: [] for split in SPLITS}
     for k, file in enumerate(files):
         split = {0: "test", 10: "calibration"}.get(k % 20, "train")

@@ -1,0 +1,55 @@
+"""Constructors of the methods for language models; no JAX before `build`."""
+
+import dataclasses
+from typing import TYPE_CHECKING, Literal
+
+from dynexit.core.settings import at_least, refuse_invalid
+
+if TYPE_CHECKING:
+    from dynexit.core.types import Method
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerSkip:
+    """LayerSkip: layer dropout and early-exit losses of a language model with one output head.
+
+    Training: block l of N is dropped for a row with probability S(t) D(l) p. The loss is
+    L_b = sum_e w_e CE_eb over the exits that the curriculum has on.
+
+    Example:
+      >>> method = LayerSkip(dropout=0.1, rotation=4).build()
+
+    Source: Elhoushi et al. 2024, arXiv 2404.16710.
+    """
+
+    dropout: float = 0.1
+    """rate at which the last block is dropped at the end of training"""
+    schedule: Literal["rising", "constant"] = "rising"
+    """of the rate: rising from 0 for training from scratch, constant for a trained model"""
+    curve: Literal["paper", "sum", "linear", "uniform"] = "paper"
+    """weights of the exits over the depth; all but the first are torchtune's"""
+    early_scale: float = 0.2
+    """factor of the early exits; 0 trains the last exit alone"""
+    curriculum: Literal["rotational", "gradual", "all"] = "rotational"
+    """exits with a loss: every `rotation`-th, from the top down over half of training, or all"""
+    rotation: int = 4
+    """R of the rotational curriculum: about E / R early exits have a loss in an update"""
+    rule: Literal["depth", "confidence"] = "depth"
+    """exit at one depth for all rows, or once the likeliest token is likely enough at every place
+    """
+    shared: int = 40
+    """candidates with one threshold for all exits, of the rule confidence"""
+
+    def validate(self) -> list[str]:
+        """Values out of range, one sentence each."""
+        found = at_least(self, 0, "early_scale") + at_least(self, 1, "rotation", "shared")
+        if not 0 <= self.dropout < 1:
+            found.append(f"dropout must be at least 0 and below 1, got {self.dropout}")
+        return found
+
+    def build(self) -> "Method":
+        """The method."""
+        from dynexit.methods.language.layerskip import layerskip
+
+        refuse_invalid(self)
+        return layerskip(**dataclasses.asdict(self))
