@@ -26,11 +26,6 @@ class Settings(dx.Settings):
         steps=600, batch_size=64, learning_rate=2e-3, remat=False, checkpoint_every=200
     )
 
-    def validate(self) -> list[str]:
-        """Settings that clash."""
-        clash = "training.remat must be False: a dropped block must not be recomputed"
-        return super().validate() + ([clash] if self.training.remat else [])
-
 
 SMOKE = Settings(
     model=dx.models.Vit(patch=4, stride=2, width=8, depth=3),

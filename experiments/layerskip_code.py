@@ -16,18 +16,18 @@ import dynexit as dx
 class Settings(dx.Settings):
     """LayerSkip on Python source."""
 
-    model: dx.models.CausalLM = dx.models.CausalLM(width=128, depth=8, heads=4, context=512)
+    model: dx.models.CausalLM = dx.models.CausalLM(width=96, depth=8, heads=4, context=512)
     method: dx.methods.LayerSkip = dx.methods.LayerSkip(
-        dropout=0.1, curve="uniform", early_scale=0.5, rotation=4
+        dropout=0.1, curve="uniform", early_scale=0.5, rotation=8
     )
     data: dx.data.TextDocuments = dx.data.TextDocuments(vocabulary=4096, length=128, examples=256)
     training: dx.Training = dx.Training(
-        steps=2400,
+        steps=1400,
         batch_size=8,
-        learning_rate=3e-3,
+        learning_rate=4e-3,
         warmup=0.04,
         remat=False,
-        checkpoint_every=400,
+        checkpoint_every=200,
         eval_every=400,
         eval_rows=64,
     )

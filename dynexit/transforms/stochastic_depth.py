@@ -119,9 +119,8 @@ class _RunKept:
                 kept, lambda s: scaled(scale, self.run.block(weights, s), s), lambda s: s, state
             )
         else:
-            run = lambda s: scaled(scale, self.run.block(weights, s), s)
-            some = lambda s: where_rows(kept, run(live_in_all(kept, s)), s)
-            state = loops.maybe(kept.any(), some, lambda s: s, state)
+            live = live_in_all(kept, state)
+            state = where_rows(kept, scaled(scale, self.run.block(weights, live), live), state)
         return state, self.run.head(weights, state)
 
 

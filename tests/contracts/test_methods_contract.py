@@ -85,6 +85,12 @@ CASES = {
     "StochasticDepth": Case(
         METHODS.StochasticDepth(exits=EXITS), MODELS.Mlp(width=8, depth=3), (6,)
     ),
+    "LayerSkip": Case(
+        METHODS.LayerSkip(rule="confidence", curriculum="all", shared=5),
+        MODELS.CausalLM(width=8, depth=3, heads=2),
+        TOKENS,
+        (4,),
+    ),
     "Act": Case(
         METHODS.Act(),
         MODELS.Gru(width=8, steps=3, halting="accumulated", halt_bias=-1.0),
@@ -293,7 +299,7 @@ def certain(outputs):
 
 def test_all_methods_are_here():
     assert {type(case.method).__name__ for case in CASES.values()} == set(SETTINGS)
-    assert len(SETTINGS) == 12
+    assert len(SETTINGS) == 13
 
 
 def test_training_is_finite(trained):

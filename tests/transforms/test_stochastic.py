@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import dynexit as dx
+from dynexit.engine.steps import rematerialised
 from dynexit.transforms.stochastic_depth import dropped_blocks, survival
 
 N, B, D = 6, 4, 5
@@ -46,14 +47,16 @@ def test_survival_falls_linearly_with_depth():
     np.testing.assert_array_equal(survival(7, 1.0), np.ones(7))
 
 
+@pytest.mark.parametrize("remat", [False, True])
 @pytest.mark.parametrize("by", ["batch", "row"])
-def test_outputs_and_gradients_match_the_loop(by):
+def test_outputs_and_gradients_match_the_loop(by, remat):
     kept = jax.random.bernoulli(KEYS[3], 0.6, (N, B if by == "row" else 1))
     scale = jnp.linspace(1.0, 2.0, N)
     floats = jnp.broadcast_to(kept, (N, B)).astype(jnp.float32)
     assert 0 < floats.sum() < N * B
     argument = kept if by == "row" else kept[:, 0]
-    found = lambda x: dx.run_all(dropped_blocks(step(), argument, scale), x, N)
+    network = rematerialised(step()) if remat else step()
+    found = lambda x: dx.run_all(dropped_blocks(network, argument, scale), x, N)
     wanted = lambda x: by_hand(x, floats, scale)
     np.testing.assert_allclose(jax.jit(found)(X), jax.jit(wanted)(X), rtol=1e-4, atol=1e-5)
     slope = lambda f: jax.jit(jax.grad(lambda x: (f(x) ** 2).sum()))(X)

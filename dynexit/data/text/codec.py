@@ -1,6 +1,7 @@
 """Text as token ids: bytes, or byte pairs merged by frequency."""
 
 import dataclasses
+import importlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -86,15 +87,13 @@ def read_codec(path: Path, vocabulary: int) -> Codec:
 
 
 def _tokenizers() -> Any:
+    names = ("decoders", "models", "pre_tokenizers", "trainers")
     try:
-        import tokenizers
-        import tokenizers.decoders
-        import tokenizers.models
-        import tokenizers.pre_tokenizers
-        import tokenizers.trainers
+        for name in names:
+            importlib.import_module(f"tokenizers.{name}")
     except ImportError as error:
         raise ImportError(
             "a `vocabulary` of more than 257 tokens needs the library tokenizers; "
             "`pip install tokenizers`, or take 257, single bytes"
         ) from error
-    return tokenizers
+    return importlib.import_module("tokenizers")

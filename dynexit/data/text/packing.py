@@ -27,8 +27,8 @@ class Packed(NamedTuple):
     length: int
 
     @property
-    def count(self) -> int:
-        """Whole windows."""
+    def whole(self) -> int:
+        """Number of whole windows."""
         return len(self.stream) // self.length
 
     def windows(self, rows: Int[np.ndarray, "b"]) -> Batch:
@@ -48,7 +48,7 @@ class Packed(NamedTuple):
 
     def rows(self, seed: int, step: int, size: int, first: int, last: int) -> Batch:
         """Rows first..last-1 of a batch."""
-        return self.windows(batch_indices(self.count, seed, step, size)[first:last])
+        return self.windows(batch_indices(self.whole, seed, step, size)[first:last])
 
 
 def packed(
@@ -83,11 +83,11 @@ def packed(
     stream = np.concatenate([np.asarray(ids, np.int32) for ids in documents])
     starts = np.cumsum([0, *sizes[:-1]], dtype=np.int64)
     found = Packed(stream, starts, length)
-    if not found.count:
+    if not found.whole:
         raise ValueError(
             f"`length` must be at most the {len(stream)} tokens of the {split} split, got {length}"
         )
     if examples is not None:
-        kept = np.linspace(0, found.count - 1, min(examples, found.count)).astype(np.int64)
+        kept = np.linspace(0, found.whole - 1, min(examples, found.whole)).astype(np.int64)
         return from_leaves(split, found.windows(kept))
-    return Source(split, found, lambda: found.windows(np.arange(found.count)), found.count)
+    return Source(split, found, lambda: found.windows(np.arange(found.whole)), found.whole)

@@ -39,7 +39,7 @@ def stochastic_depth(method: Method, last: float = 0.5, by: By = "batch") -> Met
 
     Raises:
       ValueError: a method without an objective, `last` or `by` out of range; from the loss, a model
-        whose steps cannot be taken apart (`training.remat` must be False).
+        whose steps cannot be taken apart.
 
     Example:
       >>> import dynexit as dx

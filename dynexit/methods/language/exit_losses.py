@@ -1,18 +1,16 @@
 """The losses of the exits of a language model, computed between its blocks."""
 
-import dataclasses
 from typing import Any
 
+import jax
 import jax.numpy as jnp
-from jax.tree_util import Partial
+from jax import lax
 
-from dynexit.core.decoder import Decoder
 from dynexit.core.shapes import Array, Bool, Float, Int, PyTree, Rows
 from dynexit.core.stages import one_depth
 from dynexit.core.types import Model, Step
 from dynexit.engine import loops
 from dynexit.engine.deferred import deferred_parts
-from dynexit.engine.run import run_all
 from dynexit.objectives.chunked_cross_entropy import chunked_cross_entropy
 
 
@@ -23,6 +21,7 @@ def exit_losses(
     labels: Int[Array, "B L"],
     on: Bool[Array, "E"],
     step: Step | None = None,
+    places: int | None = None,
 ) -> Float[Array, "E B"]:
     """Cross-entropies of the exits that are on, without the logits of any exit as a whole.
 
@@ -36,6 +35,7 @@ def exit_losses(
       labels: `[B, L]`; -1 at ignored places.
       on: bool `[E]`.
       step: the model's, perhaps transformed; None for `model.steps(params)`.
+      places: of each row in a chunk, see `chunked_cross_entropy`.
 
     Returns:
       `[E, B]` in nats, 0 for exits that are off. See `chunked_cross_entropy`.
@@ -44,12 +44,31 @@ def exit_losses(
       TypeError: a model without a decoder or with stages, or whose exits have no "hidden".
     """
     check_language_model(model)
-    step = model.steps(params) if step is None else step
-    parts = deferred_parts(step)
-    step = parts[0] if parts else step
-    read = Partial(_LossOfExit(model.decoder), step.apply, params, labels)
-    losses = Step(Partial(_with_switch, step.select, on), read, depth=step.depth)
-    return run_all(losses, model.embed(params, inputs), one_depth(model))
+    depth, whole = one_depth(model), model.steps(params) if step is None else step
+    parts = deferred_parts(whole)
+    apply, select = (parts[0] if parts else whole).apply, whole.select
+    read = lambda h: model.decoder.logits(params, h)
+
+    def loss(h: Array) -> Array:
+        return chunked_cross_entropy(read, h[None], labels, places)[0].astype(jnp.float32)
+
+    # without a checkpoint, every exit would keep a copy of the head's weights for the backward pass
+    no_loss = lambda h: jnp.zeros(labels.shape[0], jnp.float32)
+    switch = lambda on, h: loops.maybe(on, loss, no_loss, h)
+    switched = jax.checkpoint(switch, prevent_cse=False)
+
+    def body(state: PyTree, x: Any) -> tuple[PyTree, Array]:
+        i, weights, on = x
+        state, output = apply(weights, i, state)
+        if not isinstance(output, dict) or "hidden" not in output:
+            raise TypeError(
+                "`model` must have exits with the entry 'hidden', such as dx.models.CausalLM"
+            )
+        return state, switched(on, output["hidden"])
+
+    blocks = jnp.arange(depth, dtype=jnp.int32), jax.vmap(select)(jnp.arange(depth)), on
+    # never unrolled: the gradients of the head would be in memory once for each exit
+    return lax.scan(body, model.embed(params, inputs), blocks)[1]
 
 
 def is_language_model(model: Model) -> bool:
@@ -68,26 +87,3 @@ def check_language_model(model: Model) -> None:
             "`model` must have a decoder and blocks of one shape, such as dx.models.CausalLM, got "
             f"decoder {model.decoder!r} and depth {model.depth}"
         )
-
-
-def _with_switch(select: Any, on: Array, i: Array) -> tuple[PyTree, Array]:
-    return select(i), on[i]
-
-
-@dataclasses.dataclass(frozen=True)
-class _LossOfExit:
-    decoder: Decoder
-
-    def __call__(
-        self, apply: Any, params: PyTree, labels: Array, selected: Any, i: Any, state: PyTree
-    ) -> tuple[PyTree, Array]:
-        weights, on = selected
-        state, output = apply(weights, i, state)
-        if not isinstance(output, dict) or "hidden" not in output:
-            raise TypeError(
-                "`model` must have exits with the entry 'hidden', such as dx.models.CausalLM"
-            )
-        read = lambda h: self.decoder.logits(params, h)
-        run = lambda h: chunked_cross_entropy(read, h[None], labels)[0].astype(jnp.float32)
-        off = lambda h: jnp.zeros(labels.shape[0], jnp.float32)
-        return state, loops.maybe(on, run, off, output["hidden"])

@@ -118,9 +118,7 @@ def layerskip(
     return inner._replace(objective=None, loss=loss, score=share)
 
 
-def drop_rates(
-    depth: int, dropout: float, progress: float | Float[Array, ""]
-) -> Float[Array, "N"]:
+def drop_rates(depth: int, dropout: float, progress: float | Float[Array, ""]) -> Float[Array, "N"]:
     """The probability with which each block is dropped, S(t) D(l) p.
 
     D(l) = 2^(l / (N - 1)) - 1 rises from 0 to 1 over the depth, and S(t) = 2^t - 1 over the
