@@ -33,7 +33,7 @@ def chunked_cross_entropy(
     rounding.
 
     Args:
-      read: the output head, `read(h [B, l, D]) -> logits [B, l, V]`, place by place; its weights
+      read: the output head, `read(h [B, l, D]) -> logits [B, l, V]`, of each place alone; its weights
         are values that it closes over, and get gradients.
       hidden: h, `[E, B, L, D]`.
       labels: integers `[B, L]`; -1 at ignored places.
