@@ -33,8 +33,8 @@ def chunked_cross_entropy(
     rounding.
 
     Args:
-      read: the output head, `read(h [B, l, D]) -> logits [B, l, V]`, of each place alone; its weights
-        are values that it closes over, and get gradients.
+      read: the output head, `read(h [B, l, D]) -> logits [B, l, V]`, of each place alone; its
+        weights are values that it closes over, and get gradients.
       hidden: h, `[E, B, L, D]`.
       labels: integers `[B, L]`; -1 at ignored places.
       places: of each row in a chunk; None for as many as give 2^22 logits in all rows.
