@@ -30,8 +30,8 @@ class Exits:
 
     Rules of the cache for the blocks that a token has not run:
       propagate: keys and values are computed from the state with which it exited.
-      recompute: the token is run again, through the deeper blocks, beside the next token that goes
-        deeper; every key and value is exact. At most `window` tokens wait.
+      recompute: the token is run again beside the next one, until one has run all blocks; every key
+        and value is exact. At most `window` tokens are run together.
       skip: there are none, and later tokens do not attend to it in these blocks.
 
     Example:

@@ -120,8 +120,8 @@ def generate(
         `max_tokens` exceeds the context, or another value out of range.
 
     Example:
-      >>> import dynexit as dx
-      >>> model = dx.models.CausalLM(width=16, depth=3, heads=2).build(dx.Tokens(50), 50)
+      >>> import jax, dynexit as dx
+      >>> model = dx.models.CausalLM(width=16, depth=2, heads=2).build(dx.Tokens(50), 50)
       >>> params = model.init(jax.random.key(0))
       >>> plain = generate(model, params, [[1, 2, 3], [4]], 5)
       >>> drafted = generate(model, params, [[1, 2, 3], [4]], 5, draft=dx.decoding.EarlyExit(1))
@@ -164,9 +164,9 @@ def stream(
     """As `generate`, token by token.
 
     Args:
+      decoder, params, prompts, max_tokens, mask, sampling, key, stop: as in `generate`.
+      draft, exits, slots, chunk, log_probabilities, mesh: as in `generate`.
       rounds: rounds between two looks at the device; more of them cost less time.
-      decoder, params, prompts, max_tokens, mask, sampling, key, stop, draft, exits, slots, chunk,
-        log_probabilities, mesh: as in `generate`.
 
     Returns:
       An iterator of `Token`; those of a row are in order.
@@ -175,8 +175,8 @@ def stream(
       TypeError, ValueError: as `generate`.
 
     Example:
-      >>> import dynexit as dx
-      >>> model = dx.models.CausalLM(width=16, depth=3, heads=2).build(dx.Tokens(50), 50)
+      >>> import jax, dynexit as dx
+      >>> model = dx.models.CausalLM(width=16, depth=2, heads=2).build(dx.Tokens(50), 50)
       >>> params = model.init(jax.random.key(0))
       >>> [token.row for token in stream(model, params, [[1, 2, 3]], 2)]
       [0, 0]

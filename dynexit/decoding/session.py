@@ -63,8 +63,8 @@ class Session:
       TypeError, ValueError: as `generate`.
 
     Example:
-      >>> import dynexit as dx
-      >>> model = dx.models.CausalLM(width=16, depth=3, heads=2).build(dx.Tokens(50), 50)
+      >>> import jax, dynexit as dx
+      >>> model = dx.models.CausalLM(width=16, depth=2, heads=2).build(dx.Tokens(50), 50)
       >>> session = Session(model, model.init(jax.random.key(0)), slots=2, room=16)
       >>> session.add([np.array([1, 2, 3])], [4])
       [0]
