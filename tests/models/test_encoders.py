@@ -244,6 +244,26 @@ def test_data_that_do_not_fit_a_folder_are_refused_before_weights_are_read(tmp_p
     ]
 
 
+def test_images_are_normalised_as_the_folder_says(tmp_path):
+    folder, x = write(tmp_path / "m", "dinov2", STORED), inputs("dinov2")
+    plain = dx.models.PretrainedVit(str(folder)).build((8, 8, 2), 3)
+    settings = dx.models.PretrainedVit(str(folder), normalise=True)
+    with pytest.raises(ValueError, match=r"preprocessor_config.json is missing"):
+        settings.build((8, 8, 2), 3)
+    file = folder / "preprocessor_config.json"
+    file.write_text(json.dumps({"image_mean": [0.5, 0.25], "image_std": [0.5, 0.25]}))
+    model = settings.build((8, 8, 2), 3)
+    params = jax.jit(model.init)(jax.random.key(0))
+    wanted = plain.embed(params, (x - np.float32([0.5, 0.25])) / np.float32([0.5, 0.25]))
+    np.testing.assert_allclose(model.embed(params, x), wanted, rtol=1e-6, atol=1e-6)
+    with pytest.raises(TypeError, match="must be floating point, got uint8"):
+        model.embed(params, x.astype(np.uint8))
+    for wrong in ({"image_mean": [0.5]}, {"image_mean": [0.5, 0.5], "image_std": [0, 1]}, []):
+        file.write_text(json.dumps(wrong))
+        with pytest.raises(ValueError, match="must hold 2 numbers, one for each channel"):
+            settings.build((8, 8, 2), 3)
+
+
 def test_values_that_the_type_of_the_original_does_not_hold_are_refused(tmp_path):
     config, shapes = STORED["vit"]["config"], STORED["vit"]["shapes"]
     half = {n: a.astype(np.float16) for n, a in weights(shapes).items()}

@@ -156,14 +156,18 @@ def vit_settings(config: Config, exits: ExitHeads) -> VitEncoder:
 class PretrainedVit:
     """A ViT or DINOv2 from a folder that `transformers` wrote, with an exit head after every block.
 
-    The trunk's weights are read from the folder; the exit heads are drawn. Images come as the data
-    set prepares them: a trunk wants the normalisation that it was trained with.
+    The trunk's weights are read from the folder; the exit heads are drawn. A trunk wants images
+    normalised as in its own training, see `normalise`.
 
-    Example: `dx.models.PretrainedVit("vit-base").build((224, 224, 3), 10)`
+    Example: `dx.models.PretrainedVit("vit-base", normalise=True).build((224, 224, 3), 10)`
     """
 
     folder: str = ""
     """with `config.json` and `model.safetensors` (ViT or DINOv2)"""
+    normalise: bool = False
+    """images are in 0..1, and the model normalises them as `preprocessor_config.json` of the folder
+    says; False where the data set does it
+    """
     exits: ExitHeads = ExitHeads()
     """what follows every block"""
 

@@ -4,11 +4,14 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dynexit.core.settings import refuse_unfit
-from dynexit.core.shapes import PyTree
+from dynexit.core.shapes import HostArray, PyTree, Rows
 from dynexit.core.types import Model
+from dynexit.layers.inputs import check_input
 from dynexit.models.exit_heads import ExitHeads
-from dynexit.models.hf_config import Config, existing
+from dynexit.models.hf_config import Config, existing, read_json
 from dynexit.models.hf_folder import open_folder, write_folder
 from dynexit.models.hf_weights import (
     Original,
@@ -22,6 +25,7 @@ from dynexit.models.hf_weights import (
 from dynexit.models.vision.encoder import gated_width, vit_encoder
 from dynexit.models.vision.encoder_settings import PretrainedVit, VitEncoder, vit_settings
 
+PREPROCESSOR = "preprocessor_config.json"
 OTHERS = r"(pooler|classifier|decoder)\.|embeddings\.mask_token$"
 
 
@@ -152,4 +156,35 @@ def pretrained_vit(settings: PretrainedVit, inputs: tuple[int, ...], classes: in
     existing(settings.folder)
     refuse_unfit(settings, inputs, classes)
     found = from_hf(settings.folder, settings.exits)
-    return vit_encoder(found.settings, inputs, classes, found.params["trunk"])
+    model = vit_encoder(found.settings, inputs, classes, found.params["trunk"])
+    if not settings.normalise:
+        return model
+    mean, std = normalisation(existing(settings.folder), inputs[2])
+    embed = model.embed
+
+    def normalised(params: PyTree, images: Rows) -> Rows:
+        check_input(images, inputs, "images")
+        return embed(params, (images - mean.astype(images.dtype)) / std.astype(images.dtype))
+
+    return model._replace(embed=normalised)
+
+
+def normalisation(folder: Path, channels: int) -> tuple[HostArray, HostArray]:
+    """Mean and deviation `[1, 1, 1, C]` of images in 0..1, of `preprocessor_config.json`.
+
+    Raises:
+      ValueError: there is none, or it has not one of each for every channel; the file is named.
+    """
+    file = folder / PREPROCESSOR
+    found: Any = read_json(file)
+    values: list[HostArray] = []
+    for name in ("image_mean", "image_std"):
+        value: Any = found.get(name) if isinstance(found, dict) else None
+        numbers = isinstance(value, list) and all(isinstance(v, (int, float)) for v in value)
+        if not numbers or len(value) != channels or (name == "image_std" and min(value) <= 0):
+            raise ValueError(
+                f"{file}: {name!r} must hold {channels} numbers, one for each channel of the data, "
+                f"got {value!r}"
+            )
+        values.append(np.asarray(value, np.float32).reshape(1, 1, 1, channels))
+    return values[0], values[1]
