@@ -147,7 +147,7 @@ def bert_settings(config: Config, exits: ExitHeads) -> BertEncoder:
         exits=exits,
         **of_kind,
     )
-    config.finish(settings)
+    config.finish(settings=settings)
     return settings
 
 

@@ -148,7 +148,7 @@ def vit_settings(config: Config, exits: ExitHeads) -> VitEncoder:
         gated=bool(own["gated"]),
         exits=exits,
     )
-    config.finish(settings, UNUSED_BY_VISION)
+    config.finish(UNUSED_BY_VISION, settings)
     return settings
 
 
