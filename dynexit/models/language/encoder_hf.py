@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from dynexit.core.data import Tokens
-from dynexit.core.settings import refuse_unfit
+from dynexit.core.settings import refuse_invalid, refuse_unfit
 from dynexit.core.shapes import PyTree
 from dynexit.core.types import Model
 from dynexit.models.exit_heads import ExitHeads
@@ -79,6 +79,7 @@ def to_hf_encoder(
 
 def pretrained_bert(settings: PretrainedBert, inputs: Tokens, classes: int) -> Model:
     """Builds the model of `dx.models.PretrainedBert`."""
+    refuse_invalid(settings)
     existing(settings.folder)
     refuse_unfit(settings, inputs, classes)
     found = from_hf_encoder(settings.folder, settings.exits)

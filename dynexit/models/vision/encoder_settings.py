@@ -164,12 +164,12 @@ class PretrainedVit:
 
     folder: str = ""
     """with `config.json` and `model.safetensors` (ViT or DINOv2)"""
+    exits: ExitHeads = ExitHeads()
+    """what follows every block"""
     normalise: bool = False
     """images are in 0..1, and the model normalises them as `preprocessor_config.json` of the folder
     says; False where the data set does it
     """
-    exits: ExitHeads = ExitHeads()
-    """what follows every block"""
 
     def settings(self) -> VitEncoder:
         """The encoder that `config.json` describes.

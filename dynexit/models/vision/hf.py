@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from dynexit.core.settings import refuse_unfit
+from dynexit.core.settings import refuse_invalid, refuse_unfit
 from dynexit.core.shapes import HostArray, PyTree, Rows
 from dynexit.core.types import Model
 from dynexit.layers.inputs import check_input
@@ -153,6 +153,7 @@ def config_of(s: VitEncoder) -> dict[str, Any]:
 
 def pretrained_vit(settings: PretrainedVit, inputs: tuple[int, ...], classes: int) -> Model:
     """Builds the model of `dx.models.PretrainedVit`."""
+    refuse_invalid(settings)
     existing(settings.folder)
     refuse_unfit(settings, inputs, classes)
     found = from_hf(settings.folder, settings.exits)
