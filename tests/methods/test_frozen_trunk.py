@@ -13,6 +13,7 @@ import pytest
 import dynexit as dx
 from dynexit.cli.main import main
 from dynexit.core.data import SPLITS
+from dynexit.models.hf_folder import write_folder
 from dynexit.training.checkpointing.checkpoints import named_leaves
 from dynexit.training.loop import fit
 from dynexit.training.parallel.mesh import make_mesh
@@ -119,3 +120,7 @@ def test_a_folder_that_is_missing_is_an_error_of_the_command(tmp_path, capsys):
     run, trunk = str(tmp_path / "run"), str(tmp_path / "gone")
     assert main(["train", str(FILE), "--model.folder", trunk, "--run", run]) == 2
     assert f"got '{trunk}', which is no folder; nothing is downloaded" in capsys.readouterr().err
+    write_folder(trunk, {"model_type": "swin"}, {})
+    assert main(["train", str(FILE), "--model.folder", trunk, "--run", run]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "model.folder must hold a ViT or DINOv2" in said and "got 'swin'" in said

@@ -177,7 +177,10 @@ class PretrainedBert:
         """What does not fit the tokens, one sentence each; nothing while there is no folder."""
         if not os.path.isdir(self.folder):
             return []
-        return self.settings().fits(inputs, classes)
+        try:
+            return self.settings().fits(inputs, classes)
+        except ValueError as error:
+            return [f"folder must hold a BERT or ALBERT: {error}"]
 
     def build(self, inputs: "Tokens", classes: int) -> "Model":
         """The model; its `init` copies the trunk's weights from the folder.

@@ -183,7 +183,10 @@ class PretrainedVit:
         """What does not fit the images, one sentence each; nothing while there is no folder."""
         if not os.path.isdir(self.folder):
             return []
-        return self.settings().fits(inputs, classes)
+        try:
+            return self.settings().fits(inputs, classes)
+        except ValueError as error:
+            return [f"folder must hold a ViT or DINOv2: {error}"]
 
     def build(self, inputs: tuple[int, ...], classes: int) -> "Model":
         """The model; its `init` copies the trunk's weights from the folder.
