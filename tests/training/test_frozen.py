@@ -74,13 +74,6 @@ def test_the_trunk_keeps_its_bits_in_training_and_in_checkpoints(experiment, opt
     assert moments == set() and any("head" in n for n in named_leaves(saved.tree.opt_state))
 
 
-def test_a_resumed_run_has_the_bits_of_an_uninterrupted_one(experiment, tmp_path):
-    whole = trained(experiment, tmp_path / "a", schedule="constant")
-    trained(experiment, tmp_path / "b", schedule="constant", steps=2)
-    again = trained(experiment, tmp_path / "b", schedule="constant")
-    assert again.step == 4 and sha256(again.params) == sha256(whole.params)
-
-
 def test_heads_train_as_if_the_features_were_data(experiment, tmp_path):
     """An oracle: plain gradient descent of the heads on stored features."""
     settings = dict(optimizer="sgd", weight_decay=0.0, clip=0.0, schedule="constant", steps=3)
