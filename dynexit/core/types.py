@@ -34,6 +34,7 @@ from dynexit.core.shapes import (
 Labels: TypeAlias = Num[Array, "B ..."]
 Metrics: TypeAlias = dict[str, Float[Array, ""]]
 Progress: TypeAlias = Float[Array, ""]
+Frozen: TypeAlias = Callable[[str], bool] | tuple[str, ...]
 
 
 def _as_partial(f: Any) -> Any:
@@ -296,6 +297,8 @@ class Method(NamedTuple):
         counts places, for language models; real labels need one of their own.
       carried: in place of objective and loss, see `Carried`; training keeps the carry from update
         to update, and in checkpoints.
+      frozen: which parameters training leaves as they are: prefixes of their paths, `("trunk",)`,
+        or `frozen(path) -> bool`. They get no gradient, no optimizer state and no weight decay.
     """
 
     objective: Callable[[ExitRows, Labels, Progress], tuple[Float[Array, "B"], Metrics]] | None
@@ -311,6 +314,7 @@ class Method(NamedTuple):
     ) = None
     score: Callable[[Any, Any], Shaped[AnyArray, "B"]] = exact
     carried: Carried | None = None
+    frozen: Frozen = ()
 
 
 class Experiment(NamedTuple):

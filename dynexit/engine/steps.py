@@ -248,10 +248,15 @@ def tied_step(block: Block, head: Block, params: PyTree, blocks: int = 1) -> Ste
     return Step(Partial(_whole, params), Partial(again), blocks)
 
 
-def rematerialised(step: Step) -> Step:
+def rematerialised(step: Step, apart: bool = False) -> Step:
     """The same step with its inner values recomputed in the backward pass.
 
     Only the states between blocks are stored.
+
+    Args:
+      step: any.
+      apart: whether a block and its head are recomputed apart, as in `around_block`. A block of
+        frozen weights, which needs no backward pass, is then not computed again for its head.
 
     Example:
       >>> import jax.numpy as jnp, dynexit as dx
@@ -263,8 +268,8 @@ def rematerialised(step: Step) -> Step:
       Array(True, dtype=bool)
     """
     if parts := deferred_parts(step):
-        return deferred_readout(rematerialised(parts[0]), _read_again, parts[1])
-    return around_block(step, _recomputed)
+        return deferred_readout(rematerialised(parts[0], apart), _read_again, parts[1])
+    return around_block(step, _recomputed, apart)
 
 
 def recomputed_part(step: Step) -> Step | None:

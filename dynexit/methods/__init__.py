@@ -7,8 +7,10 @@ from dynexit._lazy import attach
 if TYPE_CHECKING:
     from dynexit.methods.exits.confidence_exits import confidence_exits as confidence_exits
     from dynexit.methods.exits.fixed_depth import fixed_depth as fixed_depth
+    from dynexit.methods.exits.frozen_trunk import frozen_trunk as frozen_trunk
     from dynexit.methods.exits.settings import ConfidenceExits as ConfidenceExits
     from dynexit.methods.exits.settings import FixedDepth as FixedDepth
+    from dynexit.methods.exits.settings import FrozenTrunk as FrozenTrunk
     from dynexit.methods.exits.settings import StochasticDepth as StochasticDepth
     from dynexit.methods.exits.stochastic_depth import stochastic_depth as stochastic_depth
     from dynexit.methods.halting.act import act as act

@@ -166,7 +166,14 @@ class Config:
             if self.value(name, wanted) != wanted:
                 raise self.refuse(name, f"{wanted!r}, which alone is supported")
 
-    def finish(self, unused: Collection[str] = UNUSED) -> None:
-        """Refuses an entry that was neither read nor is in `unused`."""
+    def finish(self, unused: Collection[str] = UNUSED, settings: Any = None) -> None:
+        """Refuses an entry that was neither read nor is in `unused`, and invalid settings.
+
+        Args:
+          unused: names.
+          settings: that the entries gave, with `validate`.
+        """
         for name in sorted(set(self._values) - self._read - set(unused)):
             raise ValueError(f"{self._file}: the option {name!r} is not known")
+        if settings is not None and (found := settings.validate()):
+            raise ValueError(f"{self._file}: {'; '.join(found)}")

@@ -6,6 +6,7 @@ Nothing is downloaded, and no file that could hold code is read.
 
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -156,6 +157,7 @@ def write_folder(
         save_file(whole, draft, metadata={"format": "pt"})
     with replacing(path / CONFIG) as draft:
         draft.write_text(json.dumps(dict(config), indent=2, sort_keys=True) + "\n", "utf-8")
+    shutil.copymode(path / CONFIG, path / WEIGHTS)  # safetensors lets only the owner read
     return path
 
 

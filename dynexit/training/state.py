@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 from dynexit.core.settings import Training
 from dynexit.core.shapes import Array, Int, Key, PyTree
 from dynexit.core.types import Experiment
+from dynexit.training.frozen import split
 from dynexit.training.optimizer import make_optimizer
 from dynexit.training.parallel.constants import Compiled
 from dynexit.training.parallel.mesh import AnyMesh, replicated
@@ -23,7 +24,7 @@ class TrainState(NamedTuple):
     Attributes:
       step: int32 `[]`, updates made so far; also the position in the data.
       params: plain dict of float32 arrays.
-      opt_state: optax's state.
+      opt_state: optax's state, of the parameters that are trained (`Method.frozen`).
       key: the key of augmentation; step s uses `fold_in(key, s)`.
       carry: rows that stay in their slots from step to step; None where the method has no carry.
     """
@@ -40,9 +41,9 @@ def initial_state(experiment: Experiment, settings: Training, key: Key[Array, ""
     init_key, train_key = jax.random.split(key)
     params = experiment.model.init(init_key)
     carry = _free_slots(experiment, settings, params) if experiment.method.carried else None
-    return TrainState(
-        jnp.zeros((), jnp.int32), params, make_optimizer(settings).init(params), train_key, carry
-    )
+    trained, _ = split(params, experiment.method.frozen)
+    opt_state = make_optimizer(settings).init(trained)
+    return TrainState(jnp.zeros((), jnp.int32), params, opt_state, train_key, carry)
 
 
 def _free_slots(experiment: Experiment, settings: Training, params: PyTree) -> PyTree:

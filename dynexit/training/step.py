@@ -1,7 +1,7 @@
 """One training step, compiled: augment, prepare, embed, every exit, objective, gradient, update."""
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from dynexit.data.source import Batch
 from dynexit.engine.run import run_all
 from dynexit.engine.steps import rematerialised
 from dynexit.objectives.multi_exit import mean_over_rows
+from dynexit.training.frozen import joined, split
 from dynexit.training.logs import CLOCK, EVAL
 from dynexit.training.optimizer import learning_rate, make_optimizer
 from dynexit.training.parallel.constants import Compiled
@@ -52,8 +53,8 @@ def make_loss(
         if model.training is not None:
             model = model.training(jax.random.fold_in(key, DROPOUT))
         if settings.remat:
-            steps = model.steps
-            model = model._replace(steps=lambda params: _rematerialised(steps(params)))
+            steps, apart = model.steps, method.frozen != ()
+            model = model._replace(steps=lambda params: _rematerialised(steps(params), apart))
         if method.carried is not None:
             losses, metrics, carry = method.carried.loss(
                 model, params, carry, inputs, labels, key, progress
@@ -87,6 +88,21 @@ def make_loss(
     return loss
 
 
+def make_gradient(experiment: Experiment, settings: Training) -> Callable[..., Any]:
+    """`gradient(params, ...) -> ((loss, (metrics, carry)), gradients)`, as of `make_loss`.
+
+    Gradients are those of the parameters that are trained, with None in place of frozen ones.
+    """
+    loss = make_loss(experiment, settings)
+
+    def of_trained(trained: PyTree, kept: PyTree, *rest: Any) -> Any:
+        return loss(joined(trained, kept), *rest)
+
+    gradient = jax.value_and_grad(of_trained, has_aux=True)
+    frozen = experiment.method.frozen
+    return lambda params, *rest: gradient(*split(params, frozen), *rest)
+
+
 def on_mesh(experiment: Experiment, settings: Training, mesh: Mesh, rules: Rules) -> Experiment:
     """The experiment for programs on the mesh, see `constrained`."""
     placed = state_shardings(experiment, settings, mesh, rules).params
@@ -95,8 +111,10 @@ def on_mesh(experiment: Experiment, settings: Training, mesh: Mesh, rules: Rules
     return experiment._replace(model=model)
 
 
-def _rematerialised(step: Step | tuple[Step, ...]) -> Step | tuple[Step, ...]:
-    return tuple(map(rematerialised, step)) if isinstance(step, tuple) else rematerialised(step)
+def _rematerialised(steps: Step | tuple[Step, ...], apart: bool) -> Step | tuple[Step, ...]:
+    if isinstance(steps, tuple):
+        return tuple(rematerialised(step, apart) for step in steps)
+    return rematerialised(steps, apart)
 
 
 def make_train_step(
@@ -131,7 +149,7 @@ def make_train_step(
     where = state_shardings(experiment, settings, mesh, rules)
     experiment = on_mesh(experiment, settings, mesh, rules)
     optimizer, rate = make_optimizer(settings), learning_rate(settings)
-    gradient = jax.value_and_grad(make_loss(experiment, settings), has_aux=True)
+    gradient = make_gradient(experiment, settings)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         inputs, key = batch["inputs"], jax.random.fold_in(state.key, state.step)
@@ -148,12 +166,13 @@ def make_train_step(
         norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         with jax.named_scope("optimizer"):
-            updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        moved = TrainState(
-            state.step + 1, optax.apply_updates(state.params, updates), opt_state, state.key, carry
-        )
+            trained, kept = split(state.params, experiment.method.frozen)
+            updates, opt_state = optimizer.update(gradients, state.opt_state, trained)
+        params = joined(optax.apply_updates(trained, updates), kept)
+        moved = TrainState(state.step + 1, params, opt_state, state.key, carry)
         due = finite & (batch.get("step", state.step) == state.step)
-        state = jax.tree.map(lambda new, old: jnp.where(due, new, old), moved, state)
+        chosen = lambda new, old: new if new is old else jnp.where(due, new, old)
+        state = jax.tree.map(chosen, moved, state)
         return state, {
             "loss": loss,
             "grad_norm": norm,

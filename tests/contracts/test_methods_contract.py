@@ -21,6 +21,7 @@ from dynexit.core.data import SPLITS
 from dynexit.core.settings import validate
 from dynexit.evaluation.recording import fitted
 from dynexit.training.checkpointing.checkpoints import named_leaves, restore
+from dynexit.training.frozen import is_frozen
 from dynexit.training.logs import CLOCK, EVAL, read_records, without_clock
 from dynexit.training.loop import fit
 from dynexit.training.optimizer import path_name
@@ -81,6 +82,12 @@ CASES = {
         dataclasses.replace(EXITS, distill=0.5),
         MODELS.Vit(patch=2, width=8, depth=3, heads=2),
         IMAGE,
+    ),
+    "FrozenTrunk": Case(
+        METHODS.FrozenTrunk(exits=EXITS),
+        MODELS.VitEncoder("vit", (4, 4), 1, patch=2, width=8, depth=3, heads=2, hidden=16),
+        IMAGE,
+        untrained={"trunk/.*": "it is frozen"},
     ),
     "StochasticDepth": Case(
         METHODS.StochasticDepth(exits=EXITS), MODELS.Mlp(width=8, depth=3), (6,)
@@ -299,7 +306,7 @@ def certain(outputs):
 
 def test_all_methods_are_here():
     assert {type(case.method).__name__ for case in CASES.values()} == set(SETTINGS)
-    assert len(SETTINGS) == 13
+    assert len(SETTINGS) == 14
 
 
 def test_training_is_finite(trained):
@@ -311,10 +318,15 @@ def test_training_is_finite(trained):
 
 
 def test_a_gradient_reaches_every_parameter_that_is_trained(trained):
-    """Adam's first moment is the mean of the gradients: it is 0 where all of them were."""
+    """Adam's first moment is the mean of the gradients: it is 0 where all of them were. Frozen
+    parameters have none.
+    """
     moments = [leaf for leaf in trained.state.opt_state if hasattr(leaf, "mu")]
-    largest = {name: np.abs(value).max() for name, value in parts(moments[0].mu).items()}
-    assert largest.keys() == parts(trained.state.params).keys() and len(moments) == 1
+    assert len(moments) == 1
+    found, frozen = parts(moments[0].mu), trained.experiment.method.frozen
+    names = parts(trained.state.params).keys()
+    assert names - found.keys() == {name for name in names if is_frozen(frozen, name)}
+    largest = {name: np.abs(found[name]).max() if name in found else 0.0 for name in names}
     untrained = {
         pattern: {name for name in largest if re.fullmatch(pattern, name)}
         for pattern in trained.case.untrained
@@ -402,8 +414,12 @@ def test_a_method_says_whether_it_suits_a_model(name):
     assert validate(method) == []
     if hasattr(method, "suits"):
         assert method.suits(model) == []
-        (sentence,) = dataclasses.replace(method, most=99).suits(model)
-        assert sentence.startswith("most must")
+        if name == "FrozenTrunk":
+            (sentence,) = method.suits(MODELS.Mlp())
+            assert sentence.startswith("trunk must name parameters of model, a Mlp")
+        else:
+            (sentence,) = dataclasses.replace(method, most=99).suits(model)
+            assert sentence.startswith("most must")
 
 
 @pytest.mark.refuses

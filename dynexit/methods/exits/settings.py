@@ -1,7 +1,7 @@
 """Constructors of the methods for untied blocks; no JAX before `build`."""
 
 import dataclasses
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from dynexit.core.settings import at_least, between, refuse_invalid
 
@@ -72,6 +72,44 @@ class FixedDepth:
 
         refuse_invalid(self)
         return fixed_depth(**dataclasses.asdict(self))
+
+
+@dataclasses.dataclass(frozen=True)
+class FrozenTrunk:
+    """Exit heads trained on a frozen trunk, such as a pretrained network.
+
+    Training: the loss of `exits`, whose gradient is that of the heads alone.
+
+    Example:
+      >>> method = FrozenTrunk(ConfidenceExits(weights="linear")).build()
+
+    Source: the second stage of DeeBERT, Xin et al. 2020, arXiv 2004.12993.
+    """
+
+    exits: ConfidenceExits = ConfidenceExits()
+    """how the heads are trained, and when a row exits"""
+    trunk: tuple[str, ...] = ("trunk",)
+    """prefixes of the paths of frozen parameters"""
+
+    def validate(self) -> list[str]:
+        """Values out of range, one sentence each."""
+        return (
+            [] if self.trunk and all(self.trunk) else [f"trunk must hold names, got {self.trunk}"]
+        )
+
+    def suits(self, model: Any) -> list[str]:
+        """What does not suit the model, one sentence each."""
+        name = type(model).__name__
+        if self.trunk != ("trunk",) or not name or hasattr(model, "exits"):
+            return []
+        return [f"trunk must name parameters of model, a {name}, which has no 'trunk'"]
+
+    def build(self) -> "Method":
+        """The method; to train other exits so call `dx.methods.frozen_trunk`."""
+        from dynexit.methods.exits.frozen_trunk import frozen_trunk
+
+        refuse_invalid(self)
+        return frozen_trunk(self.exits.build(), self.trunk)
 
 
 @dataclasses.dataclass(frozen=True)

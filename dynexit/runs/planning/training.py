@@ -138,9 +138,9 @@ def _flops(experiment: Any, training: Any) -> float:
 
     from dynexit.core.cost import flops_of
     from dynexit.training.state import state_shapes
-    from dynexit.training.step import make_loss
+    from dynexit.training.step import make_gradient
 
-    loss, shapes = make_loss(experiment, training), state_shapes(experiment, training)
+    gradient, shapes = make_gradient(experiment, training), state_shapes(experiment, training)
     batch = batch_shapes(experiment, training.batch_size)
 
     def update(params: Any, carry: Any, inputs: Any, labels: Any) -> Any:
@@ -149,7 +149,6 @@ def _flops(experiment: Any, training: Any) -> float:
             inputs = experiment.augment(key, inputs)
         if experiment.prepare is not None:
             inputs = experiment.prepare(inputs)
-        gradient = jax.grad(loss, has_aux=True)
         return gradient(params, carry, inputs, labels, key, jnp.float32(0.5))
 
     return flops_of(update, shapes.params, shapes.carry, batch["inputs"], batch["labels"])

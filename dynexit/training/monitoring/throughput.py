@@ -10,7 +10,7 @@ from dynexit.core.settings import Training
 from dynexit.core.types import Experiment
 from dynexit.training.monitoring.product_flops import product_flops
 from dynexit.training.state import state_shapes
-from dynexit.training.step import make_loss
+from dynexit.training.step import make_gradient
 
 Readings: TypeAlias = dict[str, float]
 
@@ -71,10 +71,9 @@ def update_flops(experiment: Experiment, settings: Training) -> float:
         inputs = jax.eval_shape(experiment.augment, state.key, inputs)
     if experiment.prepare is not None:
         inputs = jax.eval_shape(experiment.prepare, inputs)
-    loss = make_loss(experiment, dataclasses.replace(settings, remat=False))
     progress = jax.ShapeDtypeStruct((), jnp.float32)
     return product_flops(
-        jax.value_and_grad(loss, has_aux=True),
+        make_gradient(experiment, dataclasses.replace(settings, remat=False)),
         *(state.params, state.carry, inputs, labels, state.key, progress),
     )
 
