@@ -45,7 +45,17 @@ class Decoder(Protocol):
         ...
 
     def with_head(self, weights: PyTree, head: PyTree) -> PyTree:
-        """The weights with a draft head, which the other methods run as the block with index N."""
+        """The weights with a draft head, which the other methods run as the block with index N.
+
+        Args:
+          weights: of `unstack`.
+          head: a dict of "block", the parameters of one more block, and optionally "norm", those of
+            the norm between it and the output matrix.
+        """
+        ...
+
+    def draft_weights(self, weights: PyTree) -> PyTree:
+        """The weights of `with_head`, with which `logits` reads the draft head."""
         ...
 
     def empty(self, weights: PyTree, rows: int, room: int) -> Cache:

@@ -31,7 +31,9 @@ class EarlyExit:
     among: Any = None
     """integers `[M]`, the tokens that may be drafted; None for all"""
     head: PyTree = None
-    """parameters of one more block, through which drafts are read; None for none"""
+    """one more block, through which drafts are read: a dict of "block", its parameters, and
+    optionally "norm", those of a final norm (`dx.models.language.draft_head`); None for none
+    """
 
 
 @dataclasses.dataclass(frozen=True)

@@ -188,10 +188,12 @@ def drafted_token(
     plan: Plan, given: Given, rows: Rows, state: PyTree, i: Array, p: Array | None
 ) -> tuple[Int[Array, "S"], Float[Array, "S d V"] | None]:
     """The next draft of each row, and the distributions with its own at i."""
-    among = given.among
-    logits = plan.decoder.logits(given.weights, state) if among is None else (
-        plan.decoder.logits_among(given.weights, state, among)
-    )  # fmt: skip
+    among, decoder = given.among, plan.decoder
+    weights = decoder.draft_weights(given.weights) if plan.head else given.weights
+    if among is None:
+        logits = decoder.logits(weights, state)
+    else:
+        logits = decoder.logits_among(weights, state, among)
     if p is None:
         token = logits[:, 0].argmax(-1).astype(jnp.int32)
         return (token if among is None else among[token]), None

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from dynexit.methods.halting.pondernet import pondernet as pondernet
     from dynexit.methods.halting.settings import Act as Act
     from dynexit.methods.halting.settings import PonderNet as PonderNet
+    from dynexit.methods.language.balcony import balcony as balcony
     from dynexit.methods.language.layerskip import layerskip as layerskip
+    from dynexit.methods.language.settings import Balcony as Balcony
     from dynexit.methods.language.settings import LayerSkip as LayerSkip
     from dynexit.methods.recurrent.ctm import ctm as ctm
     from dynexit.methods.recurrent.deep_thinking import deep_thinking as deep_thinking

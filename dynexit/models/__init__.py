@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from dynexit.models.features import features as features
     from dynexit.models.implicit.settings import Equilibrium as Equilibrium
     from dynexit.models.implicit.settings import NeuralOde as NeuralOde
+    from dynexit.models.language.balcony_settings import Balcony as Balcony
     from dynexit.models.language.encoder_settings import BertEncoder as BertEncoder
     from dynexit.models.language.encoder_settings import PretrainedBert as PretrainedBert
     from dynexit.models.language.settings import CausalLM as CausalLM

@@ -98,6 +98,13 @@ CASES = {
         TOKENS,
         (4,),
     ),
+    "Balcony": Case(
+        METHODS.Balcony(cross_entropy=0.1, shared=5),
+        MODELS.Balcony(MODELS.CausalLM(width=8, depth=3, heads=2), exits=(1, 2)),
+        TOKENS,
+        (4,),
+        untrained={"trunk/.*": "it is frozen"},
+    ),
     "Act": Case(
         METHODS.Act(),
         MODELS.Gru(width=8, steps=3, halting="accumulated", halt_bias=-1.0),

@@ -24,7 +24,7 @@ PARAMS = PARAMS | {
 RANDOM = np.random.default_rng(0)
 PROMPTS = [RANDOM.integers(0, V, n) for n in (3, 9, 1, 21, 5)]
 LIMITS = [7, 12, 4, 9, 12]
-HEAD = jax.tree.map(lambda a: a[0], PARAMS["blocks"])
+HEAD = {"block": jax.tree.map(lambda a: a[0], PARAMS["blocks"])}
 
 
 @jax.jit

@@ -20,12 +20,13 @@ BYTES = 257
 class Codec:
     """Text to token ids and back.
 
-    With a vocabulary of 257 the ids are the bytes of UTF-8. The last id ends a document and stands
+    With a vocabulary of 257 the ids are the bytes of UTF-8. The id `end` ends a document and stands
     for no text.
 
     Attributes:
       vocabulary: V.
-      pairs: a `tokenizers.Tokenizer` of byte pairs with at most V - 1 ids, or None for bytes.
+      pairs: a `tokenizers.Tokenizer`, or None for bytes.
+      last: the id that ends a document; None for V - 1.
 
     Example:
       >>> codec = Codec(257)
@@ -35,11 +36,12 @@ class Codec:
 
     vocabulary: int
     pairs: Any = None
+    last: int | None = None
 
     @property
     def end(self) -> int:
         """The id of the end of a document."""
-        return self.vocabulary - 1
+        return self.vocabulary - 1 if self.last is None else self.last
 
     def encode(self, text: str) -> Ids:
         """The ids of a text, int32 `[n]`, without an end."""
@@ -53,7 +55,7 @@ class Codec:
 
     def decode(self, ids: Int[Any, "n"]) -> str:
         """The text of ids `[n]`; ends are left out, and bytes that are no UTF-8 replaced."""
-        kept = [int(k) for k in ids if 0 <= k < self.end]
+        kept = [int(k) for k in ids if 0 <= k < self.vocabulary and k != self.end]
         if self.pairs is None:
             return bytes(kept).decode("utf-8", errors="replace")
         return self.pairs.decode(kept, skip_special_tokens=False)
@@ -81,9 +83,25 @@ def trained_codec(texts: Iterable[str], vocabulary: int) -> Codec:
     return Codec(vocabulary, pairs)
 
 
-def read_codec(path: Path, vocabulary: int) -> Codec:
+def read_codec(path: Path, vocabulary: int, last: int | None = None) -> Codec:
     """The codec of a `tokenizer.json`."""
-    return Codec(vocabulary, _tokenizers().Tokenizer.from_file(str(path)))
+    return Codec(vocabulary, _tokenizers().Tokenizer.from_file(str(path)), last)
+
+
+def given_codec(folder: Path, vocabulary: int) -> Codec:
+    """The codec of a model's folder; its first stop token ends a document.
+
+    Raises:
+      ValueError: the tokenizer has no stop token, or more tokens than the vocabulary.
+    """
+    from dynexit.data.tokenizers.subwords import from_folder
+    from dynexit.data.tokenizers.tokenizer import refuse_unfit
+
+    tokenizer = from_folder(folder)
+    refuse_unfit(tokenizer, vocabulary)
+    if not tokenizer.stop:
+        raise ValueError(f"`tokenizer` {folder} must name a token that ends a text, got none")
+    return read_codec(folder / "tokenizer.json", vocabulary, tokenizer.stop[0])
 
 
 def _tokenizers() -> Any:

@@ -84,9 +84,9 @@ def read_documents(
     }
 
 
-def digest(documents: Documents, vocabulary: int) -> str:
-    """The documents, their splits and the vocabulary in 16 hexadecimal digits."""
-    found = hashlib.sha256(f"{vocabulary}".encode())
+def digest(documents: Documents, vocabulary: int, tokenizer: str = "") -> str:
+    """The documents, their splits, vocabulary and tokenizer in 16 hexadecimal digits."""
+    found = hashlib.sha256(f"{vocabulary}{tokenizer}".encode())
     for split, members in documents.items():
         for path, text in members:
             for part in (split, path, text):

@@ -84,6 +84,8 @@ class TextDocuments:
     """tokens V: 257 for bytes and the end of a document; above, byte pairs of the training split,
     for which the library tokenizers is needed
     """
+    tokenizer: Path | None = None
+    """a folder with the `tokenizer.json` of a model; None to count byte pairs, see `vocabulary`"""
     length: int = 256
     """tokens of a window"""
     examples: int | None = 256
@@ -98,7 +100,7 @@ class TextDocuments:
     """folder of the tokens; None: that of all data sets"""
 
     def __post_init__(self) -> None:
-        for name in ("folder", "stored"):
+        for name in ("folder", "stored", "tokenizer"):
             value = getattr(self, name)
             if isinstance(value, str):
                 object.__setattr__(self, name, Path(value))
@@ -141,7 +143,7 @@ class TextDocuments:
         documents = read_documents(
             self.folder, self.suffixes, self.calibration, self.test, self.split_seed
         )
-        return corpus(documents, self.vocabulary, self.stored)
+        return corpus(documents, self.vocabulary, self.stored, self.tokenizer)
 
     def build(self) -> Dataset:
         """The splits; inputs "tokens" and "segments" and labels, int32 `[b, length]`.

@@ -18,7 +18,7 @@ from dynexit.core.data import SPLITS
 from dynexit.core.files import replacing
 from dynexit.data import store
 from dynexit.data.host_shapes import Int
-from dynexit.data.text.codec import BYTES, Codec, read_codec, trained_codec
+from dynexit.data.text.codec import BYTES, Codec, given_codec, read_codec, trained_codec
 from dynexit.data.text.documents import Documents, digest
 
 Ids: TypeAlias = Int[np.ndarray, "n"]
@@ -37,7 +37,12 @@ class Corpus(NamedTuple):
     splits: dict[str, list[Ids]]
 
 
-def corpus(documents: Documents, vocabulary: int, folder: store.PathLike | None) -> Corpus:
+def corpus(
+    documents: Documents,
+    vocabulary: int,
+    folder: store.PathLike | None,
+    tokenizer: Path | None = None,
+) -> Corpus:
     """The documents as ids; tokenised and written where that has not been done before.
 
     Byte pairs are counted in the training split alone.
@@ -46,37 +51,41 @@ def corpus(documents: Documents, vocabulary: int, folder: store.PathLike | None)
       documents: of every split.
       vocabulary: V, at least 257.
       folder: of the data, see `dynexit.data.store.data_folder`.
+      tokenizer: a folder with `tokenizer.json`; None to count byte pairs.
 
     Raises:
       OSError: no space, or no right to write.
       ImportError: V above 257 and no `tokenizers`.
     """
-    name = f"dynexit_documents_{digest(documents, vocabulary)}"
+    given = None if tokenizer is None else given_codec(tokenizer, vocabulary)
+    kind = "" if given is None else given.pairs.to_str()
+    name = f"dynexit_documents_{digest(documents, vocabulary, kind)}"
+    last = None if given is None else given.last
     place = store.data_folder(folder) / name / store.VERSION
     if _is_whole(place, vocabulary):
-        return _read(place, vocabulary)
+        return _read(place, vocabulary, last)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         with store.locked(place.parent):
             if not _is_whole(place, vocabulary):
                 shutil.rmtree(place, ignore_errors=True)
-                _write(documents, vocabulary, place)
+                _write(documents, vocabulary, place, given)
     except OSError as error:
         raise OSError(
             error.errno or errno.EIO,
             f"cannot write tokens to {place}: {error.strerror or error}; free some space or set "
             "DYNEXIT_DATA to another folder",
         ) from error
-    return _read(place, vocabulary)
+    return _read(place, vocabulary, last)
 
 
 def _is_whole(place: Path, vocabulary: int) -> bool:
     return place.is_dir() and (vocabulary == BYTES or (place / TOKENIZER).is_file())
 
 
-def _write(documents: Documents, vocabulary: int, place: Path) -> None:
+def _write(documents: Documents, vocabulary: int, place: Path, given: Codec | None) -> None:
     store.require_space(place.parent, sum(4 * len(d.text) for ds in documents.values() for d in ds))
-    codec = trained_codec((d.text for d in documents["train"]), vocabulary)
+    codec = given or trained_codec((d.text for d in documents["train"]), vocabulary)
     store.write_records(_builder(place, documents, codec))
     if codec.pairs is not None:
         with replacing(place / TOKENIZER) as draft:
@@ -116,7 +125,7 @@ def _builder(place: Path, documents: Documents, codec: Codec | None) -> store.Bu
 
 
 @functools.lru_cache(maxsize=4)
-def _read(place: Path, vocabulary: int) -> Corpus:
+def _read(place: Path, vocabulary: int, last: int | None) -> Corpus:
     try:
         source: Any = _builder(place, {}, None)
         splits = {}
@@ -124,7 +133,7 @@ def _read(place: Path, vocabulary: int) -> Corpus:
             rows: Any = source.as_data_source(split)
             splits[split] = [row["tokens"] for row in rows.__getitems__(range(len(rows)))]
         path = place / TOKENIZER
-        codec = Codec(vocabulary) if vocabulary == BYTES else read_codec(path, vocabulary)
+        codec = read_codec(path, vocabulary, last) if path.exists() else Codec(vocabulary)
     except ImportError:
         raise
     except Exception as error:  # array_record, protobuf and tokenizers each raise their own

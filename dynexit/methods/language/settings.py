@@ -53,3 +53,33 @@ class LayerSkip:
 
         refuse_invalid(self)
         return layerskip(**dataclasses.asdict(self))
+
+
+@dataclasses.dataclass(frozen=True)
+class Balcony:
+    """Exits of a frozen language model, each through one trained block of its own.
+
+    Training: L_b = mean_e mean_t [KL(p_L || p_e) + c CE_e] over the early exits. The trunk is
+    frozen.
+
+    Example:
+      >>> method = Balcony().build()
+
+    Source: Jamialahmadi et al. 2025, arXiv 2503.05005.
+    """
+
+    cross_entropy: float = 0.0
+    """c, the weight of the labels' cross-entropy"""
+    shared: int = 40
+    """candidates with one threshold for all exits"""
+
+    def validate(self) -> list[str]:
+        """Values out of range, one sentence each."""
+        return at_least(self, 0, "cross_entropy") + at_least(self, 1, "shared")
+
+    def build(self) -> "Method":
+        """The method, for `dx.models.Balcony`."""
+        from dynexit.methods.language.balcony import balcony
+
+        refuse_invalid(self)
+        return balcony(**dataclasses.asdict(self))

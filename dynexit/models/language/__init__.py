@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from dynexit._lazy import attach
 
 if TYPE_CHECKING:
+    from dynexit.models.language.balcony import draft_head as draft_head
     from dynexit.models.language.decoder import TransformerDecoder as TransformerDecoder
     from dynexit.models.language.encoder_hf import from_hf_encoder as from_hf_encoder
     from dynexit.models.language.encoder_hf import to_hf_encoder as to_hf_encoder

@@ -56,8 +56,14 @@ class TransformerDecoder:
         return {"embed": embed, "blocks": blocks, "head": head}
 
     def with_head(self, weights: PyTree, head: PyTree) -> PyTree:
-        """The weights with a draft head: the parameters of one more block, as in `params`."""
-        return {**weights, "blocks": [*weights["blocks"], decoding_block(head)]}
+        """The weights with a draft head: "block", and "norm" in place of the final norm."""
+        blocks = [*weights["blocks"], decoding_block(head["block"])]
+        norm = head.get("norm", weights["head"]["norm"])
+        return {**weights, "blocks": blocks, "draft": {**weights["head"], "norm": norm}}
+
+    def draft_weights(self, weights: PyTree) -> PyTree:
+        """The weights with which `logits` reads the draft head."""
+        return {**weights, "head": weights["draft"]}
 
     def empty(self, weights: PyTree, rows: int, room: int) -> tuple[Pair, ...]:
         """Zeros."""
