@@ -45,7 +45,6 @@ MODELS = {
     "Rnn": (ZOO.Rnn(width=8, depth=2), TOKENS),
     "DeepThinking": (ZOO.DeepThinking(width=8, steps=3, blocks=1), (6, 2)),
     "CausalLM": (ZOO.CausalLM(width=8, depth=2, heads=2, kv_heads=1, context=8), TOKENS),
-    "Balcony": (ZOO.Balcony(ZOO.CausalLM(width=8, depth=3, heads=2, context=8), (1,)), TOKENS),
     "RecurrentDepth": (ZOO.RecurrentDepth(width=8, heads=2, steps=3), TOKENS),
     "UniversalTransformer": (
         ZOO.UniversalTransformer(width=8, heads=2, steps=3, halt_bias=-2.0),
@@ -89,7 +88,7 @@ class Case(NamedTuple):
 
 
 def classes_of(name):
-    return TOKENS.vocabulary if name in ("CausalLM", "Balcony", "RecurrentDepth") else CLASSES
+    return TOKENS.vocabulary if name in ("CausalLM", "RecurrentDepth") else CLASSES
 
 
 def drawn(shape):
@@ -278,8 +277,6 @@ def test_no_two_matrices_start_alike(case):
     firsts = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(case.params):
         name = jax.tree_util.keystr(path)
-        if name.startswith("['heads']"):  # of Balcony: copies of the last block
-            continue
         if "kernel" in name or ("weight" in name and "norm" not in name):
             blocks = leaf if name.startswith("['blocks']") else leaf[None]
             firsts += [float(block.ravel()[0]) for block in blocks]
