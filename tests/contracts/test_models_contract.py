@@ -132,7 +132,7 @@ def cast(tree, dtype):
 def test_all_models_are_here():
     """But those that read a folder: their networks are `VitEncoder` and `BertEncoder`."""
     public = {name for name in ZOO.__all__ if hasattr(getattr(ZOO, name), "build")}
-    public -= {"PretrainedVit", "PretrainedBert"}
+    public -= {"PretrainedVit", "PretrainedBert", "Balcony"}
     assert public == set(MODELS) and len(MODELS) == 17
 
 
