@@ -228,6 +228,17 @@ def test_a_request_can_be_ended():
     assert found[two].tokens.tolist() == WANTED[1][0]
 
 
+def test_a_request_may_have_a_key_of_its_own():
+    """Its tokens are the same alone and beside other requests."""
+    drawn = Sampling(temperature=2.0)
+    session = Session(MODEL, PARAMS, slots=2, room=48, queue=4)
+    keys = [jax.random.key(k) for k in (5, 6, 5)]
+    one, two, three = session.add([PROMPTS[0]] * 3, [6] * 3, [drawn] * 3, keys=keys)
+    session.run()
+    found = {w.request: w.tokens.tolist() for w in session.progress()}
+    assert found[one] == found[three] != found[two]
+
+
 WRONG = {
     "prompts[1]": (dict(prompts=[[1], []]), ValueError),
     "tokens in 0..29": (dict(prompts=[[30]]), ValueError),
