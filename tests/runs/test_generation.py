@@ -1,8 +1,11 @@
 """Text from a prompt: the same as `generate`, its counts, its colours, its page, and the command."""
 
+import importlib
 import io
 import re
+import shutil
 import sys
+import types
 
 import jax
 import numpy as np
@@ -154,6 +157,34 @@ def test_a_folder_of_transformers_is_read(folder):
     language = load_language(folder)
     assert language.name == "pairs" and language.model.decoder.vocabulary == 272
     assert language.tokenizer.decode(language.encode("def x")) == "def x"
+
+
+def of_run(place, monkeypatch, data, classes=()):
+    """`load_language` of a run whose checkpoint is not read."""
+    (place / "settings.json").write_text("{}")
+    experiment = types.SimpleNamespace(model=LANGUAGE.model, classes=classes)
+    trained = importlib.import_module("dynexit.runs.trained")
+    run = trained.Trained(experiment, LANGUAGE.params, 3, types.SimpleNamespace(data=data))
+    monkeypatch.setattr(trained, "trained", lambda *given: run)
+    return load_language(place, dtype=jax.numpy.bfloat16)
+
+
+def test_the_tokenizer_of_a_run(tmp_path, monkeypatch, folder):
+    (tmp_path / "documents").mkdir()
+    for k in range(4):
+        (tmp_path / "documents" / f"{k}.txt").write_text(f"naïve text number {k}")
+    data = dx.data.TextDocuments(tmp_path / "documents", vocabulary=257, stored=tmp_path / "data")
+    language = of_run(tmp_path, monkeypatch, data)
+    words = language.tokenizer
+    assert words.decode([*words.encode("é"), 256]) == "é" and words.stop == (256,)
+    assert {a.dtype.name for a in jax.tree.leaves(language.params)} == {"bfloat16"}
+    words = of_run(tmp_path, monkeypatch, None, ("a", "b")).tokenizer
+    assert words.encode("ba") == [1, 0]
+    with pytest.raises(SettingsError, match="has no tokenizer"):
+        of_run(tmp_path, monkeypatch, None, ("one", "two"))
+    shutil.copy(folder / "tokenizer.json", tmp_path)
+    with pytest.raises(SettingsError, match="270 tokens, and the model only 257"):
+        of_run(tmp_path, monkeypatch, data)
 
 
 def test_the_command(folder, tmp_path, capsys, monkeypatch):
