@@ -16,7 +16,7 @@ from dynexit.core.types import Model
 from dynexit.decoding.costs import measured_costs
 from dynexit.decoding.drafts import Draft, EarlyExit, checked_draft
 from dynexit.decoding.exits import Exits, checked_exits
-from dynexit.decoding.plan import Given, Plan, first_carry
+from dynexit.decoding.plan import Carry, Given, Plan, first_carry
 from dynexit.decoding.program import run_rounds
 from dynexit.decoding.prompts import refuse_unfit_prompts
 from dynexit.decoding.requests import LIMITED, RUNNING, STOPPED, no_requests, placed
@@ -120,7 +120,7 @@ class Session:
         size = rounded(share, 1)
         if self.shards is None:
             requests = no_requests(size, self.plan.room, log_probabilities)
-            self.carry = first_carry(self.plan, self.given, requests)
+            self.carry = committed(first_carry(self.plan, self.given, requests), weights)
         else:
             self.given = self.shards.place(self.plan, self.given)
             self.carry = self.shards.first(self.plan, self.given, size)
@@ -313,6 +313,19 @@ def decoder_of(decoder: Decoder | Model) -> Decoder:
             f"got {type(found if found is not None else decoder).__name__}"
         )
     return found
+
+
+def committed(carry: Carry, weights: PyTree) -> Carry:
+    """The carry on the device of the weights, and bound to it.
+
+    What is written to it later is bound to its device; a carry that is not would be compiled for a
+    second time then. Weights on several devices leave the carry as it is.
+    """
+    arrays = [a for a in jax.tree.leaves((weights, carry)) if isinstance(a, jax.Array)]
+    devices = arrays[0].devices()
+    if any(a.devices() != devices for a in jax.tree.leaves(weights) if isinstance(a, jax.Array)):
+        return carry
+    return jax.device_put(carry, next(iter(devices))) if len(devices) == 1 else carry
 
 
 def rounded(value: int, least: int) -> int:

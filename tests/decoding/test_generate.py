@@ -228,6 +228,21 @@ def test_a_request_can_be_ended():
     assert found[two].tokens.tolist() == WANTED[1][0]
 
 
+def test_a_session_is_compiled_once():
+    session = Session(MODEL, PARAMS, slots=1, room=48, queue=3)
+    one, _ = session.add(PROMPTS[:2], LIMITS[:2])
+    session.run(0)
+    before = run_rounds._cache_size()
+    session.run(1)
+    session.add([PROMPTS[2]], [LIMITS[2]])
+    session.run(1)
+    session.end(one)
+    session.run(1)
+    session.release(one)
+    session.run()
+    assert run_rounds._cache_size() == before
+
+
 def test_a_request_may_have_a_key_of_its_own():
     """Its tokens are the same alone and beside other requests."""
     drawn = Sampling(temperature=2.0)
