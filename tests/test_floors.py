@@ -41,6 +41,8 @@ PLACES = {
     "torch": {"bench"},
     "tokenizers": {"data"},
     "gguf": {"models"},
+    "starlette": {"runs"},
+    "uvicorn": {"runs"},
 }
 LAZY = PLACES.keys() - {"flax"}
 LOOPS = {"while_loop", "fori_loop", "scan", "nn.scan", "nn.while_loop"}

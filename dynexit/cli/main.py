@@ -19,6 +19,8 @@ USAGE = """usage: dynexit COMMAND ...
   dynexit calibrate RUN --accept-loss 0.005 | --budget 0.5            choose another point, measure
   dynexit plot RUN [RUN ...] [--out FILE]                             curves of several runs
   dynexit plan FILE [--mesh.data 256] [--mean-depth 2.5]              memory, FLOPs, communication
+  dynexit generate MODEL --prompt TEXT [--html FILE]                  write text, show its depths
+  dynexit serve MODEL [--port 8000]                                   completions over HTTP
   dynexit data prepare NAME [--raw FOLDER]                            write a data set to disk
   dynexit launch TARGET FILE [--dry-run] [--model.depth 6 ...]        train on a pod or a cluster
   dynexit bench [--suite executors|device] ...                        benchmark this machine
@@ -111,6 +113,10 @@ def _dispatch(argv: list[str]) -> int:
         from dynexit.cli.plot import plot as run
     elif command == "plan":
         from dynexit.cli.plan import plan as run
+    elif command == "generate":
+        from dynexit.cli.language.generate import generate as run
+    elif command == "serve":
+        from dynexit.cli.language.serve import serve as run
     elif command == "data":
         from dynexit.cli.data import data as run
     elif command == "launch":

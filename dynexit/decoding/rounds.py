@@ -109,7 +109,7 @@ def next_round(plan: Plan, given: Given, carry: Carry) -> Int[Array, ""]:
     idle = ~live.any() | (~live.all() & (carry.waiting < carry.queued))
     idle = idle | (unread(plan, carry) > 0).any()
     if len(plan.lengths) == 1:
-        return jnp.where(idle, 1, 0)
+        return idle.astype(jnp.int32)  # a literal would make it weakly typed: another program
     known = carry.requests.length.at[carry.of].get(mode="clip")
     a = jnp.where(known - carry.filled > 1, 0.99, carry.rate)  # it reads its prompt
     a = jnp.clip(a, 0.01, 0.99)[:, None]

@@ -16,7 +16,7 @@ from dynexit.core.types import Model
 from dynexit.decoding.costs import measured_costs
 from dynexit.decoding.drafts import Draft, EarlyExit, checked_draft
 from dynexit.decoding.exits import Exits, checked_exits
-from dynexit.decoding.plan import Given, Plan, first_carry
+from dynexit.decoding.plan import Carry, Given, Plan, first_carry
 from dynexit.decoding.program import run_rounds
 from dynexit.decoding.prompts import refuse_unfit_prompts
 from dynexit.decoding.requests import LIMITED, RUNNING, STOPPED, no_requests, placed
@@ -120,7 +120,7 @@ class Session:
         size = rounded(share, 1)
         if self.shards is None:
             requests = no_requests(size, self.plan.room, log_probabilities)
-            self.carry = first_carry(self.plan, self.given, requests)
+            self.carry = committed(first_carry(self.plan, self.given, requests), weights)
         else:
             self.given = self.shards.place(self.plan, self.given)
             self.carry = self.shards.first(self.plan, self.given, size)
@@ -142,6 +142,7 @@ class Session:
         limits: list[int],
         samplings: list[Sampling] | None = None,
         stops: list[list[int]] | None = None,
+        keys: list[Key[Array, ""]] | None = None,
     ) -> list[int]:
         """Adds requests to the end of the queue, on several devices to the shortest one.
 
@@ -150,6 +151,7 @@ class Session:
           limits: tokens to write for each.
           samplings: how its tokens are drawn; None for greedy.
           stops: its stop tokens; None for none.
+          keys: its random key; None for one of the session's key and the index of the request.
 
         Returns:
           The index of each request.
@@ -176,20 +178,22 @@ class Session:
         for sampling in samplings:
             refuse_invalid(sampling)
         rules, uses = rules_of(samplings)
-        if uses.sampled and self.key is None:
+        if uses.sampled and self.key is None and keys is None:
             raise ValueError("`key` must be given where tokens are sampled, got None")
         uses = Uses(*(a or b for a, b in zip(uses, self.plan.uses, strict=True)))
         self.plan = dataclasses.replace(self.plan, uses=uses)
         added = list(range(self.added, self.added + len(prompts)))
-        keys = np.zeros((len(prompts), 2), np.uint32)
-        if self.key is not None:
+        data = np.zeros((len(prompts), 2), np.uint32)
+        if keys is not None:
+            data = np.stack([jax.random.key_data(key) for key in keys])
+        elif self.key is not None:
             fold = jax.vmap(jax.random.fold_in, (None, 0))
-            keys = np.asarray(jax.random.key_data(fold(self.key, np.array(added))))
+            data = np.asarray(jax.random.key_data(fold(self.key, np.array(added))))
         stops = stops or [[] for _ in prompts]
         host = self._host()
         for k, request in enumerate(added):
             entries, requests = min(host, key=lambda pair: len(pair[0]))
-            given = prompts[k], limits[k], stops[k], keys[k], Rules(*(r[k] for r in rules))
+            given = prompts[k], limits[k], stops[k], data[k], Rules(*(r[k] for r in rules))
             placed(requests, len(entries), *given)
             entries.append(request)
         self.added += len(prompts)
@@ -309,6 +313,19 @@ def decoder_of(decoder: Decoder | Model) -> Decoder:
             f"got {type(found if found is not None else decoder).__name__}"
         )
     return found
+
+
+def committed(carry: Carry, weights: PyTree) -> Carry:
+    """The carry on the device of the weights, and bound to it.
+
+    What is written to it later is bound to its device; a carry that is not would be compiled for a
+    second time then. Weights on several devices leave the carry as it is.
+    """
+    arrays = [a for a in jax.tree.leaves((weights, carry)) if isinstance(a, jax.Array)]
+    devices = arrays[0].devices()
+    if any(a.devices() != devices for a in jax.tree.leaves(weights) if isinstance(a, jax.Array)):
+        return carry
+    return jax.device_put(carry, next(iter(devices))) if len(devices) == 1 else carry
 
 
 def rounded(value: int, least: int) -> int:

@@ -228,6 +228,32 @@ def test_a_request_can_be_ended():
     assert found[two].tokens.tolist() == WANTED[1][0]
 
 
+def test_a_session_is_compiled_once():
+    session = Session(MODEL, PARAMS, slots=1, room=48, queue=3)
+    one, _ = session.add(PROMPTS[:2], LIMITS[:2])
+    session.run(0)
+    before = run_rounds._cache_size()
+    session.run(1)
+    session.add([PROMPTS[2]], [LIMITS[2]])
+    session.run(1)
+    session.end(one)
+    session.run(1)
+    session.release(one)
+    session.run()
+    assert run_rounds._cache_size() == before
+
+
+def test_a_request_may_have_a_key_of_its_own():
+    """Its tokens are the same alone and beside other requests."""
+    drawn = Sampling(temperature=2.0)
+    session = Session(MODEL, PARAMS, slots=2, room=48, queue=4)
+    keys = [jax.random.key(k) for k in (5, 6, 5)]
+    one, two, three = session.add([PROMPTS[0]] * 3, [6] * 3, [drawn] * 3, keys=keys)
+    session.run()
+    found = {w.request: w.tokens.tolist() for w in session.progress()}
+    assert found[one] == found[three] != found[two]
+
+
 WRONG = {
     "prompts[1]": (dict(prompts=[[1], []]), ValueError),
     "tokens in 0..29": (dict(prompts=[[30]]), ValueError),

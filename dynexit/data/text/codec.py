@@ -61,6 +61,42 @@ class Codec:
         return self.pairs.decode(kept, skip_special_tokens=False)
 
 
+@dataclasses.dataclass(frozen=True)
+class CodecTokenizer:
+    """A codec as `dx.data.tokenizers.Tokenizer`; the end of a document ends a text.
+
+    Example:
+      >>> words = CodecTokenizer(Codec(257))
+      >>> words.encode("hi"), words.decode([104, 105, 256]), words.stop
+      ([104, 105], 'hi', (256,))
+    """
+
+    codec: Codec
+
+    @property
+    def vocabulary(self) -> int:
+        """V, with the end."""
+        return self.codec.vocabulary
+
+    @property
+    def stop(self) -> tuple[int, ...]:
+        """The end of a document."""
+        return (self.codec.end,)
+
+    @property
+    def special(self) -> dict[str, int]:
+        """The end of a document."""
+        return {"<end>": self.codec.end}
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text, without an end."""
+        return self.codec.encode(text).tolist()
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        """The text; ends are left out."""
+        return self.codec.decode(list(tokens))
+
+
 def trained_codec(texts: Iterable[str], vocabulary: int) -> Codec:
     """A codec whose byte pairs are merged by their frequency in the texts.
 

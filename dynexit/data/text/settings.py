@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, ClassVar
 
 from dynexit.core.data import SPLITS, Dataset, Tokens
 from dynexit.core.settings import at_least, valid_seed
+from dynexit.data.tokenizers.characters import Characters
 
 if TYPE_CHECKING:
     from dynexit.data.text.stored import Corpus
+    from dynexit.data.tokenizers.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +37,10 @@ class PythonSource:
     def inputs(self) -> Tokens:
         """ASCII characters."""
         return Tokens(128, self.length)
+
+    def tokenizer(self) -> Characters:
+        """The tokens of the data; `dynexit generate` reads prompts with it."""
+        return Characters(self.classes, unknown="?")
 
     def validate(self) -> list[str]:
         """Values out of range, one sentence each."""
@@ -144,6 +150,16 @@ class TextDocuments:
             self.folder, self.suffixes, self.calibration, self.test, self.split_seed
         )
         return corpus(documents, self.vocabulary, self.stored, self.tokenizer)
+
+    def tokenizer(self) -> "Tokenizer":
+        """The tokens of the data; `dynexit generate` reads prompts with it.
+
+        Raises:
+          ValueError, ImportError: as `corpus`.
+        """
+        from dynexit.data.text.codec import CodecTokenizer
+
+        return CodecTokenizer(self.corpus().codec)
 
     def build(self) -> Dataset:
         """The splits; inputs "tokens" and "segments" and labels, int32 `[b, length]`.

@@ -6,6 +6,7 @@ from dynexit._lazy import attach
 
 if TYPE_CHECKING:
     from dynexit.data.tokenizers.bytes import Bytes as Bytes
+    from dynexit.data.tokenizers.characters import Characters as Characters
     from dynexit.data.tokenizers.gguf import from_gguf as from_gguf
     from dynexit.data.tokenizers.subwords import Subwords as Subwords
     from dynexit.data.tokenizers.subwords import from_folder as from_folder

@@ -1,0 +1,59 @@
+"""Options that `dynexit generate` and `dynexit serve` share."""
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from dynexit.cli.evaluate import CHECKPOINT, EXPERIMENT, chosen_checkpoint
+from dynexit.cli.options import Flag, Options
+
+if TYPE_CHECKING:
+    from dynexit.decoding.drafts import Draft
+    from dynexit.decoding.exits import Exits
+    from dynexit.runs.language import LanguageModel
+
+FLAGS = (
+    Flag(
+        "draft",
+        Literal["none", "early_exit", "prompt_lookup"],
+        "none",
+        "where drafts come from: the first blocks of the model, or the text so far; the text "
+        "does not change",
+    ),
+    Flag("draft_exit", int | None, None, "with --draft early_exit: blocks that draft"),
+    Flag("draft_tokens", int | None, None, "drafts of a round"),
+    Flag("exits", tuple[int, ...], (), "blocks after which tokens may exit; the text changes"),
+    Flag("threshold", float | None, None, "with --exits: margin of an exit, 0.9 by default"),
+    Flag("dtype", Literal["float32", "bfloat16"] | None, None, "of the parameters"),
+    CHECKPOINT,
+    EXPERIMENT,
+)
+
+
+def decoding_of(options: Options) -> "tuple[Draft | None, Exits | None]":
+    """The drafts and exits.
+
+    Raises:
+      SettingsError: options that do not go together.
+    """
+    from dynexit.runs.experiment_file import SettingsError
+    from dynexit.runs.generation.options import draft_of, exits_of
+
+    draft = draft_of(options["draft"], options["draft_exit"], options["draft_tokens"])
+    exits = exits_of(options["exits"], options["threshold"])
+    if draft is not None and exits is not None:
+        raise SettingsError("--draft and --exits do not go together: drafts are verified")
+    return draft, exits
+
+
+def language_of(place: str, options: Options) -> "LanguageModel":
+    """The language model of a command.
+
+    Raises:
+      SettingsError: as `load_language`.
+    """
+    import jax.numpy as jnp
+
+    from dynexit.runs.language import load_language
+
+    dtype: Any = {None: None, "float32": jnp.float32, "bfloat16": jnp.bfloat16}[options["dtype"]]
+    checkpoint = chosen_checkpoint(options["checkpoint"])
+    return load_language(place, options["experiment"], checkpoint, dtype)

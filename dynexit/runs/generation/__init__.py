@@ -1,0 +1,1 @@
+"""Text written by a language model, with the depth of each token."""

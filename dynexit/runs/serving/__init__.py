@@ -1,0 +1,1 @@
+"""A language model behind the completions interface of OpenAI."""

@@ -1,0 +1,224 @@
+"""Text from a prompt: the same as `generate`, its counts, its colours, its page, and the command."""
+
+import importlib
+import io
+import re
+import shutil
+import sys
+import types
+
+import jax
+import numpy as np
+import pytest
+from tiny_language import DEPTH, tiny_language
+
+import dynexit as dx
+from dynexit.cli.main import main
+from dynexit.data.tokenizers.characters import Characters
+from dynexit.decoding import Sampling
+from dynexit.evaluation.reports.depth_html import TokenView, depth_page
+from dynexit.runs.experiment_file import SettingsError
+from dynexit.runs.generation.options import draft_of, exits_of
+from dynexit.runs.generation.terminal import Printer
+from dynexit.runs.generation.writing import Piece, Summary, Writing
+from dynexit.runs.language import load_language
+
+LANGUAGE = tiny_language()
+PROMPT = "def f(x):"
+
+
+def test_text_and_counts_are_those_of_generate():
+    exits = exits_of((1,), 0.08)
+    writing = Writing(LANGUAGE, PROMPT, max_tokens=12, exits=exits)
+    pieces = list(writing)
+    found = writing.summary
+    ids = [LANGUAGE.tokenizer.encode(PROMPT)]
+    given = dict(exits=exits, stop=[256], log_probabilities=True)
+    wanted = dx.decoding.generate(LANGUAGE.model, LANGUAGE.params, ids, 12, **given)
+    assert [p.token for p in pieces] == wanted.tokens[0].tolist()
+    assert [p.depth for p in pieces] == wanted.depth[0].tolist() and len(found.depths) == 2
+    np.testing.assert_allclose(
+        [p.log_probability for p in pieces], wanted.log_probability[0], atol=1e-5
+    )
+    text = LANGUAGE.tokenizer.decode(wanted.tokens[0])
+    assert "".join(p.text for p in pieces) == text
+    assert (found.tokens, found.reason) == (len(pieces), wanted.reason[0])
+    assert found.rounds == wanted.rounds[0] and found.depths[1] == (wanted.depth[0] == 1).sum()
+    assert found.mean_depth == pytest.approx(wanted.depth[0].mean()) and found.seconds > 0
+    assert list(writing) == []  # it has ended
+
+
+def test_tokens_end_where_the_context_ends():
+    writing = Writing(LANGUAGE, "x" * 60)
+    assert sum(1 for _ in writing) == writing.summary.tokens <= 4
+    with pytest.raises(ValueError, match="context of 64"):
+        Writing(LANGUAGE, "x" * 60, max_tokens=5)
+    with pytest.raises(ValueError, match="`prompt` must have at least one token"):
+        Writing(LANGUAGE, "")
+
+
+def test_options_of_drafts_and_exits():
+    assert draft_of("none") is None and exits_of(()) is None
+    assert draft_of("prompt_lookup", None, 5).tokens == 5
+    for wrong in (("early_exit",), ("none", 2), ("none", None, 2), ("other",)):
+        with pytest.raises(SettingsError, match="--draft"):
+            draft_of(*wrong)
+    with pytest.raises(SettingsError, match="--threshold goes with"):
+        exits_of((), 0.5)
+    with pytest.raises(SettingsError, match=r"0\.\.1, got 2"):
+        exits_of((1,), 2.0)
+
+
+SUMMARY = Summary(3, "length", 1.0, 0.5, {1: 1, 2: 2}, 2, 2, 1)
+
+
+def printed(terminal, colour=True):
+    from rich.console import Console
+
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=terminal, color_system="truecolor", width=200)
+    printer = Printer(DEPTH, colour, console)
+    printer.prompt("in ")
+    for text, depth in (("a", 1), ("", 2), ("\x1b[2Jé\n", 2)):
+        printer.piece(Piece(text, 0, depth, 0.0))
+    printer.summary(SUMMARY, drafts=True)
+    return file.getvalue()
+
+
+def test_a_terminal_has_colours_and_no_control_characters(capsys):
+    text = printed(terminal=True)
+    codes = re.findall(r"\x1b\[([\d;]*)m", text)
+    assert len({c for c in codes if c.startswith("38;2;")}) == 2
+    assert re.sub(r"\x1b\[[\d;]*m", "", text) == "in a?[2Jé\n\n"
+    words = capsys.readouterr().err
+    assert "depth 1: 1   depth 2: 2" in words and "6.0 tokens/s" in words
+    assert "mean depth 1.67 of 2, 0.50 accepted drafts a round (1 of 2)" in words
+
+
+def test_plain_text_elsewhere(capsys):
+    assert re.findall(r"\x1b\[[\d;]*m", printed(terminal=True, colour=False)) == []
+    assert printed(terminal=False) == "a\x1b[2Jé\n\n"  # what a file gets is the text itself
+
+
+def test_the_page_is_escaped():
+    tokens = [
+        TokenView('<script>alert("&")</script>', 1, 1, -0.5),
+        TokenView("", 2, 2, -1.25),
+        TokenView("\x00\x1b é\n", 3, 2),
+    ]
+    page = depth_page("<img src=x>", tokens, 2, title="</title><b>")
+    assert "<script" not in page and "<img" not in page and "</title><b>" not in page
+    assert "&lt;script&gt;alert(&quot;&amp;&quot;)&lt;/script&gt;" in page
+    assert 'title="token 1, depth 1 of 2, ln p -0.500"' in page
+    assert 'class="token box"' in page and "\ufffd\ufffd é\n" in page
+    assert "depth 1</span> 1 token, 33.3%" in page and "depth 2</span> 2 tokens, 66.7%" in page
+    assert "3 tokens, 1.67 of 2 blocks" in page
+    from html.parser import HTMLParser
+
+    opened = []
+    parser = HTMLParser()
+    parser.handle_starttag = lambda tag, attributes: opened.append(tag)
+    parser.feed(page)
+    assert set(opened) == {
+        "html",
+        "head",
+        "meta",
+        "title",
+        "style",
+        "body",
+        "h1",
+        "p",
+        "ul",
+        "li",
+        "span",
+    }
+    colours = re.findall(r'class="token[^"]*" style="background:(rgb[^"]*)"', page)
+    assert colours[0] != colours[1] == colours[2]
+
+
+def test_a_page_without_tokens():
+    assert "0 tokens" in depth_page("a", [], 4)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder of transformers with a tokenizer."""
+    pytest.importorskip("tokenizers")
+    place = tmp_path_factory.mktemp("model") / "pairs"
+    words = dx.data.tokenizers.train_bpe(["def naïve(x): return x"] * 3, 270)
+    settings = dx.models.CausalLM(width=16, depth=DEPTH, heads=2, context=64)
+    model = settings.build(dx.Tokens(272), 272)
+    dx.models.language.to_hf(place, settings, model.init(jax.random.key(0)))
+    words.save(place)
+    return place
+
+
+def test_a_folder_of_transformers_is_read(folder):
+    language = load_language(folder)
+    assert language.name == "pairs" and language.model.decoder.vocabulary == 272
+    assert language.tokenizer.decode(language.encode("def x")) == "def x"
+
+
+def of_run(place, monkeypatch, data, classes=()):
+    """`load_language` of a run whose checkpoint is not read."""
+    (place / "settings.json").write_text("{}")
+    experiment = types.SimpleNamespace(model=LANGUAGE.model, classes=classes)
+    trained = importlib.import_module("dynexit.runs.trained")
+    run = trained.Trained(experiment, LANGUAGE.params, 3, types.SimpleNamespace(data=data))
+    monkeypatch.setattr(trained, "trained", lambda *given: run)
+    return load_language(place, dtype=jax.numpy.bfloat16)
+
+
+def test_the_tokenizer_of_a_run(tmp_path, monkeypatch, folder):
+    (tmp_path / "documents").mkdir()
+    for k in range(4):
+        (tmp_path / "documents" / f"{k}.txt").write_text(f"naïve text number {k}")
+    data = dx.data.TextDocuments(tmp_path / "documents", vocabulary=257, stored=tmp_path / "data")
+    language = of_run(tmp_path, monkeypatch, data)
+    words = language.tokenizer
+    assert words.decode([*words.encode("é"), 256]) == "é" and words.stop == (256,)
+    assert {a.dtype.name for a in jax.tree.leaves(language.params)} == {"bfloat16"}
+    words = of_run(tmp_path, monkeypatch, None, ("a", "b")).tokenizer
+    assert words.encode("ba") == [1, 0]
+    with pytest.raises(SettingsError, match="has no tokenizer"):
+        of_run(tmp_path, monkeypatch, None, ("one", "two"))
+    shutil.copy(folder / "tokenizer.json", tmp_path)
+    with pytest.raises(SettingsError, match="270 tokens, and the model only 257"):
+        of_run(tmp_path, monkeypatch, data)
+
+
+def test_the_command(folder, tmp_path, capsys, monkeypatch):
+    page = tmp_path / "depth.html"
+    monkeypatch.setattr(sys, "stdin", io.StringIO("--draft: "))
+    words = ["generate", str(folder), "--prompt", "-", "--max-tokens", "5", "--html", str(page)]
+    given = ["--seed", "3", "--temperature", "1"]
+    assert main([*words, *given]) == 0
+    out, err = capsys.readouterr()
+    given = dict(seed=3, sampling=Sampling(temperature=1.0))
+    pieces = list(Writing(load_language(folder), "--draft: ", max_tokens=5, **given))
+    assert out == "".join(p.text for p in pieces) + "\n"
+    assert f"{len(pieces)} tokens (" in err and "accepted" not in err
+    assert page.read_text().count('class="token') == len(pieces)
+
+
+REFUSED = {
+    "--prompt must be given": [],
+    "--prompt takes a text": ["--prompt"],
+    "temperature must be": ["--prompt", "-x", "--temperature", "-1"],
+    "go together": ["--prompt=--x", "--draft", "early_exit"],
+    "do not go together": ["--prompt", "a", "--draft", "prompt_lookup", "--exits", "1"],
+    "must be a run folder": ["--prompt", "a"],
+}
+
+
+@pytest.mark.parametrize("words", REFUSED)
+def test_refusals(words, tmp_path, capsys):
+    assert main(["generate", str(tmp_path), *REFUSED[words]]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_characters():
+    words = dx.data.PythonSource().tokenizer()
+    assert words.vocabulary == 128 and words.decode(words.encode("a é")) == "a ?"
+    with pytest.raises(ValueError, match="'c'"):
+        Characters(("a", "b")).encode("abc")
