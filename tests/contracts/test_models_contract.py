@@ -130,7 +130,9 @@ def cast(tree, dtype):
 
 
 def test_all_models_are_here():
-    """But those that read a folder: their networks are `VitEncoder` and `BertEncoder`."""
+    """But those that read a folder, whose networks are here, and `Balcony`, which has fewer exits
+    than blocks.
+    """
     public = {name for name in ZOO.__all__ if hasattr(getattr(ZOO, name), "build")}
     public -= {"PretrainedVit", "PretrainedBert", "Balcony"}
     assert public == set(MODELS) and len(MODELS) == 17
