@@ -69,7 +69,7 @@ class Case(NamedTuple):
 
 FIRST_STATE = MappingProxyType({"start/.*": "the first y and z of a recursion are constants"})
 HALTING = MappingProxyType({"head/halt/.*": 2.0})
-VARIANTS = "RecurrentDepth, latent", "Segments, settled"
+VARIANTS = "RecurrentDepth, latent", "Segments, settled", "Calm, saturation"
 CASES = {
     "FixedDepth": Case(
         METHODS.FixedDepth(),
@@ -94,6 +94,19 @@ CASES = {
     ),
     "LayerSkip": Case(
         METHODS.LayerSkip(rule="confidence", curriculum="all", shared=5),
+        MODELS.CausalLM(width=8, depth=3, heads=2),
+        TOKENS,
+        (4,),
+    ),
+    "Calm": Case(METHODS.Calm(shared=5), MODELS.CausalLM(width=8, depth=3, heads=2), TOKENS, (4,)),
+    "Calm, saturation": Case(
+        METHODS.Calm("saturation", decay="clipped", weights="geometric", shared=9),
+        MODELS.CausalLM(width=8, depth=3, heads=2),
+        TOKENS,
+        (4,),
+    ),
+    "SortedExits": Case(
+        METHODS.SortedExits(depths=(2,)),
         MODELS.CausalLM(width=8, depth=3, heads=2),
         TOKENS,
         (4,),
@@ -306,7 +319,7 @@ def certain(outputs):
 
 def test_all_methods_are_here():
     assert {type(case.method).__name__ for case in CASES.values()} == set(SETTINGS)
-    assert len(SETTINGS) == 14
+    assert len(SETTINGS) == 16
 
 
 def test_training_is_finite(trained):

@@ -1,0 +1,41 @@
+"""CALM on Python source: a small language model whose tokens exit once they are certain.
+
+    dynexit train experiments/calm_code.py
+
+Data and network are those of `layerskip_code.py`; every exit has a loss in every update.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import dynexit as dx
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(dx.Settings):
+    """CALM on Python source."""
+
+    model: dx.models.CausalLM = dx.models.CausalLM(width=96, depth=8, heads=4, context=512)
+    method: dx.methods.Calm = dx.methods.Calm()
+    data: dx.data.TextDocuments = dx.data.TextDocuments(vocabulary=4096, length=128, examples=256)
+    training: dx.Training = dx.Training(
+        steps=1400,
+        batch_size=8,
+        learning_rate=4e-3,
+        warmup=0.04,
+        remat=False,
+        checkpoint_every=200,
+        eval_every=400,
+        eval_rows=64,
+    )
+    evaluation: dx.Evaluation = dx.Evaluation(batch_size=32, repeats=3, timed_rows=64, tune=False)
+
+
+SMOKE = Settings(
+    model=dx.models.CausalLM(width=16, depth=3, heads=2, context=16),
+    method=dx.methods.Calm(shared=5),
+    data=dx.data.TextDocuments(Path(json.__file__).parent, vocabulary=257, length=16, examples=16),
+    training=dx.Training(steps=6, batch_size=4, checkpoint_every=6, eval_rows=8),
+    evaluation=dx.Evaluation(batch_size=8, repeats=1, tune=False),
+)
