@@ -16,18 +16,17 @@ import dynexit as dx
 class Settings(dx.Settings):
     """CALM on Python source."""
 
-    model: dx.models.CausalLM = dx.models.CausalLM(width=96, depth=8, heads=4, context=512)
+    model: dx.models.CausalLM = dx.models.CausalLM(width=96, depth=6, heads=4, context=512)
     method: dx.methods.Calm = dx.methods.Calm()
     data: dx.data.TextDocuments = dx.data.TextDocuments(vocabulary=4096, length=128, examples=256)
     training: dx.Training = dx.Training(
-        steps=1400,
+        steps=300,
         batch_size=8,
         learning_rate=4e-3,
         warmup=0.04,
         remat=False,
-        checkpoint_every=200,
-        eval_every=400,
-        eval_rows=64,
+        checkpoint_every=100,
+        eval_every=0,
     )
     evaluation: dx.Evaluation = dx.Evaluation(batch_size=32, repeats=3, timed_rows=64, tune=False)
 

@@ -103,9 +103,15 @@ def test_golden_weights():
 
 def test_the_loss_is_the_weighted_sum_of_the_exits():
     labels = TOKENS.at[:, 2].set(-1)
-    loss, metrics = calm().loss(MODEL, PARAMS, TOKENS, labels, jax.random.key(0), jnp.float32(0.5))
-    outputs = dx.run_all(MODEL.steps(PARAMS), MODEL.embed(PARAMS, TOKENS), N)
-    losses = multi_exit_cross_entropy(outputs["logits"], labels)
+    given = TOKENS, labels, jax.random.key(0), jnp.float32(0.5)
+
+    @jax.jit
+    def both(params):
+        outputs = dx.run_all(MODEL.steps(params), MODEL.embed(params, TOKENS), N)
+        losses = multi_exit_cross_entropy(outputs["logits"], labels)
+        return *calm().loss(MODEL, params, *given), losses
+
+    loss, metrics, losses = both(PARAMS)
     np.testing.assert_allclose(loss, np.average(losses, axis=0, weights=[1, 2, 3]), rtol=1e-5)
     assert float(metrics["loss_exit_first"]) == pytest.approx(float(losses[0].mean()), rel=1e-5)
 
@@ -193,6 +199,7 @@ def test_a_sequence_ends_at_its_first_failure():
     assert seen == [0, 1] and tested.shape == (2, 50) and (p_values <= 0.05).tolist() == [1, 0]
 
 
+@pytest.mark.slow
 def test_thresholds_of_free_text_share_one_program():
     from dynexit.decoding.program import run_rounds
 

@@ -32,6 +32,7 @@ def test_golden_depths(depth, alpha, golden):
     assert d3_depths(depth, 1.0, 9).tolist() == [depth] * 9
 
 
+@pytest.mark.slow
 def test_tokens_exit_at_their_depths_and_never_read_what_was_not_written():
     falling, after = np.array([3, 3, 2, 2, 1, 1]), (1, 2)
     run = lambda prompts, depths, limit=6: generate(
