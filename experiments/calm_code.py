@@ -2,8 +2,12 @@
 
     dynexit train experiments/calm_code.py
 
-Data and network are those of `layerskip_code.py`; every exit has a loss in every update.
-"""
+Byte pairs of Python's own standard library, 300,000 of its 2.7 million tokens, in windows of 128;
+needs `pip install 'dynexit[language]'`. Every exit has a loss in every update.
+Hardware: two CPU cores, shared with other work, 9 minutes for the updates. Expect: with seed 0 and
+Python 3.11 5.53 nats for a token of the calibration split after block 1 and 5.47 after block 6, and
+the token of block 6 after block 1 in 76% of the places, after block 4 in 90%. Another release of
+Python has another text."""
 
 import dataclasses
 import json
