@@ -1,6 +1,6 @@
 """Balcony on a pretrained language model: a block that drafts for it, trained on Python source.
 
-    dynexit train experiments/balcony_code.py --model.folder MODEL --data.tokenizer MODEL
+    dynexit train experiments/balcony_code.py --model.folder MODEL --data.tokenizer-folder MODEL
 
 MODEL is a folder that transformers wrote, or one that was made from a GGUF file
 (`dx.models.language.to_hf`). The settings here are those of SmolLM2-135M: an exit at half depth.
@@ -20,7 +20,7 @@ class Settings(dx.Settings):
     model: dx.models.Balcony = dx.models.Balcony(exits=(15,), folder="smollm2")
     method: dx.methods.Balcony = dx.methods.Balcony()
     data: dx.data.TextDocuments = dx.data.TextDocuments(
-        vocabulary=49152, tokenizer=Path("smollm2"), length=128, examples=32
+        vocabulary=49152, tokenizer_folder=Path("smollm2"), length=128, examples=32
     )
     training: dx.Training = dx.Training(
         steps=300,

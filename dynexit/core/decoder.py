@@ -1,6 +1,6 @@
 """The contract between autoregressive models and `dx.decoding`."""
 
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 from jax.sharding import PartitionSpec
 
@@ -9,6 +9,7 @@ from dynexit.core.shapes import AnyArray, Array, Float, Int, PyTree, Rows
 Cache: TypeAlias = PyTree  # leaves `[B, ...]`, one entry a position
 
 
+@runtime_checkable
 class Decoder(Protocol):
     """What an autoregressive model offers to `dx.decoding.generate`.
 

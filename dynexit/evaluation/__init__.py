@@ -10,6 +10,10 @@ if TYPE_CHECKING:
     from dynexit.evaluation.calibrate import calibrate as calibrate
     from dynexit.evaluation.costs import RowCosts as RowCosts
     from dynexit.evaluation.costs import costs_of as costs_of
+    from dynexit.evaluation.depth_diagnostics import DepthDiagnostics as DepthDiagnostics
+    from dynexit.evaluation.depth_diagnostics import depth_diagnostics as depth_diagnostics
+    from dynexit.evaluation.depth_diagnostics import depth_table as depth_table
+    from dynexit.evaluation.depth_diagnostics import proposed_exits as proposed_exits
     from dynexit.evaluation.latency import Timing as Timing
     from dynexit.evaluation.latency import measure as measure
     from dynexit.evaluation.measure import Evaluated as Evaluated

@@ -18,9 +18,20 @@ if TYPE_CHECKING:
     from dynexit.methods.halting.settings import Act as Act
     from dynexit.methods.halting.settings import PonderNet as PonderNet
     from dynexit.methods.language.balcony import balcony as balcony
+    from dynexit.methods.language.calm import calm as calm
+    from dynexit.methods.language.calm_classifier import fit_calm_classifier as fit_calm_classifier
+    from dynexit.methods.language.calm_criterion import calm_criterion as calm_criterion
+    from dynexit.methods.language.d3 import d3_depths as d3_depths
+    from dynexit.methods.language.d3 import d3_exits as d3_exits
     from dynexit.methods.language.layerskip import layerskip as layerskip
     from dynexit.methods.language.settings import Balcony as Balcony
+    from dynexit.methods.language.settings import Calm as Calm
     from dynexit.methods.language.settings import LayerSkip as LayerSkip
+    from dynexit.methods.language.settings import SortedExits as SortedExits
+    from dynexit.methods.language.sorted_exits import sorted_exits as sorted_exits
+    from dynexit.methods.language.text_risk import (
+        risk_controlled_threshold as risk_controlled_threshold,
+    )
     from dynexit.methods.recurrent.ctm import ctm as ctm
     from dynexit.methods.recurrent.deep_thinking import deep_thinking as deep_thinking
     from dynexit.methods.recurrent.equilibrium import equilibrium as equilibrium

@@ -55,7 +55,8 @@ class Case(NamedTuple):
     `places` is the shape of a row's labels. `untrained` holds patterns of the parameters that the
     loss does not train, with the reason. `drawn` holds patterns of the parameters that are drawn
     again after training, with their deviation, so that rows exit at different depths. `early` is
-    False where no candidate lets a row exit early.
+    False where no candidate lets a row exit early, and `together` is True where all rows exit at
+    the depth of the candidate.
     """
 
     method: Any
@@ -65,11 +66,12 @@ class Case(NamedTuple):
     untrained: Mapping[str, str] = MappingProxyType({})
     drawn: Mapping[str, float] = MappingProxyType({})
     early: bool = True
+    together: bool = False
 
 
 FIRST_STATE = MappingProxyType({"start/.*": "the first y and z of a recursion are constants"})
 HALTING = MappingProxyType({"head/halt/.*": 2.0})
-VARIANTS = "RecurrentDepth, latent", "Segments, settled"
+VARIANTS = "RecurrentDepth, latent", "Segments, settled", "Calm, saturation"
 CASES = {
     "FixedDepth": Case(
         METHODS.FixedDepth(),
@@ -104,6 +106,20 @@ CASES = {
         TOKENS,
         (4,),
         untrained={"trunk/.*": "it is frozen"},
+    ),
+    "Calm": Case(METHODS.Calm(shared=5), MODELS.CausalLM(width=8, depth=3, heads=2), TOKENS, (4,)),
+    "Calm, saturation": Case(
+        METHODS.Calm("saturation", decay="clipped", weights="geometric", shared=9),
+        MODELS.CausalLM(width=8, depth=3, heads=2),
+        TOKENS,
+        (4,),
+    ),
+    "SortedExits": Case(
+        METHODS.SortedExits(depths=(2,)),
+        MODELS.CausalLM(width=8, depth=3, heads=2),
+        TOKENS,
+        (4,),
+        together=True,
     ),
     "Act": Case(
         METHODS.Act(),
@@ -313,7 +329,7 @@ def certain(outputs):
 
 def test_all_methods_are_here():
     assert {type(case.method).__name__ for case in CASES.values()} == set(SETTINGS)
-    assert len(SETTINGS) == 14
+    assert len(SETTINGS) == 16
 
 
 def test_training_is_finite(trained):
@@ -383,7 +399,7 @@ def test_a_live_run_equals_the_replay(trained):
     model, method, params = *trained.experiment[:2], trained.params
     depths = [len(set(exits)) for exits in trained.exits.tolist()]
     middle = int(np.argmax(depths))
-    assert (depths[middle] > 1) == trained.case.early
+    assert (depths[middle] > 1) == (trained.case.early and not trained.case.together)
     criterion = method.criterion(jax.tree.map(lambda a: a[middle], trained.points))
     replayed = dx.replay(criterion, trained.outputs)
     np.testing.assert_array_equal(replayed.exit, trained.exits[middle])

@@ -85,7 +85,7 @@ def test_names_in_blocks_exist(page):
 
 
 # `dx.name` and `dynexit.name` in the text of the pages, in backticks
-NAME = re.compile(r"`(?:dx|dynexit)\.([a-z_]+(?:\.[A-Za-z_]+)*)")
+NAME = re.compile(r"`(?:dx|dynexit)\.([a-z_]+(?:\.[A-Za-z_][A-Za-z_0-9]*)*)")
 
 
 @pytest.mark.parametrize("page", PAGES)

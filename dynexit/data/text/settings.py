@@ -90,7 +90,7 @@ class TextDocuments:
     """tokens V: 257 for bytes and the end of a document; above, byte pairs of the training split,
     for which the library tokenizers is needed
     """
-    tokenizer: Path | None = None
+    tokenizer_folder: Path | None = None
     """a folder with the `tokenizer.json` of a model; None to count byte pairs, see `vocabulary`"""
     length: int = 256
     """tokens of a window"""
@@ -106,7 +106,7 @@ class TextDocuments:
     """folder of the tokens; None: that of all data sets"""
 
     def __post_init__(self) -> None:
-        for name in ("folder", "stored", "tokenizer"):
+        for name in ("folder", "stored", "tokenizer_folder"):
             value = getattr(self, name)
             if isinstance(value, str):
                 object.__setattr__(self, name, Path(value))
@@ -149,7 +149,7 @@ class TextDocuments:
         documents = read_documents(
             self.folder, self.suffixes, self.calibration, self.test, self.split_seed
         )
-        return corpus(documents, self.vocabulary, self.stored, self.tokenizer)
+        return corpus(documents, self.vocabulary, self.stored, self.tokenizer_folder)
 
     def tokenizer(self) -> "Tokenizer":
         """The tokens of the data; `dynexit generate` reads prompts with it.

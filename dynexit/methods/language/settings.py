@@ -83,3 +83,68 @@ class Balcony:
 
         refuse_invalid(self)
         return balcony(**dataclasses.asdict(self))
+
+
+@dataclasses.dataclass(frozen=True)
+class Calm:
+    """CALM: every layer predicts, and each token exits once it is certain.
+
+    Training: L_b = sum_i w_i CE_ib, w_i = i / sum_j j. Exits: a confidence against a threshold that
+    falls over the text.
+
+    Example:
+      >>> method = Calm(measure="margin", tau=4.0).build()
+
+    Source: Schuster et al. 2022, arXiv 2207.07061.
+    """
+
+    measure: Literal["margin", "saturation"] = "margin"
+    """confidence: the margin of the two likeliest tokens, or the cosine of two exits' states"""
+    tau: float = 4.0
+    """rate at which the threshold falls over the text; 0 for none"""
+    decay: Literal["scaled", "clipped"] = "scaled"
+    """of the threshold: the released code's, or the paper's"""
+    weights: Literal["linear", "uniform", "geometric"] = "linear"
+    """of the exits' losses over the depth"""
+    shared: int = 40
+    """candidates, each with one threshold for all exits"""
+
+    def validate(self) -> list[str]:
+        """Values out of range, one sentence each."""
+        return at_least(self, 0, "tau") + at_least(self, 1, "shared")
+
+    def build(self) -> "Method":
+        """The method."""
+        from dynexit.methods.language.calm import calm
+
+        refuse_invalid(self)
+        return calm(**dataclasses.asdict(self))
+
+
+@dataclasses.dataclass(frozen=True)
+class SortedExits:
+    """Sorted fine-tuning: every chosen depth of a language model is a model of its own.
+
+    Training: L_b = 1 / |N| sum_{n in N} CE_nb. Exits: all rows at one depth, which is calibrated.
+
+    Example:
+      >>> method = SortedExits(depths=(4, 6)).build()
+
+    Source: Kavehzadeh et al. 2023, arXiv 2309.08968.
+    """
+
+    depths: tuple[int, ...] = ()
+    """numbers of blocks below the model's depth, rising; empty for every block"""
+
+    def validate(self) -> list[str]:
+        """Values out of range, one sentence each."""
+        if list(self.depths) == sorted(set(self.depths)) and min(self.depths, default=1) >= 1:
+            return []
+        return [f"depths must be rising numbers of at least 1, got {self.depths}"]
+
+    def build(self) -> "Method":
+        """The method."""
+        from dynexit.methods.language.sorted_exits import sorted_exits
+
+        refuse_invalid(self)
+        return sorted_exits(self.depths)
