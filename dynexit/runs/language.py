@@ -51,7 +51,7 @@ def load_language(
 ) -> LanguageModel:
     """Reads a language model and its tokenizer.
 
-    The tokenizer of a run is the `tokenizer.json` in its folder, or else `tokenizer()` of the
+    The tokenizer of a run is the `tokenizer.json` in its folder, or else `text_tokenizer()` of the
     settings of its data.
 
     Args:
@@ -126,12 +126,12 @@ def _tokenizer_of_run(path: Path, settings: Any, classes: tuple[str, ...]) -> To
 
     if (path / FILE).is_file():
         return from_folder(path)
-    made = getattr(getattr(settings, "data", None), "tokenizer", None)
+    made = getattr(getattr(settings, "data", None), "text_tokenizer", None)
     if callable(made):
         found: Any = made()
         return found
     if classes and all(len(name) == 1 for name in classes):
         return Characters(classes)
     raise SettingsError(
-        f"{path} has no tokenizer: its data have no method `tokenizer`, and there is no {FILE}"
+        f"{path} has no tokenizer: its data have no method `text_tokenizer`, and there is no {FILE}"
     )

@@ -218,7 +218,7 @@ def test_refusals(words, tmp_path, capsys):
 
 
 def test_characters():
-    words = dx.data.PythonSource().tokenizer()
+    words = dx.data.PythonSource().text_tokenizer()
     assert words.vocabulary == 128 and words.decode(words.encode("a é")) == "a ?"
     with pytest.raises(ValueError, match="'c'"):
         Characters(("a", "b")).encode("abc")

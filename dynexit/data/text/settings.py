@@ -38,7 +38,7 @@ class PythonSource:
         """ASCII characters."""
         return Tokens(128, self.length)
 
-    def tokenizer(self) -> Characters:
+    def text_tokenizer(self) -> Characters:
         """The tokens of the data; `dynexit generate` reads prompts with it."""
         return Characters(self.classes, unknown="?")
 
@@ -151,7 +151,7 @@ class TextDocuments:
         )
         return corpus(documents, self.vocabulary, self.stored, self.tokenizer_folder)
 
-    def tokenizer(self) -> "Tokenizer":
+    def text_tokenizer(self) -> "Tokenizer":
         """The tokens of the data; `dynexit generate` reads prompts with it.
 
         Raises:
