@@ -329,7 +329,7 @@ def certain(outputs):
 
 def test_all_methods_are_here():
     assert {type(case.method).__name__ for case in CASES.values()} == set(SETTINGS)
-    assert len(SETTINGS) == 16
+    assert len(SETTINGS) == 17
 
 
 def test_training_is_finite(trained):

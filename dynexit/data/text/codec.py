@@ -10,7 +10,7 @@ import numpy as np
 
 from dynexit.data.host_shapes import Int
 
-Ids: TypeAlias = Int[np.ndarray, "n"]
+Ids: TypeAlias = Int[np.ndarray, "_"]
 
 BYTES = 257
 """The vocabulary of single bytes: 256, and the end of a document."""
@@ -53,7 +53,7 @@ class Codec:
             return [np.frombuffer(text.encode(), np.uint8).astype(np.int32) for text in texts]
         return [np.array(found.ids, np.int32) for found in self.pairs.encode_batch(list(texts))]
 
-    def decode(self, ids: Int[Any, "n"]) -> str:
+    def decode(self, ids: Sequence[int] | Ids) -> str:
         """The text of ids `[n]`; ends are left out, and bytes that are no UTF-8 replaced."""
         kept = [int(k) for k in ids if 0 <= k < self.vocabulary and k != self.end]
         if self.pairs is None:

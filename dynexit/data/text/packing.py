@@ -10,7 +10,7 @@ from dynexit.core.labels import IGNORED
 from dynexit.data.host_shapes import Int
 from dynexit.data.source import Batch, batch_indices, from_leaves
 
-Ids: TypeAlias = Int[np.ndarray, "n"]
+Ids: TypeAlias = Int[np.ndarray, "_"]
 
 
 class Packed(NamedTuple):

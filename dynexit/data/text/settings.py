@@ -73,10 +73,11 @@ class TextDocuments:
 
     Example:
       >>> import pathlib, tempfile
-      >>> with tempfile.TemporaryDirectory() as folder:
+      >>> with tempfile.TemporaryDirectory() as place:
+      ...     folder = pathlib.Path(place)
       ...     for k in range(4):
-      ...         _ = (pathlib.Path(folder) / f"{k}.txt").write_text(f"This is file number {k}.")
-      ...     data = TextDocuments(pathlib.Path(folder), vocabulary=257, length=8, stored=folder)
+      ...         _ = (folder / f"{k}.txt").write_text(f"This is file number {k}.")
+      ...     data = TextDocuments(folder, vocabulary=257, length=8, stored=folder)
       ...     batch = data.build().train.batch(0, 0, 2)
       >>> batch["inputs"]["tokens"].shape, data.inputs
       ((2, 8), Tokens(vocabulary=257, length=8))

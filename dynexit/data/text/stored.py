@@ -21,7 +21,7 @@ from dynexit.data.host_shapes import Int
 from dynexit.data.text.codec import BYTES, Codec, given_codec, read_codec, trained_codec
 from dynexit.data.text.documents import Documents, digest
 
-Ids: TypeAlias = Int[np.ndarray, "n"]
+Ids: TypeAlias = Int[np.ndarray, "_"]
 TOKENIZER = "tokenizer.json"
 
 

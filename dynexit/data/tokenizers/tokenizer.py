@@ -1,11 +1,12 @@
 """What a tokenizer offers, and text that is decoded token by token."""
 
 from collections.abc import Iterable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 UNFINISHED = "\ufffd"  # what an unfinished character is decoded to
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """Text to token ids and back.
 
