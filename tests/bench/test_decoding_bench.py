@@ -13,6 +13,7 @@ from dynexit.bench.decoding import main, serve
 CASE = {"width": 8, "heads": 2, "count": 4, "rows": 1, "slots": 1, "prompts": 2}
 
 
+@pytest.mark.slow
 def test_a_worker_answers_every_line(monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdin", io.StringIO(f"{json.dumps(CASE)}\n" * 2))
     serve()

@@ -37,6 +37,7 @@ def run(prompts, exits, limit=LIMIT):
     return written, rows, session
 
 
+@pytest.mark.slow_cases("recompute-masked", "skip-masked", "propagate-compacted")
 @pytest.mark.parametrize("executor", ["masked", "compacted"])
 @pytest.mark.parametrize("rule", ["propagate", "recompute", "skip"])
 def test_a_batch_equals_single_rows(rule, executor):
@@ -67,6 +68,7 @@ def test_no_early_exit_is_plain_decoding(rule):
     assert never.mean_deepest == N
 
 
+@pytest.mark.slow
 def test_propagated_keys_come_from_the_state_at_the_exit():
     """A token forced to exit after block 1, against keys and values computed by hand."""
     prompt = PROMPTS[0]
@@ -85,6 +87,7 @@ def test_propagated_keys_come_from_the_state_at_the_exit():
         np.testing.assert_allclose(a[:, : len(prompt)], b[:, : len(prompt)], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_recomputed_keys_are_exact():
     """After the text is written, the cache of complete tokens equals one full pass."""
     prompt = PROMPTS[1]
@@ -110,6 +113,7 @@ def test_thresholds_do_not_compile_anew():
     assert run_rounds._cache_size() == before
 
 
+@pytest.mark.slow
 def test_a_criterion_without_logits_reads_them_once():
     settled = dx.criteria.saturation_above(0.5)
     found = generate(MODEL, PARAMS, PROMPTS, LIMIT, exits=Exits((1, 2), settled))

@@ -54,6 +54,7 @@ DRAFTS = {
 }
 
 
+@pytest.mark.slow_cases("short_list", "head", "lookup")
 @pytest.mark.parametrize("draft", DRAFTS)
 def test_greedy_text_is_that_of_recomputation(draft):
     slots = None if draft == "none" else 2
@@ -86,6 +87,7 @@ def test_a_token_is_streamed_as_it_is_written():
     assert [t.row for t in tokens if t.last] != sorted(t.row for t in tokens if t.last)
 
 
+@pytest.mark.slow
 def test_stop_tokens_and_strings():
     text = WANTED[1][0]
     end = text.index(text[5])
@@ -109,6 +111,7 @@ def test_padding_on_either_side():
         assert [t.tolist() for t in found.tokens] == [w[0] for w in WANTED[:2]]
 
 
+@pytest.mark.slow
 def test_a_row_samples_the_same_tokens_in_any_batch():
     given = dict(sampling=Sampling(1.5, top_k=20), key=jax.random.key(3))
     whole = generate(MODEL, PARAMS, PROMPTS, LIMITS, **given)
@@ -129,7 +132,7 @@ def chi_square(counts, p):
 
 @pytest.mark.parametrize(
     "kind",
-    ["first_block", *[pytest.param(k, marks=pytest.mark.slow) for k in ("short_list", "lookup")]],
+    [pytest.param(k, marks=pytest.mark.slow) for k in ("first_block", "short_list", "lookup")],
 )
 def test_drafts_keep_the_distribution(kind):
     """The second token, which a draft may propose, against the exact marginal distribution."""
@@ -179,7 +182,8 @@ def test_nothing_compiles_anew_in_a_bucket():
         assert run_rounds._cache_size() == before
 
 
-@pytest.mark.parametrize("kind", ["none", pytest.param("first_block", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["none", "first_block"])
 def test_devices_write_the_text_of_one(kind):
     """Rows over "data", heads over "model": devices along "data" end apart."""
     settings = dx.models.CausalLM(width=16, depth=N, heads=2, context=64)

@@ -177,7 +177,8 @@ def test_turns_are_the_largest_sum_of_a_row_not_the_sum_of_the_largest():
     assert found.turns < steps.max(axis=0).sum()
 
 
-@pytest.mark.parametrize("slots", [1, pytest.param(STEPS, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("slots", [1, STEPS])
 def test_prompts_that_wait_take_the_rows_of_those_that_have_ended(slots):
     prompts = jnp.concatenate([PROMPTS, PROMPTS[::-1, ::-1]])
     settings = dict(lengths=jnp.array([5, 3, 5, 1, 4, 2]), stop=3, slots=slots)
@@ -227,6 +228,7 @@ def test_no_iteration_copies_the_cache(rows, slots, rule):
         assert re.search(whole, loops) and not re.search(rf"= {whole}\S* copy\(", loops)
 
 
+@pytest.mark.slow
 def test_new_thresholds_lengths_and_equal_models_do_not_recompile():
     again = dx.models.RecurrentDepth(width=D, heads=HEADS, steps=STEPS, core=2).build(
         dx.Tokens(V), V

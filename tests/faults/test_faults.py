@@ -23,6 +23,7 @@ def test_two_processes_stop_at_one_step_and_resume_with_the_same_bits(root):
     holds(stops.stopped(root, 1, 2))
 
 
+@pytest.mark.slow
 def test_two_processes_stop_after_one_batch_of_an_evaluation(root):
     holds(stops.stopped_in_evaluation(root, 1, 2, resume=False))
 

@@ -134,6 +134,7 @@ def test_stop_strings(client):
     assert "".join(part["choices"][0]["text"] for part in parts) == text[: text.index(stop)]
 
 
+@pytest.mark.slow
 def test_a_seed_gives_the_same_text(client):
     drawn = lambda seed: post(client, temperature=3, seed=seed, max_tokens=12).json()["choices"][0][
         "text"
@@ -256,6 +257,7 @@ def finished(events):
     return text, event
 
 
+@pytest.mark.slow
 def test_requests_join_and_slots_are_refilled():
     """Five jobs in two slots take fewer rounds than one after the other."""
     worker = Worker(LANGUAGE, slots=2, waiting=3)

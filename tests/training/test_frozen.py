@@ -74,6 +74,7 @@ def test_the_trunk_keeps_its_bits_in_training_and_in_checkpoints(experiment, opt
     assert moments == set() and any("head" in n for n in named_leaves(saved.tree.opt_state))
 
 
+@pytest.mark.slow
 def test_heads_train_as_if_the_features_were_data(experiment, tmp_path):
     """An oracle: plain gradient descent of the heads on stored features."""
     settings = dict(optimizer="sgd", weight_decay=0.0, clip=0.0, schedule="constant", steps=3)
