@@ -10,7 +10,7 @@ places of the test split, and at 0% before training. More updates give more.
 """
 
 import dataclasses
-import json
+import email
 from pathlib import Path
 
 import dynexit as dx
@@ -38,7 +38,7 @@ class Settings(dx.Settings):
 
 SMOKE = Settings(
     model=dx.models.Balcony(dx.models.CausalLM(width=16, depth=3, heads=2, context=16), (1,)),
-    data=dx.data.TextDocuments(Path(json.__file__).parent, vocabulary=257, length=16, examples=16),
+    data=dx.data.TextDocuments(Path(email.__file__).parent, vocabulary=257, length=16, examples=16),
     training=dx.Training(steps=6, batch_size=4, checkpoint_every=6, eval_rows=8),
     evaluation=dx.Evaluation(batch_size=8, repeats=1, tune=False),
 )

@@ -8,7 +8,7 @@ import shutil
 import warnings
 
 from faults.command import TOY, Run, bits, counted, finish_training, saved, train, until
-from faults.stops import STEPS, straight
+from faults.stops import EVALS, STEPS, straight
 
 
 def _template():
@@ -133,7 +133,7 @@ def damaged(root, ways=tuple(WAYS)):
         shutil.copytree(root / "straight-1", folder)
         before = saved(folder)[-2]
         WAYS[way](folder / "checkpoints" / f"{STEPS:08d}")
-        run = train(folder)
+        run = train(folder, *EVALS)
         until(lambda: "goes on from" in run.text() or not run.alive)
         if not finish_training([run], folder, STEPS):
             return f"{way}: not resumed: {run.text()[-300:]}"

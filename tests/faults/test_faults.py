@@ -76,6 +76,7 @@ def test_a_run_whose_peer_was_killed_restarts_with_the_same_bits(root):
     holds(peers.killed_peer(root, 2))
 
 
+@pytest.mark.slow
 def test_two_processes_end_with_the_files_of_one(root):
     holds(peers.started_in_pairs(root, 1))
 
