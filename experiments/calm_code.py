@@ -9,8 +9,8 @@ Python 3.11 5.53 nats for a token of the calibration split after block 1 and 5.4
 the token of block 6 after block 1 in 76% of the places, after block 4 in 90%. Another release of
 Python has another text."""
 
-import asyncio
 import dataclasses
+import http
 from pathlib import Path
 
 import dynexit as dx
@@ -39,7 +39,7 @@ SMOKE = Settings(
     model=dx.models.CausalLM(width=16, depth=3, heads=2, context=16),
     method=dx.methods.Calm(shared=5),
     data=dx.data.TextDocuments(
-        Path(asyncio.__file__).parent, vocabulary=257, length=16, examples=16
+        Path(http.__file__).parent, vocabulary=257, length=16, examples=16
     ),
     training=dx.Training(steps=6, batch_size=4, checkpoint_every=6, eval_rows=8),
     evaluation=dx.Evaluation(batch_size=8, repeats=1, tune=False),
