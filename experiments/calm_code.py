@@ -38,9 +38,7 @@ class Settings(dx.Settings):
 SMOKE = Settings(
     model=dx.models.CausalLM(width=16, depth=3, heads=2, context=16),
     method=dx.methods.Calm(shared=5),
-    data=dx.data.TextDocuments(
-        Path(http.__file__).parent, vocabulary=257, length=16, examples=16
-    ),
+    data=dx.data.TextDocuments(Path(http.__file__).parent, vocabulary=257, length=16, examples=16),
     training=dx.Training(steps=6, batch_size=4, checkpoint_every=6, eval_rows=8),
     evaluation=dx.Evaluation(batch_size=8, repeats=1, tune=False),
 )
