@@ -17,6 +17,7 @@ from dynexit.decoding.plan import CacheRule, Carry, ExitPlan, Given, Plan
 from dynexit.decoding.rounds import Drafted, Rows, accepted, next_round, rows_of
 from dynexit.engine.deferred import goes_without, lacking
 from dynexit.engine.run import Executor, run_until
+from dynexit.engine.steps import whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,7 +161,7 @@ def _run(
     criterion = lacking(criterion, late) if deferred else criterion
     apply = functools.partial(_segment, decoder, deferred)
     steps = [
-        Step(Partial(_weights, given.weights), Partial(functools.partial(apply, *pair)))
+        Step(Partial(whole, given.weights), Partial(functools.partial(apply, *pair)))
         for pair in itertools.pairwise(bounds)
     ]
     depths = (1,) * len(steps)
@@ -171,10 +172,6 @@ def _run(
         return halted, halted.output["logits"][:, None]
     hidden = jax.tree.map(lambda a: a[:, None], halted.output["hidden"])
     return halted, decoder.logits(given.weights, hidden)
-
-
-def _weights(weights: PyTree, i: Array) -> PyTree:
-    return weights
 
 
 def _segment(

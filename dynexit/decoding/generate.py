@@ -235,13 +235,19 @@ def _run_to_strings(session: Session, strings: list[str], decode: Any) -> None:
         raise TypeError(
             "`decode` must be a function from token ids to text where `stop_strings` are given"
         )
+    found = lambda tokens: any(string in decode(tokens.tolist()) for string in strings)
+    ended: set[int] = set()
     while session.busy:
         session.run(8)
         for entry in session.progress():
-            for k in range(1, len(entry.tokens) + 1):
-                if any(s in decode(entry.tokens[:k].tolist()) for s in strings):
-                    session.end(entry.request, k)
-                    break
+            if entry.request in ended:
+                continue
+            stops = found(entry.tokens)
+            if stops:
+                lengths = range(1, len(entry.tokens) + 1)
+                session.end(entry.request, next(k for k in lengths if found(entry.tokens[:k])))
+            if stops or entry.reason is not None:
+                ended.add(entry.request)
 
 
 def generated(session: Session, index: list[int]) -> Generated:

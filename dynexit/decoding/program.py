@@ -9,7 +9,7 @@ from jax import lax
 from dynexit.core.shapes import Array, Int
 from dynexit.decoding.exits import exit_round
 from dynexit.decoding.plan import FIRST_RATE, Carry, Given, Plan
-from dynexit.decoding.rounds import next_round, one_round, unread
+from dynexit.decoding.rounds import before_head, next_round, one_round, unread
 
 
 def run_all_rounds(plan: Plan, given: Given, carry: Carry, rounds: Int[Array, ""]) -> Carry:
@@ -73,10 +73,7 @@ def read_chunk(plan: Plan, given: Given, carry: Carry) -> Carry:
     positions, rows = jnp.where(used, place, plan.room)[None], slot[None]
     state = decoder.embed(given.weights, tokens, positions)
     cache, depth = carry.cache, decoder.depth
-    if plan.head:  # a draft head keeps what the block before the exit computes
-        state, cache = decoder.blocks(given.weights, 0, plan.exit, state, positions, cache, rows)
-        cache = decoder.fill(given.weights, depth, depth + 1, state, positions, cache, rows)
-    first = plan.exit if plan.head else 0
+    first, state, cache = before_head(plan, given, state, positions, cache, rows)
     state, cache = decoder.blocks(given.weights, first, depth - 1, state, positions, cache, rows)
     cache = decoder.fill(given.weights, depth - 1, depth, state, positions, cache, rows)
     filled = filled + jnp.minimum(left[slot], plan.chunk)

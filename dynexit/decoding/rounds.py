@@ -67,9 +67,9 @@ def one_round(plan: Plan, given: Given, carry: Carry, d: int) -> Carry:
     places = rows.filled[:, None] + jnp.arange(d + 1)[None]
     used = rows.live[:, None] & (jnp.arange(d + 1)[None] <= drafted.many[:, None])
     positions = jnp.where(used, places, plan.room)
-    decoder, first = plan.decoder, plan.exit if d else 0
-    state, cache = through_exit(plan, given, drafted.state, positions, cache, d)
-    first = max(first, plan.exit if plan.head else 0)
+    decoder, state, first = plan.decoder, drafted.state, plan.exit
+    if draft is draft_nothing:
+        first, state, cache = before_head(plan, given, state, positions, cache)
     state, cache = decoder.blocks(given.weights, first, decoder.depth, state, positions, cache)
     logits = decoder.logits(given.weights, state)
     carry = accepted(plan, carry._replace(cache=cache), rows, drafted, logits, d)
@@ -77,15 +77,25 @@ def one_round(plan: Plan, given: Given, carry: Carry, d: int) -> Carry:
     return carry._replace(choice=next_round(plan, given, carry))
 
 
-def through_exit(
-    plan: Plan, given: Given, state: PyTree, positions: Array, cache: PyTree, d: int
-) -> tuple[PyTree, PyTree]:
-    """Without drafts, the blocks before the exit where a draft head keeps what they compute."""
-    if d or not plan.head:
-        return state, cache
+def before_head(
+    plan: Plan,
+    given: Given,
+    state: PyTree,
+    positions: Array,
+    cache: PyTree,
+    rows: Array | None = None,
+) -> tuple[int, PyTree, PyTree]:
+    """The blocks before a draft head, which keeps what they compute of tokens that are no drafts.
+
+    Returns:
+      The block to go on with, 0 without a head; the state before it, and the cache.
+    """
+    if not plan.head:
+        return 0, state, cache
     decoder, weights, end = plan.decoder, given.weights, plan.decoder.depth
-    state, cache = decoder.blocks(weights, 0, plan.exit, state, positions, cache)
-    return state, decoder.fill(weights, end, end + 1, state, positions, cache)
+    state, cache = decoder.blocks(weights, 0, plan.exit, state, positions, cache, rows)
+    cache = decoder.fill(weights, end, end + 1, state, positions, cache, rows)
+    return plan.exit, state, cache
 
 
 def rows_of(carry: Carry) -> Rows:

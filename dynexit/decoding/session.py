@@ -1,6 +1,7 @@
 """A queue of requests that runs step by step; requests may be added while it runs."""
 
 import dataclasses
+import itertools
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +14,7 @@ from dynexit.core.decoder import Decoder
 from dynexit.core.settings import refuse_invalid
 from dynexit.core.shapes import Array, Float, HostArray, Int, Key, PyTree
 from dynexit.core.types import Model
+from dynexit.decoding.checks import checked_stop
 from dynexit.decoding.costs import measured_costs
 from dynexit.decoding.drafts import Draft, EarlyExit, checked_draft
 from dynexit.decoding.exits import Exits, checked_exits
@@ -134,7 +136,9 @@ class Session:
     @property
     def busy(self) -> bool:
         """Whether any request has not ended."""
-        return any((r.reason[: len(e)] == RUNNING).any() for e, r in self._host())
+        reasons = np.asarray(self.carry.requests.reason).reshape(len(self.entries), -1)
+        pairs = zip(self.entries, reasons, strict=True)
+        return any((row[: len(entries)] == RUNNING).any() for entries, row in pairs)
 
     def add(
         self,
@@ -183,13 +187,12 @@ class Session:
         uses = Uses(*(a or b for a, b in zip(uses, self.plan.uses, strict=True)))
         self.plan = dataclasses.replace(self.plan, uses=uses)
         added = list(range(self.added, self.added + len(prompts)))
-        data = np.zeros((len(prompts), 2), np.uint32)
-        if keys is not None:
-            data = np.stack([jax.random.key_data(key) for key in keys])
-        elif self.key is not None:
-            fold = jax.vmap(jax.random.fold_in, (None, 0))
-            data = np.asarray(jax.random.key_data(fold(self.key, np.array(added))))
+        if keys is None and self.key is not None:
+            keys = [jax.random.fold_in(self.key, request) for request in added]
+        data = [key_data(key) for key in keys] if keys else [np.zeros(2, np.uint32)] * len(added)
         stops = stops or [[] for _ in prompts]
+        for token in itertools.chain(*stops):
+            checked_stop(token, self.decoder.vocabulary)
         host = self._host()
         for k, request in enumerate(added):
             entries, requests = min(host, key=lambda pair: len(pair[0]))
@@ -306,13 +309,25 @@ def decoder_of(decoder: Decoder | Model) -> Decoder:
       TypeError: the model cannot decode.
     """
     found = decoder.decoder if isinstance(decoder, Model) else decoder
-    needed = "unstack", "empty", "embed", "blocks", "fill", "logits"
-    if not all(callable(getattr(found, name, None)) for name in needed):
+    if not isinstance(found, Decoder):
         raise TypeError(
             "`decoder` must be a model with a decoder, such as dx.models.CausalLM, "
             f"got {type(found if found is not None else decoder).__name__}"
         )
     return found
+
+
+def key_data(key: Any) -> HostArray:
+    """The data of a random key, uint32 `[2]`.
+
+    Raises:
+      TypeError: `key` is no random key, or one of another generator than JAX's default.
+    """
+    typed = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    data = np.asarray(jax.random.key_data(key)) if typed else np.zeros(0)
+    if data.shape != (2,):
+        raise TypeError(f"`key` must be a jax.random.key of the default generator, got {key!r}")
+    return data
 
 
 def committed(carry: Carry, weights: PyTree) -> Carry:

@@ -134,7 +134,8 @@ def _read_again(read: Callable[[PyTree], PyTree], state: PyTree) -> PyTree:
     return jax.checkpoint(read, prevent_cse=False)(state)
 
 
-def _whole(params: PyTree, i: Any) -> PyTree:
+def whole(params: PyTree, i: Any) -> PyTree:
+    """`select` of a step whose blocks have all weights."""
     return params
 
 
@@ -245,7 +246,7 @@ def tied_step(block: Block, head: Block, params: PyTree, blocks: int = 1) -> Ste
     refuse_other_leaves(params, "params")
     once = Run(block, head)
     again = once if positive_integer(blocks, "blocks") == 1 else _RunAgain(once, blocks)
-    return Step(Partial(_whole, params), Partial(again), blocks)
+    return Step(Partial(whole, params), Partial(again), blocks)
 
 
 def rematerialised(step: Step, apart: bool = False) -> Step:

@@ -9,7 +9,7 @@ from jax import lax
 
 from dynexit.core.checks import positive_integer
 from dynexit.core.labels import as_labels, places_counted
-from dynexit.core.shapes import AnyArray, Array, Float, Num
+from dynexit.core.shapes import AnyArray, Array, Float, Num, Shaped
 from dynexit.objectives.multi_exit import of_label, widened
 
 Hidden: TypeAlias = Float[Array, "E B L D"]
@@ -61,28 +61,39 @@ def chunked_cross_entropy(
             "`hidden` must have shape [E, B, L, D] without an axis of size 0, and `labels` [B, L], "
             f"got {hidden.shape} and {classes.shape}"
         )
-    rows, length = classes.shape
+    rows = len(classes)
     if places is None:
         one = jax.ShapeDtypeStruct((rows, 1, hidden.shape[3]), hidden.dtype)
         places = max(1, ENTRIES // jax.eval_shape(read, one).size)
-    chunks = -(-length // positive_integer(places, "places"))
-    size = -(-length // chunks)
-
-    def in_chunks(a: Array, fill: int) -> Array:  # [B, L, ...] to [chunks, B, size, ...]
-        missing = [(0, 0), (0, chunks * size - length), *[(0, 0)] * (a.ndim - 2)]
-        whole = jnp.pad(a, missing, constant_values=fill)
-        return jnp.moveaxis(whole.reshape(rows, chunks, size, *a.shape[2:]), 1, 0)
+    places = positive_integer(places, "places")
 
     def of_chunk(h: Array, y: Array) -> Array:  # sums over the places, [B]
         z = widened(read(h))
         loss = jax.nn.logsumexp(z, axis=-1) - of_label(z, y)
         return jnp.where(places_counted(y), loss, 0).sum(axis=1)
 
-    again, y = jax.checkpoint(of_chunk, prevent_cse=False), in_chunks(classes, -1)
+    again, y = jax.checkpoint(of_chunk, prevent_cse=False), in_chunks(classes, places, -1)
     counts = jnp.maximum(places_counted(classes).sum(axis=1), 1)
 
     def of_exit(h: Array) -> Array:
-        sums = lax.map(lambda x: again(*x), (in_chunks(h, 0), y)).sum(axis=0)
+        sums = lax.map(lambda x: again(*x), (in_chunks(h, places), y)).sum(axis=0)
         return sums / counts.astype(sums.dtype)
 
     return lax.map(of_exit, hidden)
+
+
+def in_chunks(
+    a: Shaped[Array, "B L ..."], places: int, fill: int = 0
+) -> Shaped[Array, "n B l ..."]:
+    """Values of places in chunks of at most `places`; what is added at the end is `fill`.
+
+    Example:
+      >>> in_chunks(jnp.ones((1, 5), jnp.int32), 2, -1)[:, 0].tolist()
+      [[1, 1], [1, 1], [1, -1]]
+    """
+    rows, length = a.shape[:2]
+    chunks = -(-length // places)
+    size = -(-length // chunks)
+    missing = [(0, 0), (0, chunks * size - length), *[(0, 0)] * (a.ndim - 2)]
+    padded = jnp.pad(a, missing, constant_values=fill)
+    return jnp.moveaxis(padded.reshape(rows, chunks, size, *a.shape[2:]), 1, 0)

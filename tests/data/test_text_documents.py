@@ -81,6 +81,22 @@ def test_windows_hold_every_token_of_the_split_in_order(settings, folder):
         np.testing.assert_array_equal(labels[:-1][~ends[:-1]], stream[1 : tokens.size][~ends[:-1]])
 
 
+def test_a_model_brings_its_tokenizer(settings, folder, tmp_path):
+    pytest.importorskip("tokenizers")
+    words = dx.data.tokenizers.train_bpe([f"word{k}" for k in range(20)], 280)
+    words.save(tmp_path)
+    (tmp_path / "config.json").write_text('{"eos_token_id": 0, "vocab_size": 300}')
+    asked = dataclasses.replace(settings, tokenizer_folder=tmp_path, stored=tmp_path / "stored")
+    own, text = asked.corpus(), documents(folder)["test"][0].text
+    ids = own.splits["test"][0].tolist()
+    assert ids == [*words.encode(text), 0] and own.codec.end == 0
+    assert own.codec.decode(ids) == text
+    assert ids != settings.corpus().splits["test"][0].tolist()
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="ends a text"):
+        asked.corpus()
+
+
 def test_segments_number_the_documents_of_a_window():
     ids = [np.arange(n, dtype=np.int32) for n in (3, 5, 2, 6)]
     source = packed("train", ids, 8)

@@ -172,14 +172,12 @@ def test_the_cache_is_not_copied_in_the_loop():
 
 
 def test_nothing_compiles_anew_in_a_bucket():
-    with jax.log_compiles(False):
-        generate(MODEL, PARAMS, PROMPTS[:3], 5)
-        before = run_rounds._cache_size()
-        for count in (3, 3):
-            generate(
-                MODEL, PARAMS, [p[:k] for p, k in zip(PROMPTS, (2, 7, 1), strict=False)], count
-            )
-        assert run_rounds._cache_size() == before
+    generate(MODEL, PARAMS, PROMPTS[:3], 5)
+    before = run_rounds._cache_size()
+    shorter = [p[:k] for p, k in zip(PROMPTS, (2, 7, 1), strict=False)]
+    for count in (3, 4):
+        generate(MODEL, PARAMS, shorter, count)
+    assert run_rounds._cache_size() == before
 
 
 @pytest.mark.slow
@@ -270,6 +268,11 @@ WRONG = {
     "`key`": (dict(sampling=Sampling()), ValueError),
     "top_p": (dict(sampling=Sampling(top_p=0.0), key=jax.random.key(0)), ValueError),
     "`decode`": (dict(stop_strings=["a"]), TypeError),
+    "`stop` must be a token in 0..29, got 30": (dict(stop=30), ValueError),
+    "of the default generator": (
+        dict(sampling=Sampling(), key=jax.random.key(0, impl="rbg")),
+        TypeError,
+    ),
     "padding between": (dict(prompts=[[1, 2, 3]], mask=[[True, False, True]]), ValueError),
 }
 

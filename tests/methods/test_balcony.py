@@ -73,3 +73,14 @@ def test_invalid_exits_are_named(exits):
         dx.models.Balcony(TRUNK, exits=exits).build(dx.Tokens(V), V)
     with pytest.raises(ValueError, match="exit01, exit02, got 5"):
         dx.models.language.draft_head(PARAMS, 5)
+
+
+def test_the_trunk_is_read_from_a_folder(tmp_path):
+    trunk = PARAMS["trunk"]
+    folder = dx.models.language.to_hf(tmp_path / "trunk", TRUNK, trunk)
+    model = dx.models.Balcony(exits=(1, 2), folder=str(folder)).build(dx.Tokens(V), V)
+    params = model.init(jax.random.key(5))
+    chex.assert_trees_all_equal(params["trunk"], trunk)
+    assert model.depth == MODEL.depth and sorted(params["heads"]) == ["exit01", "exit02"]
+    with pytest.raises(ValueError, match="exits"):
+        dx.models.Balcony(exits=(3,), folder=str(folder)).build(dx.Tokens(V), V)

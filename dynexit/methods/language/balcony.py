@@ -8,13 +8,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from dynexit.core.labels import share
-from dynexit.core.shapes import Array, Float, Int, PyTree
+from dynexit.core.shapes import Array, Float, PyTree
 from dynexit.core.types import Method, Model
 from dynexit.engine.run import run_all
 from dynexit.layers.norms import wide
 from dynexit.methods.answers import row_means
 from dynexit.methods.exits.confidence_exits import confidence_exits
-from dynexit.objectives.chunked_cross_entropy import ENTRIES
+from dynexit.objectives.chunked_cross_entropy import ENTRIES, in_chunks
 
 
 def balcony(cross_entropy: float = 0.0, shared: int = 40) -> Method:
@@ -57,7 +57,9 @@ def balcony(cross_entropy: float = 0.0, shared: int = 40) -> Method:
         outputs: Any = run_all(model.steps(params), model.embed(params, inputs), model.depth)
         hidden = jnp.stack([*outputs["hidden"]])  # [E, B, L, D]; unused logits are not computed
         of_chunk = jax.checkpoint(_sums(model, params), prevent_cse=False)
-        chunks = in_chunks(hidden, labels, places_of(hidden, model.decoder.vocabulary))
+        places = places_of(hidden, model.decoder.vocabulary)
+        of_exits = jax.vmap(lambda h: in_chunks(h, places), out_axes=1)(hidden)
+        chunks = of_exits, in_chunks(labels, places, -1)
         sums = jax.tree.map(lambda a: a.sum(0), lax.map(lambda x: of_chunk(*x), chunks))
         many = jnp.maximum((labels >= 0).sum(-1), 1).astype(jnp.float32)
         metrics = {name: a / many for name, a in sums.items()}
@@ -114,23 +116,3 @@ def exit_names(params: PyTree) -> list[str]:
 def places_of(hidden: Float[Array, "E B L D"], vocabulary: int) -> int:
     """Places of a chunk whose logits of all rows have about 2^22 entries."""
     return max(1, ENTRIES // (hidden.shape[1] * vocabulary))
-
-
-def in_chunks(
-    hidden: Float[Array, "E B L D"], labels: Int[Array, "B L"], places: int
-) -> tuple[Float[Array, "n E B l D"], Int[Array, "n B l"]]:
-    """Both in chunks of `places` places; those that are added are ignored.
-
-    Example:
-      >>> h, y = in_chunks(jnp.ones((1, 2, 5, 3)), jnp.zeros((2, 5), jnp.int32), 2)
-      >>> h.shape, y[-1].tolist()
-      ((3, 1, 2, 2, 3), [[0, -1], [0, -1]])
-    """
-    exits, rows, length, width = hidden.shape
-    chunks = -(-length // places)
-    size = -(-length // chunks)
-    more = chunks * size - length
-    h = jnp.pad(hidden, ((0, 0), (0, 0), (0, more), (0, 0)))
-    y = jnp.pad(labels, ((0, 0), (0, more)), constant_values=-1)
-    h = jnp.moveaxis(h.reshape(exits, rows, chunks, size, width), 2, 0)
-    return h, jnp.moveaxis(y.reshape(rows, chunks, size), 1, 0)

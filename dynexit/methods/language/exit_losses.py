@@ -4,7 +4,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from dynexit.core.shapes import Array, Bool, Float, Int, PyTree, Rows
 from dynexit.core.stages import one_depth
@@ -68,7 +67,7 @@ def exit_losses(
 
     blocks = jnp.arange(depth, dtype=jnp.int32), jax.vmap(select)(jnp.arange(depth)), on
     # never unrolled: the gradients of the head would be in memory once for each exit
-    return lax.scan(body, model.embed(params, inputs), blocks)[1]
+    return loops.scan(body, model.embed(params, inputs), blocks)[1]
 
 
 def is_language_model(model: Model) -> bool:

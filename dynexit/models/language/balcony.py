@@ -2,10 +2,10 @@
 
 import dataclasses
 import itertools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.tree_util import Partial
 
 from dynexit.core.data import Tokens
@@ -13,9 +13,10 @@ from dynexit.core.settings import refuse_invalid, refuse_unfit
 from dynexit.core.shapes import Array, PyTree, Rows
 from dynexit.core.types import Model, Step
 from dynexit.engine.deferred import deferred_parts
+from dynexit.engine.run import run_full
+from dynexit.engine.steps import whole
 from dynexit.layers.linen import block_names
 from dynexit.models.language.balcony_settings import Balcony
-from dynexit.models.language.decoder import TransformerDecoder
 from dynexit.models.language.hf.folder import from_hf
 from dynexit.models.language.settings import CausalLM
 
@@ -112,12 +113,13 @@ class BalconyNetwork:
             head = params["heads"][head_name(b)] if b in self.exits else None
             weights = {"trunk": params["trunk"], "head": head}
             apply = Partial(_Segment(self.trunk, self.inputs, a, b))
-            found.append(Step(Partial(_same, weights), apply, blocks=b - a, depth=b - a))
+            found.append(Step(Partial(whole, weights), apply, blocks=b - a, depth=b - a))
         return tuple(found)
 
 
-def _same(weights: PyTree, i: Array) -> PyTree:
-    return weights
+def _shifted(select: Callable[[Array], PyTree], first: int | Array, i: Array) -> PyTree:
+    """The weights of block first + i."""
+    return select(first + i)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,19 +137,12 @@ class _Segment:
         assert parts is not None
         inner, decoder = parts[0], model.decoder
 
-        def block(state: Rows, i: Array) -> tuple[Rows, None]:
-            return inner.apply(inner.select(i), i, state)[0], None
-
-        places = jnp.arange(self.first, self.last, dtype=jnp.int32)
-        state, _ = lax.scan(block, state, places)
+        shifted = dataclasses.replace(inner, select=Partial(_shifted, inner.select, self.first))
+        state, _ = run_full(shifted, state, self.last - self.first)
         output, head, read = state, weights["head"], weights["trunk"]
         if head is not None:
             p = {**inner.select(jnp.int32(self.trunk.depth - 1)), "block": head["block"]}
             output, _ = inner.apply(p, i, state)
             read = {**read, "head": {**read["head"], "norm": head["norm"]}}
-        found = {"hidden": output["h"], "logits": _logits(decoder, read, output["h"])}
+        found = {"hidden": output["h"], "logits": decoder.logits(read, output["h"])}
         return state, found | ({"mask": state["mask"]} if "mask" in state else {})
-
-
-def _logits(decoder: TransformerDecoder, weights: PyTree, h: Array) -> Array:
-    return decoder.logits(weights, h)
