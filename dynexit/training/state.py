@@ -39,11 +39,16 @@ class TrainState(NamedTuple):
 def initial_state(experiment: Experiment, settings: Training, key: Key[Array, ""]) -> TrainState:
     """The state before the first step; the key is consumed."""
     init_key, train_key = jax.random.split(key)
-    params = experiment.model.init(init_key)
+    return _state(experiment, settings, experiment.model.init(init_key), train_key)
+
+
+def _state(
+    experiment: Experiment, settings: Training, params: PyTree, key: Key[Array, ""]
+) -> TrainState:
     carry = _free_slots(experiment, settings, params) if experiment.method.carried else None
     trained, _ = split(params, experiment.method.frozen)
     opt_state = make_optimizer(settings).init(trained)
-    return TrainState(jnp.zeros((), jnp.int32), params, opt_state, train_key, carry)
+    return TrainState(jnp.zeros((), jnp.int32), params, opt_state, key, carry)
 
 
 def _free_slots(experiment: Experiment, settings: Training, params: PyTree) -> PyTree:
@@ -67,7 +72,9 @@ def cast(tree: PyTree, dtype: DTypeLike) -> PyTree:
 
 def state_shapes(experiment: Experiment, settings: Training) -> TrainState:
     """The shapes of the state, `jax.ShapeDtypeStruct`, by abstract evaluation."""
-    return jax.eval_shape(lambda: initial_state(experiment, settings, jax.random.key(0)))
+    key = jax.eval_shape(jax.random.key, 0)
+    params = jax.eval_shape(experiment.model.init, key)  # JAX traces a function and shapes once
+    return jax.eval_shape(lambda *of: _state(experiment, settings, *of), params, key)
 
 
 def state_shardings(

@@ -5,6 +5,7 @@ on every mesh and on one device, and prints a line of JSON for each mesh.
 """
 
 import collections
+import dataclasses
 import hashlib
 import json
 import re
@@ -24,7 +25,7 @@ from dynexit.training.step import make_train_step
 KINDS = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute|collective-broadcast"
 COLLECTIVE = re.compile(rf"= \S.*? ({KINDS})(?:-start)?\(")
 ROWS, IMAGE, CLASSES = 32, (8, 8, 1), 16
-TOKENS = dx.Tokens(8, 8)
+TOKENS = dx.Tokens(16, 8)
 FAMILIES = {
     "Resnet": (dx.models.Resnet(channels=(64,), blocks=(3,)), IMAGE),
     "DeepThinking": (dx.models.DeepThinking(width=32, steps=4, blocks=1), (8, 8)),
@@ -56,6 +57,7 @@ def points(family: str) -> dict[str, np.ndarray]:
         inputs = np.digitize(images[:, 0, :, 0], np.linspace(-1.5, 1.5, 7)).astype(np.int32)
         return {"inputs": inputs, "labels": inputs.cumsum(1) % CLASSES}
     inputs = images.reshape(64, *shape)
+    inputs = inputs.astype(np.float64) if jax.config.read("jax_enable_x64") else inputs
     if family == "DeepThinking":
         labels = np.digitize(inputs.mean(-1), [-0.3, 0.0, 0.3])
     return {"inputs": inputs, "labels": labels}
@@ -81,7 +83,14 @@ def train(options: dict[str, Any], mesh: jax.sharding.Mesh) -> Trained:
     training = dx.Training(
         steps=max(steps, 1), batch_size=ROWS, learning_rate=3e-3, remat=options["remat"]
     )
+    if options.get("float64"):
+        training = dataclasses.replace(training, precision="float64")
     state, step = create_state(made, training, 0, mesh), make_train_step(made, training, mesh)
+    if options.get("float64"):
+        wide = lambda a: a.astype(np.float64) if a.dtype == np.float32 else a
+        state = state._replace(
+            params=jax.tree.map(wide, state.params), opt_state=jax.tree.map(wide, state.opt_state)
+        )
     leaves = jax.tree_util.tree_leaves_with_path((state.params, state.opt_state))
     fractions = {
         jax.tree_util.keystr(path): max(s.data.size for s in leaf.addressable_shards) / leaf.size
@@ -150,4 +159,5 @@ def main(options: dict[str, Any], meshes: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    jax.config.update("jax_enable_x64", json.loads(sys.argv[1]).get("float64", False))
     main(json.loads(sys.argv[1]), sys.argv[2:])

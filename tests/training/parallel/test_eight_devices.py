@@ -96,16 +96,16 @@ def test_fifty_updates_are_those_of_one_device(mesh):
         "Gru",
         "Rnn, plain",
         "Rnn, GRU",
+        "CausalLM",
     ],
 )
 def test_the_axis_model_trains_every_family_as_one_device(family):
     """Sums alone, except for recurrent cells, whose hidden state is gathered at every step."""
-    options = {"family": family, "steps": 5, "remat": False, "count": True}
+    # In float64: recurrence, norms and the steps of a solver enlarge the rounding of float32, by which
+    # sums in another order differ, to 4e-5 (Resnet) and 3e-3 (NeuralOde) after five updates.
+    options = {"family": family, "steps": 50, "remat": False, "float64": True, "count": False}
     (line,), _ = run(options, "1,1,8")
-    # The norms of a residual network enlarge rounding. The solver's own tolerance is 1e-3, and
-    # rounding moves its steps, so a few rows exit elsewhere.
-    bound = {"NeuralOde": 2e-3, "Resnet": 1e-4}.get(family, 1e-5)
-    assert line["error"] <= bound and len(line["depths"]) > 1
-    assert line["depths_differ"] <= (4 if family == "NeuralOde" else 0)
+    assert line["error"] <= 1e-5 and line["depths_differ"] == 0 and len(line["depths"]) > 1
+    (line,), _ = run({**options, "steps": 0, "count": True}, "1,1,8")
     gathers = {"all-gather"} if family.startswith(("Gru", "Rnn")) else set()
     assert set(line["collectives"]) == {"all-reduce"} | gathers
