@@ -9,10 +9,10 @@ import pytest
 
 from dynexit.cli.options import parse
 from dynexit.cli.plot import labels_of
-from dynexit.cli.train import mesh_of, refuse_too_large, started_from
 from dynexit.core.settings import Mesh, Settings, Training
 from dynexit.core.types import Experiment, Method, Model
 from dynexit.data.source import from_arrays
+from dynexit.runs.built import mesh_of, refuse_too_large, started_from
 from dynexit.runs.experiment_file import SettingsError
 from dynexit.runs.rows import write_rows
 from dynexit.training.checkpointing.saver import Saver
@@ -52,7 +52,7 @@ def test_a_model_that_no_device_holds_is_refused_with_its_bytes():
 
 def test_fsdp_holds_what_one_device_does_not(monkeypatch):
     """The weights and two moments of 10^6 x 2 numbers are 24 MB; of four devices each has 10 MB."""
-    monkeypatch.setattr("dynexit.cli.train.memory", lambda: 40e6)
+    monkeypatch.setattr("dynexit.runs.built.memory", lambda: 40e6)
     with pytest.raises(ValueError, match=r"0.0 GB on each device of the mesh data 4 x fsdp 1"):
         refuse_too_large(experiment(10**6), Training(), make_mesh())
     refuse_too_large(experiment(10**6), Training(), make_mesh(Mesh(fsdp=4)))
