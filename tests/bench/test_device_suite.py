@@ -29,12 +29,13 @@ def test_every_section_records_finite_positive_numbers(small):
     assert content["elapsed"] > 0
     assert content["hardware"]["platform"] == "cpu" and content["hardware"]["versions"]["jax"]
     sections = {r["section"] for r in content["records"]}
-    assert {"loops", "tiles", "blocks", "training", "streaming"} <= sections
+    assert {"loops", "tiles", "blocks", "training", "streaming", "decoding"} <= sections
     for record in content["records"]:
         for name, value in record.items():
             if isinstance(value, float) and name != "error":
-                assert math.isfinite(value) and value > 0, (record["program"], name, value)
-        if "seconds" in record:
+                positive = value > 0 or name == "acceptance_to_gain"
+                assert math.isfinite(value) and positive, (record["program"], name, value)
+        if "low" in record:
             assert record["low"] <= record["seconds"] <= record["high"]
         if record["section"] in ("blocks", "streaming"):
             assert 0 < record.get("occupancy", 1.0) <= 1
@@ -54,14 +55,10 @@ def test_programs_agree_with_run_all_at_their_exits(small):
 
 def test_skipped_sections_are_recorded_with_a_reason(small):
     skipped = {s["section"]: s["reason"] for s in small[1]["skipped"]}
-    assert "not built yet" in skipped["decoding"]
     assert "not applicable" in skipped["loops"]
 
 
-def test_the_table_names_every_program(small, capsys):
-    device_suite.run(sections=["decoding"], small=True)
-    shown = capsys.readouterr()
-    assert "not built yet" in shown.out and "decoding" in shown.err
+def test_the_table_names_every_program(small):
     table = device_suite.report.table(small[0])
     assert all(r["program"] in table for r in small[0].records if r["section"] != "tiles")
     assert "WRONG" not in table and "ERROR" not in table

@@ -59,6 +59,8 @@ def table(suite: State) -> str:
     lines += _training(of("training"))
     for batch in dict.fromkeys(r["batch"] for r in of("peer")):
         lines += _by_mean(f"PyTorch {batch}", [r for r in of("peer") if r["batch"] == batch])
+    for batch in dict.fromkeys(r["batch"] for r in of("decoding")):
+        lines += _decoding([r for r in of("decoding") if r["batch"] == batch])
     lines += [f"skipped: {s['section']}, {s['what']}: {s['reason']}" for s in suite.skipped]
     lines += [f"ERROR: {e['section']}, {e['what']}: {e['error']}" for e in suite.errors]
     lines += [f"{len(suite.records)} records, {suite.elapsed():.0f} s; {suite.out or 'no file'}"]
@@ -101,6 +103,17 @@ def _training(records: Sequence[Record]) -> list[str]:
     heads = ["ms", "temporary MiB", "peak MiB", "compile s"]
     title = f"training, batch {records[0]['batch']}" if records else ""
     return _grid([title, *heads], rows)
+
+
+def _decoding(records: Sequence[Record]) -> list[str]:
+    rows: list[list[str]] = []
+    for r in records:
+        row = [r["program"], f"{1e3 * r['seconds']:.4g}", f"{r['relative']:.2f}"]
+        needed = r.get("acceptance_to_gain")
+        gain = f"{needed:.0%}" if needed is not None else "never" if "speedup" in r else ""
+        rows.append([*row, f"x{r['speedup']:.2f}" if "speedup" in r else "", gain])
+    heads = ["ms a round", "to full", "speed-up, 80% accepted", "gains from"]
+    return _grid([f"decoding {records[0]['batch']}, {records[0]['dtype']}", *heads], rows)
 
 
 def _grid(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

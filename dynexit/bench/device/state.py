@@ -32,6 +32,7 @@ class State:
       means: mean depths, as fractions.
       queue, slots: rows of the stream, and numbers of slots.
       train_batch: rows of a training step.
+      decoding_batches: rows that are decoded at once.
       rounds: interleaved timings of each program.
       limit: most seconds of the timed rounds of one measurement, after the third round.
       tile_sizes: number of tile sizes to measure: B, B/2, B/4, ...
@@ -49,6 +50,7 @@ class State:
         self.means = (0.5,) if small else (0.25, 0.5, 0.75)
         self.queue, self.slots = (16, (4,)) if small else (256, (32, 64, 128))
         self.train_batch = 4 if small else 32
+        self.decoding_batches = (2,) if small else (1, 8, 64)
         self.rounds, self.limit = (3, 1.0) if small else (9, 8.0)
         self.tile_sizes = 2 if small else 5
         self.loop_iterations = 100 if small else 4000
@@ -60,7 +62,8 @@ class State:
 
     def options(self) -> Record:
         """The options as entries of the JSON file."""
-        names = "small seconds batches means queue slots train_batch rounds loop_iterations".split()
+        names = "small seconds batches means queue slots train_batch decoding_batches rounds"
+        names = [*names.split(), "loop_iterations"]
         return {"shape": self.shape._asdict()} | {name: getattr(self, name) for name in names}
 
     def elapsed(self) -> float:
