@@ -16,5 +16,8 @@ if TYPE_CHECKING:
     from dynexit.decoding.recurrent import decode as decode
     from dynexit.decoding.sampling import Sampling as Sampling
     from dynexit.decoding.session import Session as Session
+    from dynexit.decoding.tuning import Choice as Choice
+    from dynexit.decoding.tuning import Measured as Measured
+    from dynexit.decoding.tuning import tune as tune
 
 __getattr__, __dir__ = attach(__name__)

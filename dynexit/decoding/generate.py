@@ -13,7 +13,7 @@ from dynexit.core.types import Model
 from dynexit.decoding.drafts import Draft
 from dynexit.decoding.exits import Exits
 from dynexit.decoding.prompts import checked_limits, checked_stops, listed
-from dynexit.decoding.sampling import GREEDY, Sampling
+from dynexit.decoding.sampling import GREEDY, Sampling, checked_samplings
 from dynexit.decoding.session import Session
 
 
@@ -208,12 +208,7 @@ def _begun(
 ) -> tuple[Session, list[int]]:  # fmt: skip
     given = listed(prompts, mask)
     limits, stops = checked_limits(max_tokens, len(given)), checked_stops(stop)
-    samplings = [sampling] * len(given) if isinstance(sampling, Sampling) else list(sampling)
-    if len(samplings) != len(given):
-        raise ValueError(
-            f"`sampling` must be one or one for each of the {len(given)} prompts, "
-            f"got {len(samplings)}"
-        )
+    samplings = checked_samplings(sampling, len(given))
     session = Session(
         decoder,
         params,

@@ -1,6 +1,7 @@
 """How the next token is chosen from logits: greedy, or drawn from a filtered distribution."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -54,6 +55,24 @@ class Sampling:
 
 
 GREEDY = Sampling(temperature=0.0)
+
+
+def checked_samplings(sampling: Sampling | Sequence[Sampling], count: int) -> list[Sampling]:
+    """How tokens are drawn for each of `count` prompts.
+
+    Raises:
+      ValueError: their number is wrong.
+
+    Example:
+      >>> len(checked_samplings(GREEDY, 3))
+      3
+    """
+    samplings = [sampling] * count if isinstance(sampling, Sampling) else list(sampling)
+    if len(samplings) != count:
+        raise ValueError(
+            f"`sampling` must be one or one for each of the {count} prompts, got {len(samplings)}"
+        )
+    return samplings
 
 
 class Rules(NamedTuple):
