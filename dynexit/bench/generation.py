@@ -1,74 +1,49 @@
-"""Decoding beside transformers: the same weights, prompts and greedy text, in one run.
+"""Decoding in seconds: batches beside peers, and a queue beside batches that are not refilled.
 
-    python -m dynexit.bench.generation --batches 1 8                 # random weights, 8 x 512
-    python -m dynexit.bench.generation --model FILE.gguf --lookup 6  # or a transformers folder
-
-Prompts are pieces of Python's standard library. A figure is the time of a token after the prompt:
-the least of several interleaved repeats, less that of one token.
+`python -m dynexit.runs.generation.benchmark` is the command.
 """
 
-import argparse
 import math
 import sysconfig
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple, TypeAlias
 
-import jax
 import numpy as np
 
-from dynexit.core.data import Tokens
-from dynexit.core.shapes import HostArray, Int
-from dynexit.core.system import cores
-from dynexit.data.tokenizers.bytes import Bytes
-from dynexit.decoding.drafts import Draft, EarlyExit, PromptLookup
-from dynexit.decoding.generate import generate
-from dynexit.models.language.gguf import from_gguf
-from dynexit.models.language.hf.folder import from_hf, to_hf
-from dynexit.models.language.pretrained import Pretrained
-from dynexit.models.language.settings import CausalLM
+from dynexit.core.shapes import HostArray, Int, PyTree
+from dynexit.core.types import Model
+from dynexit.decoding.drafts import Draft
+from dynexit.decoding.generate import Generated, generate
 
-Write = Callable[[Int[HostArray, "B P"], int], list[Int[HostArray, "_"]]]
+Write: TypeAlias = Callable[[Int[HostArray, "B P"], int], list[Int[HostArray, "_"]]]
 
 
-def main() -> None:
-    """Prints a table: milliseconds of a token step, the ratio to transformers, equal tokens."""
-    parser = argparse.ArgumentParser(description="Decoding beside transformers.")
-    parser.add_argument("--model", default=None, help="a folder of transformers or a GGUF file")
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
-    parser.add_argument("--prompt", type=int, default=32, help="tokens of a prompt")
-    parser.add_argument("--tokens", type=int, default=49, help="tokens to write")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--exit", type=int, default=0, help="blocks that draft")
-    parser.add_argument("--drafts", type=int, default=4, help="drafts of these blocks in a round")
-    parser.add_argument("--lookup", type=int, default=0, help="drafts of prompt lookup in a round")
-    parser.add_argument("--no-peer", action="store_true", help="without transformers")
-    options = parser.parse_args()
-    model, encode = _opened(options.model)
-    drafts: dict[str, Draft | None] = {"plain": None}
-    if options.exit:
-        name = f"{options.exit} blocks, {options.drafts} drafts"
-        drafts[name] = EarlyExit(options.exit, options.drafts)
-    if options.lookup:
-        drafts[f"prompt lookup, {options.lookup} drafts"] = PromptLookup(options.lookup)
-    weights = model.model.decoder.unstack(model.params)
-    writers: dict[str, Write] = {
-        name: lambda x, n, draft=draft: generate(model.model, weights, x, n, draft=draft).tokens
-        for name, draft in drafts.items()
-    }
-    if not options.no_peer:
-        writers = {"transformers": transformers_eager(model)} | writers
-    text = _texts(encode, options.prompt, max(options.batches))
-    for batch in options.batches:
-        timed(writers, text[:batch], options.tokens, options.repeats)
+class Queued(NamedTuple):
+    """How long a list of prompts took.
+
+    Attributes:
+      name: "static batches" or "queue".
+      seconds: the least of the repeats, prompts included.
+      rounds: passes of the model over a batch.
+      equal: texts that equal those of one prompt at a time.
+    """
+
+    name: str
+    seconds: float
+    rounds: int
+    equal: int
 
 
 def timed(
     writers: dict[str, Write], prompts: Int[HostArray, "B P"], tokens: int, repeats: int
 ) -> None:
-    """Times every writer and prints a line for each; the first one is the reference."""
+    """Times every writer and prints a line for each; the first one is the reference.
+
+    A figure is the time of a token after the prompt: the least of several interleaved repeats, less
+    that of one token.
+    """
     least = {(name, n): math.inf for name in writers for n in (1, tokens)}
     found: dict[str, list[HostArray]] = {}
     for repeat in range(repeats + 1):  # the first one compiles
@@ -90,56 +65,74 @@ def timed(
         )
 
 
-def transformers_eager(model: Pretrained) -> Write:
-    """Greedy generation by transformers in float32, with as many threads as there are cores.
+def timed_queue(
+    model: Model,
+    weights: PyTree,
+    prompts: Int[HostArray, "M P"],
+    limits: list[int],
+    slots: int,
+    draft: Draft | None = None,
+    repeats: int = 3,
+) -> list[Queued]:
+    """Times a queue whose slots are refilled, and batches that wait for their longest text.
+
+    Args:
+      model: with a decoder.
+      weights: parameters, or those of `decoder.unstack`.
+      prompts: int32 `[M, P]`.
+      limits: tokens to write after each.
+      slots: rows that run at once, and rows of a batch.
+      draft: as in `generate`.
+      repeats: interleaved; the least time counts.
+
+    Returns:
+      `Queued` of static batches and of the queue.
+    """
+
+    def write(first: int, last: int) -> Generated:
+        part = slice(first, last)
+        return generate(model, weights, prompts[part], limits[part], draft=draft, slots=slots)
+
+    def batches(size: int) -> list[Generated]:
+        return [write(k, k + size) for k in range(0, len(prompts), size)]
+
+    programs = {"static batches": slots, "queue": len(prompts)}
+    alone = [text for part in batches(1) for text in part.tokens]
+    least, found = dict.fromkeys(programs, math.inf), dict[str, list[Generated]]()
+    for repeat in range(repeats + 1):  # the first one compiles
+        for name, size in programs.items():
+            start = time.perf_counter()
+            found[name] = batches(size)
+            if repeat:
+                least[name] = min(least[name], time.perf_counter() - start)
+    results: list[Queued] = []
+    for name, parts in found.items():
+        texts = [text for part in parts for text in part.tokens]
+        equal = sum(map(np.array_equal, texts, alone))
+        rounds = sum(part.total_rounds for part in parts)
+        results.append(Queued(name, least[name], rounds, equal))
+    return results
+
+
+def geometric_lengths(count: int, mean: float, seed: int = 0) -> list[int]:
+    """Numbers of tokens with a geometric distribution, at most 8 times the mean.
+
+    Example:
+      >>> geometric_lengths(4, 16.0)
+      [11, 16, 1, 1]
+    """
+    lengths = np.random.default_rng(seed).geometric(1 / mean, count)
+    return np.minimum(lengths, math.ceil(8 * mean)).tolist()
+
+
+def library_texts(
+    encode: Callable[[str], list[int]], length: int, count: int
+) -> Int[HostArray, "B P"]:
+    """The first tokens of pieces of Python's standard library.
 
     Raises:
-      ImportError: PyTorch or transformers is not installed.
+      ValueError: there are fewer pieces.
     """
-    try:
-        import torch  # pyright: ignore[reportMissingImports]
-        import transformers  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise ImportError("the peer needs PyTorch and transformers, or --no-peer") from error
-    torch.set_num_threads(cores())
-    with tempfile.TemporaryDirectory() as folder:
-        path = to_hf(Path(folder) / "model", model.settings, model.params)
-        load: Any = transformers.AutoModelForCausalLM
-        peer = load.from_pretrained(path, dtype=torch.float32).eval()
-    peer.generation_config.eos_token_id = None
-    peer.generation_config.pad_token_id = 0
-
-    def write(prompts: Int[HostArray, "B P"], tokens: int) -> list[Int[HostArray, "_"]]:
-        given = torch.from_numpy(prompts.astype(np.int64))
-        with torch.inference_mode():
-            text = peer.generate(
-                given,
-                attention_mask=torch.ones_like(given),
-                max_new_tokens=tokens,
-                do_sample=False,
-            )
-        return list(text[:, prompts.shape[1] :].numpy())
-
-    return write
-
-
-def _opened(model: str | None) -> tuple[Pretrained, Callable[[str], list[int]]]:
-    if model is None:
-        settings = CausalLM(width=512, depth=8, heads=8, kv_heads=4, hidden=1408)
-        built = settings.build(Tokens(4096), 4096)
-        params = built.init(jax.random.key(0))
-        read = Pretrained(settings, 4096, built, params, "LlamaForCausalLM", {})
-        return read, lambda text: Bytes().encode(text)
-    if model.endswith(".gguf"):
-        from dynexit.data.tokenizers.gguf import from_gguf as tokenizer
-
-        return from_gguf(model), tokenizer(model).encode
-    from dynexit.data.tokenizers.subwords import from_folder
-
-    return from_hf(model), from_folder(model).encode
-
-
-def _texts(encode: Callable[[str], list[int]], length: int, count: int) -> Int[HostArray, "B P"]:
     files = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
     rows: list[list[int]] = []
     for file in files:
@@ -148,8 +141,4 @@ def _texts(encode: Callable[[str], list[int]], length: int, count: int) -> Int[H
             rows.append(list(tokens[:length]))
         if len(rows) == count:
             return np.array(rows, np.int32)
-    raise ValueError(f"`--batches` must be at most {len(rows)}, the texts that there are")
-
-
-if __name__ == "__main__":
-    main()
+    raise ValueError(f"`count` must be at most {len(rows)}, the texts that there are, got {count}")

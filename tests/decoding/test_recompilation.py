@@ -22,7 +22,9 @@ CALLS, WARM, MIB = 1000, 100, 2**20
 def one_call(random, kind):
     """`generate` with other prompts, limits, queue, threshold, temperature and stop token."""
     count = random.integers(5, 7)  # queues of 5 and 6 share a program
-    prompts = [random.integers(0, 256, random.integers(1, 40)) for _ in range(count)]
+    # the longest prompt decides the room and the chunk, which are rounded up
+    lengths = [random.integers(33, 41), *random.integers(1, 41, count - 1)]
+    prompts = [random.integers(0, 256, length) for length in lengths]
     limits = random.integers(1, 6, count).tolist()
     draft = EarlyExit(1, 2) if kind == "drafts" else None
     given = dict(sampling=Sampling(float(random.uniform(0.5, 2))), key=jax.random.key(0))

@@ -20,7 +20,7 @@ from dynexit.evaluation.reports.depth_html import TokenView, depth_page
 from dynexit.runs.experiment_file import SettingsError
 from dynexit.runs.generation.options import draft_of, exits_of
 from dynexit.runs.generation.terminal import Printer
-from dynexit.runs.generation.writing import Piece, Summary, Writing
+from dynexit.runs.generation.writing import Piece, Summary, Writing, measured_choice
 from dynexit.runs.language import load_language
 
 LANGUAGE = tiny_language()
@@ -201,12 +201,47 @@ def test_the_command(folder, tmp_path, capsys, monkeypatch):
     assert page.read_text().count('class="token') == len(pieces)
 
 
+def test_measured_drafts_are_used_and_named(folder, capsys, monkeypatch):
+    Speed, given = dx.decoding.Measured, {}
+    fast = Speed(dx.decoding.PromptLookup(2), None, 1, 30.0, 0.5, 0.6, 1)
+    choice = dx.decoding.Choice(fast, (Speed(None, None, 1, 20.0, None, 1.0, 1), fast), 1)
+
+    def measured(model, params, prompts, limit, **more):
+        given.update(more, limit=limit, prompts=prompts)
+        return choice
+
+    monkeypatch.setattr("dynexit.runs.generation.writing.tune", measured)
+    words = ["--prompt", "def", "--max-tokens", "3", "--draft", "auto"]
+    assert main(["generate", str(folder), *words]) == 0
+    line, *_, last = capsys.readouterr().err.splitlines()
+    assert line == f"--draft auto: {choice}" and "PromptLookup(2, 3)" in line
+    assert "accepted drafts a round" in last
+    assert given["limit"] == 3 and given["slots"] == 1 and given["log_probabilities"]
+
+
+@pytest.mark.slow
+def test_drafts_are_measured_with_the_program_that_writes(capsys):
+    from dynexit.decoding.program import run_rounds
+
+    choice = measured_choice(LANGUAGE, PROMPT, max_tokens=8)
+    assert [m.name for m in choice.measured] == [
+        "plain",
+        "EarlyExit(1, 4)",
+        "PromptLookup(8, 3)",
+    ]
+    before = run_rounds._cache_size()
+    list(Writing(LANGUAGE, PROMPT, max_tokens=8, draft=choice.draft))
+    assert run_rounds._cache_size() == before
+
+
 REFUSED = {
     "--prompt must be given": [],
     "--prompt takes a text": ["--prompt"],
     "temperature must be": ["--prompt", "-x", "--temperature", "-1"],
     "go together": ["--prompt=--x", "--draft", "early_exit"],
     "do not go together": ["--prompt", "a", "--draft", "prompt_lookup", "--exits", "1"],
+    "do not go together: drafts": ["--prompt", "a", "--draft", "auto", "--exits", "1"],
+    "--draft-tokens is for": ["--prompt", "a", "--draft", "auto", "--draft-tokens", "2"],
     "must be a run folder": ["--prompt", "a"],
 }
 

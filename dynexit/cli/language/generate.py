@@ -3,10 +3,10 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from dynexit.cli.language.options import DRAFT, decoding_of, language_of
 from dynexit.cli.language.options import FLAGS as DECODING
-from dynexit.cli.language.options import decoding_of, language_of
 from dynexit.cli.options import Flag, parse
 from dynexit.cli.positional import split
 from dynexit.runs.experiment_file import SettingsError
@@ -22,6 +22,10 @@ FLAGS = (
     Flag("seed", int, 0, "of what is drawn"),
     Flag("html", str | None, None, "also write a page with the depth of each token"),
     Flag("no_color", bool, False, "no colours on a terminal"),
+    DRAFT._replace(
+        type=Literal["none", "early_exit", "prompt_lookup", "auto"],
+        help=f"{DRAFT.help}; auto measures them on the prompt, and takes the fastest",
+    ),
     *DECODING,
 )
 
@@ -47,7 +51,7 @@ def generate(argv: Sequence[str]) -> int:
     from dynexit.decoding.sampling import Sampling
     from dynexit.evaluation.reports.depth_html import TokenView, depth_page
     from dynexit.runs.generation.terminal import Printer
-    from dynexit.runs.generation.writing import Writing
+    from dynexit.runs.generation.writing import Writing, measured_choice
 
     names = "temperature", "top_k", "top_p", "min_p"
     sampling = Sampling(**{name: options[name] for name in names})
@@ -56,16 +60,14 @@ def generate(argv: Sequence[str]) -> int:
     draft, exits = decoding_of(options)
     language = language_of(words[0], options)
     text = sys.stdin.read() if prompt == "-" else prompt
+    given: dict[str, Any] = {name: options[name] for name in ("max_tokens", "seed")}
+    given["sampling"] = sampling
     try:
-        writing = Writing(
-            language,
-            text,
-            max_tokens=options["max_tokens"],
-            sampling=sampling,
-            seed=options["seed"],
-            draft=draft,
-            exits=exits,
-        )
+        if options["draft"] == "auto":
+            choice = measured_choice(language, text, **given)
+            print(f"--draft auto: {choice}", file=sys.stderr)
+            draft = choice.draft
+        writing = Writing(language, text, draft=draft, exits=exits, **given)
     except (TypeError, ValueError) as error:
         raise SettingsError(str(error)) from error
     decoder: Any = language.model.decoder

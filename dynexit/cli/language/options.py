@@ -10,14 +10,14 @@ if TYPE_CHECKING:
     from dynexit.decoding.exits import Exits
     from dynexit.runs.language import LanguageModel
 
+DRAFT = Flag(
+    "draft",
+    Literal["none", "early_exit", "prompt_lookup"],
+    "none",
+    "where drafts come from: the first blocks of the model, or the text so far; the text does not "
+    "change",
+)
 FLAGS = (
-    Flag(
-        "draft",
-        Literal["none", "early_exit", "prompt_lookup"],
-        "none",
-        "where drafts come from: the first blocks of the model, or the text so far; the text "
-        "does not change",
-    ),
     Flag("draft_exit", int | None, None, "with --draft early_exit: blocks that draft"),
     Flag("draft_tokens", int | None, None, "drafts of a round"),
     Flag("exits", tuple[int, ...], (), "blocks after which tokens may exit; the text changes"),
@@ -29,7 +29,7 @@ FLAGS = (
 
 
 def decoding_of(options: Options) -> "tuple[Draft | None, Exits | None]":
-    """The drafts and exits.
+    """The drafts and exits; no drafts with "auto", which needs a prompt.
 
     Raises:
       SettingsError: options that do not go together.
@@ -37,9 +37,11 @@ def decoding_of(options: Options) -> "tuple[Draft | None, Exits | None]":
     from dynexit.runs.experiment_file import SettingsError
     from dynexit.runs.generation.options import draft_of, exits_of
 
-    draft = draft_of(options["draft"], options["draft_exit"], options["draft_tokens"])
+    auto = options["draft"] == "auto"
+    kind = "none" if auto else options["draft"]
+    draft = draft_of(kind, options["draft_exit"], options["draft_tokens"])
     exits = exits_of(options["exits"], options["threshold"])
-    if draft is not None and exits is not None:
+    if (auto or draft is not None) and exits is not None:
         raise SettingsError("--draft and --exits do not go together: drafts are verified")
     return draft, exits
 

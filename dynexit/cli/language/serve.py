@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
+from dynexit.cli.language.options import DRAFT, decoding_of, language_of
 from dynexit.cli.language.options import FLAGS as DECODING
-from dynexit.cli.language.options import decoding_of, language_of
 from dynexit.cli.options import Flag, parse
 from dynexit.cli.positional import split
 from dynexit.runs.experiment_file import SettingsError
@@ -17,6 +17,7 @@ FLAGS = (
     Flag("room", int | None, None, "tokens of a request at most; by default the context"),
     Flag("waiting", int, 64, "requests that may wait; further ones are refused with 429"),
     Flag("drain_seconds", float, 60.0, "that requests may take to end after SIGTERM"),
+    DRAFT,
     *DECODING,
 )
 

@@ -1,0 +1,111 @@
+"""Decoding beside other libraries, and a queue beside static batches, with the same weights.
+
+    python -m dynexit.runs.generation.benchmark --batches 1 8      # random weights, 8 x 512
+    python -m dynexit.runs.generation.benchmark --model MODEL --exit 2 --lookup 6
+    python -m dynexit.runs.generation.benchmark --queue 64 --slots 8 --mean 48
+
+MODEL is a run folder, a folder of transformers or a GGUF file. Prompts are pieces of Python's
+standard library.
+"""
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from dynexit.bench.generation import (
+    Write,
+    geometric_lengths,
+    library_texts,
+    timed,
+    timed_queue,
+)
+from dynexit.bench.generation_peers import peers
+from dynexit.core.data import Tokens
+from dynexit.data.tokenizers.bytes import Bytes
+from dynexit.decoding.drafts import Draft, EarlyExit, PromptLookup
+from dynexit.decoding.generate import generate
+from dynexit.models.language.settings import CausalLM
+from dynexit.runs.language import LanguageModel, load_language
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Prints a line for each library and each kind of draft.
+
+    Args:
+      argv: options; None for those of the process.
+    """
+    parser = argparse.ArgumentParser(description="Decoding beside other libraries.")
+    parser.add_argument("--model", help="a run folder, a folder of transformers or a GGUF file")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--prompt", type=int, default=32, help="tokens of a prompt")
+    parser.add_argument("--tokens", type=int, default=49, help="tokens to write")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--exit", type=int, default=0, help="blocks that draft")
+    parser.add_argument("--drafts", type=int, default=4, help="drafts of these blocks in a round")
+    parser.add_argument("--lookup", type=int, default=0, help="drafts of prompt lookup in a round")
+    parser.add_argument("--no-peer", action="store_true", help="without other libraries")
+    parser.add_argument("--queue", type=int, default=0, help="prompts of a queue, timed instead")
+    parser.add_argument("--slots", type=int, default=8, help="rows of the queue that run at once")
+    parser.add_argument("--mean", type=float, default=48, help="tokens of the queue, on average")
+    options = parser.parse_args(argv)
+    language = _random() if options.model is None else load_language(options.model)
+    drafts: dict[str, Draft | None] = {"plain": None}
+    if options.exit:
+        name = f"{options.exit} blocks, {options.drafts} drafts"
+        drafts[name] = EarlyExit(options.exit, options.drafts)
+    if options.lookup:
+        drafts[f"prompt lookup, {options.lookup} drafts"] = PromptLookup(options.lookup)
+    decoder: Any = language.model.decoder
+    weights = decoder.unstack(language.params)
+    if options.queue:
+        _queue(language, weights, drafts, options)
+        return
+    writers: dict[str, Write] = {
+        name: lambda x, n, draft=draft: generate(language.model, weights, x, n, draft=draft).tokens
+        for name, draft in drafts.items()
+    }
+    if not options.no_peer:
+        more = options.exit, options.drafts, options.lookup
+        writers = peers(_settings(decoder), language.params, *more) | writers
+    text = library_texts(language.tokenizer.encode, options.prompt, max(options.batches))
+    for batch in options.batches:
+        timed(writers, text[:batch], options.tokens, options.repeats)
+
+
+def _queue(language: LanguageModel, weights: Any, drafts: dict[str, Draft | None], of: Any) -> None:
+    prompts = library_texts(language.tokenizer.encode, of.prompt, of.queue)
+    limits = geometric_lengths(of.queue, of.mean)
+    print(f"{of.queue} prompts, {sum(limits)} tokens of {min(limits)} to {max(limits)} each")
+    for name, draft in drafts.items():
+        given = prompts, limits, of.slots, draft, of.repeats
+        static, queue = timed_queue(language.model, weights, *given)
+        for found in (static, queue):
+            print(
+                f"{of.slots} slots, {name:24s} {found.name:14s} {found.seconds:8.2f} s, "
+                f"{sum(limits) / found.seconds:8.1f} tokens/s, {found.rounds:5d} rounds, "
+                f"{static.seconds / found.seconds:5.2f} times static batches, "
+                f"{found.equal} of {of.queue} texts equal",
+                flush=True,
+            )
+
+
+def _random() -> LanguageModel:
+    settings = CausalLM(width=512, depth=8, heads=8, kv_heads=4, hidden=1408)
+    model = settings.build(Tokens(4096), 4096)
+    return LanguageModel("random", model, model.init(jax.random.key(0)), Bytes())
+
+
+def _settings(decoder: Any) -> CausalLM:
+    found = getattr(decoder, "settings", None)
+    if not isinstance(found, CausalLM):
+        raise TypeError(
+            "`--model` must be a dx.models.CausalLM, which other libraries can read, or add "
+            f"--no-peer; got {type(decoder).__name__}"
+        )
+    return found
+
+
+if __name__ == "__main__":
+    main()
