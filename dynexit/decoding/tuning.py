@@ -191,15 +191,16 @@ def tune(
     samplings = checked_samplings(sampling, len(given))
     tried = _checked_candidates(default_candidates(inner) if candidates is None else candidates)
     several = [len(given)] if slots is None else np.atleast_1d(slots).tolist()
-    grid = list(itertools.product(tried, dict.fromkeys(several)))
-    least, found = [math.inf] * len(grid), [list[Written]()] * len(grid)
-    for _, (k, (candidate, rows)) in itertools.product(range(repeats), enumerate(grid)):
+    room = max(len(p) + n for p, n in zip(given, limits, strict=True))
+
+    def write(candidate: Draft | Exits | None, slots: int) -> tuple[float, list[Written]]:
+        """Seconds of one run and its texts; the cache is freed at the end."""
         exits = isinstance(candidate, Exits)
         session = Session(
             inner,
             weights,
-            slots=rows,
-            room=max(len(p) + n for p, n in zip(given, limits, strict=True)),
+            slots=slots,
+            room=room,
             queue=len(given),
             draft=None if exits else candidate,
             exits=candidate if exits else None,
@@ -215,8 +216,13 @@ def tune(
         start = time.perf_counter()
         session.run()
         jax.block_until_ready(session.carry.rounds)
-        least[k] = min(least[k], time.perf_counter() - start)
-        found[k] = session.progress()
+        return time.perf_counter() - start, session.progress()
+
+    grid = list(itertools.product(tried, dict.fromkeys(several)))
+    least, found = [math.inf] * len(grid), [list[Written]()] * len(grid)
+    for _, k in itertools.product(range(repeats), range(len(grid))):
+        seconds, found[k] = write(*grid[k])
+        least[k] = min(least[k], seconds)
     greedy = all(rule.temperature == 0 for rule in samplings)
     wanted = found[0] if greedy else None
     measured = tuple(

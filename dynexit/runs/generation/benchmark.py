@@ -9,6 +9,7 @@ standard library.
 """
 
 import argparse
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -76,7 +77,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _queue(language: LanguageModel, weights: Any, drafts: dict[str, Draft | None], of: Any) -> None:
     prompts = library_texts(language.tokenizer.encode, of.prompt, of.queue)
-    limits = geometric_lengths(of.queue, of.mean)
+    decoder: Any = language.model.decoder
+    most = math.inf if decoder.context is None else decoder.context - of.prompt
+    limits = [int(min(n, most)) for n in geometric_lengths(of.queue, of.mean)]
     print(f"{of.queue} prompts, {sum(limits)} tokens of {min(limits)} to {max(limits)} each")
     for name, draft in drafts.items():
         given = prompts, limits, of.slots, draft, of.repeats
