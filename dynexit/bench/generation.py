@@ -27,7 +27,7 @@ class Queued(NamedTuple):
       name: "static batches" or "queue".
       seconds: the least of the repeats, prompts included.
       rounds: passes of the model over a batch.
-      equal: texts that equal those of one prompt at a time.
+      equal: texts that equal those of one prompt at a time, without drafts.
     """
 
     name: str
@@ -89,15 +89,13 @@ def timed_queue(
       `Queued` of static batches and of the queue.
     """
 
-    def write(first: int, last: int) -> Generated:
-        part = slice(first, last)
-        return generate(model, weights, prompts[part], limits[part], draft=draft, slots=slots)
-
     def batches(size: int) -> list[Generated]:
-        return [write(k, k + size) for k in range(0, len(prompts), size)]
+        parts = [slice(k, k + size) for k in range(0, len(prompts), size)]
+        write = lambda x, n: generate(model, weights, x, n, draft=draft, slots=slots)
+        return [write(prompts[part], limits[part]) for part in parts]
 
     programs = {"static batches": slots, "queue": len(prompts)}
-    alone = [text for part in batches(1) for text in part.tokens]
+    alone = generate(model, weights, prompts, limits, slots=1).tokens
     least, found = dict.fromkeys(programs, math.inf), dict[str, list[Generated]]()
     for repeat in range(repeats + 1):  # the first one compiles
         for name, size in programs.items():

@@ -64,13 +64,13 @@ def test_a_choice_is_a_table_and_a_line():
 def test_candidates_write_the_same_text_and_their_programs_serve_generate():
     given = dict(stop=[256], chunk=16)
     choice = tune(
-        MODEL, PARAMS, PROMPTS, 6, candidates=[EarlyExit(1, 2)], tokens=4, repeats=1, **given
+        MODEL, PARAMS, PROMPTS, 6, candidates=[PromptLookup(2)], tokens=4, repeats=1, **given
     )
-    assert [m.name for m in choice.measured] == ["plain", "EarlyExit(1, 2)"]
+    assert [m.name for m in choice.measured] == ["plain", "PromptLookup(2, 3)"]
     assert all(m.tokens_per_second > 0 and m.equal == 3 for m in choice.measured)
-    plain, early = choice.measured
-    assert plain.acceptance is None and 0 <= early.acceptance <= 1
-    assert early.rounds_per_token <= plain.rounds_per_token
+    plain, copied = choice.measured
+    assert plain.acceptance is None and 0 <= copied.acceptance <= 1
+    assert copied.rounds_per_token <= plain.rounds_per_token
     before = run_rounds._cache_size()
     found = generate(MODEL, PARAMS, PROMPTS, 6, draft=choice.draft, slots=choice.slots, **given)
     assert run_rounds._cache_size() == before and len(found.tokens) == 3
