@@ -20,7 +20,7 @@ from dynexit.decoding.prompts import checked_limits, checked_stops, listed
 from dynexit.decoding.sampling import GREEDY, Sampling, checked_samplings
 from dynexit.decoding.session import Session, Written, decoder_of
 
-HEAD = ("", "slots", "tokens/s", "times plain", "accepted", "rounds/token", "lossless", "equal")
+HEAD = ("", "slots", "tokens/s", "ratio", "accepted", "rounds", "lossless", "equal")
 
 
 class Measured(NamedTuple):
@@ -97,10 +97,10 @@ class Choice(NamedTuple):
         return self.best.slots
 
     def __str__(self) -> str:
-        best, plain = self.best, fastest(self.measured, True)
+        best, plain = self.best, fastest(self.measured, True).tokens_per_second
         line = f"{best.name}, slots {best.slots}, {best.tokens_per_second:.1f} tokens/s"
         if not best.plain:
-            line += f", {best.tokens_per_second / plain.tokens_per_second:.2f} times plain"
+            line += f", {best.tokens_per_second / plain:.2f} times plain"
         elif other := fastest(self.measured, False):
             line += f"; next {other.name}, slots {other.slots}, {other.tokens_per_second:.1f}"
         if best.acceptance is not None:
@@ -108,12 +108,13 @@ class Choice(NamedTuple):
         return line
 
     def __rich__(self) -> Any:
+        from rich.box import SIMPLE_HEAD
         from rich.table import Table
 
-        table = Table(caption=str(self), caption_justify="left")
-        for k, name in enumerate(HEAD):
-            table.add_column(name, justify="right" if k else "left")
         plain = fastest(self.measured, True).tokens_per_second
+        table = Table(caption=str(self), caption_justify="left", box=SIMPLE_HEAD, padding=0)
+        for k, name in enumerate(HEAD):
+            table.add_column(name, justify="right" if k else "left", no_wrap=True)
         for m in self.measured:
             table.add_row(
                 m.name,
@@ -123,7 +124,7 @@ class Choice(NamedTuple):
                 "-" if m.acceptance is None else f"{m.acceptance:.2f}",
                 f"{m.rounds_per_token:.2f}",
                 "yes" if m.lossless else "no",
-                "-" if m.equal is None else f"{m.equal} of {self.prompts}",
+                "-" if m.equal is None else f"{m.equal}/{self.prompts}",
             )
         return table
 
@@ -195,15 +196,14 @@ def tune(
 
     def write(candidate: Draft | Exits | None, slots: int) -> tuple[float, list[Written]]:
         """Seconds of one run and its texts; the cache is freed at the end."""
-        exits = isinstance(candidate, Exits)
         session = Session(
             inner,
             weights,
             slots=slots,
             room=room,
             queue=len(given),
-            draft=None if exits else candidate,
-            exits=candidate if exits else None,
+            draft=None if isinstance(candidate, Exits) else candidate,
+            exits=candidate if isinstance(candidate, Exits) else None,
             chunk=chunk,
             log_probabilities=log_probabilities,
             key=key,

@@ -189,7 +189,6 @@ def measured_choice(
         [ids],
         _limit(language, len(ids), max_tokens),
         slots=1,
-        repeats=2,
         sampling=sampling,
         key=jax.random.key(seed),
         stop=language.tokenizer.stop,
