@@ -11,7 +11,7 @@ from dynexit.core.decoder import Decoder
 from dynexit.core.shapes import Array, Float, HostArray, Int, Key, PyTree
 from dynexit.core.types import Model
 from dynexit.decoding.drafts import Draft
-from dynexit.decoding.exits import Exits
+from dynexit.decoding.exits.settings import Exits
 from dynexit.decoding.prompts import checked_limits, checked_stops, listed
 from dynexit.decoding.sampling import GREEDY, Sampling
 from dynexit.decoding.session import Session

@@ -17,7 +17,7 @@ from dynexit.core.types import Model
 from dynexit.decoding.checks import checked_stop
 from dynexit.decoding.costs import measured_costs
 from dynexit.decoding.drafts import Draft, EarlyExit, checked_draft
-from dynexit.decoding.exits import Exits, checked_exits
+from dynexit.decoding.exits.settings import Exits, checked_exits
 from dynexit.decoding.plan import Carry, Given, Plan, first_carry
 from dynexit.decoding.program import run_rounds
 from dynexit.decoding.prompts import refuse_unfit_prompts

@@ -53,7 +53,7 @@ def test_a_batch_equals_single_rows(rule, executor):
         assert batch[k].depth.tolist() == alone.depth.tolist()
         final = len(prompt) + LIMIT - 1  # the last token is not run
         for a, b in zip(rows[k], row, strict=True):
-            np.testing.assert_allclose(a[:, :final], b[:, :final], atol=1e-5)
+            np.testing.assert_allclose(a[:, :final], b[:, :final], atol=5e-5)
     assert session.carry.deepest / session.carry.rounds >= np.mean([w.depth.mean() for w in batch])
 
 

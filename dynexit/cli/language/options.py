@@ -7,7 +7,7 @@ from dynexit.cli.options import Flag, Options
 
 if TYPE_CHECKING:
     from dynexit.decoding.drafts import Draft
-    from dynexit.decoding.exits import Exits
+    from dynexit.decoding.exits.settings import Exits
     from dynexit.runs.language import LanguageModel
 
 FLAGS = (

@@ -3,7 +3,7 @@
 from typing import Any
 
 from dynexit.decoding.drafts import Draft, EarlyExit, PromptLookup
-from dynexit.decoding.exits import Exits
+from dynexit.decoding.exits.settings import Exits
 from dynexit.runs.experiment_file import SettingsError
 
 DRAFTS = ("none", "early_exit", "prompt_lookup")

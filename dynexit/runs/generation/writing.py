@@ -11,7 +11,7 @@ import numpy as np
 from dynexit.core.checks import positive_integer
 from dynexit.data.tokenizers.tokenizer import TextStream
 from dynexit.decoding.drafts import Draft
-from dynexit.decoding.exits import Exits
+from dynexit.decoding.exits.settings import Exits
 from dynexit.decoding.sampling import GREEDY, Sampling
 from dynexit.decoding.session import Session
 from dynexit.runs.generation.pace import Pace
