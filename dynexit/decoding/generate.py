@@ -12,6 +12,7 @@ from dynexit.core.shapes import Array, Float, HostArray, Int, Key, PyTree
 from dynexit.core.types import Model
 from dynexit.decoding.drafts import Draft
 from dynexit.decoding.exits.settings import Exits
+from dynexit.decoding.exits.work import Work
 from dynexit.decoding.prompts import checked_limits, checked_stops, listed
 from dynexit.decoding.sampling import GREEDY, Sampling
 from dynexit.decoding.session import Session
@@ -32,6 +33,8 @@ class Generated(NamedTuple):
       total_rounds: rounds of the whole batch, or of the device that ran the most.
       mean_deepest: mean over these rounds of the blocks of the deepest row: a batch whose rows run
         together takes this time, where its rows take that of their mean depth.
+      work: blocks, probes and keys and values of skipped blocks, summed over all tokens; None
+        without exits.
     """
 
     tokens: list[Int[HostArray, "_"]]
@@ -43,6 +46,7 @@ class Generated(NamedTuple):
     accepted: Int[HostArray, "M"]
     total_rounds: int
     mean_deepest: float
+    work: Work | None
 
 
 class Token(NamedTuple):
@@ -267,4 +271,5 @@ def generated(session: Session, index: list[int]) -> Generated:
         counts("accepted"),
         session.rounds,
         session.mean_deepest,
+        session.work(index),
     )

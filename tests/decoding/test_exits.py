@@ -37,6 +37,17 @@ def run(prompts, exits, limit=LIMIT):
     return written, rows, session
 
 
+def rerun(batch, window=3):
+    """Blocks that tokens ran again, counted row by row."""
+    total = 0
+    for prompt, written in zip(PROMPTS, batch, strict=True):
+        pending = len(prompt) if len(prompt) <= window else 1  # a short prompt runs in the window
+        for place, depth in enumerate(written.depth):
+            total += (pending - 1) * depth if place else 0
+            pending = 1 if depth == N else pending + 1
+    return total
+
+
 @pytest.mark.slow_cases("recompute-masked", "skip-masked", "propagate-compacted")
 @pytest.mark.parametrize("executor", ["masked", "compacted"])
 @pytest.mark.parametrize("rule", ["propagate", "recompute", "skip"])
@@ -47,6 +58,7 @@ def test_a_batch_equals_single_rows(rule, executor):
     batch, rows, session = run(PROMPTS, exits)
     depths = {int(d) for w in batch for d in w.depth}
     assert depths == {1, 2, 3}  # the threshold tells tokens apart
+    assert session.work().reruns == (rerun(batch) if rule == "recompute" else 0)
     for k, prompt in enumerate(PROMPTS[:2]):
         (alone,), (row,), _ = run([prompt], Exits((1, 2), likely(0.6), rule, window=3))
         assert batch[k].tokens.tolist() == alone.tokens.tolist()

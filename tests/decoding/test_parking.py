@@ -74,8 +74,24 @@ def test_rows_that_wait_write_the_same(rule, criterion):
     while parked.busy:
         parked.run(2)  # rows wait from one call to the next
     assert texts(plain) == texts(parked)
-    depths = {d for _, depth, _ in texts(plain) for d in depth}
+    every = [d for _, depth, _ in texts(plain) for d in depth]
+    if rule == "propagate":
+        wanted = counts_of(every, criterion == "probability")
+        for work in (plain.work(), parked.work()):
+            assert {name: getattr(work, name) for name in wanted} == wanted
+            assert (work.tokens, work.blocks) == (len(every), sum(every))
+    depths = set(every)
     assert depths == ({1, 2, 3} if criterion == "probability" else {2, 3})
+
+
+def counts_of(depths, reads_logits):
+    """A Python count of what `Work` sums, with `propagate` and exits after blocks 1 and 2."""
+    probes = readouts = fills = 0
+    for depth in depths:
+        probes += depth
+        readouts += depth if reads_logits else 1
+        fills += N - depth
+    return dict(probes=probes, readouts=readouts, fills=fills, reruns=0)
 
 
 def deep_places(row):

@@ -9,6 +9,7 @@ from dynexit.decoding.exits.segments import (
     round_state,
     run_segments,
 )
+from dynexit.decoding.exits.work import counted, exit_of
 from dynexit.decoding.plan import Carry, Given, Plan
 from dynexit.decoding.rounds import Drafted, accepted, next_round, rows_of
 
@@ -30,6 +31,11 @@ def exit_round(plan: Plan, given: Given, carry: Carry) -> Carry:
     if exits.cache == "propagate":
         cache = propagated(plan, given, halted, rows.live, positions, bounds)
     logits = exit_logits(plan, given, halted.output, reading.deferred)
+    readouts = jnp.ones_like(depth) if reading.deferred else exit_of(plan, depth) + 1
+    again = pending.sum(1, dtype=jnp.int32) - 1
+    prompt = carry.requests.prompt.at[carry.of].get(mode="clip")
+    again = jnp.where(rows.known == prompt, 0, again)  # a short prompt is read here
+    carry = counted(plan, carry, rows.live, depth, readouts, again)
     drafted = Drafted(tokens[:, :1], jnp.zeros(plan.slots, jnp.int32), None, None)
     ahead = rows._replace(filled=rows.known - 1)
     carry = accepted(plan, carry._replace(cache=cache), ahead, drafted, logits, 0, depth)

@@ -12,6 +12,7 @@ from dynexit.core.checks import positive_integer
 from dynexit.data.tokenizers.tokenizer import TextStream
 from dynexit.decoding.drafts import Draft
 from dynexit.decoding.exits.settings import Exits
+from dynexit.decoding.exits.work import Work
 from dynexit.decoding.sampling import GREEDY, Sampling
 from dynexit.decoding.session import Session
 from dynexit.runs.generation.pace import Pace
@@ -47,6 +48,7 @@ class Summary(NamedTuple):
       depths: depth -> tokens, rising.
       rounds: passes of the model.
       drafted, accepted: drafts, and those that were right.
+      work: what exits took; None without exits.
     """
 
     tokens: int
@@ -57,6 +59,7 @@ class Summary(NamedTuple):
     rounds: int
     drafted: int
     accepted: int
+    work: Work | None = None
 
     @property
     def mean_depth(self) -> float:
@@ -159,6 +162,7 @@ class Writing:
             self._last.rounds,
             self._last.drafted,
             self._last.accepted,
+            self._session.work(),
         )
 
 
