@@ -71,7 +71,7 @@ class Given(NamedTuple):
 
     Attributes:
       weights: of `Decoder.unstack`; with a draft head, its block after the others.
-      among: int32 `[M]`, tokens that may be drafted, or None for all.
+      among: int32 `[M]`, tokens that may be drafted, or whose logits exits read; None for all.
       costs: float32 `[K]`, of a round with each of `Plan.lengths`, in any unit.
       criterion: when a token exits, where there are exits.
     """

@@ -126,7 +126,8 @@ class Session:
             if draft is not None:
                 raise ValueError("`exits` must be None where `draft` is given: drafts are verified")
             self.plan = dataclasses.replace(self.plan, exits=checked_exits(exits, self.decoder))
-            self.given = self.given._replace(criterion=exits.criterion)
+            among = None if exits.among is None else jnp.asarray(exits.among, jnp.int32)
+            self.given = self.given._replace(criterion=exits.criterion, among=among)
         self.key = key
         self.added = 0
         self.entries: list[list[int]] = [[] for _ in range(count)]  # requests of each shard
@@ -253,7 +254,7 @@ class Session:
         if self.plan.exits is None:
             return None
         found = [w for w in self.progress() if requests is None or w.request in requests]
-        return work_of(self.plan, self.given.weights, [(w.depth, w.counts) for w in found])
+        return work_of(self.plan, self.given, [(w.depth, w.counts) for w in found])
 
     def end(self, request: int, tokens: int | None = None) -> None:
         """Ends a request now, after its first `tokens` tokens; None for those that it has."""

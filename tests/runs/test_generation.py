@@ -65,6 +65,11 @@ def test_options_of_drafts_and_exits():
             draft_of(*wrong)
     with pytest.raises(SettingsError, match="--threshold goes with"):
         exits_of((), 0.5)
+    with pytest.raises(SettingsError, match="--park goes with"):
+        exits_of((), None, 2)
+    with pytest.raises(SettingsError, match="--park must be at least 0, got -1"):
+        exits_of((1,), None, -1)
+    assert exits_of((1,), None, 2).park == 2
     with pytest.raises(SettingsError, match=r"0\.\.1, got 2"):
         exits_of((1,), 2.0)
 
@@ -96,7 +101,7 @@ def test_a_terminal_has_colours_and_no_control_characters(capsys):
 
 
 def test_what_exits_took_is_printed(capsys):
-    work = Work(4, 8, 6, 6, 8, 0, readout_cost=0.5, fill_cost=0.25)
+    work = Work(4, 8, 6, 6, 8, 0, readout_cost=0.5, fill_cost=0.25, among_cost=0.0)
     for given in (None, work):
         Printer(DEPTH, False).summary(SUMMARY._replace(work=given), drafts=False)
     without, words = capsys.readouterr().err.splitlines()[1::2]

@@ -22,6 +22,13 @@ FLAGS = (
     Flag("draft_tokens", int | None, None, "drafts of a round"),
     Flag("exits", tuple[int, ...], (), "blocks after which tokens may exit; the text changes"),
     Flag("threshold", float | None, None, "with --exits: margin of an exit, 0.9 by default"),
+    Flag(
+        "park",
+        int,
+        0,
+        "with --exits: sweeps that a token waits at the first exit, so that deeper blocks run for "
+        "several requests at once",
+    ),
     Flag("dtype", Literal["float32", "bfloat16"] | None, None, "of the parameters"),
     CHECKPOINT,
     EXPERIMENT,
@@ -38,7 +45,7 @@ def decoding_of(options: Options) -> "tuple[Draft | None, Exits | None]":
     from dynexit.runs.generation.options import draft_of, exits_of
 
     draft = draft_of(options["draft"], options["draft_exit"], options["draft_tokens"])
-    exits = exits_of(options["exits"], options["threshold"])
+    exits = exits_of(options["exits"], options["threshold"], options["park"])
     if draft is not None and exits is not None:
         raise SettingsError("--draft and --exits do not go together: drafts are verified")
     return draft, exits

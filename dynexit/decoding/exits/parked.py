@@ -48,7 +48,8 @@ def parked_round(plan: Plan, given: Given, carry: Carry) -> Carry:
     h, cache = decoder.blocks(
         given.weights, 0, exits.after[0], h, positions, carry.cache, present=present
     )
-    output = exit_output(plan, given.weights, {**state, "h": h}, reading.deferred)
+    read = given.weights, given.among
+    output = exit_output(plan, *read, {**state, "h": h}, reading.deferred)
     exits_here, _ = _at_first_exit(plan, reading, output)
     left, stays = runs & exits_here, runs & ~exits_here
     waits, kept = waits | stays, where_rows(stays, h, parked.state)
@@ -96,7 +97,7 @@ def _deeper(
 
     def run(carry: tuple[Array, Cache, PyTree, Array]) -> tuple[Array, Cache, PyTree, Array]:
         _, cache, output, depth = carry
-        first = exit_output(plan, given.weights, state, reading.deferred)
+        first = exit_output(plan, given.weights, given.among, state, reading.deferred)
         _, memory = _at_first_exit(plan, reading, first)
         rest = reading._replace(criterion=_resumed(reading.criterion, memory))
         halted = run_segments(plan, given, cache, state, rest, bounds)

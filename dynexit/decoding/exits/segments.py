@@ -69,6 +69,8 @@ def reading_of(plan: Plan, given: Given, state: PyTree) -> Reading:
     late = {"logits": shape(logits.shape[2:], logits.dtype)}
     other = {"hidden": jax.tree.map(lambda a: shape(a.shape[2:], a.dtype), hidden)}
     other |= {k: shape((), a.dtype) for k, a in state["output"].items()}
+    if given.among is not None:
+        other["among"] = shape(given.among.shape, logits.dtype)
     if goes_without(criterion, other, late, plan.slots, len(exits.after) + 1):
         return Reading(lacking(criterion, late), True, other)
     return Reading(criterion, False, other | late)
@@ -106,7 +108,7 @@ def run_segments(
     in_order = exits.executor == "masked" or (exits.executor == "auto" and plan.slots == 1)
     apply = functools.partial(_segment, plan, reading.deferred, in_order)
     steps = [
-        Step(Partial(whole, given.weights), Partial(functools.partial(apply, *pair)))
+        Step(Partial(whole, (given.weights, given.among)), Partial(functools.partial(apply, *pair)))
         for pair in itertools.pairwise(bounds)
     ]
     depths, criterion = (1,) * len(steps), reading.criterion
@@ -119,7 +121,7 @@ def _segment(
     in_order: bool,
     first: int,
     last: int,
-    weights: PyTree,
+    weights: tuple[PyTree, Int[Array, "M"] | None],
     i: Array,
     state: PyTree,
     rows: Int[Array, "b"],
@@ -134,16 +136,20 @@ def _segment(
         positions = jnp.where((rows < plan.slots)[:, None], positions, plan.room)
     more = {"present": state["present"]} if "present" in state else {}
     h, cache = plan.decoder.blocks(
-        weights, first, last, state["h"], positions, cache, among, **more
+        weights[0], first, last, state["h"], positions, cache, among, **more
     )
     state = {**state, "h": h}
-    return state, exit_output(plan, weights, state, deferred), cache
+    return state, exit_output(plan, *weights, state, deferred), cache
 
 
-def exit_output(plan: Plan, weights: PyTree, state: PyTree, deferred: bool) -> dict[str, PyTree]:
+def exit_output(
+    plan: Plan, weights: PyTree, among: Int[Array, "M"] | None, state: PyTree, deferred: bool
+) -> dict[str, PyTree]:
     """What a criterion reads of the state after some blocks, leaves `[b, ...]`."""
     hidden = _newest(state["h"], state["newest"])
     output = {**state["output"], "hidden": jax.tree.map(lambda a: a[:, 0], hidden)}
+    if among is not None:
+        output["among"] = plan.decoder.logits_among(weights, hidden, among)[:, 0]
     if not deferred:
         output["logits"] = plan.decoder.logits(weights, hidden)[:, 0]
     return output

@@ -1,10 +1,12 @@
 """Where tokens may exit while decoding."""
 
 import dataclasses
+from typing import Any
 
 from dynexit.core.checks import positive_integer
 from dynexit.core.decoder import Decoder
 from dynexit.core.types import Criterion
+from dynexit.decoding.drafts import refuse_other_tokens
 from dynexit.decoding.exits.plan import CacheRule, ExitPlan
 from dynexit.engine.run import Executor
 
@@ -17,6 +19,10 @@ class Exits:
     `{"logits": [b, V], "hidden": [b, D], "time": [b]}`; time is the fraction of a row's
     `max_tokens` that is written. If it does not read the logits, these are computed once, at the
     exit of each token.
+
+    With `among`, integers `[M]`, the output has the logits of these tokens too, "among" `[b, M]`.
+    A criterion that reads them alone, `dx.criteria.margin_above(0.9, read=...)`, costs M / V of one
+    that reads "logits".
 
     Rules of the cache for the blocks that a token has not run:
       propagate: keys and values are computed from the state with which it exited.
@@ -48,6 +54,8 @@ class Exits:
     """as in `run_until`; "compacted" saves time where the cost of a block rises with the rows"""
     park: int = 0
     """sweeps that a row waits for its deeper blocks at most, not with "recompute"; 0 for none"""
+    among: Any = None
+    """tokens whose logits a criterion reads, such as the most frequent ones; None for none"""
 
 
 def checked_exits(exits: Exits, decoder: Decoder) -> ExitPlan:
@@ -77,6 +85,8 @@ def checked_exits(exits: Exits, decoder: Decoder) -> ExitPlan:
         raise ValueError(
             f"`exits.cache` must be 'propagate', 'recompute' or 'skip', got {exits.cache!r}"
         )
+    if exits.among is not None:
+        refuse_other_tokens(exits.among, "exits.among", decoder.vocabulary)
     window = positive_integer(exits.window, "exits.window") if exits.cache == "recompute" else 1
     park = positive_integer(exits.park, "exits.park, where it is not 0,") if exits.park else 0
     if park and exits.cache == "recompute":

@@ -11,10 +11,10 @@ from dynexit.core.checks import shapes
 from dynexit.core.cost import flops_of
 from dynexit.core.decoder import Decoder
 from dynexit.core.shapes import Array, Bool, HostArray, Int, PyTree
-from dynexit.decoding.plan import Carry, Plan
+from dynexit.decoding.plan import Carry, Given, Plan
 from dynexit.decoding.requests import Counts
 
-_known: dict[tuple[Decoder, int], tuple[float, float]] = {}
+_known: dict[tuple[Decoder, int, int], tuple[float, float, float]] = {}
 
 
 class Work(NamedTuple):
@@ -31,9 +31,10 @@ class Work(NamedTuple):
       reruns: blocks that ran again for tokens that had exited before: "recompute".
       readout_cost: blocks that a readout costs.
       fill_cost: blocks that a fill costs.
+      among_cost: blocks that the logits of `Exits.among` cost, which every probe computes.
 
     Example:
-      >>> work = Work(4, 8, 6, 6, 8, 0, readout_cost=0.5, fill_cost=0.25)
+      >>> work = Work(4, 8, 6, 6, 8, 0, readout_cost=0.5, fill_cost=0.25, among_cost=0.0)
       >>> work.mean_depth, work.probe_blocks, work.cache_blocks
       (2.0, 0.25, 0.5)
     """
@@ -46,6 +47,7 @@ class Work(NamedTuple):
     reruns: int
     readout_cost: float
     fill_cost: float
+    among_cost: float
 
     @property
     def mean_depth(self) -> float:
@@ -54,8 +56,9 @@ class Work(NamedTuple):
 
     @property
     def probe_blocks(self) -> float:
-        """Cost of the readouts beyond one a token, in blocks a token."""
-        return (self.readouts - self.tokens) * self.readout_cost / max(1, self.tokens)
+        """Cost of the logits beyond one readout a token, in blocks a token."""
+        more = (self.readouts - self.tokens) * self.readout_cost + self.probes * self.among_cost
+        return more / max(1, self.tokens)
 
     @property
     def cache_blocks(self) -> float:
@@ -98,14 +101,13 @@ def exit_of(plan: Plan, depth: Int[Array, "S"]) -> Int[Array, "S"]:
     return (depth[:, None] > after[None]).sum(1, dtype=jnp.int32)
 
 
-def work_of(
-    plan: Plan, weights: PyTree, rows: Iterable[tuple[Int[HostArray, "_"], Counts]]
-) -> Work:
+def work_of(plan: Plan, given: Given, rows: Iterable[tuple[Int[HostArray, "_"], Counts]]) -> Work:
     """The work of some requests, given the depths of their tokens and their counts."""
     pairs = list(rows)
     depths = np.concatenate([depth for depth, _ in pairs]) if pairs else np.zeros(0, np.int32)
     total = lambda name: sum(int(getattr(counts, name)) for _, counts in pairs)
-    readout, fill = costs_in_blocks(plan.decoder, weights, plan.room)
+    many = 0 if given.among is None else given.among.size
+    readout, fill, among = costs_in_blocks(plan.decoder, given.weights, plan.room, many)
     return Work(
         tokens=len(depths),
         blocks=int(depths.sum()),
@@ -115,33 +117,45 @@ def work_of(
         reruns=total("reruns"),
         readout_cost=readout,
         fill_cost=fill,
+        among_cost=among,
     )
 
 
-def costs_in_blocks(decoder: Decoder, weights: PyTree, room: int) -> tuple[float, float]:
-    """FLOPs of a readout, and of a fill of one block, over those of a block, for one token.
+def costs_in_blocks(
+    decoder: Decoder, weights: PyTree, room: int, among: int = 0
+) -> tuple[float, float, float]:
+    """FLOPs of a readout, a fill of one block and a short readout over those of a block.
+
+    All are for one token.
 
     Args:
       decoder: the model.
       weights: of `Decoder.unstack`.
       room: positions of the cache, all of which the block attends to.
+      among: tokens of the short readout; 0 for none.
 
     Example:
       >>> import dynexit as dx
       >>> model = dx.models.CausalLM(width=16, depth=2, heads=2).build(dx.Tokens(50), 50)
       >>> weights = model.decoder.unstack(model.init(jax.random.key(0)))
-      >>> readout, fill = costs_in_blocks(model.decoder, weights, 32)
-      >>> 0 < fill < 1 and 0 < readout < 1
+      >>> readout, fill, short = costs_in_blocks(model.decoder, weights, 32, among=5)
+      >>> 0 < fill < 1 and 0 < short < readout < 1
       True
     """
-    if (decoder, room) not in _known:
-        given = shapes(weights)
-        at = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-        state = jax.eval_shape(decoder.embed, given, at, at)
-        cache = jax.eval_shape(lambda w: decoder.empty(w, 1, room), given)
+    key = decoder, room, among
+    if key not in _known:
+        weights, at = shapes(weights), jax.ShapeDtypeStruct((1, 1), jnp.int32)
+        state = jax.eval_shape(decoder.embed, weights, at, at)
+        cache = jax.eval_shape(lambda w: decoder.empty(w, 1, room), weights)
         block = lambda w, h, at, cache: decoder.blocks(w, 0, 1, h, at, cache)[0]
         fill = lambda w, h, at, cache: decoder.fill(w, 0, 1, h, at, cache)
-        unit = flops_of(block, given, state, at, cache)
-        readout = flops_of(decoder.logits, given, state)
-        _known[decoder, room] = readout / unit, flops_of(fill, given, state, at, cache) / unit
-    return _known[decoder, room]
+        unit = flops_of(block, weights, state, at, cache)
+        found = [
+            flops_of(decoder.logits, weights, state),
+            flops_of(fill, weights, state, at, cache),
+        ]
+        tokens = jax.ShapeDtypeStruct((among,), jnp.int32)
+        found.append(flops_of(decoder.logits_among, weights, state, tokens) if among else 0.0)
+        readout, filling, short = (flops / unit for flops in found)
+        _known[key] = readout, filling, short
+    return _known[key]
