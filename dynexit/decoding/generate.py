@@ -32,7 +32,8 @@ class Generated(NamedTuple):
       drafted, accepted: drafts of each row, and those that were right, int32 `[M]`.
       total_rounds: rounds of the whole batch, or of the device that ran the most.
       mean_deepest: mean over these rounds of the blocks of the deepest row: a batch whose rows run
-        together takes this time, where its rows take that of their mean depth.
+        together takes this time, where its rows take that of their mean depth. With `Exits.park` a
+        round in which no row runs deeper blocks counts those before the first exit.
       work: blocks, probes and keys and values of skipped blocks, summed over all tokens; None
         without exits.
     """
