@@ -15,8 +15,9 @@ import numpy as np
 from jax import lax
 
 from dynexit.bench.problems import Cell, Problem
-from dynexit.core.shapes import Array, Int, PyTree
+from dynexit.core.shapes import Array, Int, PyTree, Rows
 from dynexit.core.types import Step
+from dynexit.engine.rows import zeros
 
 MOST_BYTES = 8 * 2**30  # of gathered weights
 
@@ -53,7 +54,7 @@ def vmapped(cell: Cell, problem: Problem, depths: Int[np.ndarray, "B"]) -> Calla
       depths: int32 `[B]`, depth at which each row exits.
 
     Returns:
-      A function without arguments that returns the outputs `[B, C]`.
+      A function without arguments that returns the outputs, leaves `[B, ...]`.
 
     Raises:
       TooLarge: the gathered weights would exceed 8 GiB.
@@ -69,13 +70,16 @@ def vmapped(cell: Cell, problem: Problem, depths: Int[np.ndarray, "B"]) -> Calla
 
 
 @functools.partial(jax.jit, static_argnames="make")
-def _run(params: PyTree, state: Array, depths: Array, make: Callable[[PyTree], Step]) -> Array:
+def _run(params: PyTree, state: Rows, depths: Array, make: Callable[[PyTree], Step]) -> Rows:
     step = make(params)
-    one_row = lambda i, h: jax.tree.map(lambda a: a[0], step.apply(step.select(i), i, h[None]))
 
-    def row(h: Array, depth: Array) -> Array:
+    def one_row(i: Array, h: PyTree) -> PyTree:
+        alone = jax.tree.map(lambda a: a[None], h)
+        return jax.tree.map(lambda a: a[0], step.apply(step.select(i), i, alone))
+
+    def row(h: PyTree, depth: Array) -> PyTree:
         output = jax.eval_shape(one_row, jnp.int32(0), h)[1]
-        start = jnp.int32(0), h, jnp.zeros(output.shape, output.dtype)
+        start = jnp.int32(0), h, zeros(output)
         body = lambda carry: (carry[0] + 1, *one_row(carry[0], carry[1]))
         return lax.while_loop(lambda carry: carry[0] < depth, body, start)[2]
 

@@ -9,12 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from dynexit.core.shapes import Array, Float, Int, PyTree
+from dynexit.core.data import Tokens
+from dynexit.core.shapes import Array, Int, PyTree, Rows
 from dynexit.core.types import Step
 from dynexit.engine.steps import stacked_step, tied_step
+from dynexit.models.language.settings import CausalLM
 
 HEAD = 64  # channels of an attention head
 CLASSES = 10
+VOCABULARY = 256  # of "language"
 DISTRIBUTIONS = ("geometric", "uniform", "bimodal", "together")
 
 
@@ -22,8 +25,8 @@ class Cell(NamedTuple):
     """One network and batch.
 
     Attributes:
-      block: "transformer", "tied" (a transformer with the same weights at every depth), "mixer" or
-        "conv".
+      block: "transformer", "tied" (a transformer with the same weights at every depth), "mixer",
+        "conv" or "language" (a causal language model that scores whole sequences).
       width, tokens: D and L; for "conv" the tokens are a square image.
       depth: N.
       batch: B.
@@ -44,18 +47,19 @@ class Problem(NamedTuple):
     Attributes:
       step: `step(params) -> Step`.
       params: weights; leaves `[N, ...]`, or `[...]` for "tied".
-      state: `[B, L, D]`.
+      state: `[B, L, D]`; for "language" the state of the model, leaves `[B, L, ...]`.
     """
 
     step: Callable[[PyTree], Step]
     params: PyTree
-    state: Float[Array, "B L D"]
+    state: Rows
 
 
 def problem(cell: Cell, seed: int = 0) -> Problem:
     """Random weights and a random batch for a cell.
 
-    A block preserves the scale of its input. Its head is a mean over tokens and a linear map.
+    A block preserves the scale of its input. Its head is a mean over tokens and a linear map, and
+    for "language" the logits of every token, which are computed once a row.
 
     Args:
       cell: the sizes.
@@ -64,6 +68,8 @@ def problem(cell: Cell, seed: int = 0) -> Problem:
     Returns:
       A `Problem`.
     """
+    if cell.block == "language":
+        return _language(cell, seed)
     keys = iter(jax.random.split(jax.random.key(seed), 8))
     layers = 1 if cell.block == "tied" else cell.depth
     weight = lambda *shape: (
@@ -143,6 +149,14 @@ def cells(
         Cell(b, w, tokens, n, size, t)
         for b, w, n, size, t in itertools.product(blocks, widths, depths, batches, dtypes)
     ]
+
+
+def _language(cell: Cell, seed: int) -> Problem:
+    settings = CausalLM(cell.width, cell.depth, max(1, cell.width // HEAD), context=cell.tokens)
+    model = settings.build(Tokens(VOCABULARY), VOCABULARY)
+    params = jax.tree.map(lambda a: a.astype(cell.dtype), model.init(jax.random.key(seed)))
+    tokens = np.random.default_rng(seed).integers(0, VOCABULARY, (cell.batch, cell.tokens))
+    return Problem(model.steps, params, model.embed(params, jnp.asarray(tokens, jnp.int32)))
 
 
 def _norm(x: Array) -> Array:

@@ -74,11 +74,16 @@ def full_programs(cell: Cell, make: Make) -> dict[str, Any]:
     for tile in FULL_TILES:
         if tile < cell.batch and cell.batch % tile == 0:
             programs[f"full tiled {tile}"] = jax.jit(
-                lambda p, h, t=tile: lax.map(
-                    lambda x: full(p, x), h.reshape(-1, t, *h.shape[1:])
-                ).reshape(cell.batch, -1)
+                lambda p, h, t=tile: jax.tree.map(
+                    lambda a: a.reshape(cell.batch, *a.shape[2:]),
+                    lax.map(lambda x: full(p, x), jax.tree.map(lambda a: _cut(a, t), h)),
+                )
             )
     return programs
+
+
+def _cut(a: Array, tile: int) -> Array:
+    return a.reshape(-1, tile, *a.shape[1:])
 
 
 def executors(batch: int, exhaustive: bool) -> dict[str, Choice]:

@@ -12,7 +12,7 @@ from dynexit.runs.experiment_file import SettingsError
 from dynexit.runs.pipeline import hardware, log
 from dynexit.runs.run_folder import versions
 
-BLOCKS = ("transformer", "tied", "mixer", "conv")
+BLOCKS = ("transformer", "tied", "mixer", "conv", "language")
 DISTRIBUTIONS = ("geometric", "uniform", "bimodal", "together")
 PEERS = ("torch", "masked")
 SUITE = Flag(

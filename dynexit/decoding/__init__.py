@@ -7,7 +7,8 @@ from dynexit._lazy import attach
 if TYPE_CHECKING:
     from dynexit.decoding.drafts import EarlyExit as EarlyExit
     from dynexit.decoding.drafts import PromptLookup as PromptLookup
-    from dynexit.decoding.exits import Exits as Exits
+    from dynexit.decoding.exits.settings import Exits as Exits
+    from dynexit.decoding.exits.work import Work as Work
     from dynexit.decoding.generate import Generated as Generated
     from dynexit.decoding.generate import Token as Token
     from dynexit.decoding.generate import generate as generate

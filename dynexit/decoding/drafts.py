@@ -81,13 +81,22 @@ def checked_draft(draft: Draft | None, decoder: Decoder) -> None:
             f"blocks, got {draft.exit}"
         )
     if draft.among is not None:
-        among = np.asarray(draft.among)
-        bad = among.ndim != 1 or not among.size or not np.issubdtype(among.dtype, np.integer)
-        if bad or among.min() < 0 or among.max() >= decoder.vocabulary:
-            raise ValueError(
-                f"`draft.among` must be integers [M] in 0..{decoder.vocabulary - 1}, "
-                f"got {among.dtype}{list(among.shape)}"
-            )
+        refuse_other_tokens(draft.among, "draft.among", decoder.vocabulary)
+
+
+def refuse_other_tokens(tokens: Any, name: str, vocabulary: int) -> None:
+    """Refuses what is no list of token ids.
+
+    Raises:
+      ValueError: other than integers `[M]` in 0..V-1; the argument is named.
+    """
+    among = np.asarray(tokens)
+    bad = among.ndim != 1 or not among.size or not np.issubdtype(among.dtype, np.integer)
+    if bad or among.min() < 0 or among.max() >= vocabulary:
+        raise ValueError(
+            f"`{name}` must be integers [M] in 0..{vocabulary - 1}, "
+            f"got {among.dtype}{list(among.shape)}"
+        )
 
 
 def looked_up(

@@ -11,7 +11,8 @@ from dynexit.core.decoder import Decoder
 from dynexit.core.shapes import Array, Float, HostArray, Int, Key, PyTree
 from dynexit.core.types import Model
 from dynexit.decoding.drafts import Draft
-from dynexit.decoding.exits import Exits
+from dynexit.decoding.exits.settings import Exits
+from dynexit.decoding.exits.work import Work
 from dynexit.decoding.prompts import checked_limits, checked_stops, listed
 from dynexit.decoding.sampling import GREEDY, Sampling, checked_samplings
 from dynexit.decoding.session import Session
@@ -31,7 +32,10 @@ class Generated(NamedTuple):
       drafted, accepted: drafts of each row, and those that were right, int32 `[M]`.
       total_rounds: rounds of the whole batch, or of the device that ran the most.
       mean_deepest: mean over these rounds of the blocks of the deepest row: a batch whose rows run
-        together takes this time, where its rows take that of their mean depth.
+        together takes this time, where its rows take that of their mean depth. With `Exits.park` a
+        round in which no row runs deeper blocks counts those before the first exit.
+      work: blocks, probes and keys and values of skipped blocks, summed over all tokens; None
+        without exits.
     """
 
     tokens: list[Int[HostArray, "_"]]
@@ -43,6 +47,7 @@ class Generated(NamedTuple):
     accepted: Int[HostArray, "M"]
     total_rounds: int
     mean_deepest: float
+    work: Work | None
 
 
 class Token(NamedTuple):
@@ -262,4 +267,5 @@ def generated(session: Session, index: list[int]) -> Generated:
         counts("accepted"),
         session.rounds,
         session.mean_deepest,
+        session.work(index),
     )

@@ -1,7 +1,7 @@
 """What a decoding program is compiled for, and what it carries from round to round."""
 
 import dataclasses
-from typing import Literal, NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import jax.numpy as jnp
 
@@ -9,27 +9,9 @@ from dynexit.core.decoder import Cache, Decoder
 from dynexit.core.shapes import Array, Float, Int, PyTree
 from dynexit.core.types import Criterion
 from dynexit.decoding.drafts import Draft, PromptLookup
+from dynexit.decoding.exits.plan import ExitPlan, Parked, none_parked
 from dynexit.decoding.requests import Requests
 from dynexit.decoding.sampling import Uses
-from dynexit.engine.run import Executor
-
-CacheRule: TypeAlias = Literal["propagate", "recompute", "skip"]
-
-
-class ExitPlan(NamedTuple):
-    """The static part of `dx.decoding.Exits`.
-
-    Attributes:
-      after: numbers of blocks after which tokens may exit.
-      cache: what deeper blocks keep of a token that exited.
-      window: tokens that a row runs at once.
-      executor: as in `run_until`.
-    """
-
-    after: tuple[int, ...]
-    cache: CacheRule
-    window: int
-    executor: Executor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +71,7 @@ class Given(NamedTuple):
 
     Attributes:
       weights: of `Decoder.unstack`; with a draft head, its block after the others.
-      among: int32 `[M]`, tokens that may be drafted, or None for all.
+      among: int32 `[M]`, tokens that may be drafted, or whose logits exits read; None for all.
       costs: float32 `[K]`, of a round with each of `Plan.lengths`, in any unit.
       criterion: when a token exits, where there are exits.
     """
@@ -115,6 +97,7 @@ class Carry(NamedTuple):
         a request or read its prompt, or where none is left.
       rounds: int32 `[]`, rounds so far.
       deepest: int32 `[]`, sum over the rounds of the blocks of the deepest row.
+      parked: rows that wait for their deeper blocks; None where no row ever does.
     """
 
     requests: Requests
@@ -127,6 +110,7 @@ class Carry(NamedTuple):
     choice: Int[Array, ""]
     rounds: Int[Array, ""]
     deepest: Int[Array, ""]
+    parked: Parked | None = None
 
 
 FIRST_RATE = 0.7
@@ -147,4 +131,5 @@ def first_carry(plan: Plan, given: Given, requests: Requests) -> Carry:
         jnp.int32(len(plan.lengths)),
         jnp.int32(0),
         jnp.int32(0),
+        none_parked(plan.exits, plan.decoder, given.weights, plan.slots, plan.room),
     )

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from dynexit.core.shapes import Array, Int
-from dynexit.decoding.exits import exit_round
+from dynexit.decoding.exits.parked import parked_round
+from dynexit.decoding.exits.round import exit_round
 from dynexit.decoding.plan import FIRST_RATE, Carry, Given, Plan
 from dynexit.decoding.rounds import before_head, next_round, one_round, unread
 
@@ -25,6 +26,7 @@ def run_all_rounds(plan: Plan, given: Given, carry: Carry, rounds: Int[Array, ""
       The carry after them.
     """
     until = carry.rounds + rounds
+    exiting = exit_round if carry.parked is None else parked_round
 
     def busy(carry: Carry) -> Array:
         size = carry.requests.length.shape[0]
@@ -34,11 +36,13 @@ def run_all_rounds(plan: Plan, given: Given, carry: Carry, rounds: Int[Array, ""
     def body(carry: Carry) -> Carry:
         # loops in a row and no `cond`, through which XLA would copy the cache
         reads = lambda c: (unread(plan, c) > 0).any()
-        carry = lax.while_loop(reads, functools.partial(read_chunk, plan, given), admit(carry))
+        carry = lax.while_loop(
+            reads, functools.partial(read_chunk, plan, given), admit(plan, carry)
+        )
         carry = carry._replace(choice=next_round(plan, given, carry))
         for k, d in enumerate(plan.lengths):
             chosen = lambda c, k=k: (c.choice == k) & (c.rounds < until)
-            run = functools.partial(one_round, d=d) if plan.exits is None else exit_round
+            run = functools.partial(one_round, d=d) if plan.exits is None else exiting
             carry = lax.while_loop(chosen, functools.partial(run, plan, given), carry)
         return carry
 
@@ -48,17 +52,19 @@ def run_all_rounds(plan: Plan, given: Given, carry: Carry, rounds: Int[Array, ""
 run_rounds = jax.jit(run_all_rounds, static_argnums=0, donate_argnums=2)
 
 
-def admit(carry: Carry) -> Carry:
+def admit(plan: Plan, carry: Carry) -> Carry:
     """Empty slots take the next requests of the queue."""
     size = carry.requests.length.shape[0]
     empty = carry.of >= size
     turn = carry.waiting + jnp.cumsum(empty.astype(jnp.int32)) - 1
     takes = empty & (turn < carry.queued)
+    parked = None if carry.parked is None else carry.parked.without(takes, plan.room)
     return carry._replace(
         waiting=carry.waiting + takes.sum(dtype=jnp.int32),
         of=jnp.where(takes, turn, carry.of),
         filled=jnp.where(takes, 0, carry.filled),
         rate=jnp.where(takes, FIRST_RATE, carry.rate),
+        parked=parked,
     )
 
 

@@ -12,6 +12,15 @@ NO_TOKEN = -1
 STOPS = 8  # stop tokens of a row at most
 
 
+class Counts(NamedTuple):
+    """What the exits of each request took, int32 `[M]`; see `dynexit.decoding.exits.work.Work`."""
+
+    probes: Int[Array, "M"]
+    readouts: Int[Array, "M"]
+    fills: Int[Array, "M"]
+    reruns: Int[Array, "M"]
+
+
 class Requests(NamedTuple):
     """Leaves `[M, ...]`, one entry a prompt, in the order in which they are taken.
 
@@ -27,6 +36,7 @@ class Requests(NamedTuple):
       log_probability: float32 `[M, T]`, ln p of each token at temperature 1; empty if not wanted.
       reason: int32 `[M]`: `RUNNING`, `STOPPED` or `LIMITED`.
       rounds, drafted, accepted: int32 `[M]`, rounds of each row, and its drafts.
+      counts: what its exits took; zeros where there are none.
     """
 
     tokens: Int[Array, "M T"]
@@ -42,6 +52,7 @@ class Requests(NamedTuple):
     rounds: Int[Array, "M"]
     drafted: Int[Array, "M"]
     accepted: Int[Array, "M"]
+    counts: Counts
 
 
 def no_requests(size: int, room: int, log_probabilities: bool) -> Requests:
@@ -63,6 +74,7 @@ def no_requests(size: int, room: int, log_probabilities: bool) -> Requests:
         rounds=none(size),
         drafted=none(size),
         accepted=none(size),
+        counts=Counts(*(none(size) for _ in Counts._fields)),
     )
 
 
@@ -84,6 +96,8 @@ def placed(
         raise ValueError(f"`stop` must be at most {STOPS} tokens, got {len(stops)}")
     for name in ("tokens", "reason", "rounds", "drafted", "accepted", "depth", "log_probability"):
         getattr(requests, name)[entry] = 0
+    for count in requests.counts:
+        count[entry] = 0
     requests.tokens[entry, : len(prompt)] = prompt
     requests.prompt[entry] = requests.length[entry] = len(prompt)
     requests.limit[entry] = len(prompt) + limit

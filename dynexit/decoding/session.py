@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import jax
@@ -17,11 +18,19 @@ from dynexit.core.types import Model
 from dynexit.decoding.checks import checked_stop
 from dynexit.decoding.costs import measured_costs
 from dynexit.decoding.drafts import Draft, EarlyExit, checked_draft
-from dynexit.decoding.exits import Exits, checked_exits
+from dynexit.decoding.exits.settings import Exits, checked_exits
+from dynexit.decoding.exits.work import Work, work_of
 from dynexit.decoding.plan import Carry, Given, Plan, first_carry
 from dynexit.decoding.program import run_rounds
 from dynexit.decoding.prompts import refuse_unfit_prompts
-from dynexit.decoding.requests import LIMITED, RUNNING, STOPPED, no_requests, placed
+from dynexit.decoding.requests import (
+    LIMITED,
+    RUNNING,
+    STOPPED,
+    Counts,
+    no_requests,
+    placed,
+)
 from dynexit.decoding.sampling import Rules, Sampling, Uses, rules_of
 from dynexit.decoding.sharded import Shards
 
@@ -37,6 +46,7 @@ class Written(NamedTuple):
       tokens, depth, log_probability: as in `Generated`.
       reason: "stop" or "length" where it has ended, else None.
       rounds, drafted, accepted: its rounds, its drafts, and those that were right.
+      counts: what its exits took; zeros without exits.
     """
 
     request: int
@@ -47,6 +57,7 @@ class Written(NamedTuple):
     rounds: int
     drafted: int
     accepted: int
+    counts: Counts
 
 
 class Session:
@@ -115,7 +126,8 @@ class Session:
             if draft is not None:
                 raise ValueError("`exits` must be None where `draft` is given: drafts are verified")
             self.plan = dataclasses.replace(self.plan, exits=checked_exits(exits, self.decoder))
-            self.given = self.given._replace(criterion=exits.criterion)
+            among = None if exits.among is None else jnp.asarray(exits.among, jnp.int32)
+            self.given = self.given._replace(criterion=exits.criterion, among=among)
         self.key = key
         self.added = 0
         self.entries: list[list[int]] = [[] for _ in range(count)]  # requests of each shard
@@ -219,7 +231,8 @@ class Session:
                 reason = REASONS[int(of.reason[entry])]
                 tokens, depth = of.tokens[entry, part], of.depth[entry, part]
                 counts = int(of.rounds[entry]), int(of.drafted[entry]), int(of.accepted[entry])
-                found.append(Written(request, tokens, depth, log_p, reason, *counts))
+                took = Counts(*(count[entry] for count in of.counts))
+                found.append(Written(request, tokens, depth, log_p, reason, *counts, took))
         return sorted(found, key=lambda written: written.request)
 
     @property
@@ -231,6 +244,17 @@ class Session:
     def mean_deepest(self) -> float:
         """Mean over the rounds of the blocks of the deepest row."""
         return float(np.sum(self.carry.deepest) / max(1, np.sum(self.carry.rounds)))
+
+    def work(self, requests: Collection[int] | None = None) -> Work | None:
+        """What some requests that are not released took; None without exits.
+
+        Args:
+          requests: their indices; None for all.
+        """
+        if self.plan.exits is None:
+            return None
+        found = [w for w in self.progress() if requests is None or w.request in requests]
+        return work_of(self.plan, self.given, [(w.depth, w.counts) for w in found])
 
     def end(self, request: int, tokens: int | None = None) -> None:
         """Ends a request now, after its first `tokens` tokens; None for those that it has."""

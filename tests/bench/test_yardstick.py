@@ -12,7 +12,7 @@ import dynexit as dx
 from dynexit.bench import device_suite, masked_peer, yardstick, yardstick_programs
 from dynexit.bench.device_suite import Unit
 from dynexit.bench.masked_peer import vmapped
-from dynexit.bench.problems import CLASSES, DISTRIBUTIONS, Cell, draw, problem
+from dynexit.bench.problems import CLASSES, DISTRIBUTIONS, VOCABULARY, Cell, draw, problem
 from dynexit.bench.torch_peer import regrouping
 from dynexit.bench.yardstick import run_cell
 from dynexit.cli import bench
@@ -33,13 +33,18 @@ def test_sampled_depths_have_the_target_mean(distribution, mean):
 
 
 @pytest.mark.parametrize(
-    "block", [pytest.param("transformer", marks=pytest.mark.slow), "tied", "mixer", "conv"]
+    "block",
+    [pytest.param(b, marks=pytest.mark.slow) for b in ("transformer", "language")]
+    + ["tied", "mixer", "conv"],
 )
 def test_blocks_are_finite_and_rows_independent(block):
     step, params, state = problem(Cell(block, 64, 4, 3, 3, "float32"))
     dx.check_row_independence(step(params), state)
     outputs = dx.run_all(step(params), state, 3)
-    assert outputs.shape == (3, 3, CLASSES) and bool(jnp.isfinite(outputs).all())
+    shape = (3, 3, CLASSES)
+    if block == "language":
+        outputs, shape = outputs["logits"], (3, 3, 4, VOCABULARY)
+    assert outputs.shape == shape and bool(jnp.isfinite(outputs).all())
     assert float(jnp.abs(outputs[0] - outputs[2]).max()) > 1e-3, "blocks must change their input"
 
 

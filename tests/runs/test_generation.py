@@ -15,7 +15,7 @@ from tiny_language import DEPTH, tiny_language
 import dynexit as dx
 from dynexit.cli.main import main
 from dynexit.data.tokenizers.characters import Characters
-from dynexit.decoding import Sampling
+from dynexit.decoding import Sampling, Work
 from dynexit.evaluation.reports.depth_html import TokenView, depth_page
 from dynexit.runs.experiment_file import SettingsError
 from dynexit.runs.generation.options import draft_of, exits_of
@@ -65,6 +65,11 @@ def test_options_of_drafts_and_exits():
             draft_of(*wrong)
     with pytest.raises(SettingsError, match="--threshold goes with"):
         exits_of((), 0.5)
+    with pytest.raises(SettingsError, match="--park goes with"):
+        exits_of((), None, 2)
+    with pytest.raises(SettingsError, match="--park must be at least 0, got -1"):
+        exits_of((1,), None, -1)
+    assert exits_of((1,), None, 2).park == 2
     with pytest.raises(SettingsError, match=r"0\.\.1, got 2"):
         exits_of((1,), 2.0)
 
@@ -93,6 +98,18 @@ def test_a_terminal_has_colours_and_no_control_characters(capsys):
     words = capsys.readouterr().err
     assert "depth 1: 1   depth 2: 2" in words and "6.0 tokens/s" in words
     assert "mean depth 1.67 of 2, 0.50 accepted drafts a round (1 of 2)" in words
+
+
+def test_what_exits_took_is_printed(capsys):
+    work = Work(4, 8, 6, 6, 8, 0, readout_cost=0.5, fill_cost=0.25, among_cost=0.0)
+    for given in (None, work):
+        Printer(DEPTH, False).summary(SUMMARY._replace(work=given), drafts=False)
+    without, words = capsys.readouterr().err.splitlines()[1::2]
+    assert without.endswith("mean depth 1.67 of 2")
+    assert words == (
+        f"{without}, 1.50 exits read a token (0.25 blocks), "
+        "keys and values of skipped blocks 0.50 blocks a token"
+    )
 
 
 def test_plain_text_elsewhere(capsys):

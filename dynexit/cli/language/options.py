@@ -7,7 +7,7 @@ from dynexit.cli.options import Flag, Options
 
 if TYPE_CHECKING:
     from dynexit.decoding.drafts import Draft
-    from dynexit.decoding.exits import Exits
+    from dynexit.decoding.exits.settings import Exits
     from dynexit.runs.language import LanguageModel
 
 DRAFT = Flag(
@@ -22,6 +22,13 @@ FLAGS = (
     Flag("draft_tokens", int | None, None, "drafts of a round"),
     Flag("exits", tuple[int, ...], (), "blocks after which tokens may exit; the text changes"),
     Flag("threshold", float | None, None, "with --exits: margin of an exit, 0.9 by default"),
+    Flag(
+        "park",
+        int,
+        0,
+        "with --exits: sweeps that a token waits at the first exit, so that deeper blocks run for "
+        "several requests at once",
+    ),
     Flag("dtype", Literal["float32", "bfloat16"] | None, None, "of the parameters"),
     CHECKPOINT,
     EXPERIMENT,
@@ -40,7 +47,7 @@ def decoding_of(options: Options) -> "tuple[Draft | None, Exits | None]":
     auto = options["draft"] == "auto"
     kind = "none" if auto else options["draft"]
     draft = draft_of(kind, options["draft_exit"], options["draft_tokens"])
-    exits = exits_of(options["exits"], options["threshold"])
+    exits = exits_of(options["exits"], options["threshold"], options["park"])
     if (auto or draft is not None) and exits is not None:
         raise SettingsError("--draft and --exits do not go together: drafts are verified")
     return draft, exits

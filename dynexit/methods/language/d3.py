@@ -8,7 +8,7 @@ from dynexit.core.checks import positive_integer
 from dynexit.core.shapes import AnyArray, Array, HostArray, Int, PyTree, Rows
 from dynexit.core.types import Criterion
 from dynexit.criteria.combinators import count
-from dynexit.decoding.exits import Exits
+from dynexit.decoding.exits.settings import Exits
 
 
 def d3_depths(

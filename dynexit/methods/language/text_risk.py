@@ -11,7 +11,7 @@ from dynexit.calibration.rules.rule import fraction
 from dynexit.core.decoder import Decoder
 from dynexit.core.shapes import Float, HostArray, Int, PyTree
 from dynexit.core.types import Model
-from dynexit.decoding.exits import Exits
+from dynexit.decoding.exits.settings import Exits
 from dynexit.decoding.generate import Generated, generate
 
 Text: TypeAlias = Int[HostArray, "_"]

@@ -3,7 +3,7 @@
 from typing import Any
 
 from dynexit.decoding.drafts import Draft, EarlyExit, PromptLookup
-from dynexit.decoding.exits import Exits
+from dynexit.decoding.exits.settings import Exits
 from dynexit.runs.experiment_file import SettingsError
 
 DRAFTS = ("none", "early_exit", "prompt_lookup")
@@ -36,15 +36,16 @@ def draft_of(kind: str, exit: int | None = None, tokens: int | None = None) -> D
     return PromptLookup(**given) if kind == "prompt_lookup" else None
 
 
-def exits_of(after: tuple[int, ...], threshold: float | None = None) -> Exits | None:
+def exits_of(after: tuple[int, ...], threshold: float | None = None, park: int = 0) -> Exits | None:
     """Exits at which the most probable token is ahead of the second by more than a threshold.
 
     Args:
       after: numbers of blocks after which tokens may exit; empty for none.
       threshold: of p_(1) - p_(2), in 0..1; None for 0.9.
+      park: as in `dx.decoding.Exits`.
 
     Raises:
-      SettingsError: a threshold without exits, or out of range.
+      SettingsError: a threshold or `park` without exits, or out of range.
 
     Example:
       >>> exits_of((2, 4), 0.9).after, exits_of(())
@@ -55,8 +56,12 @@ def exits_of(after: tuple[int, ...], threshold: float | None = None) -> Exits | 
     if not after:
         if threshold is not None:
             raise SettingsError("--threshold goes with --exits")
+        if park:
+            raise SettingsError("--park goes with --exits")
         return None
     threshold = 0.9 if threshold is None else threshold
     if not 0 <= threshold <= 1:
         raise SettingsError(f"--threshold must lie in 0..1, got {threshold:g}")
-    return Exits(tuple(after), margin_above(threshold))
+    if park < 0:
+        raise SettingsError(f"--park must be at least 0, got {park}")
+    return Exits(tuple(after), margin_above(threshold), park=park)

@@ -54,6 +54,13 @@ class Printer:
                 f", {summary.accepted_per_round:.2f} accepted drafts a round "
                 f"({summary.accepted} of {summary.drafted})"
             )
+        work = summary.work
+        if work is not None:
+            words.append(
+                f", {work.probes / max(1, work.tokens):.2f} exits read a token "
+                f"({work.probe_blocks:.2f} blocks), keys and values of skipped blocks "
+                f"{work.cache_blocks:.2f} blocks a token"
+            )
         Console(file=sys.stderr, highlight=False, no_color=not self.colour, soft_wrap=True).print(
             words
         )

@@ -11,7 +11,8 @@ import numpy as np
 from dynexit.core.checks import positive_integer
 from dynexit.data.tokenizers.tokenizer import TextStream
 from dynexit.decoding.drafts import Draft
-from dynexit.decoding.exits import Exits
+from dynexit.decoding.exits.settings import Exits
+from dynexit.decoding.exits.work import Work
 from dynexit.decoding.sampling import GREEDY, Sampling
 from dynexit.decoding.session import Session
 from dynexit.decoding.tuning import Choice, tune
@@ -48,6 +49,7 @@ class Summary(NamedTuple):
       depths: depth -> tokens, rising.
       rounds: passes of the model.
       drafted, accepted: drafts, and those that were right.
+      work: what exits took; None without exits.
     """
 
     tokens: int
@@ -58,6 +60,7 @@ class Summary(NamedTuple):
     rounds: int
     drafted: int
     accepted: int
+    work: Work | None = None
 
     @property
     def mean_depth(self) -> float:
@@ -160,6 +163,7 @@ class Writing:
             self._last.rounds,
             self._last.drafted,
             self._last.accepted,
+            self._session.work(),
         )
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from dynexit.core.checks import positive_integer
 from dynexit.core.shapes import Array, Key
 from dynexit.decoding.drafts import Draft
-from dynexit.decoding.exits import Exits
+from dynexit.decoding.exits.settings import Exits
 from dynexit.decoding.sampling import Sampling
 from dynexit.decoding.session import Session, Written
 from dynexit.runs.generation.pace import Pace

@@ -1,0 +1,1 @@
+"""Decoding in which each token exits at a depth of its own."""
