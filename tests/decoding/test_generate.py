@@ -180,7 +180,7 @@ def test_nothing_compiles_anew_in_a_bucket():
     assert run_rounds._cache_size() == before
 
 
-@pytest.mark.slow
+@pytest.mark.slow_cases("first_block")
 @pytest.mark.parametrize("kind", ["none", "first_block"])
 def test_devices_write_the_text_of_one(kind):
     """Rows over "data", heads over "model": devices along "data" end apart."""
