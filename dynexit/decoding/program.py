@@ -4,12 +4,15 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from dynexit.core.shapes import Array, Int
 from dynexit.decoding.exits import exit_round
 from dynexit.decoding.plan import FIRST_RATE, Carry, Given, Plan
 from dynexit.decoding.rounds import before_head, next_round, one_round, unread
+
+ALL = np.iinfo(np.int32).max // 2  # more rounds than any text takes
 
 
 def run_all_rounds(plan: Plan, given: Given, carry: Carry, rounds: Int[Array, ""]) -> Carry:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-PROGRAM = Path(__file__).with_name("eight_devices.py")
+PROGRAM = Path(__file__).with_name("generation_on_eight_devices.py")
 DEVICES = "--xla_force_host_platform_device_count="
 PAIRS = [[0, 1], [2, 3], [4, 5], [6, 7]]  # devices along "model"
 

@@ -10,7 +10,8 @@ from dynexit.core.checks import positive_integer
 from dynexit.core.shapes import AnyArray, Array, Float, Int, Key, PyTree
 from dynexit.core.stages import one_depth
 from dynexit.core.types import Criterion, Model
-from dynexit.decoding.cache import (
+from dynexit.decoding.checks import checked_prompts, checked_sampling, checked_stop
+from dynexit.decoding.recurrent.cache import (
     Cache,
     cached,
     empty_cache,
@@ -20,7 +21,6 @@ from dynexit.decoding.cache import (
     with_exits,
     with_row,
 )
-from dynexit.decoding.checks import checked_prompts, checked_sampling, checked_stop
 from dynexit.engine.deferred import goes_without, lacking
 from dynexit.engine.executors.tiling import default_tiling
 from dynexit.engine.rows import has_nan
