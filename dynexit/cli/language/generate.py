@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dynexit.cli.language.options import FLAGS as DECODING
-from dynexit.cli.language.options import decoding_of, language_of
+from dynexit.cli.language.options import Devices, decoding_of, language_of
 from dynexit.cli.options import Flag, parse
 from dynexit.cli.positional import split
 from dynexit.runs.experiment_file import SettingsError
@@ -40,12 +40,13 @@ def generate(argv: Sequence[str]) -> int:
     """
     prompt, argv = _prompt(argv)
     words, rest = split(argv, USAGE)
-    options, _ = parse(rest, "dynexit generate MODEL", FLAGS)
+    options, devices = parse(rest, "dynexit generate MODEL", FLAGS, Devices())
     if prompt is None:
         raise SettingsError(f"--prompt must be given\nusage: {USAGE}")
 
     from dynexit.decoding.sampling import Sampling
     from dynexit.evaluation.reports.depth_html import TokenView, depth_page
+    from dynexit.runs.generation.devices import mesh_of
     from dynexit.runs.generation.terminal import Printer
     from dynexit.runs.generation.writing import Writing
 
@@ -54,6 +55,7 @@ def generate(argv: Sequence[str]) -> int:
     if found := sampling.validate():
         raise SettingsError("; ".join(found))
     draft, exits = decoding_of(options)
+    mesh = mesh_of(devices.mesh.data, devices.mesh.model)
     language = language_of(words[0], options)
     text = sys.stdin.read() if prompt == "-" else prompt
     try:
@@ -65,6 +67,7 @@ def generate(argv: Sequence[str]) -> int:
             seed=options["seed"],
             draft=draft,
             exits=exits,
+            mesh=mesh,
         )
     except (TypeError, ValueError) as error:
         raise SettingsError(str(error)) from error
