@@ -25,6 +25,7 @@ from dynexit.engine.deferred import goes_without, lacking
 from dynexit.engine.executors.tiling import default_tiling
 from dynexit.engine.rows import has_nan
 from dynexit.engine.streaming.relay import run_relay
+from dynexit.models.recurrent.recurrent_decoder import RecurrentDecoder
 from dynexit.models.recurrent.recurrent_network import Network
 from dynexit.solvers.fixed_point import relative_residual
 
@@ -139,12 +140,13 @@ def decode(
       exit one by one, where theirs iterate until the last row exits and store deeper keys and
       values; prompts of several lengths; no speculation.
     """
-    network = model.decoder
-    if not isinstance(network, Network):
+    decoder = model.decoder
+    if not isinstance(decoder, RecurrentDecoder):
         raise TypeError(
             "`model.decoder` must be that of dx.models.RecurrentDepth, "
-            f"got {type(network).__name__}"
+            f"got {type(decoder).__name__}"
         )
+    network = decoder.network
     steps, count = one_depth(model), positive_integer(count, "count")
     slots = steps if slots is None else min(steps, positive_integer(slots, "slots"))
     prompts, lengths = checked_prompts(prompts, lengths, network.vocabulary)
