@@ -92,8 +92,8 @@ def test_drafts_of_fewer_iterations_do_not_change_the_text(kind):
 
 @pytest.mark.slow
 def test_plain_generation_is_decode_at_full_depth():
-    """Also on two devices, which split the rows."""
-    mesh = jax.make_mesh((2,), ("data",), devices=jax.devices()[:2])
+    """Also on 2 x 2 devices, which split rows and heads."""
+    mesh = jax.make_mesh((2, 2), ("data", "model"))
     prompt = np.stack([PROMPTS[1], PROMPTS[3][:9]])
     wanted = decode(MODEL, PARAMS, jnp.asarray(prompt), 8, dx.criteria.at_depth(N))
     for given in ({}, {"mesh": mesh}):
@@ -115,10 +115,10 @@ def test_a_row_exits_alone_as_in_a_batch(cache):
 
 @pytest.mark.refuses
 def test_what_recurrent_depth_has_not():
-    mesh = jax.make_mesh((1, 2), ("data", "model"), devices=jax.devices()[:2])
+    mesh = jax.make_mesh((1, 4), ("data", "model"))
     for given, words in {
         "`draft.head` must be None": dict(draft=EarlyExit(1, head={"block": {}})),
-        "one device along 'model'": dict(mesh=mesh),
+        "the 4 devices of the axis 'model' do not divide heads, 2": dict(mesh=mesh),
     }.items():
         with pytest.raises(ValueError, match=re.escape(given)):
             generate(MODEL, PARAMS, PROMPTS, 3, **words)

@@ -138,7 +138,7 @@ def decode(
       between iterations (`slots`), lookup of the latest state of a token that has fewer iterations
       (their "latest-m4" with all slots), continuous chain of thought (`warm`). Deviations: rows
       exit one by one, where theirs iterate until the last row exits and store deeper keys and
-      values; prompts of several lengths; no speculation.
+      values; prompts of several lengths; no speculation (`generate` does).
     """
     decoder = model.decoder
     if not isinstance(decoder, RecurrentDecoder):

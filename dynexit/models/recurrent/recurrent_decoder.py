@@ -7,15 +7,17 @@ overwritten once the token has run further iterations.
 
 import dataclasses
 import functools
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
+from dynexit.core.meshes import refuse_undivided
 from dynexit.core.shapes import AnyArray, Array, Float, Int, PyTree
 from dynexit.layers.attention import Projected
-from dynexit.layers.grouped_attention import attend_grouped
+from dynexit.layers.grouped_attention import attend_grouped, write_tokens
 from dynexit.models.language.decoder import visible
 from dynexit.models.recurrent.recurrent_network import Mix, Network
 
@@ -172,14 +174,27 @@ class RecurrentDecoder:
         return state["read"] @ weights["embed"][tokens].T
 
     def specs(self, weights: PyTree, size: int) -> tuple[PyTree, PartitionSpec]:
-        """Refused: weights and cache are whole on every device.
+        """How weights and a cache are split along the mesh axis "model": by heads and inner width.
 
         Raises:
-          ValueError: `size` is above 1.
+          ValueError: the heads or the inner width are no multiple of `size`.
         """
-        raise ValueError(
-            f"`mesh` must have one device along 'model' with recurrent depth, got {size}"
-        )
+        network = self.network
+        refuse_undivided(size, heads=network.heads, hidden=4 * network.width)
+
+        def spec(path: Any, leaf: Array) -> PartitionSpec:
+            part = getattr(path[-2], "key", "") if len(path) > 1 else ""
+            axes: list[str | None] = [None] * leaf.ndim
+            if part in ("query", "key", "value"):  # [D, heads, d], and biases [heads, d]
+                axes[-2] = "model"
+            elif part in ("up", "gate"):  # [D, 4D]
+                axes[-1] = "model"
+            elif part in ("out", "down"):  # [heads, d, D] and [4D, D]
+                axes[0] = "model"
+            return PartitionSpec(*axes)
+
+        cache = PartitionSpec(None, None, "model", None, None)
+        return jax.tree_util.tree_map_with_path(spec, weights), cache
 
 
 def _cached(
@@ -192,9 +207,8 @@ def _cached(
 
     def mix(past: Pair, q: Projected, k: Projected, v: Projected) -> tuple[Projected, Pair]:
         to = (jnp.arange(k.shape[0]) if rows is None else rows)[:, None, None]
-        put = lambda a, new: a.at[to, slots, :, positions[..., None]].set(
-            new[:, :, None].astype(a.dtype), mode="drop"
-        )
+        at = to, slots[None, None], positions[..., None]
+        put = lambda a, new: write_tokens(a, at, new[:, :, None])
         pair = put(past[0], k), put(past[1], v)
         if rows is None:
             look = lambda a: lax.dynamic_index_in_dim(a, slots[0], 1, keepdims=False)
