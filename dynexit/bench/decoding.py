@@ -29,7 +29,7 @@ def program(case: Case) -> Callable[[], Any]:
 
     from dynexit.core.data import Tokens
     from dynexit.criteria.settling import residual_below
-    from dynexit.decoding.recurrent import decode
+    from dynexit.decoding.recurrent.decode import decode
     from dynexit.models.recurrent.settings_transformers import RecurrentDepth
 
     model = RecurrentDepth(

@@ -60,6 +60,23 @@ def as_auto(mesh: Any) -> Any:
     return mesh.update_axis_types(dict.fromkeys(mesh.explicit_axes, AxisType.Auto))
 
 
+def refuse_undivided(size: int, **counts: int) -> None:
+    """Refuses devices along the mesh axis "model" among which something cannot be split.
+
+    Args:
+      size: devices along the axis.
+      **counts: what is split, by name.
+
+    Raises:
+      ValueError: a count is no multiple of `size`; it is named.
+    """
+    for name, count in counts.items():
+        if count % size:
+            raise ValueError(
+                f"`mesh`: the {size} devices of the axis 'model' do not divide {name}, {count}"
+            )
+
+
 def _sharding(a: Any) -> Any:
     return getattr(getattr(a, "aval", None), "sharding", None)
 

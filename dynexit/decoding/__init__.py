@@ -9,12 +9,13 @@ if TYPE_CHECKING:
     from dynexit.decoding.drafts import PromptLookup as PromptLookup
     from dynexit.decoding.exits.settings import Exits as Exits
     from dynexit.decoding.exits.work import Work as Work
+    from dynexit.decoding.export import export as export
     from dynexit.decoding.generate import Generated as Generated
     from dynexit.decoding.generate import Token as Token
     from dynexit.decoding.generate import generate as generate
     from dynexit.decoding.generate import stream as stream
-    from dynexit.decoding.recurrent import Decoded as Decoded
-    from dynexit.decoding.recurrent import decode as decode
+    from dynexit.decoding.recurrent.decode import Decoded as Decoded
+    from dynexit.decoding.recurrent.decode import decode as decode
     from dynexit.decoding.sampling import Sampling as Sampling
     from dynexit.decoding.session import Session as Session
     from dynexit.decoding.tuning import Choice as Choice

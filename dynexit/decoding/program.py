@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from dynexit.core.shapes import Array, Int
@@ -11,6 +12,8 @@ from dynexit.decoding.exits.parked import parked_round
 from dynexit.decoding.exits.round import exit_round
 from dynexit.decoding.plan import FIRST_RATE, Carry, Given, Plan
 from dynexit.decoding.rounds import before_head, next_round, one_round, unread
+
+ALL = np.iinfo(np.int32).max // 2  # more rounds than any text takes
 
 
 def run_all_rounds(plan: Plan, given: Given, carry: Carry, rounds: Int[Array, ""]) -> Carry:

@@ -15,13 +15,14 @@ from dynexit.core.decoder import Decoder
 from dynexit.core.settings import refuse_invalid
 from dynexit.core.shapes import Array, Float, HostArray, Int, Key, PyTree
 from dynexit.core.types import Model
+from dynexit.decoding.arguments import decoder_of, given_arrays, planned
 from dynexit.decoding.checks import checked_stop
 from dynexit.decoding.costs import measured_costs
-from dynexit.decoding.drafts import Draft, EarlyExit, checked_draft
-from dynexit.decoding.exits.settings import Exits, checked_exits
+from dynexit.decoding.drafts import Draft
+from dynexit.decoding.exits.settings import Exits
 from dynexit.decoding.exits.work import Work, work_of
-from dynexit.decoding.plan import Carry, Given, Plan, first_carry
-from dynexit.decoding.program import run_rounds
+from dynexit.decoding.plan import Carry, Plan, first_carry
+from dynexit.decoding.program import ALL, run_rounds
 from dynexit.decoding.prompts import refuse_unfit_prompts
 from dynexit.decoding.requests import (
     LIMITED,
@@ -35,7 +36,6 @@ from dynexit.decoding.sampling import Rules, Sampling, Uses, rules_of
 from dynexit.decoding.sharded import Shards
 
 REASONS = {RUNNING: None, STOPPED: "stop", LIMITED: "length"}
-ALL = np.iinfo(np.int32).max // 2
 
 
 class Written(NamedTuple):
@@ -102,13 +102,6 @@ class Session:
         mesh: Mesh | None = None,
     ) -> None:
         self.decoder = decoder_of(decoder)
-        checked_draft(draft, self.decoder)
-        weights = self.decoder.unstack(params)
-        among = None
-        if isinstance(draft, EarlyExit):
-            among = None if draft.among is None else jnp.asarray(draft.among, jnp.int32)
-            if draft.head is not None:
-                weights = self.decoder.with_head(weights, draft.head)
         self.shards = None if mesh is None else Shards(mesh)
         count = 1 if self.shards is None else self.shards.count
         share = -(-positive_integer(queue, "queue") // count)
@@ -120,21 +113,16 @@ class Session:
             log_probabilities,
             chunk=min(positive_integer(chunk, "chunk"), rounded(room, 16)),
         )
-        self.plan = plan.with_draft(draft)
-        self.given = Given(weights, among, jnp.ones(len(self.plan.lengths)))
-        if exits is not None:
-            if draft is not None:
-                raise ValueError("`exits` must be None where `draft` is given: drafts are verified")
-            self.plan = dataclasses.replace(self.plan, exits=checked_exits(exits, self.decoder))
-            among = None if exits.among is None else jnp.asarray(exits.among, jnp.int32)
-            self.given = self.given._replace(criterion=exits.criterion, among=among)
+        self.plan = planned(plan, draft, exits)
+        self.given = given_arrays(self.plan, params, draft, exits)
         self.key = key
         self.added = 0
         self.entries: list[list[int]] = [[] for _ in range(count)]  # requests of each shard
         size = rounded(share, 1)
         if self.shards is None:
             requests = no_requests(size, self.plan.room, log_probabilities)
-            self.carry = committed(first_carry(self.plan, self.given, requests), weights)
+            carry = first_carry(self.plan, self.given, requests)
+            self.carry = committed(carry, self.given.weights)
         else:
             self.given = self.shards.place(self.plan, self.given)
             self.carry = self.shards.first(self.plan, self.given, size)
@@ -324,21 +312,6 @@ class Session:
                 np.asarray(value, np.int32), getattr(self.carry, name).sharding
             )
         self.carry = self.carry._replace(**put)
-
-
-def decoder_of(decoder: Decoder | Model) -> Decoder:
-    """The decoder of a model, or the decoder that is given.
-
-    Raises:
-      TypeError: the model cannot decode.
-    """
-    found = decoder.decoder if isinstance(decoder, Model) else decoder
-    if not isinstance(found, Decoder):
-        raise TypeError(
-            "`decoder` must be a model with a decoder, such as dx.models.CausalLM, "
-            f"got {type(found if found is not None else decoder).__name__}"
-        )
-    return found
 
 
 def key_data(key: Any) -> HostArray:

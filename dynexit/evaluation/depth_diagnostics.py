@@ -12,6 +12,7 @@ from dynexit.core.labels import as_labels, places_counted
 from dynexit.core.shapes import Array, Float, HostArray, PyTree, Rows
 from dynexit.core.stages import one_depth
 from dynexit.core.types import Model
+from dynexit.models.recurrent.recurrent_decoder import RecurrentDecoder
 
 TINY = 1e-6
 
@@ -65,7 +66,7 @@ def depth_diagnostics(
       `DepthDiagnostics`.
 
     Raises:
-      TypeError: a model without a decoder or with stages; labels that are not integers.
+      TypeError: a model without a decoder, with a coda or with stages; labels that are no integers.
       ValueError: no token counts.
 
     Example:
@@ -80,8 +81,10 @@ def depth_diagnostics(
       efficiently? Deviations: means and not maxima over tokens; the KL and the cross-entropy of
       skipping in place of the distance of probabilities; blocks as a whole.
     """
-    if model.decoder is None:
-        raise TypeError("`model` must have a decoder, such as dx.models.CausalLM")
+    if model.decoder is None or isinstance(model.decoder, RecurrentDecoder):
+        raise TypeError(
+            "`model` must have a decoder with logits of every state, such as dx.models.CausalLM"
+        )
     depth = one_depth(model)
     sums_of = jax.jit(lambda p, x, y: _batch_sums(model, depth, p, x, y))
     total: PyTree = None

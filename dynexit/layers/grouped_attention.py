@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from dynexit.core.shapes import Array, Bool, Float
+from dynexit.core.shapes import Array, Bool, Float, Int
 from dynexit.layers.norms import wide
 
 
@@ -46,3 +46,32 @@ def attend_grouped(
     scores = jnp.where(mask[:, None, None], scores, jnp.finfo(scores.dtype).min)
     weights = jax.nn.softmax(scores).astype(v.dtype)
     return jnp.einsum("bhgqk,bhkd->bqhgd", weights, v).reshape(b, queries, heads, d)
+
+
+def write_tokens(
+    cache: Float[Array, "B *slots kv T d"],
+    at: tuple[Int[Array, "..."], ...],
+    new: Float[Array, "*tokens kv d"],
+) -> Float[Array, "B *slots kv T d"]:
+    """The cache with the keys or values of some tokens; those out of range are dropped.
+
+    XLA fuses a single update with the read that follows it, and copies the cache. A single token
+    is therefore written beside one that is out of range.
+
+    Args:
+      cache: `[B, kv, T, d]`, or `[B, slots, kv, T, d]`.
+      at: rows, slots where there are any, and positions; they broadcast to the shape of the tokens.
+      new: `[..., kv, d]`, or of a shape that broadcasts to it.
+
+    Example:
+      >>> at = jnp.array([0, 1]), jnp.array([2, 5])
+      >>> write_tokens(jnp.zeros((2, 1, 3, 1)), at, jnp.ones((2, 1, 1)))[..., 0].tolist()
+      [[[0.0, 0.0, 1.0]], [[0.0, 0.0, 0.0]]]
+    """
+    *rows, positions = jnp.broadcast_arrays(*at)
+    new = jnp.broadcast_to(new, (*positions.shape, *new.shape[-2:])).astype(cache.dtype)
+    if positions.size == 1:
+        twice = lambda a: jnp.concatenate([a, a])
+        rows, new = [twice(a) for a in rows], twice(new)
+        positions = jnp.concatenate([positions, jnp.full_like(positions, cache.shape[-2])])
+    return cache.at[(*rows, slice(None), positions)].set(new, mode="drop")

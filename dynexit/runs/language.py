@@ -69,7 +69,7 @@ def load_language(
     Example:
       `language = dx.runs.load_language("runs/code")`
     """
-    from dynexit.decoding.session import decoder_of
+    from dynexit.decoding.arguments import decoder_of
 
     path = Path(place)
     try:

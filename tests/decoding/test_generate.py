@@ -155,8 +155,11 @@ def test_drafts_keep_the_distribution(kind):
     assert wrong > limit  # the control: another distribution is told apart
 
 
-def test_the_cache_is_not_copied_in_the_loop():
-    session = Session(MODEL, PARAMS, slots=4, room=64, queue=4, draft=EarlyExit(1, 2))
+@pytest.mark.slow_cases("4")
+@pytest.mark.parametrize("slots", [1, 4], ids=str)
+def test_the_cache_is_not_copied_in_the_loop(slots):
+    """Not with one slot either, where each update is a single token."""
+    session = Session(MODEL, PARAMS, slots=slots, room=64, queue=4, draft=EarlyExit(1, 2))
     given = session.plan, session.given, session.carry, jnp.int32(3)
     program = run_rounds.lower(*given).compile().as_text()
     cache = "f32[" + ",".join(map(str, session.carry.cache[0][0].shape)) + "]"
@@ -180,7 +183,7 @@ def test_nothing_compiles_anew_in_a_bucket():
     assert run_rounds._cache_size() == before
 
 
-@pytest.mark.slow
+@pytest.mark.slow_cases("first_block")
 @pytest.mark.parametrize("kind", ["none", "first_block"])
 def test_devices_write_the_text_of_one(kind):
     """Rows over "data", heads over "model": devices along "data" end apart."""

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import dynexit as dx
-from dynexit.decoding.recurrent import _chosen, _decode, decode
+from dynexit.decoding.recurrent.decode import _chosen, _decode, decode
 
 V, D, HEADS, STEPS = 11, 8, 2, 4
 MODEL = dx.models.RecurrentDepth(width=D, heads=HEADS, steps=STEPS, core=2).build(dx.Tokens(V), V)

@@ -111,6 +111,9 @@ def test_what_does_not_fit_is_refused():
         depth_diagnostics(model, {}, [])
     with pytest.raises(TypeError, match="`model` must have a decoder"):
         depth_diagnostics(model._replace(decoder=None), {}, [])
+    recurrent = dx.models.RecurrentDepth(width=8, heads=2, steps=2).build(dx.Tokens(9), 9)
+    with pytest.raises(TypeError, match="logits of every state"):
+        depth_diagnostics(recurrent, {}, [])
     found = depth_diagnostics(model, {}, [batch_of([[0, 1]])])
     with pytest.raises(ValueError, match="`levels` must lie in"):
         proposed_exits(found, [2.0])

@@ -208,7 +208,7 @@ def test_the_command(folder, tmp_path, capsys, monkeypatch):
     page = tmp_path / "depth.html"
     monkeypatch.setattr(sys, "stdin", io.StringIO("--draft: "))
     words = ["generate", str(folder), "--prompt", "-", "--max-tokens", "5", "--html", str(page)]
-    given = ["--seed", "3", "--temperature", "1"]
+    given = ["--seed", "3", "--temperature", "1", "--mesh.model", "2"]
     assert main([*words, *given]) == 0
     out, err = capsys.readouterr()
     given = dict(seed=3, sampling=Sampling(temperature=1.0))
@@ -259,6 +259,9 @@ REFUSED = {
     "do not go together": ["--prompt", "a", "--draft", "prompt_lookup", "--exits", "1"],
     "do not go together: drafts": ["--prompt", "a", "--draft", "auto", "--exits", "1"],
     "--draft-tokens is for": ["--prompt", "a", "--draft", "auto", "--draft-tokens", "2"],
+    "are 8 devices, and there are 4": ["--prompt", "a", "--mesh.data", "4", "--mesh.model", "2"],
+    "mesh.model must be at least 1": ["--prompt", "a", "--mesh.model", "0"],
+    "must divide the 4 devices": ["--prompt", "a", "--mesh.data", "None", "--mesh.model", "3"],
     "must be a run folder": ["--prompt", "a"],
 }
 

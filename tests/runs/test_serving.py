@@ -11,12 +11,14 @@ import threading
 import time
 
 import jax
+import numpy as np
 import pytest
 from tiny_language import tiny_language
 
 import dynexit as dx
 from dynexit.decoding import Sampling
 from dynexit.runs.experiment_file import SettingsError
+from dynexit.runs.generation.devices import mesh_of
 from dynexit.runs.serving import server as serving
 from dynexit.runs.serving.server import application, bound
 from dynexit.runs.serving.stopped_text import StoppedText
@@ -288,6 +290,21 @@ def test_jobs_that_run_are_finished_at_the_end(worker):
     made.close(30)
     assert not made._thread.is_alive() and made.open == 0
     assert [finished(events)[0] for events in several] == [text_of("def", 9)[0]] * 3
+
+
+def test_several_devices_share_the_requests():
+    """Two groups of two devices: jobs run in both, and later ones take the slots of earlier ones."""
+    made = Worker(LANGUAGE, slots=1, waiting=4, mesh=mesh_of(2, 2))
+    limits = [9, 3, 5, 7]
+    several = [queue.SimpleQueue() for _ in limits]
+    prompts = ["def", "a", "import", "b"]
+    made.submit([job(*both) for both in zip(prompts, limits, several, strict=True)])
+    made.start()
+    for prompt, limit, found in zip(prompts, limits, several, strict=True):
+        assert finished(found)[0] == text_of(prompt, limit)[0]
+    made.close(30)
+    shards = np.asarray(made._session.carry.rounds)
+    assert made.slots == 2 and made.open == 0 and shards.shape == (2,) and (shards > 2).all()
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from dynexit.cli.language.options import DRAFT, decoding_of, language_of
+from dynexit.cli.language.options import DRAFT, Devices, decoding_of, language_of
 from dynexit.cli.language.options import FLAGS as DECODING
 from dynexit.cli.options import Flag, parse
 from dynexit.cli.positional import split
@@ -44,12 +44,13 @@ def generate(argv: Sequence[str]) -> int:
     """
     prompt, argv = _prompt(argv)
     words, rest = split(argv, USAGE)
-    options, _ = parse(rest, "dynexit generate MODEL", FLAGS)
+    options, devices = parse(rest, "dynexit generate MODEL", FLAGS, Devices())
     if prompt is None:
         raise SettingsError(f"--prompt must be given\nusage: {USAGE}")
 
     from dynexit.decoding.sampling import Sampling
     from dynexit.evaluation.reports.depth_html import TokenView, depth_page
+    from dynexit.runs.generation.devices import mesh_of
     from dynexit.runs.generation.terminal import Printer
     from dynexit.runs.generation.writing import Writing, measured_choice
 
@@ -58,6 +59,7 @@ def generate(argv: Sequence[str]) -> int:
     if found := sampling.validate():
         raise SettingsError("; ".join(found))
     draft, exits = decoding_of(options)
+    mesh = mesh_of(devices.mesh.data, devices.mesh.model)
     language = language_of(words[0], options)
     text = sys.stdin.read() if prompt == "-" else prompt
     given: dict[str, Any] = {name: options[name] for name in ("max_tokens", "seed")}
@@ -67,7 +69,7 @@ def generate(argv: Sequence[str]) -> int:
             choice = measured_choice(language, text, **given)
             print(f"--draft auto: {choice}", file=sys.stderr)
             draft = choice.draft
-        writing = Writing(language, text, draft=draft, exits=exits, **given)
+        writing = Writing(language, text, draft=draft, exits=exits, mesh=mesh, **given)
     except (TypeError, ValueError) as error:
         raise SettingsError(str(error)) from error
     decoder: Any = language.model.decoder

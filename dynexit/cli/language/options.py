@@ -1,9 +1,11 @@
 """Options that `dynexit generate` and `dynexit serve` share."""
 
+import dataclasses
 from typing import TYPE_CHECKING, Any, Literal
 
 from dynexit.cli.evaluate import CHECKPOINT, EXPERIMENT, chosen_checkpoint
 from dynexit.cli.options import Flag, Options
+from dynexit.core.settings import Mesh
 
 if TYPE_CHECKING:
     from dynexit.decoding.drafts import Draft
@@ -33,6 +35,29 @@ FLAGS = (
     CHECKPOINT,
     EXPERIMENT,
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodingMesh:
+    """The devices on which text is written; the product of the two is their number."""
+
+    data: int | None = 1
+    """groups of devices that split the requests and hold copies of the parameters; None: all that
+    the other axis leaves
+    """
+    model: int = 1
+    """devices that split the heads and inner widths of every layer (tensor parallelism)"""
+
+    def validate(self) -> list[str]:
+        """Out-of-range values, one sentence each."""
+        return Mesh(self.data, 1, self.model).validate()
+
+
+@dataclasses.dataclass(frozen=True)
+class Devices:
+    """The devices of a command; one by default."""
+
+    mesh: DecodingMesh = DecodingMesh()
 
 
 def decoding_of(options: Options) -> "tuple[Draft | None, Exits | None]":

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from dynexit.cli.language.options import DRAFT, decoding_of, language_of
+from dynexit.cli.language.options import DRAFT, Devices, decoding_of, language_of
 from dynexit.cli.language.options import FLAGS as DECODING
 from dynexit.cli.options import Flag, parse
 from dynexit.cli.positional import split
@@ -36,16 +36,18 @@ def serve(argv: Sequence[str]) -> int:
         missing libraries.
     """
     words, rest = split(argv, USAGE)
-    options, _ = parse(rest, "dynexit serve MODEL", FLAGS)
+    options, devices = parse(rest, "dynexit serve MODEL", FLAGS, Devices())
     if options["drain_seconds"] < 0:
         raise SettingsError(f"--drain-seconds must be at least 0, got {options['drain_seconds']:g}")
 
+    from dynexit.runs.generation.devices import mesh_of
     from dynexit.runs.serving.server import bound, refuse_missing
     from dynexit.runs.serving.server import serve as run
 
     refuse_missing()
     with bound(options["host"], options["port"]) as listening:
         draft, exits = decoding_of(options)
+        mesh = mesh_of(devices.mesh.data, devices.mesh.model)
         language = language_of(words[0], options)
 
         from dynexit.runs.serving.worker import Worker
@@ -53,7 +55,7 @@ def serve(argv: Sequence[str]) -> int:
         name = options["name"] or language.name
         limits = {field: options[field] for field in ("slots", "room", "waiting")}
         try:
-            worker = Worker(language, **limits, draft=draft, exits=exits)
+            worker = Worker(language, **limits, draft=draft, exits=exits, mesh=mesh)
             print(f"compiling for {worker.slots} slots of {worker.room} tokens", flush=True)
             worker.start()
         except (TypeError, ValueError) as error:

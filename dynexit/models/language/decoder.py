@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from dynexit.core.meshes import refuse_undivided
 from dynexit.core.shapes import AnyArray, Array, Bool, Float, Int, PyTree
 from dynexit.core.stacking import unstack
-from dynexit.layers.grouped_attention import attend_grouped
+from dynexit.layers.grouped_attention import attend_grouped, write_tokens
 from dynexit.layers.projection import project, transposed
 from dynexit.models.language.block import KeyValue, Places, Query, keys_values, normed, run_block
 from dynexit.models.language.frequencies import frequencies
@@ -155,11 +156,7 @@ class TransformerDecoder:
           ValueError: the heads or the inner width are no multiple of `size`.
         """
         s = self.settings
-        for name, value in (("heads", s.heads), ("kv_heads", s.kv), ("hidden", s.inner)):
-            if value % size:
-                raise ValueError(
-                    f"`mesh`: the {size} devices of the axis 'model' do not divide {name}, {value}"
-                )
+        refuse_undivided(size, heads=s.heads, kv_heads=s.kv, hidden=s.inner)
 
         def spec(path: Any, leaf: Array) -> PartitionSpec:
             names = [str(getattr(key, "key", "")) for key in path]
@@ -231,5 +228,5 @@ def written(
 ) -> Pair:
     """The cache of one block with the keys and values of tokens; those out of range are dropped."""
     to = (jnp.arange(k.shape[0]) if rows is None else rows)[:, None]
-    put = lambda a, new: a.at[to, :, positions].set(new.astype(a.dtype), mode="drop")
+    put = lambda a, new: write_tokens(a, (to, positions), new)
     return put(pair[0], k), put(pair[1], v)

@@ -6,6 +6,7 @@ from dynexit.core.types import Model
 from dynexit.engine.deferred import deferred_readout
 from dynexit.engine.steps import tied_step
 from dynexit.layers.linen import step_names
+from dynexit.models.recurrent.recurrent_decoder import RecurrentDecoder
 from dynexit.models.recurrent.recurrent_network import Network, Part
 from dynexit.models.recurrent.settings_transformers import RecurrentDepth
 
@@ -27,5 +28,5 @@ def recurrent_depth(settings: RecurrentDepth, inputs: Tokens, classes: int) -> M
     )
     iterate, residual, head = (Part(network, name) for name in ("iterate", "residual", "head"))
     step = lambda params: deferred_readout(tied_step(iterate, residual, params), head, params)
-    names = step_names(s.steps, 2)
-    return Model(network.init, network.embed, step, s.steps, names, decoder=network)
+    names, decoder = step_names(s.steps, 2), RecurrentDecoder(network, s.steps)
+    return Model(network.init, network.embed, step, s.steps, names, decoder=decoder)

@@ -139,7 +139,21 @@ class Network:
         past: PyTree = None,
     ) -> tuple[Places, PyTree]:
         """The prelude: e `[b, L, D]` of tokens `[b, L]`."""
-        x = math.sqrt(self.width) * params["embed"][tokens]
+        return self.begin(params, self.embedded(params, tokens), positions, mix, past)
+
+    def embedded(self, params: PyTree, tokens: Int[AnyArray, "b L"]) -> Places:
+        """gamma Emb(x), `[b, L, D]`."""
+        return math.sqrt(self.width) * params["embed"][tokens]
+
+    def begin(
+        self,
+        params: PyTree,
+        x: Places,
+        positions: Positions = None,
+        mix: Mix = causal,
+        past: PyTree = None,
+    ) -> tuple[Places, PyTree]:
+        """The prelude of embedded tokens."""
         return self._through(params["prelude"], x, positions, mix, past)
 
     def think(

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from dynexit.core.checks import positive_integer
 from dynexit.data.tokenizers.tokenizer import TextStream
@@ -87,7 +88,8 @@ class Writing:
       max_tokens: to write; None for 128, or fewer where the context ends before.
       sampling: how tokens are drawn; greedy by default.
       seed: of what is drawn.
-      draft, exits: as in `dx.decoding.generate`.
+      draft, exits, mesh: as in `dx.decoding.generate`; one text runs on one group of devices along
+        "model".
 
     Raises:
       TypeError, ValueError: as `dx.decoding.generate`, or an empty prompt.
@@ -113,6 +115,7 @@ class Writing:
         seed: int = 0,
         draft: Draft | None = None,
         exits: Exits | None = None,
+        mesh: Mesh | None = None,
     ) -> None:
         begun = time.perf_counter()
         ids = np.array(language.encode(prompt), np.int32)
@@ -126,6 +129,7 @@ class Writing:
             queue=1,
             draft=draft,
             exits=exits,
+            mesh=mesh,
             log_probabilities=True,
             key=jax.random.key(seed),
         )

@@ -16,6 +16,7 @@ from typing import NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from dynexit.core.checks import positive_integer
 from dynexit.core.shapes import Array, Key
@@ -23,6 +24,7 @@ from dynexit.decoding.drafts import Draft
 from dynexit.decoding.exits.settings import Exits
 from dynexit.decoding.sampling import Sampling
 from dynexit.decoding.session import Session, Written
+from dynexit.decoding.sharded import Shards
 from dynexit.runs.generation.pace import Pace
 from dynexit.runs.language import LanguageModel
 from dynexit.runs.serving.stopped_text import Part, StoppedText
@@ -94,10 +96,11 @@ class Worker:
 
     Args:
       language: of `load_language`.
-      slots: jobs that run at once.
+      slots: jobs that run at once; on several devices the next multiple of the groups that split
+        rows.
       room: tokens of a job at most, prompt included; None for the context of the model.
       waiting: jobs that may wait for a slot.
-      draft, exits: as in `dx.decoding.generate`.
+      draft, exits, mesh: as in `dx.decoding.generate`.
 
     Raises:
       TypeError, ValueError: as `dx.decoding.Session`, or a room above the context.
@@ -112,9 +115,12 @@ class Worker:
         waiting: int = 64,
         draft: Draft | None = None,
         exits: Exits | None = None,
+        mesh: Mesh | None = None,
     ) -> None:
         context = getattr(language.model.decoder, "context", None)
-        self.language, self.slots = language, positive_integer(slots, "slots")
+        groups = 1 if mesh is None else Shards(mesh).count
+        share = -(-positive_integer(slots, "slots") // groups)
+        self.language, self.slots = language, share * groups
         self.room = positive_integer(room or context or ROOM, "room")
         if context is not None and self.room > context:
             raise ValueError(f"`room` must be at most the context of {context}, got {room}")
@@ -123,11 +129,12 @@ class Worker:
         self._session = Session(
             language.model,
             language.params,
-            slots=slots,
+            slots=share,
             room=self.room,
-            queue=2 * slots,
+            queue=2 * self.slots,
             draft=draft,
             exits=exits,
+            mesh=mesh,
             log_probabilities=True,
         )
         self._pace, self._seeds = Pace(), itertools.count(secrets.randbits(62))

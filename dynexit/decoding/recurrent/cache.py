@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from dynexit.core.shapes import Array, Float, Int, PyTree
 from dynexit.layers.attention import Projected
-from dynexit.layers.grouped_attention import attend_grouped
+from dynexit.layers.grouped_attention import attend_grouped, write_tokens
 from dynexit.models.recurrent.recurrent_network import Mix, Network, causal
 
 Slots: TypeAlias = Float[Array, "B slots heads T d"]
@@ -109,27 +109,16 @@ def cached(
     Returns:
       A function `mix` of `Network`.
     """
+    slots = jnp.broadcast_to(slot, to.shape)
 
     def mix(past: Pair, q: Projected, k: Projected, v: Projected) -> tuple[Projected, Pair]:
-        put = lambda a, new: _written(a, to, slot, position, new[:, 0])
+        put = lambda a, new: write_tokens(a, (to, slots, position), new[:, 0])
         past = put(past[0], k), put(past[1], v)
         keys, values = look(past)
         mask = jnp.arange(keys.shape[2])[None] <= position[:, None]
         return attend_grouped(q, keys, values, mask[:, None]), past
 
     return mix
-
-
-def _written(
-    a: Slots, to: Array, slot: int | Array, position: Array, new: Float[Array, "b heads d"]
-) -> Slots:
-    """Writes one token of each of the rows `to`."""
-    at = jnp.stack(jnp.broadcast_arrays(to, slot, position))
-    if to.size == 1:
-        # a padding row: XLA fuses a single update with the read after it, and copies the cache
-        at = jnp.concatenate([at, jnp.full_like(at, a.shape[0])], axis=1)
-        new = jnp.concatenate([new, new])
-    return a.at[at[0], at[1], :, at[2]].set(new, mode="drop")
 
 
 def with_row(cache: Cache, row: Int[Array, ""], new: Cache) -> Cache:

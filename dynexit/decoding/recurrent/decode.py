@@ -10,7 +10,8 @@ from dynexit.core.checks import positive_integer
 from dynexit.core.shapes import AnyArray, Array, Float, Int, Key, PyTree
 from dynexit.core.stages import one_depth
 from dynexit.core.types import Criterion, Model
-from dynexit.decoding.cache import (
+from dynexit.decoding.checks import checked_prompts, checked_sampling, checked_stop
+from dynexit.decoding.recurrent.cache import (
     Cache,
     cached,
     empty_cache,
@@ -20,11 +21,11 @@ from dynexit.decoding.cache import (
     with_exits,
     with_row,
 )
-from dynexit.decoding.checks import checked_prompts, checked_sampling, checked_stop
 from dynexit.engine.deferred import goes_without, lacking
 from dynexit.engine.executors.tiling import default_tiling
 from dynexit.engine.rows import has_nan
 from dynexit.engine.streaming.relay import run_relay
+from dynexit.models.recurrent.recurrent_decoder import RecurrentDecoder
 from dynexit.models.recurrent.recurrent_network import Network
 from dynexit.solvers.fixed_point import relative_residual
 
@@ -137,14 +138,15 @@ def decode(
       between iterations (`slots`), lookup of the latest state of a token that has fewer iterations
       (their "latest-m4" with all slots), continuous chain of thought (`warm`). Deviations: rows
       exit one by one, where theirs iterate until the last row exits and store deeper keys and
-      values; prompts of several lengths; no speculation.
+      values; prompts of several lengths; no speculation (`generate` does).
     """
-    network = model.decoder
-    if not isinstance(network, Network):
+    decoder = model.decoder
+    if not isinstance(decoder, RecurrentDecoder):
         raise TypeError(
             "`model.decoder` must be that of dx.models.RecurrentDepth, "
-            f"got {type(network).__name__}"
+            f"got {type(decoder).__name__}"
         )
+    network = decoder.network
     steps, count = one_depth(model), positive_integer(count, "count")
     slots = steps if slots is None else min(steps, positive_integer(slots, "slots"))
     prompts, lengths = checked_prompts(prompts, lengths, network.vocabulary)

@@ -1,0 +1,1 @@
+"""Decoding with recurrent depth: iterations of every row are its own."""
