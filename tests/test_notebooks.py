@@ -55,6 +55,7 @@ def test_there_are_notebooks():
 def test_it_runs_in_short_form(path, tmp_path, monkeypatch):
     monkeypatch.setenv("DYNEXIT_SMOKE", "1")
     monkeypatch.delenv("XLA_FLAGS", raising=False)  # the devices that a user has
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # most of the time is compilation
     monkeypatch.setenv("DYNEXIT_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     notebook = read(path)
