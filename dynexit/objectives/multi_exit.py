@@ -53,10 +53,13 @@ def multi_exit_cross_entropy(
     counts = places_counted(classes)
 
     def one_exit(logits: Array) -> Array:  # [B, ..., C]
-        log_p = log_softmax(logits)
-        loss = -of_label(log_p, classes)
+        z = widened(logits)  # ln p is not stored: of C entries one is wanted
+        most = jax.lax.stop_gradient(z.max(axis=-1))
+        total = jnp.log(jnp.exp(z - most[..., None]).sum(axis=-1))
+        loss = total - (of_label(z, classes) - most)
         if label_smoothing:
-            loss = (1 - label_smoothing) * loss - label_smoothing * log_p.mean(axis=-1)
+            smooth = total - (z - most[..., None]).mean(axis=-1)
+            loss = (1 - label_smoothing) * loss + label_smoothing * smooth
         return mean_of_counted(loss, counts)
 
     return jax.vmap(one_exit)(logits)

@@ -10,6 +10,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+from dynexit.core.settings import Settings
+
 if TYPE_CHECKING:
     import dynexit.core.types
 
@@ -31,6 +33,7 @@ class ExperimentFile(NamedTuple):
       settings: `Settings()`, its defaults.
       smoke: `SMOKE`, the same job in seconds.
       build: `build(settings) -> Experiment`; where the file has none, `Settings.build`.
+      own: whether the file has a `build` of its own.
     """
 
     path: Path
@@ -40,6 +43,7 @@ class ExperimentFile(NamedTuple):
     settings: Any
     smoke: Any
     build: Callable[[Any], Experiment]
+    own: bool = True
 
 
 def load(path: str | Path) -> ExperimentFile:
@@ -81,7 +85,9 @@ def load(path: str | Path) -> ExperimentFile:
         return build(settings)
 
     summary = module.__doc__ or ""
-    return ExperimentFile(path, path.stem, sha256, summary, module.Settings(), module.SMOKE, built)
+    own = build is not Settings.build
+    given = module.Settings(), module.SMOKE, built, own
+    return ExperimentFile(path, path.stem, sha256, summary, *given)
 
 
 def digest(path: Path) -> str:

@@ -1,10 +1,12 @@
 """A language model with its tokenizer: of a run, of a folder of transformers, or of a GGUF file."""
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from dynexit.core.files import replacing
 from dynexit.data.tokenizers.characters import Characters
-from dynexit.data.tokenizers.subwords import FILE, Subwords
+from dynexit.data.tokenizers.subwords import FILE, GENERATION, Subwords
 from dynexit.data.tokenizers.tokenizer import Tokenizer, refuse_unfit
 from dynexit.runs.experiment_file import SettingsError
 from dynexit.runs.run_folder import SETTINGS
@@ -110,15 +112,15 @@ def _of_run(path: Path, experiment: Any, checkpoint: str | int, dtype: Any) -> L
     import jax
     import jax.numpy as jnp
 
-    from dynexit.runs.trained import trained
+    from dynexit.runs.trained import trained_model
 
-    run = trained(path, experiment, checkpoint)
+    run = trained_model(path, experiment, checkpoint)
     params = run.params
     if dtype is not None:
         cast = lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a
         params = jax.tree.map(cast, params)
-    words = _tokenizer_of_run(path, run.settings, run.experiment.classes)
-    return LanguageModel(path.resolve().name, run.experiment.model, params, words)
+    words = _tokenizer_of_run(path, run.settings, run.classes)
+    return LanguageModel(path.resolve().name, run.model, params, words)
 
 
 def _tokenizer_of_run(path: Path, settings: Any, classes: tuple[str, ...]) -> Tokenizer:
@@ -135,3 +137,21 @@ def _tokenizer_of_run(path: Path, settings: Any, classes: tuple[str, ...]) -> To
     raise SettingsError(
         f"{path} has no tokenizer: its data have no method `text_tokenizer`, and there is no {FILE}"
     )
+
+
+def keep_tokenizer(folder: Path, data: Any) -> None:
+    """Writes the tokenizer of a run's data into its folder, if it cannot be made without the data.
+
+    Args:
+      folder: the run's. A tokenizer that is there is kept.
+      data: settings of the data. Nothing is written where they have no `text_tokenizer`, or where
+        it returns bytes or characters, which the settings describe.
+    """
+    made = getattr(data, "text_tokenizer", None)
+    if (folder / FILE).exists() or not callable(made):
+        return
+    words = made()
+    if isinstance(words, Subwords):
+        with replacing(folder / GENERATION) as draft:
+            draft.write_text(json.dumps({"eos_token_id": list(words.stop)}), encoding="utf-8")
+        words.save(folder)

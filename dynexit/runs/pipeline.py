@@ -54,18 +54,23 @@ def restored(run: Run, checkpoint: str | int = "newest") -> tuple[Experiment, An
     Raises:
       SettingsError: the run has no such checkpoint.
     """
+    experiment = run.file.build(run.settings)
+    return experiment, *restored_params(run, experiment.model, checkpoint)
+
+
+def restored_params(run: Run, model: Any, checkpoint: str | int = "newest") -> tuple[Any, int]:
+    """The parameters of a checkpoint and their step; arguments and errors as of `restored`."""
     import jax
 
     from dynexit.training.checkpointing.checkpoints import missing, restore
 
-    experiment = run.file.build(run.settings)
-    template = {"params": jax.eval_shape(experiment.model.init, jax.random.key(0))}
+    template = {"params": jax.eval_shape(model.init, jax.random.key(0))}
     found = restore(run.folder, template, checkpoint)
     if found is None and checkpoint == "newest":
         raise SettingsError(f"{run.folder} holds no checkpoint: nothing was trained there yet")
     if found is None:
         raise SettingsError(missing(run.folder, checkpoint))
-    return experiment, found.tree["params"], found.step
+    return found.tree["params"], found.step
 
 
 def draw_training(folder: Path) -> Path | None:

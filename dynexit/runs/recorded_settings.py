@@ -31,7 +31,13 @@ def to_dict(settings: Any) -> dict[str, Any]:
     return _encoded(settings)
 
 
-def from_dict(default: Any, values: dict[str, Any], where: str, log: Callable[[str], None]) -> Any:
+def from_dict(
+    default: Any,
+    values: dict[str, Any],
+    where: str,
+    log: Callable[[str], None],
+    data: bool = True,
+) -> Any:
     """The inverse of `to_dict`: an instance of `default`'s class, validated.
 
     Args:
@@ -40,12 +46,14 @@ def from_dict(default: Any, values: dict[str, Any], where: str, log: Callable[[s
       values: nested dicts.
       where: the file they come from, for messages.
       log: gets a line where a setting is not in `values`, and its default is taken.
+      data: whether the field `data` is validated, which may name files.
 
     Raises:
       SettingsError: a setting that the class does not have, or a value that it refuses.
     """
     settings = _instance(default, values, where, log)
-    if found := validate(settings):
+    checked = settings if data else getattr(settings, "model", None)
+    if found := validate(checked) if dataclasses.is_dataclass(checked) else []:
         raise SettingsError(f"{where} holds invalid settings: {'; '.join(found)}")
     return settings
 

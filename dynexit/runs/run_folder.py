@@ -182,11 +182,13 @@ def _holds_something(folder: Path) -> bool:
     return not folder.is_dir() or any(each.name != LOCK for each in folder.iterdir())
 
 
-def reopen(folder: Path, experiment: Path | None, log: Callable[[str], None]) -> Run:
+def reopen(
+    folder: Path, experiment: Path | None, log: Callable[[str], None], data: bool = True
+) -> Run:
     """Opens a run with a given experiment file, or with the recorded one if it is unchanged.
 
     A run folder is data: no file inside it is imported, and the recorded file is imported only
-    with the recorded hash.
+    with the recorded hash. Without `data`, its settings may name files that are not there.
 
     Raises:
       SettingsError: no run there, a damaged record, no such experiment file, one inside the run
@@ -212,7 +214,7 @@ def reopen(folder: Path, experiment: Path | None, log: Callable[[str], None]) ->
             raise SettingsError(f"{changed}; to use it as it is now, add --experiment {named}")
         log(f"WARNING: {changed}; it is used as it is now")
     file = load(named)
-    settings = from_dict(file.settings, recorded["settings"], str(folder / SETTINGS), log)
+    settings = from_dict(file.settings, recorded["settings"], str(folder / SETTINGS), log, data)
     return Run(folder, file, settings, recorded)
 
 

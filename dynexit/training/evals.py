@@ -21,6 +21,7 @@ from dynexit.core.settings import Training
 from dynexit.core.shapes import Array, Bool, Int, PyTree
 from dynexit.core.types import Experiment
 from dynexit.data.source import Batch
+from dynexit.engine.observe import run_observed
 from dynexit.engine.run import run_all
 from dynexit.objectives.multi_exit import multi_exit_cross_entropy
 from dynexit.training.logs import EVAL
@@ -152,18 +153,23 @@ def _by_row(
         if experiment.prepare is not None:
             inputs = experiment.prepare(inputs)
         params, inputs = cast(params, compute), cast(inputs, compute)
-        outputs = run_all(model.steps(params), model.embed(params, inputs), model.depth)
-        outputs = cast(outputs, jnp.float32)
-        rows = {}
-        if method.predict is not None:
-            right = jax.vmap(lambda output: method.score(method.predict(output), labels))
-            rows["accuracy"] = right(outputs)
-        if (logits := _logits(outputs, labels)) is not None:
-            rows["loss"] = multi_exit_cross_entropy(logits, labels)
-        if method.objective is not None:
+        network = model.steps(params), model.embed(params, inputs), model.depth
+
+        def of_exit(output: PyTree) -> dict[str, Array]:
+            output, rows = cast(output, jnp.float32), {}
+            if method.predict is not None:
+                rows["accuracy"] = method.score(method.predict(output), labels)
+            if (logits := _logits(output, labels)) is not None:
+                rows["loss"] = multi_exit_cross_entropy(logits[None], labels)[0]
+            return rows
+
+        if method.objective is None:  # no output is kept: logits may be of many tokens
+            rows = run_observed(*network, lambda _, output, memory: (of_exit(output), memory))
+        else:
+            outputs = cast(run_all(*network), jnp.float32)
             of_one_row = _of_one_row(method.objective)
-            rows["objective"], own = jax.vmap(of_one_row, (1, 0))(outputs, labels)
-            rows = {**own, **rows}
+            objective, own = jax.vmap(of_one_row, (1, 0))(outputs, labels)
+            rows = {**own, **jax.vmap(of_exit)(outputs), "objective": objective}
         return {name: each.astype(jnp.float32) for name, each in rows.items()}
 
     return values
@@ -182,12 +188,12 @@ def _of_one_row(
     return of_one_row
 
 
-def _logits(outputs: PyTree, labels: Array) -> Array | None:
-    """The logits `[E, B, ..., C]` with C above 1 among the outputs, if labels fit them."""
-    logits = outputs.get("logits") if isinstance(outputs, Mapping) else outputs
-    if not isinstance(logits, jax.Array) or logits.ndim < 3:
+def _logits(output: PyTree, labels: Array) -> Array | None:
+    """The logits `[B, ..., C]` with C above 1 among the outputs of an exit, if labels fit them."""
+    logits = output.get("logits") if isinstance(output, Mapping) else output
+    if not isinstance(logits, jax.Array) or logits.ndim < 2:
         return None
-    fits = logits.shape[1:-1] == labels.shape and logits.shape[-1] > 1
+    fits = logits.shape[:-1] == labels.shape and logits.shape[-1] > 1
     floats = jnp.issubdtype(logits.dtype, jnp.floating)
     return logits if fits and floats and jnp.issubdtype(labels.dtype, jnp.integer) else None
 

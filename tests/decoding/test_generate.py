@@ -234,10 +234,10 @@ def test_a_request_can_be_ended():
 
 
 def test_a_session_is_compiled_once():
-    session = Session(MODEL, PARAMS, slots=1, room=48, queue=3)
-    one, _ = session.add(PROMPTS[:2], LIMITS[:2])
-    session.run(0)
     before = run_rounds._cache_size()
+    draft = PromptLookup(tokens=1)  # its costs are measured with the same program
+    session = Session(MODEL, PARAMS, slots=1, room=48, queue=3, draft=draft)
+    one, _ = session.add(PROMPTS[:2], LIMITS[:2])
     session.run(1)
     session.add([PROMPTS[2]], [LIMITS[2]])
     session.run(1)
@@ -245,7 +245,7 @@ def test_a_session_is_compiled_once():
     session.run(1)
     session.release(one)
     session.run()
-    assert run_rounds._cache_size() == before
+    assert run_rounds._cache_size() <= before + 1
 
 
 def test_a_request_may_have_a_key_of_its_own():

@@ -6,6 +6,8 @@ import numpy as np
 import optax
 import stored
 
+import dynexit as dx
+from dynexit.core.cost import flops_of
 from dynexit.engine.replay import replay
 from dynexit.methods.exits.fixed_depth import fixed_depth
 
@@ -33,3 +35,20 @@ def test_the_one_point_is_full_depth():
     assert points["depth"].tolist() == [4]
     halted = replay(method.criterion(jax.tree.map(lambda a: a[0], points)), LOGITS * 100)
     assert halted.exit_depth.tolist() == [4] * 6
+
+
+def test_training_computes_the_last_exit_alone():
+    model = dx.models.CausalLM(width=16, depth=4, heads=2).build(dx.Tokens(500), 500)
+    params, tokens = model.init(jax.random.key(0)), jnp.arange(12).reshape(2, 6)
+
+    def of_all(params):
+        outputs = dx.run_all(model.steps(params), model.embed(params, tokens), model.depth)
+        return fixed_depth().objective(outputs, tokens, PROGRESS)
+
+    def of_last(params):
+        return fixed_depth().loss(model, params, tokens, tokens, jax.random.key(1), PROGRESS)
+
+    (loss, metrics), (wanted, all_metrics) = jax.jit(of_last)(params), jax.jit(of_all)(params)
+    np.testing.assert_allclose(loss, wanted, rtol=1e-6)
+    assert metrics == {"accuracy_exit_last": all_metrics["accuracy_exit_last"]}
+    assert flops_of(of_last, params) < 0.5 * flops_of(of_all, params)

@@ -17,11 +17,13 @@ from dynexit.cli.main import main
 from dynexit.data.tokenizers.characters import Characters
 from dynexit.decoding import Sampling, Work
 from dynexit.evaluation.reports.depth_html import TokenView, depth_page
-from dynexit.runs.experiment_file import SettingsError
+from dynexit.runs.experiment_file import SettingsError, load
 from dynexit.runs.generation.options import draft_of, exits_of
 from dynexit.runs.generation.terminal import Printer
 from dynexit.runs.generation.writing import Piece, Summary, Writing, measured_choice
-from dynexit.runs.language import load_language
+from dynexit.runs.language import keep_tokenizer, load_language
+from dynexit.runs.run_folder import claim
+from dynexit.training.checkpointing.saver import Saver
 
 LANGUAGE = tiny_language()
 PROMPT = "def f(x):"
@@ -179,10 +181,10 @@ def test_a_folder_of_transformers_is_read(folder):
 def of_run(place, monkeypatch, data, classes=()):
     """`load_language` of a run whose checkpoint is not read."""
     (place / "settings.json").write_text("{}")
-    experiment = types.SimpleNamespace(model=LANGUAGE.model, classes=classes)
     trained = importlib.import_module("dynexit.runs.trained")
-    run = trained.Trained(experiment, LANGUAGE.params, 3, types.SimpleNamespace(data=data))
-    monkeypatch.setattr(trained, "trained", lambda *given: run)
+    settings = types.SimpleNamespace(data=data)
+    run = trained.TrainedModel(LANGUAGE.model, LANGUAGE.params, settings, classes)
+    monkeypatch.setattr(trained, "trained_model", lambda *given: run)
     return load_language(place, dtype=jax.numpy.bfloat16)
 
 
@@ -202,6 +204,50 @@ def test_the_tokenizer_of_a_run(tmp_path, monkeypatch, folder):
     shutil.copy(folder / "tokenizer.json", tmp_path)
     with pytest.raises(SettingsError, match="270 tokens, and the model only 257"):
         of_run(tmp_path, monkeypatch, data)
+
+
+EXPERIMENT = '''"""Text."""
+import dataclasses
+import pathlib
+import dynexit as dx
+
+@dataclasses.dataclass(frozen=True)
+class Settings(dx.Settings):
+    """All."""
+    model: dx.models.CausalLM = dx.models.CausalLM(width=16, depth=2, heads=2)
+    method: dx.methods.LayerSkip = dx.methods.LayerSkip()
+    data: dx.data.TextDocuments = dx.data.TextDocuments(
+        pathlib.Path("FOLDER/documents"), vocabulary=270, length=8, stored=pathlib.Path("FOLDER")
+    )
+
+SMOKE = Settings()
+'''
+
+
+def test_a_run_folder_needs_no_data(tmp_path):
+    pytest.importorskip("tokenizers")
+    texts = tmp_path / "documents"
+    texts.mkdir()
+    for k in range(4):
+        (texts / f"{k}.txt").write_text(f"naïve text number {k}")
+    (tmp_path / "text.py").write_text(EXPERIMENT.replace("FOLDER", str(tmp_path)))
+    file = load(tmp_path / "text.py")
+    run = claim(tmp_path / "run", file, file.settings, ["train", "text.py"], print)
+    keep_tokenizer(run.folder, run.settings.data)
+    model = run.settings.model.build(run.settings.data.inputs, 270)
+    with Saver(run.folder, 1, seed=0) as saver:
+        saver.save(1, {"params": model.init(jax.random.key(0))})
+    codec = run.settings.data.corpus().codec
+    shutil.rmtree(texts)
+    for stored in tmp_path.glob("dynexit_documents_*"):
+        shutil.rmtree(stored)
+    words = load_language(run.folder).tokenizer
+    assert words.stop == (codec.end,) == (269,) and words.special == {"<end>": 269}
+    ids = codec.encode("naïve 漢").tolist()
+    assert words.encode("naïve 漢") == ids and words.decode([*ids, 269]) == "naïve 漢"
+    (run.folder / "tokenizer.json").unlink()  # a run of an earlier version
+    with pytest.raises(SettingsError, match="folder must be a folder"):
+        load_language(run.folder)
 
 
 def test_the_command(folder, tmp_path, capsys, monkeypatch):

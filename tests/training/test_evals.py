@@ -129,14 +129,13 @@ def test_the_mean_over_rows_of_an_objective_is_that_of_the_batch(method):
 
 
 def test_outputs_without_logits_that_fit_the_labels_have_no_loss():
-    labels = jnp.zeros(8, jnp.int32)
-    fits = evals._logits(OUTPUTS, labels)
-    assert fits is OUTPUTS["logits"]
-    assert evals._logits({"halt_logit": OUTPUTS["halt_logit"]}, labels) is None
-    assert evals._logits(OUTPUTS["halt_logit"], labels) is None
-    assert evals._logits(OUTPUTS["logits"][..., :1], labels) is None
-    assert evals._logits(OUTPUTS["logits"], jnp.zeros(8)) is None
-    assert evals._logits(OUTPUTS["logits"], jnp.zeros((8, 5), jnp.int32)) is None
+    labels, output = jnp.zeros(8, jnp.int32), {name: a[0] for name, a in OUTPUTS.items()}
+    assert evals._logits(output, labels) is output["logits"]
+    assert evals._logits({"halt_logit": output["halt_logit"]}, labels) is None
+    assert evals._logits(output["halt_logit"], labels) is None
+    assert evals._logits(output["logits"][..., :1], labels) is None
+    assert evals._logits(output["logits"], jnp.zeros(8)) is None
+    assert evals._logits(output["logits"], jnp.zeros((8, 5), jnp.int32)) is None
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,17 @@
 """Text as token ids: bytes, or byte pairs merged by frequency."""
 
 import dataclasses
-import importlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from dynexit.data.host_shapes import Int
+from dynexit.data.tokenizers.subwords import library, trained_pairs
+
+if TYPE_CHECKING:
+    from dynexit.data.tokenizers.tokenizer import Tokenizer
 
 Ids: TypeAlias = Int[np.ndarray, "_"]
 
@@ -60,41 +63,12 @@ class Codec:
             return bytes(kept).decode("utf-8", errors="replace")
         return self.pairs.decode(kept, skip_special_tokens=False)
 
+    def tokenizer(self) -> "Tokenizer":
+        """The same ids as one of `dx.data.tokenizers`; the end of a document ends a text."""
+        from dynexit.data.tokenizers.bytes import Bytes
+        from dynexit.data.tokenizers.subwords import with_end
 
-@dataclasses.dataclass(frozen=True)
-class CodecTokenizer:
-    """A codec as `dx.data.tokenizers.Tokenizer`; the end of a document ends a text.
-
-    Example:
-      >>> words = CodecTokenizer(Codec(257))
-      >>> words.encode("hi"), words.decode([104, 105, 256]), words.stop
-      ([104, 105], 'hi', (256,))
-    """
-
-    codec: Codec
-
-    @property
-    def vocabulary(self) -> int:
-        """V, with the end."""
-        return self.codec.vocabulary
-
-    @property
-    def stop(self) -> tuple[int, ...]:
-        """The end of a document."""
-        return (self.codec.end,)
-
-    @property
-    def special(self) -> dict[str, int]:
-        """The end of a document."""
-        return {"<end>": self.codec.end}
-
-    def encode(self, text: str) -> list[int]:
-        """The ids of a text, without an end."""
-        return self.codec.encode(text).tolist()
-
-    def decode(self, tokens: Iterable[int]) -> str:
-        """The text; ends are left out."""
-        return self.codec.decode(list(tokens))
+        return Bytes() if self.pairs is None else with_end(self.pairs, self.end)
 
 
 def trained_codec(texts: Iterable[str], vocabulary: int) -> Codec:
@@ -107,21 +81,12 @@ def trained_codec(texts: Iterable[str], vocabulary: int) -> Codec:
     """
     if vocabulary == BYTES:
         return Codec(vocabulary)
-    library = _tokenizers()
-    pairs = library.Tokenizer(library.models.BPE())
-    level = library.pre_tokenizers.ByteLevel
-    pairs.pre_tokenizer = level(add_prefix_space=False)
-    pairs.decoder = library.decoders.ByteLevel()
-    trainer = library.trainers.BpeTrainer(
-        vocab_size=vocabulary - 1, initial_alphabet=level.alphabet(), show_progress=False
-    )
-    pairs.train_from_iterator(texts, trainer)
-    return Codec(vocabulary, pairs)
+    return Codec(vocabulary, trained_pairs(_library(), texts, vocabulary - 1))
 
 
 def read_codec(path: Path, vocabulary: int, last: int | None = None) -> Codec:
     """The codec of a `tokenizer.json`."""
-    return Codec(vocabulary, _tokenizers().Tokenizer.from_file(str(path)), last)
+    return Codec(vocabulary, _library().Tokenizer.from_file(str(path)), last)
 
 
 def given_codec(folder: Path, vocabulary: int) -> Codec:
@@ -140,14 +105,11 @@ def given_codec(folder: Path, vocabulary: int) -> Codec:
     return read_codec(folder / "tokenizer.json", vocabulary, tokenizer.stop[0])
 
 
-def _tokenizers() -> Any:
-    names = ("decoders", "models", "pre_tokenizers", "trainers")
+def _library() -> Any:
     try:
-        for name in names:
-            importlib.import_module(f"tokenizers.{name}")
+        return library()
     except ImportError as error:
         raise ImportError(
             "a `vocabulary` of more than 257 tokens needs the library tokenizers; "
             "`pip install tokenizers`, or take 257, single bytes"
         ) from error
-    return importlib.import_module("tokenizers")

@@ -155,12 +155,17 @@ class TextDocuments:
     def text_tokenizer(self) -> "Tokenizer":
         """The tokens of the data; `dynexit generate` reads prompts with it.
 
+        The documents are read where their byte pairs are needed alone.
+
         Raises:
           ValueError, ImportError: as `corpus`.
         """
-        from dynexit.data.text.codec import CodecTokenizer
+        from dynexit.data.tokenizers.bytes import Bytes
+        from dynexit.data.tokenizers.subwords import from_folder
 
-        return CodecTokenizer(self.corpus().codec)
+        if self.tokenizer_folder is not None:
+            return from_folder(self.tokenizer_folder)
+        return Bytes() if self.vocabulary == 257 else self.corpus().codec.tokenizer()
 
     def build(self) -> Dataset:
         """The splits; inputs "tokens" and "segments" and labels, int32 `[b, length]`.

@@ -1,7 +1,8 @@
 """Tokenizers of the library `tokenizers`: from a folder, or trained on texts."""
 
+import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,9 @@ from dynexit.core.files import local, replacing
 from dynexit.data.tokenizers.tokenizer import refuse_unfit
 from dynexit.models.hf_config import CONFIG, existing, read_json
 
-FILE = "tokenizer.json"
-_STOP_FILES = ("generation_config.json", CONFIG)
+FILE, END = "tokenizer.json", "<end>"
+GENERATION = "generation_config.json"
+_STOP_FILES = (GENERATION, CONFIG)
 
 
 class Subwords:
@@ -105,15 +107,37 @@ def train_bpe(texts: Iterable[str], vocabulary: int) -> Subwords:
     if vocabulary < 257:
         raise ValueError(f"`vocabulary` must be at least 257, got {vocabulary}")
     tokenizers = library()
+    return Subwords(trained_pairs(tokenizers, texts, vocabulary, [END]), (0,))
+
+
+def trained_pairs(
+    tokenizers: Any, texts: Iterable[str], vocabulary: int, special: Sequence[str] = ()
+) -> Any:
+    """A tokenizer of the library whose byte pairs are merged by their frequency in the texts."""
     inner = byte_level(tokenizers, {}, [])
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=vocabulary,
         initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
-        special_tokens=["<end>"],
+        special_tokens=list(special),
         show_progress=False,
     )
     inner.train_from_iterator(texts, trainer)
-    return Subwords(inner, (0,))
+    return inner
+
+
+def with_end(inner: Any, end: int) -> Subwords:
+    """A tokenizer whose id `end`, which may lie beyond the ids of `inner`, ends a text."""
+    content = json.loads(inner.to_str())
+    known: dict[str, int] = content["model"]["vocab"]
+    if end in inner.get_vocab(with_added_tokens=True).values():
+        return Subwords(inner, (end,))
+    name = END
+    while name in known:
+        name = f"<{name}>"
+    known[name] = end
+    found = library().Tokenizer.from_str(json.dumps(content))
+    found.add_special_tokens([name])
+    return Subwords(found, (end,))
 
 
 def byte_level(tokenizers: Any, tokens: dict[str, int], merges: list[tuple[str, str]]) -> Any:

@@ -6,9 +6,10 @@ import numpy as np
 
 from dynexit import criteria
 from dynexit.core.shapes import Array, PyTree
-from dynexit.core.types import Candidates, Criterion, Method
+from dynexit.core.types import Candidates, Criterion, Method, Model
+from dynexit.engine.run import run_full
 from dynexit.methods.answers import accuracy, logits_of, predict
-from dynexit.objectives.multi_exit import multi_exit_cross_entropy
+from dynexit.objectives.multi_exit import multi_exit_cross_entropy, widened
 
 
 def fixed_depth(label_smoothing: float = 0.0) -> Method:
@@ -19,8 +20,9 @@ def fixed_depth(label_smoothing: float = 0.0) -> Method:
 
     Returns:
       `Method`. Outputs are logits `[E, B, ..., C]` or a dict with "logits". An operating point is
-      `{"depth": []}` in exits; the one candidate is E. Metrics: accuracy_exit_first,
-      accuracy_exit_last.
+      `{"depth": []}` in exits; the one candidate is E. Its `loss`, which training takes, reads the
+      last exit alone and has the metric accuracy_exit_last; the objective is the same loss of the
+      outputs of all exits, and has accuracy_exit_first too.
 
     Raises:
       ValueError: from the objective, `label_smoothing` outside 0..1.
@@ -38,11 +40,18 @@ def fixed_depth(label_smoothing: float = 0.0) -> Method:
         outputs: PyTree, labels: Array, progress: Array
     ) -> tuple[Array, dict[str, Array]]:
         logits = logits_of(outputs)
-        metrics = {
-            "accuracy_exit_first": accuracy(logits[0], labels),
-            "accuracy_exit_last": accuracy(logits[-1], labels),
-        }
-        return multi_exit_cross_entropy(logits[-1:], labels, label_smoothing)[0], metrics
+        losses, metrics = of_last(logits[-1], labels)
+        return losses, {"accuracy_exit_first": accuracy(logits[0], labels), **metrics}
+
+    def of_last(logits: Array, labels: Array) -> tuple[Array, dict[str, Array]]:
+        losses = multi_exit_cross_entropy(logits[None], labels, label_smoothing)[0]
+        return losses, {"accuracy_exit_last": accuracy(logits, labels)}
+
+    def loss(
+        model: Model, params: PyTree, inputs: PyTree, labels: Array, key: Array, progress: Array
+    ) -> tuple[Array, dict[str, Array]]:
+        _, output = run_full(model.steps(params), model.embed(params, inputs), model.depth)
+        return of_last(widened(logits_of(output)), labels)
 
     def criterion(operating_point: PyTree) -> Criterion:
         return criteria.at_depth(operating_point["depth"])
@@ -51,4 +60,4 @@ def fixed_depth(label_smoothing: float = 0.0) -> Method:
         return {"depth": np.full(1, len(costs), np.int32)}
 
     full = lambda exits, fitted: {"depth": np.array(exits, np.int32)}
-    return Method(objective, criterion, Candidates(full, points), predict)
+    return Method(objective, criterion, Candidates(full, points), predict, loss)
