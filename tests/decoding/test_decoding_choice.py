@@ -69,7 +69,8 @@ def test_candidates_write_the_same_text_and_their_programs_serve_generate():
     assert [m.name for m in choice.measured] == ["plain", "PromptLookup(2, 3)"]
     assert all(m.tokens_per_second > 0 and m.equal == 3 for m in choice.measured)
     plain, copied = choice.measured
-    assert plain.acceptance is None and 0 <= copied.acceptance <= 1
+    assert plain.acceptance is None
+    assert copied.acceptance is None or 0 <= copied.acceptance <= 1  # rounds may have no drafts
     assert copied.rounds_per_token <= plain.rounds_per_token
     before = run_rounds._cache_size()
     found = generate(MODEL, PARAMS, PROMPTS, 6, draft=choice.draft, slots=choice.slots, **given)
