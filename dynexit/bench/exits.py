@@ -5,7 +5,8 @@
 Weights are random. Each token exits after the first `--after` blocks, except for a part `--deep` of
 them, drawn for each row and place, which run all blocks; so all programs with exits run the same
 blocks for each token. A figure is the least time of the rounds after the first one, per token of
-each row, of several repeats in turns.
+each row, of several repeats in turns. No row ends in these rounds, as in a session whose queue
+refills its slots.
 """
 
 import argparse
@@ -37,14 +38,14 @@ class Timed(NamedTuple):
       seconds: of one token of every row.
       mean_depth: blocks of a token.
       mean_blocks: blocks that a round runs.
-      depths: int32 `[B, tokens]`, blocks of each token.
+      depths: int32, blocks of each token of each row.
     """
 
     name: str
     seconds: float
     mean_depth: float
     mean_blocks: float
-    depths: Int[HostArray, "B tokens"]
+    depths: list[Int[HostArray, "_"]]
 
 
 def forced_exits(deep: Bool[HostArray, "B tokens"]) -> Criterion:
@@ -72,7 +73,7 @@ def compared(
       programs: name -> exits, None for full depth.
       batch: rows.
       prompt: random tokens of each prompt.
-      tokens: to write for each row.
+      tokens: of each row at most; a row that waits has fewer of them.
       repeats: of each program; the least time counts.
     """
     assert model.decoder is not None
@@ -87,14 +88,15 @@ def compared(
             session.run(1)
             begun = sum(len(row.tokens) for row in session.progress())
             start = time.perf_counter()
-            session.run()
+            session.run(tokens - 2)
             jax.block_until_ready(session.carry.rounds)
-            seconds = (time.perf_counter() - start) * batch / (tokens * batch - begun)
+            seconds = (time.perf_counter() - start) * batch
+            depths = [row.depth for row in session.progress()]
+            seconds /= sum(map(len, depths)) - begun
             if repeat:
                 seconds = min(seconds, found[name].seconds if name in found else math.inf)
-                depths = np.stack([row.depth for row in session.progress()])
-                blocks = session.mean_deepest
-                found[name] = Timed(name, seconds, float(depths.mean()), blocks, depths)
+                mean = float(np.concatenate(depths).mean())
+                found[name] = Timed(name, seconds, mean, session.mean_deepest, depths)
     return list(found.values())
 
 
@@ -122,6 +124,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--tokens", type=int, default=96, help="tokens to write")
     parser.add_argument("--repeats", type=int, default=3)
     o = parser.parse_args(argv)
+    if o.tokens < 4:
+        parser.error(f"--tokens must be at least 4, got {o.tokens}")
     settings = CausalLM(
         width=o.width,
         depth=o.depth,
