@@ -14,11 +14,12 @@ from dynexit.core.checks import positive_integer
 from dynexit.core.decoder import Decoder
 from dynexit.core.shapes import Key, PyTree
 from dynexit.core.types import Model
+from dynexit.decoding.arguments import decoder_of
 from dynexit.decoding.drafts import Draft, EarlyExit, PromptLookup
 from dynexit.decoding.exits.settings import Exits
 from dynexit.decoding.prompts import checked_limits, checked_stops, listed
 from dynexit.decoding.sampling import GREEDY, Sampling, checked_samplings
-from dynexit.decoding.session import Session, Written, decoder_of
+from dynexit.decoding.session import Session, Written
 
 HEAD = ("", "slots", "tokens/s", "ratio", "accepted", "rounds", "lossless", "equal")
 
