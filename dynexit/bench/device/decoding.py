@@ -1,4 +1,4 @@
-"""Decoding with a language model in the shape of Llama: rounds with and without drafts, and a peer.
+"""Decoding with a model in the shape of Llama: rounds with drafts, tokens with exits, and a peer.
 
 The weights are random, so that no draft is right. What a round costs does not depend on that; the
 tokens that it writes are those of a given acceptance.
@@ -14,8 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from dynexit.bench.device.state import Record, State
+from dynexit.bench.exits import compared, programs_of
 from dynexit.core.data import Tokens
 from dynexit.core.shapes import PyTree
+from dynexit.core.types import Model
 from dynexit.decoding.costs import ROUNDS
 from dynexit.decoding.drafts import EarlyExit
 from dynexit.decoding.session import Session
@@ -24,6 +26,7 @@ from dynexit.models.language.settings import CausalLM
 SECTION = "decoding"
 DTYPE = "bfloat16"
 ACCEPTED = 0.8  # the acceptance at which a speed-up is given
+DEEP, PARK = 0.1, 6  # the part of the tokens that runs all blocks, and sweeps that rows wait
 LLAMA = CausalLM(width=2048, depth=16, heads=32, kv_heads=8, hidden=8192)
 SMALL = CausalLM(width=32, depth=4, heads=2, hidden=64)
 
@@ -53,9 +56,28 @@ def run_decoding(suite: State, batch: int) -> None:
             record |= {"speedup": written(count, ACCEPTED) / relative}
             record |= {"acceptance_to_gain": acceptance_to_gain(count, relative)}
         suite.add(record)
+    if batch == max(suite.decoding_batches):
+        _exits(suite, model, weights, batch, drafting, common)
     if (peer := _transformers(suite, settings, tokens, batch)) is not None:
         relative = float(peer / seconds[0])
         suite.add(common | {"program": "transformers", "seconds": peer, "relative": relative})
+
+
+def _exits(
+    suite: State, model: Model, weights: PyTree, batch: int, after: int, common: Record
+) -> None:
+    """Adds records of tokens of which a tenth runs all blocks, and the others a quarter."""
+    suite.log(f"decoding, batch {batch}: compiling and timing exits")
+    tokens = 8 if suite.small else 64
+    deep = np.random.default_rng(1).random((batch, tokens)) < DEEP
+    programs = programs_of(deep, after, (PARK,))
+    if suite.small:
+        programs = {name: programs[name] for name in ("full depth", f"masked, park={PARK}")}
+    timed = compared(model, weights, programs, batch, 16, tokens, 1 if suite.small else 3)
+    for t in timed:
+        name = "full, by sessions" if t.name == "full depth" else f"exits, {t.name}"
+        record = common | {"program": name, "seconds": t.seconds, "mean_depth": t.mean_depth}
+        suite.add(record | {"relative": t.seconds / timed[0].seconds})
 
 
 def written(drafts: int, acceptance: float) -> float:
