@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from dynexit.core.shapes import Array, Float, HostArray, Int, Shaped
+from dynexit.core.shapes import Array, Float, HostArray, Int, Shaped, Size
 from dynexit.decoding.sampling import Rules
 
 RUNNING, STOPPED, LIMITED = 0, 1, 2  # a stop token, the limit of tokens
@@ -55,7 +55,7 @@ class Requests(NamedTuple):
     counts: Counts
 
 
-def no_requests(size: int, room: int, log_probabilities: bool) -> Requests:
+def no_requests(size: Size, room: int, log_probabilities: bool) -> Requests:
     """A queue of `size` entries of `room` tokens, all of them empty."""
     none = lambda *shape: jnp.zeros(shape, jnp.int32)
     rules = Rules(*(jnp.zeros(size, jnp.int32 if f == "top_k" else jnp.float32)

@@ -404,7 +404,9 @@ def test_a_live_run_equals_the_replay(trained):
     replayed = dx.replay(criterion, trained.outputs)
     np.testing.assert_array_equal(replayed.exit, trained.exits[middle])
     steps, begun = model.steps(params), trained.begun
-    live = dx.run_until(steps, begun, model.depth, criterion, "compacted", tile=2)
+    # the first step of an adaptive solver has an error below rounding, which chooses the next one
+    tile = ROWS if isinstance(trained.case.method, METHODS.NeuralOde) else 2
+    live = dx.run_until(steps, begun, model.depth, criterion, "compacted", tile=tile)
     np.testing.assert_array_equal(live.exit, replayed.exit)
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
     jax.tree.map(close, live.output, replayed.output)
