@@ -1,5 +1,6 @@
 """JAX made strict, and four host devices, for every test."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -41,6 +42,10 @@ if os.environ.get("DYNEXIT_TEST_TYPES"):
 
     conf = "beartype.BeartypeConf(is_pep484_tower=True)"
     install_import_hook("dynexit", f"beartype.beartype(conf={conf})")
+
+# Tracing makes many objects, and a worker holds millions.
+gc.freeze()
+gc.set_threshold(50_000, 20, 20)
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")

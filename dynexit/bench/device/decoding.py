@@ -56,7 +56,7 @@ def run_decoding(suite: State, batch: int) -> None:
             record |= {"speedup": written(count, ACCEPTED) / relative}
             record |= {"acceptance_to_gain": acceptance_to_gain(count, relative)}
         suite.add(record)
-    if batch == max(suite.decoding_batches):
+    if batch == max(suite.decoding_batches) and not suite.small:
         _exits(suite, model, weights, batch, drafting, common)
     if (peer := _transformers(suite, settings, tokens, batch)) is not None:
         relative = float(peer / seconds[0])
@@ -68,12 +68,9 @@ def _exits(
 ) -> None:
     """Adds records of tokens of which a tenth runs all blocks, and the others a quarter."""
     suite.log(f"decoding, batch {batch}: compiling and timing exits")
-    tokens = 8 if suite.small else 64
-    deep = np.random.default_rng(1).random((batch, tokens)) < DEEP
+    deep = np.random.default_rng(1).random((batch, 64)) < DEEP
     programs = programs_of(deep, after, (PARK,))
-    if suite.small:
-        programs = {name: programs[name] for name in ("full depth", f"masked, park={PARK}")}
-    timed = compared(model, weights, programs, batch, 16, tokens, 1 if suite.small else 3)
+    timed = compared(model, weights, programs, batch, prompt=16, tokens=64, repeats=3)
     for t in timed:
         name = "full, by sessions" if t.name == "full depth" else f"exits, {t.name}"
         record = common | {"program": name, "seconds": t.seconds, "mean_depth": t.mean_depth}
