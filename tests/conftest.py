@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
@@ -51,14 +52,21 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
+ROOT = Path(__file__).parents[1]
+# Node ids of single cases that take seconds and whose like stay among the fast tests.
+SLOW = set((ROOT / "tests" / "slow.txt").read_text().splitlines())
+
+
 def pytest_collection_modifyitems(items):
-    """Marks the cases named by `@pytest.mark.slow_cases(...)` as slow, and leaves out refusals where
-    the types of arguments are checked.
+    """Marks the cases named by `@pytest.mark.slow_cases(...)` and in `slow.txt` as slow, and leaves
+    out refusals where the types of arguments are checked.
     """
     if os.environ.get("DYNEXIT_TEST_TYPES"):
         items[:] = [item for item in items if item.get_closest_marker("refuses") is None]
     known = {}
     for item in items:
+        if item.nodeid in SLOW:
+            item.add_marker(pytest.mark.slow)
         for mark in item.iter_markers("slow_cases"):
             case = item.callspec.id
             known.setdefault((item.nodeid.partition("[")[0], mark.args), set()).add(case)

@@ -83,7 +83,11 @@ def stopped_in_evaluation(root, count, processes, resume=True):
         if not resume:
             return None
         again = start(folder, *EVALS)
-        if not finish_training([again] if processes == 1 else again, folder, STEPS):
+        again = [again] if processes == 1 else again
+        # a run that was stopped in the last evaluation has the last checkpoint before it evaluates
+        if not until(lambda: records(folder) == history or not any(run.alive for run in again)):
+            return f"{folder.name}: the resumed run did not complete the records"
+        if not finish_training(again, folder, STEPS):
             return f"{folder.name}: the resumed run did not finish"
         if records(folder) != history:
             return f"{folder.name}: other records"
