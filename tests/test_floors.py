@@ -189,3 +189,10 @@ def test_test_files_have_names_of_their_own():
 @pytest.mark.parametrize("folder", sorted({p.parent for p in FILES}), ids=name_of)
 def test_every_package_has_a_docstring(folder):
     assert ast.get_docstring(ast.parse((folder / "__init__.py").read_text()))
+
+
+def test_the_list_of_slow_cases_names_tests():
+    root = Path(__file__).parents[1]
+    for case in (root / "tests" / "slow.txt").read_text().splitlines():
+        file, _, test = case.partition("::")
+        assert f"def {test.partition('[')[0]}(" in (root / file).read_text(), case

@@ -79,7 +79,7 @@ def file(tmp_path):
         (
             ["bench", "--block", "lstm"],
             2,
-            "--block must be of transformer, tied, mixer, conv, got lstm",
+            "--block must be of transformer, tied, mixer, conv, language, got lstm",
         ),
         (["bench", "--mean", "0"], 2, "--mean must lie above 0 and up to 1, got 0"),
         (

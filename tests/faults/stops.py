@@ -4,6 +4,7 @@ import functools
 import random
 import signal
 import time
+from pathlib import Path
 
 from faults.command import (
     bits,
@@ -126,6 +127,16 @@ def killed(root, count):
 COMPILES = ("--unrolled", 400)
 
 
+def catches(pid, number):
+    """Whether a process handles a signal; after a wait where there is no `/proc`."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return time.sleep(0.5) is None
+    caught = next(line.split()[1] for line in lines if line.startswith("SigCgt:"))
+    return bool(int(caught, 16) >> (number - 1) & 1)
+
+
 def signals(root, numbers=SIGNALS, phases=("start-up", "compilation", "training", "evaluation")):
     """Each signal in each phase: exit code, seconds, and nothing lost."""
 
@@ -135,7 +146,8 @@ def signals(root, numbers=SIGNALS, phases=("start-up", "compilation", "training"
         words = (*COMPILES, "--salt", time.time() % 1) if phase == "compilation" else ()
         run = train(folder, *words, delay=SLOW if phase == "training" else 0.0)
         ready = {
-            "start-up": lambda: (time.sleep(0.3), True)[1],
+            # Python itself handles SIGINT, before the command does
+            "start-up": lambda: catches(run.pid, number) and catches(run.pid, signal.SIGTERM),
             # the lock is taken, and the program of the first update is compiled for long
             "compilation": lambda: (folder / "start.json").exists() and (time.sleep(3), True)[1],
             "training": lambda: recorded(folder) >= 7,
