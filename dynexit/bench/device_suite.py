@@ -130,8 +130,10 @@ def units(suite: State) -> list[Unit]:
     found = [Unit("loops", "all", expected["loops"]), by_batch("blocks", first)]
     found += [by_batch("peer", first), Unit("training", "all", expected["training"])]
     found += [Unit("streaming", "all", expected["streaming"])]
+    decoded, *more = suite.decoding_batches
+    found += [by_batch("decoding", decoded)]
     found += [by_batch(section, b) for b in others for section in ("blocks", "peer")]
-    return found + [by_batch("decoding", b) for b in suite.decoding_batches]
+    return found + [by_batch("decoding", b) for b in more]
 
 
 def _run_unit(suite: State, unit: Unit) -> None:

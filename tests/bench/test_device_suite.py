@@ -6,13 +6,15 @@ import os
 import subprocess
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from dynexit.bench import device_suite
-from dynexit.bench.device import blocks, candidates, loops, timing, training, vit
+from dynexit.bench.device import blocks, candidates, decoding, loops, timing, training, vit
 from dynexit.bench.device.state import State
+from dynexit.core.data import Tokens
 
 HEAVY = ("tyro", "tensorflow_datasets", "wandb", "rich", "tqdm", "orbax", "optax", "matplotlib")
 
@@ -62,6 +64,17 @@ def test_the_table_names_every_program(small):
     table = device_suite.report.table(small[0])
     assert all(r["program"] in table for r in small[0].records if r["section"] != "tiles")
     assert "WRONG" not in table and "ERROR" not in table
+
+
+@pytest.mark.slow
+def test_tokens_with_exits_are_recorded_at_their_depths():
+    suite = State(None, True, 600.0, {})
+    model = decoding.SMALL.build(Tokens(64), 64)
+    weights = model.decoder.unstack(model.init(jax.random.key(0)))
+    decoding.add_exits(suite, model, weights, 4, 1, {"section": "decoding"})
+    full, *others = suite.records
+    assert full["mean_depth"] == 4 and full["relative"] == 1 and len(others) == 4
+    assert all(1 < r["mean_depth"] < 2 and r["seconds"] > 0 for r in others)
 
 
 def test_a_failing_section_is_recorded_and_others_run(tmp_path, monkeypatch, capsys):

@@ -57,13 +57,13 @@ def run_decoding(suite: State, batch: int) -> None:
             record |= {"acceptance_to_gain": acceptance_to_gain(count, relative)}
         suite.add(record)
     if batch == max(suite.decoding_batches) and not suite.small:
-        _exits(suite, model, weights, batch, drafting, common)
+        add_exits(suite, model, weights, batch, drafting, common)
     if (peer := _transformers(suite, settings, tokens, batch)) is not None:
         relative = float(peer / seconds[0])
         suite.add(common | {"program": "transformers", "seconds": peer, "relative": relative})
 
 
-def _exits(
+def add_exits(
     suite: State, model: Model, weights: PyTree, batch: int, after: int, common: Record
 ) -> None:
     """Adds records of tokens of which a tenth runs all blocks, and the others a quarter."""

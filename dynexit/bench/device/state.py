@@ -50,7 +50,7 @@ class State:
         self.means = (0.5,) if small else (0.25, 0.5, 0.75)
         self.queue, self.slots = (16, (4,)) if small else (256, (32, 64, 128))
         self.train_batch = 4 if small else 32
-        self.decoding_batches = (2,) if small else (1, 8, 64)
+        self.decoding_batches = (2,) if small else (64, 8, 1)
         self.rounds, self.limit = (3, 1.0) if small else (9, 8.0)
         self.tile_sizes = 2 if small else 5
         self.loop_iterations = 100 if small else 4000

@@ -14,10 +14,8 @@ import jax.numpy as jnp
 from dynexit.core.shapes import Array, Float, Int, PyTree
 from dynexit.layers.attention import Projected
 from dynexit.layers.grouped_attention import attend_grouped, write_tokens
-from dynexit.models.recurrent.recurrent_network import Mix, Network, causal
+from dynexit.models.recurrent.recurrent_network import Mix, Network, Pair, causal
 
-Slots: TypeAlias = Float[Array, "B slots heads T d"]
-Pair: TypeAlias = tuple[Slots, Slots]  # keys and values of all rows
 Seen: TypeAlias = tuple[Float[Array, "b heads T d"], Float[Array, "b heads T d"]]
 
 
@@ -41,10 +39,7 @@ def empty_cache(
     network: Network, params: PyTree, rows: int, steps: int, slots: int, room: int
 ) -> Cache:
     """A cache without tokens, for `room` tokens of each row."""
-    sizes = network.heads, room, network.width // network.heads
-    array = lambda slots: jnp.zeros((rows, slots, *sizes), params["embed"].dtype)
-    part = lambda blocks, slots: tuple((array(slots), array(slots)) for _ in range(blocks))
-    parts = part(network.prelude, 1), part(network.core, slots), part(network.coda, 1)
+    parts = network.empty(params, rows, slots, room)
     return Cache(*parts, jnp.full((rows, room), steps))
 
 

@@ -7,7 +7,7 @@ overwritten once the token has run further iterations.
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +19,7 @@ from dynexit.core.shapes import AnyArray, Array, Float, Int, PyTree
 from dynexit.layers.attention import Projected
 from dynexit.layers.grouped_attention import attend_grouped, write_tokens
 from dynexit.models.language.decoder import visible
-from dynexit.models.recurrent.recurrent_network import Mix, Network
-
-Slots: TypeAlias = Float[Array, "B slots heads T d"]
-Pair: TypeAlias = tuple[Slots, Slots]  # keys and values of all rows
+from dynexit.models.recurrent.recurrent_network import Mix, Network, Pair
 
 
 class Cache(NamedTuple):
@@ -80,12 +77,7 @@ class RecurrentDecoder:
 
     def empty(self, weights: PyTree, rows: int, room: int) -> Cache:
         """Zeros."""
-        network = self.network
-        sizes = network.heads, room, network.width // network.heads
-        array = lambda slots: jnp.zeros((rows, slots, *sizes), weights["embed"].dtype)
-        part = lambda blocks, slots: tuple((array(slots), array(slots)) for _ in range(blocks))
-        core = part(network.core, self.depth)
-        return Cache(part(network.prelude, 1), core, part(network.coda, 1))
+        return Cache(*self.network.empty(weights, rows, self.depth, room))
 
     def embed(
         self, weights: PyTree, tokens: Int[AnyArray, "b s"], positions: Int[Array, "b s"]

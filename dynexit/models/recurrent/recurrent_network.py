@@ -25,6 +25,8 @@ from dynexit.solvers.fixed_point import relative_residual
 ROPE_BASE = 50_000.0
 Places: TypeAlias = Float[Array, "b L D"]
 Positions: TypeAlias = Int[Array, "#b L"] | None
+Slots: TypeAlias = Float[Array, "B slots heads T d"]
+Pair: TypeAlias = tuple[Slots, Slots]  # keys and values of all rows
 Mix: TypeAlias = Callable[[PyTree, Projected, Projected, Projected], tuple[Projected, PyTree]]
 """`mix(past, q, k, v) -> (mixed, kept)`: attends, with what a block remembers, and returns what is
 to be kept of these tokens.
@@ -129,6 +131,18 @@ class Network:
         block = {**params["block"], "core": unstack(params["block"]["core"])}
         ends = {name: unstack(params[name]) for name in ("prelude", "coda")}
         return {**params, **ends, "block": block}
+
+    def empty(
+        self, params: PyTree, rows: int, slots: int, room: int
+    ) -> tuple[tuple[Pair, ...], tuple[Pair, ...], tuple[Pair, ...]]:
+        """Zeros for the keys and values of prelude, core and coda, a pair for each block.
+
+        The core has `slots` for its iterations, the others one.
+        """
+        sizes = self.heads, room, self.width // self.heads
+        array = lambda slots: jnp.zeros((rows, slots, *sizes), params["embed"].dtype)
+        part = lambda blocks, slots: tuple((array(slots), array(slots)) for _ in range(blocks))
+        return part(self.prelude, 1), part(self.core, slots), part(self.coda, 1)
 
     def read(
         self,
