@@ -25,7 +25,7 @@ from dynexit.solvers.fixed_point import relative_residual
 ROPE_BASE = 50_000.0
 Places: TypeAlias = Float[Array, "b L D"]
 Positions: TypeAlias = Int[Array, "#b L"] | None
-Slots: TypeAlias = Float[Array, "B slots heads T d"]
+Slots: TypeAlias = Float[Array, "B _slots heads T d"]
 Pair: TypeAlias = tuple[Slots, Slots]  # keys and values of all rows
 Mix: TypeAlias = Callable[[PyTree, Projected, Projected, Projected], tuple[Projected, PyTree]]
 """`mix(past, q, k, v) -> (mixed, kept)`: attends, with what a block remembers, and returns what is
