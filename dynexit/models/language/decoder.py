@@ -99,6 +99,7 @@ class TransformerDecoder:
     ) -> tuple[Places, tuple[Pair, ...]]:
         """Runs the blocks first..last-1."""
         s, pairs = self.settings, list(cache)
+        used = filled_places(positions, cache)
         for i in range(first, last):
 
             def mix(q: Query, k: KeyValue, v: KeyValue, i: int = i) -> tuple[Query, Pair]:
@@ -108,7 +109,8 @@ class TransformerDecoder:
                 if present is not None:
                     mask = mask & (present > i)[:, None]
                 scale, cap = s.attention_scale, s.attention_cap
-                return attend_grouped(q, look(pair[0]), look(pair[1]), mask, scale, cap), pair
+                k, v = look(pair[0]), look(pair[1])
+                return attend_grouped(q, k, v, mask, scale, cap, used), pair
 
             block, rates = weights["blocks"][i], frequencies(s, self._kind(i))
             state, pairs[i] = run_block(s, block, rates, state, positions, mix)
@@ -217,6 +219,12 @@ def visible(positions: Int[Array, "#b s"], room: int, window: int | None) -> Boo
     """
     entry, at = jnp.arange(room)[None, None], positions[..., None]
     return (entry <= at) if window is None else (entry <= at) & (entry > at - window)
+
+
+def filled_places(positions: Int[Array, "b s"], cache: tuple[Pair, ...]) -> Int[Array, ""]:
+    """One more than the last position of a token that the cache has room for."""
+    room = cache[0][0].shape[2]
+    return jnp.where(positions < room, positions + 1, 0).max()
 
 
 def written(
