@@ -36,3 +36,6 @@ html_title = "dynexit"
 html_show_sourcelink = False
 html_copy_source = False
 html_theme_options = {"show_navbar_depth": 1, "show_toc_level": 2}
+
+if tags.has("check"):  # for the warnings and the inventory alone; Sphinx defines `tags`
+    html_theme, html_theme_options = "basic", {}

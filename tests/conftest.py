@@ -2,6 +2,7 @@
 
 import gc
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -53,28 +54,45 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
 ROOT = Path(__file__).parents[1]
-# Node ids of single cases that take seconds and whose like stay among the fast tests.
-SLOW = set((ROOT / "tests" / "slow.txt").read_text().splitlines())
+# Tests that CI does not run, whose like stay among the fast tests: a line is a node id, that of a
+# test without its cases, or a pattern in which `*` stands for anything.
+SLOW = (ROOT / "tests" / "slow.txt").read_text().splitlines()
+FILES = pytest.StashKey[set[str]]()  # that were collected
+NAMING = pytest.StashKey[set[str]]()  # lines of `slow.txt` that name a collected test
 
 
-def pytest_collection_modifyitems(items):
-    """Marks the cases named by `@pytest.mark.slow_cases(...)` and in `slow.txt` as slow, and leaves
-    out refusals where the types of arguments are checked.
+def named(line: str, node: str) -> bool:
+    """Whether a line of `slow.txt` names a test."""
+    if "*" not in line:
+        return line in (node, node.partition("[")[0])
+    return re.fullmatch(".*".join(map(re.escape, line.split("*"))), node) is not None
+
+
+def pytest_collection_modifyitems(config, items):
+    """Marks what `slow.txt` names as slow, and leaves out refusals where the types of arguments are
+    checked.
     """
+    lines: dict[str, list[str]] = {}
+    for line in SLOW:
+        lines.setdefault(line.partition("::")[0], []).append(line)
+    config.stash[FILES], config.stash[NAMING] = set(), set()
+    for item in items:
+        file = item.nodeid.partition("::")[0]
+        config.stash[FILES].add(file)
+        if found := {line for line in lines.get(file, ()) if named(line, item.nodeid)}:
+            config.stash[NAMING] |= found
+            item.add_marker(pytest.mark.slow)
     if os.environ.get("DYNEXIT_TEST_TYPES"):
         items[:] = [item for item in items if item.get_closest_marker("refuses") is None]
-    known = {}
-    for item in items:
-        if item.nodeid in SLOW:
-            item.add_marker(pytest.mark.slow)
-        for mark in item.iter_markers("slow_cases"):
-            case = item.callspec.id
-            known.setdefault((item.nodeid.partition("[")[0], mark.args), set()).add(case)
-            if case in mark.args:
-                item.add_marker(pytest.mark.slow)
-    for (test, named), cases in known.items():
-        if len(cases) > 1 and (unknown := set(named) - cases):  # one case: a node id was given
-            raise pytest.UsageError(f"{test} has no case {sorted(unknown)}")
+
+
+@pytest.fixture
+def idle_lines(request) -> list[str]:
+    """Lines of `slow.txt` that name no test of the files that were collected whole."""
+    if any("::" in word for word in request.config.args):
+        return []
+    files, naming = (request.config.stash[key] for key in (FILES, NAMING))
+    return [line for line in SLOW if line.partition("::")[0] in files and line not in naming]
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -2,12 +2,18 @@
 where its badge points.
 """
 
+import ast
+import inspect
+import operator
 import re
 from pathlib import Path
 
 import nbformat
 import pytest
+from IPython.core.inputtransformer2 import TransformerManager
 from nbclient import NotebookClient
+
+import dynexit
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "colab").glob("*.ipynb"))
@@ -109,3 +115,20 @@ def test_the_install_cell_pins_versions_and_leaves_an_installed_package_alone(pa
 def test_cells_are_thin(path):
     for cell in code_cells(read(path)):
         assert len(cell.source.splitlines()) <= 20
+
+
+@every_notebook
+def test_public_names_and_their_keywords_exist(path):
+    """Also in the notebooks that only the slow tests run."""
+    cells = [TransformerManager().transform_cell(c.source) for c in code_cells(read(path))]
+    nodes = [node for cell in cells for node in ast.walk(ast.parse(cell))]
+    called = [n for n in nodes if isinstance(n, ast.Call) and ast.unparse(n).startswith("dx.")]
+    assert len(called) > 5
+    for node in nodes:
+        if isinstance(node, ast.Attribute) and re.fullmatch(r"dx(\.\w+)+", ast.unparse(node)):
+            operator.attrgetter(ast.unparse(node)[3:])(dynexit)
+    for call in called:
+        if not re.fullmatch(r"dx(\.\w+)+", name := ast.unparse(call.func)):
+            continue
+        known = inspect.signature(operator.attrgetter(name[3:])(dynexit)).parameters
+        assert {word.arg for word in call.keywords} - {None} <= known.keys(), name

@@ -5,6 +5,7 @@ import datetime
 import json
 import os
 import socket
+import time
 from collections.abc import Generator
 from pathlib import Path
 from typing import IO, Any
@@ -12,6 +13,7 @@ from typing import IO, Any
 from dynexit.core.files import lock
 
 FILE = "lock.json"
+PATIENCE = 2.0  # seconds in which the holder of a lock writes its name
 
 _held: dict[Path, int] = {}  # folders of this process, and how often each is held
 
@@ -83,8 +85,14 @@ def _release(file: IO[Any], path: Path) -> None:
 
 
 def _holder(file: IO[Any]) -> str:
-    try:
-        found = json.load(file)
-        return f"process {found['process']} on {found['host']} since {found['started']}"
-    except (ValueError, KeyError, TypeError, OSError):
-        return "another process"
+    """Who holds the lock. A process that has just taken it may not have written its name yet."""
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            file.seek(0)
+            found = json.load(file)
+            return f"process {found['process']} on {found['host']} since {found['started']}"
+        except (ValueError, KeyError, TypeError, OSError):
+            if time.monotonic() >= end:
+                return "another process"
+            time.sleep(0.01)

@@ -135,14 +135,14 @@ CASES = {
     ),
     "RecurrentDepth": Case(
         METHODS.RecurrentDepth(mean=2.0, truncate=2),
-        MODELS.RecurrentDepth(width=8, heads=2, steps=4),
+        MODELS.RecurrentDepth(width=8, heads=2, steps=4, prelude=1, core=1, coda=1),
         TOKENS,
         (4,),
         drawn={"block/core/.*kernel": 1.0},
     ),
     "RecurrentDepth, latent": Case(
         METHODS.RecurrentDepth(mean=2.0, truncate=2, rule="latent", score="exact"),
-        MODELS.RecurrentDepth(width=8, heads=2, steps=4),
+        MODELS.RecurrentDepth(width=8, heads=2, steps=4, prelude=1, core=1, coda=1),
         TOKENS,
         (4,),
     ),

@@ -45,7 +45,10 @@ MODELS = {
     "Rnn": (ZOO.Rnn(width=8, depth=2), TOKENS),
     "DeepThinking": (ZOO.DeepThinking(width=8, steps=3, blocks=1), (6, 2)),
     "CausalLM": (ZOO.CausalLM(width=8, depth=2, heads=2, kv_heads=1, context=8), TOKENS),
-    "RecurrentDepth": (ZOO.RecurrentDepth(width=8, heads=2, steps=3), TOKENS),
+    "RecurrentDepth": (
+        ZOO.RecurrentDepth(width=8, heads=2, steps=3, prelude=1, core=1, coda=1),
+        TOKENS,
+    ),
     "UniversalTransformer": (
         ZOO.UniversalTransformer(width=8, heads=2, steps=3, halt_bias=-2.0),
         TOKENS,
@@ -319,12 +322,16 @@ def test_the_engine_takes_it(case):
 
 
 @pytest.mark.refuses
-def test_wrong_inputs_are_named(case):
-    model, params, inputs = case.model, case.params, case.inputs
-    for wrong in (inputs.astype(jnp.float32) if case.tokens else inputs[..., :-1], inputs[0]):
+@pytest.mark.parametrize("name", MODELS)
+def test_wrong_inputs_are_named(name):
+    settings, shape = MODELS[name]
+    model, inputs = settings.build(shape, classes_of(name)), drawn(shape)
+    shapes, tokens = jax.eval_shape(model.init, jax.random.key(0)), isinstance(shape, dx.Tokens)
+    params = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), shapes)
+    for wrong in (inputs.astype(jnp.float32) if tokens else inputs[..., :-1], inputs[0]):
         with pytest.raises(ValueError, match="`inputs` must be"):
             model.embed(params, wrong)
-    if not case.tokens:
+    if not tokens:
         with pytest.raises(TypeError, match="`inputs` must be floating point, got uint8"):
             model.embed(params, jnp.zeros(inputs.shape, jnp.uint8))
 

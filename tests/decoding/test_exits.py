@@ -48,7 +48,6 @@ def rerun(batch, window=3):
     return total
 
 
-@pytest.mark.slow_cases("recompute-masked", "skip-masked", "propagate-compacted")
 @pytest.mark.parametrize("executor", ["masked", "compacted"])
 @pytest.mark.parametrize("rule", ["propagate", "recompute", "skip"])
 def test_a_batch_equals_single_rows(rule, executor):

@@ -54,7 +54,6 @@ DRAFTS = {
 }
 
 
-@pytest.mark.slow_cases("short_list", "head", "lookup")
 @pytest.mark.parametrize("draft", DRAFTS)
 def test_greedy_text_is_that_of_recomputation(draft):
     slots = None if draft == "none" else 2
@@ -155,7 +154,6 @@ def test_drafts_keep_the_distribution(kind):
     assert wrong > limit  # the control: another distribution is told apart
 
 
-@pytest.mark.slow_cases("4")
 @pytest.mark.parametrize("slots", [1, 4], ids=str)
 def test_the_cache_is_not_copied_in_the_loop(slots):
     """Not with one slot either, where each update is a single token."""
@@ -183,7 +181,6 @@ def test_nothing_compiles_anew_in_a_bucket():
     assert run_rounds._cache_size() == before
 
 
-@pytest.mark.slow_cases("first_block")
 @pytest.mark.parametrize("kind", ["none", "first_block"])
 def test_devices_write_the_text_of_one(kind):
     """Rows over "data", heads over "model": devices along "data" end apart."""

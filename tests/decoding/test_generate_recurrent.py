@@ -16,7 +16,7 @@ MODEL = SETTINGS.build(dx.Tokens(V), V)
 # noise in the weights: the text depends on its beginning, and no two logits are close
 PARAMS = jax.tree.map(
     lambda a: a + 0.3 * jax.random.normal(jax.random.key(a.size), a.shape),
-    MODEL.init(jax.random.key(0)),
+    jax.jit(MODEL.init)(jax.random.key(0)),
 )
 RANDOM = np.random.default_rng(0)
 PROMPTS = [RANDOM.integers(0, V, n) for n in (3, 9, 1, 14)]

@@ -54,7 +54,6 @@ def filled_cache(session):
     return jax.tree.leaves(cache)
 
 
-@pytest.mark.slow_cases("skip-probability", "skip-saturation", "propagate-saturation")
 @pytest.mark.parametrize("criterion", CRITERIA)
 @pytest.mark.parametrize("rule", ["propagate", "skip"])
 def test_rows_that_wait_write_the_same(rule, criterion):

@@ -13,7 +13,7 @@ from dynexit.decoding.recurrent.decode import _chosen, _decode, decode
 
 V, D, HEADS, STEPS = 11, 8, 2, 4
 MODEL = dx.models.RecurrentDepth(width=D, heads=HEADS, steps=STEPS, core=2).build(dx.Tokens(V), V)
-PARAMS = MODEL.init(jax.random.key(0))
+PARAMS = jax.jit(MODEL.init)(jax.random.key(0))
 PARAMS = jax.tree.map(
     lambda a: a + 0.1 * jax.random.normal(jax.random.key(a.size), a.shape), PARAMS
 )

@@ -25,7 +25,7 @@ def entries(tmp_path_factory):
         pytest.importorskip(library)
     site = tmp_path_factory.mktemp("site")
     # a copy: the build writes the pages of the API beside the others
-    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html"]
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-t", "check"]
     built = subprocess.run(
         [*command, str(ROOT / "docs"), str(site)], capture_output=True, text=True, cwd=ROOT
     )

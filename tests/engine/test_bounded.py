@@ -23,7 +23,6 @@ def assert_close(got, want):
     )
 
 
-@pytest.mark.slow_cases("compacted-staged")
 @pytest.mark.parametrize("make", [oracle.homogeneous, oracle.staged, oracle.tied])
 @pytest.mark.parametrize("executor", EXECUTORS)
 def test_values_equal_run_until(make, executor):
@@ -72,9 +71,6 @@ def counting(seed):
     return plain._replace(step=dx.stacked_step(block, head, params), state=state)
 
 
-@pytest.mark.slow_cases(
-    "None-staged", "None-switched", "None-counting", "4-staged", "4-switched", "4-counting"
-)
 @pytest.mark.parametrize("make", [oracle.staged, oracle.tied, oracle.switched, counting])
 @pytest.mark.parametrize("tile", [None, 4])
 def test_saving_compute_changes_no_gradient(make, tile):

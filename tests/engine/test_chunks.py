@@ -23,7 +23,6 @@ def joined(results):
     return whole._replace(rows_executed=sum(int(r.rows_executed) for r in results))
 
 
-@pytest.mark.slow_cases("tied")
 @pytest.mark.parametrize("make", [oracle.tied, oracle.homogeneous], ids=["tied", "untied"])
 def test_chunks_equal_the_python_loop_and_the_whole(make):
     problem = make(rows=29, blocks=6, seed=4)

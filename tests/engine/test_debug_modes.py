@@ -106,7 +106,6 @@ RUNS = {
 }
 
 
-@pytest.mark.slow_cases("ode-leaks", "ode-no jit", "ode, exits-leaks")
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", RUNS)
 def test_runs_under_a_debugging_mode(mode, name):

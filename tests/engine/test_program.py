@@ -150,7 +150,6 @@ PROGRAMS = {
 }
 
 
-@pytest.mark.slow_cases("gradient, masked")
 @pytest.mark.compiled
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_programs_do_not_grow_with_the_depth_and_never_call_the_host(name):

@@ -39,7 +39,6 @@ CRITERIA = {
 }
 
 
-@pytest.mark.slow_cases("patience", "saturation")
 @pytest.mark.parametrize("name", CRITERIA)
 def test_every_criterion_leaves_where_the_python_loop_leaves(name):
     problem = oracle.homogeneous()
@@ -55,7 +54,6 @@ def test_every_criterion_leaves_where_the_python_loop_leaves(name):
         oracle.assert_equal(halted, expected)
 
 
-@pytest.mark.slow_cases("saturation")
 @pytest.mark.parametrize("name", ["saturation"])
 def test_stages_of_different_shapes(name):
     problem = oracle.staged(seed=1)
@@ -221,7 +219,6 @@ def test_run_all_differentiates_as_the_python_loop():
     chex.assert_trees_all_close(a, b, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.slow_cases("staged", "homogeneous")
 @pytest.mark.parametrize("make", [oracle.homogeneous, oracle.staged, oracle.tied])
 def test_replay_on_stored_outputs_equals_the_live_run(make):
     problem = make()

@@ -154,12 +154,6 @@ def test_each_collective_is_found(network):
             ).lower(x)
 
 
-@pytest.mark.slow_cases(
-    "rebalance2-AxisType.Explicit-2",
-    "rebalance2-AxisType.Auto-None",
-    "rebalance1-AxisType.Explicit-2",
-    "rebalance0-AxisType.Auto-None",
-)
 @pytest.mark.parametrize("kind, tile", [(AxisType.Auto, None), (AxisType.Explicit, 2)])
 @pytest.mark.parametrize("rebalance", [(), (1,), (1, 2, 3, 4, 5)])
 def test_run_sharded_equals_run_until(network, rebalance, kind, tile):

@@ -37,7 +37,6 @@ def test_tied_equals_the_python_loop_in_the_order_of_the_queue(slots, criterion)
     )
 
 
-@pytest.mark.slow_cases("patience-4")
 @pytest.mark.parametrize("slots", [4, 40])
 @pytest.mark.parametrize("criterion", CRITERIA.values(), ids=CRITERIA)
 def test_untied_equals_the_python_loop_in_the_order_of_the_queue(slots, criterion):

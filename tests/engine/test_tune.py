@@ -62,7 +62,6 @@ def test_expected_seconds_are_those_of_the_plans(clock):
     assert "tiles of 4/1 rows" in str(tuned) or "tiles of 4 rows" in str(tuned)
 
 
-@pytest.mark.slow_cases("staged")
 @pytest.mark.parametrize("make", [oracle.homogeneous, oracle.staged])
 def test_a_tuned_run_gives_what_the_oracle_gives(make):
     problem = make(rows=5)

@@ -169,7 +169,6 @@ def test_a_refused_program_is_refused_again_after_it_was_compiled_with_reading()
         f.lower(*placed())
 
 
-@pytest.mark.slow_cases("masked", "per_row")
 @pytest.mark.parametrize("executor", ["compacted", "masked", "per_row"])
 def test_sums_over_an_automatic_tensor_axis_run(executor):
     f = spread(until(mlp, executor=executor), ["data"])
@@ -195,7 +194,6 @@ def test_axes_of_one_device_are_not_refused(of, axes):
     np.testing.assert_array_equal(f(*placed(of)), until(mlp)(weights(), ROWS))
 
 
-@pytest.mark.slow_cases("rebalance1")
 @pytest.mark.parametrize("rebalance", [(), (1, 3)])
 def test_run_sharded_keeps_weights_split(rebalance):
     p, x = placed()

@@ -177,7 +177,6 @@ def test_counters_are_exact_beyond_the_range_of_an_int32():
     assert summed(jnp.full(3, 2, jnp.int32), 6).dtype == jnp.int32
 
 
-@pytest.mark.slow_cases("bounded-1048576-4096")
 @pytest.mark.parametrize(
     "executor, size, depth",
     [(name, 2**12, 2**20) for name in ("masked", "compacted", "stream")]

@@ -35,11 +35,6 @@ def mesh(*shape, kind=AxisType.Auto):
     return jax.make_mesh(shape, ("data", "fsdp", "model"), (kind,) * 3)
 
 
-@pytest.mark.slow_cases(
-    "staged-shape0-AxisType.Auto",
-    "alike-shape1-AxisType.Explicit",
-    "staged-shape1-AxisType.Explicit",
-)
 @pytest.mark.parametrize(
     "shape, kind", [((2, 2, 1), AxisType.Auto), ((1, 2, 2), AxisType.Explicit)]
 )
@@ -57,7 +52,6 @@ def test_eight_devices_give_the_figures_of_one():
     assert json.loads(done.stdout) == []
 
 
-@pytest.mark.slow_cases("staged")
 def test_parameters_stay_split_where_a_device_cannot_hold_them(experiment, params, operating_point):
     """Blocks of one width split over "model": sums within the loop, and the same exits."""
     devices = Devices(mesh(2, 1, 2), ("model",))
@@ -99,7 +93,6 @@ SPLIT = {
 GATHERED = ("Gru", "Rnn")  # the hidden state, at every step
 
 
-@pytest.mark.slow_cases("Resnet", "DeepThinking", "Equilibrium", "NeuralOde", "Rnn")
 @pytest.mark.parametrize("name", SPLIT)
 def test_models_split_by_the_ready_rules_end_alone_along_the_rows(name):
     """The collectives in the loop join devices that exit together; all but recurrent cells need

@@ -24,7 +24,6 @@ def built(kind, task):
     return FILE.build(settings)
 
 
-@pytest.mark.slow_cases("transformer", "elman")
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_network_answers_where_the_task_asks(kind):
     experiment = built(kind, "bucket_sort")

@@ -39,7 +39,6 @@ def prepared(tmp_path_factory):
     return folder
 
 
-@pytest.mark.slow_cases("balcony_code", "calm_code", "frozen_trunk")  # others train the like
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_the_smoke_twin_runs(file, prepared, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("DYNEXIT_DATA", str(prepared))

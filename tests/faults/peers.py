@@ -55,7 +55,8 @@ def in_one_folder(root, count):
     for run in alive:
         run.kill()
     good = len(alive) == 1 and codes == [1] * (count - 1) and refused == count - 1
-    notes = () if good else (f"alive {len(alive)}, codes {codes}, refused {refused}",)
+    ends = [run.text()[-300:] for run in runs]
+    notes = () if good else (f"alive {len(alive)}, codes {codes}, refused {refused}: {ends}",)
     return counted("simultaneous starts in one folder: one trains", ())._replace(
         wanted=count, got=count if good else 0, seconds=time.monotonic() - began, notes=notes
     )

@@ -16,7 +16,7 @@ from dynexit.solvers.fixed_point import begin_fixed_point, fixed_point_step
 
 B, N = 5, 60
 MODEL = dx.models.Equilibrium(patch=2, width=6, steps=N).build((4, 4, 1), 3)
-PARAMS = MODEL.init(jax.random.key(0))
+PARAMS = jax.jit(MODEL.init)(jax.random.key(0))
 INPUTS = jnp.linspace(0.3, 3.0, B)[:, None, None, None] * jax.random.normal(
     jax.random.key(1), (B, 4, 4, 1)
 )

@@ -66,7 +66,6 @@ def experiment_of(kind, folder):
 
 
 @pytest.mark.parametrize("kind", ["vit", "bert"])
-@pytest.mark.slow_cases("bert")
 def test_heads_are_trained_calibrated_run_and_exported(kind, tmp_path):
     experiment = experiment_of(kind, tmp_path / "trunk")
     model, method = experiment[:2]

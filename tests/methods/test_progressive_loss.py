@@ -13,7 +13,7 @@ from dynexit.engine.steps import rematerialised
 from dynexit.methods.recurrent.deep_thinking import deep_thinking, progress_drawn
 
 MODEL = dx.models.DeepThinking(width=6, steps=9, blocks=1).build((8, 1), 2)
-PARAMS = MODEL.init(jax.random.key(0))
+PARAMS = jax.jit(MODEL.init)(jax.random.key(0))
 X = jax.random.normal(jax.random.key(1), (4, 7, 1))
 LABELS = jnp.where(
     jax.random.bernoulli(jax.random.key(3), 0.2, (4, 7)),
@@ -41,7 +41,6 @@ def after(params, free, steps):
     return sum(row(b) for b in range(4)) / 4
 
 
-@pytest.mark.slow_cases("0.3-1", "0.0-2")
 @pytest.mark.parametrize("alpha,key", [(1.0, 0), (0.3, 1), (0.0, 2)])
 def test_loss_and_gradient_are_the_loop(alpha, key):
     method, key = deep_thinking(6, alpha), jax.random.key(key)

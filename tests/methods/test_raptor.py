@@ -22,14 +22,16 @@ from dynexit.models.vision.settings import Vit
 
 B, IMAGE, SIZES = 4, (4, 4, 1), dict(patch=2, width=8, heads=2)
 TEACHER = Vit(depth=5, **SIZES).build(IMAGE, 3)
-TAUGHT = TEACHER.init(jax.random.key(0))
+TAUGHT = jax.jit(TEACHER.init)(jax.random.key(0))
 COUNTS = (3, 2)
 FIRST = np.array([True, False, False, True, False])
 STUDENT = dx.models.BlockRecurrent(counts=COUNTS, **SIZES).build(IMAGE, 3, teacher=TAUGHT)
-PARAMS = STUDENT.init(jax.random.key(1))
+PARAMS = jax.jit(STUDENT.init)(jax.random.key(1))
 INPUTS = jax.random.normal(jax.random.key(2), (B, *IMAGE))
 LABELS = jnp.array([0, 1, 2, 0], jnp.int32)
-STATES = jnp.stack([TEACHER.embed(TAUGHT, INPUTS), *features(TEACHER, TAUGHT, INPUTS).values()])
+STATES = jax.jit(
+    lambda taught, x: jnp.stack([TEACHER.embed(taught, x), *features(TEACHER, taught, x).values()])
+)(TAUGHT, INPUTS)
 ONE = jax.jit(
     lambda params, i, state: STUDENT.steps(params).apply(STUDENT.steps(params).select(i), i, state)[
         0

@@ -82,7 +82,6 @@ def reference(params, r, truncate, start):
     return -jnp.take_along_axis(log_p, LABELS[..., None], axis=-1).mean()
 
 
-@pytest.mark.slow_cases("0", "3")
 @pytest.mark.parametrize("key", [0, 3, 5])
 def test_loss_and_gradient_are_the_loop(key):
     method = recurrent_depth(6.0, truncate=3, noise=0.0)
@@ -165,7 +164,6 @@ def test_steps_never_exceed_the_model():
     )
 
 
-@pytest.mark.slow_cases("latent-0.05")
 @pytest.mark.parametrize("name, threshold", [("divergence", 1e-3), ("latent", 0.05)])
 def test_a_row_in_company_is_the_row_alone_and_a_nan_poisons_no_other(name, threshold):
     rule = recurrent_depth(4.0, rule=name).criterion({"threshold": jnp.float32(threshold)})

@@ -23,7 +23,7 @@ METHOD = segments(S, explore=0.5, halting_weight=W, refill=True)
 
 
 def params():
-    drawn = MODEL.init(jax.random.key(0))
+    drawn = jax.jit(MODEL.init)(jax.random.key(0))
     drawn["head"]["halt"] = {
         "kernel": jnp.linspace(-2.0, 2.0, 8)[:, None],
         "bias": jnp.full(1, 0.3),
@@ -124,7 +124,6 @@ def test_no_gradient_reaches_the_segment_before_but_through_the_input():
     )
 
 
-@pytest.mark.slow_cases("bfloat16")
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_train_step_carries_the_slots(precision):
     import dataclasses

@@ -19,13 +19,12 @@ from dynexit.transforms.stochastic_depth import dropped_blocks, survival
 
 B, N, C = 16, 6, 3
 MODEL = dx.models.Mlp(width=8, depth=N).build((4,), C)
-PARAMS = MODEL.init(jax.random.key(0))
+PARAMS = jax.jit(MODEL.init)(jax.random.key(0))
 X = jax.random.normal(jax.random.key(1), (B, 4))
 LABELS = jax.random.randint(jax.random.key(2), (B,), 0, C)
 PROGRESS = jnp.float32(0.0)
 
 
-@pytest.mark.slow_cases("fixed_depth-row", "confidence_exits-batch")
 @pytest.mark.parametrize("by", ["batch", "row"])
 @pytest.mark.parametrize("inner", [fixed_depth, confidence_exits])
 def test_the_loss_is_the_method_s_on_the_blocks_that_were_kept(by, inner):

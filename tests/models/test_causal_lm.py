@@ -31,7 +31,6 @@ def made(form):
     return model, jax.tree.map(noise, params)
 
 
-@pytest.mark.slow_cases("gpt2")
 @pytest.mark.parametrize("form", FORMS)
 def test_the_cached_form_equals_the_whole_sequence(form):
     model, params = made(form)

@@ -64,7 +64,6 @@ def test_the_numbers_are_those_of_transformers(name, tmp_path):
     assert off(ours, theirs, real) < 2e-5 and off(last, norm, real) < 2e-5
 
 
-@pytest.mark.slow_cases("dinov2", "bert, masked words", "albert, groups")
 @every_case
 def test_the_numbers_are_those_that_are_stored(name, tmp_path):
     ours, last, real = states(write(tmp_path / "m", name, STORED), name)

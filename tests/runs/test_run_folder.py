@@ -303,6 +303,36 @@ def test_a_folder_is_held_by_one_process_and_freed_by_its_death(tmp_path, file):
     assert not (folder / "lock.json").exists()
 
 
+LATE = """
+import json, os, sys, time
+from pathlib import Path
+from dynexit.core.files import lock
+with open(Path(sys.argv[1]) / "lock.json", "w") as file:
+    lock(file, wait=True)
+    print("held", flush=True)
+    time.sleep(0.3)
+    json.dump({"process": os.getpid(), "host": "here", "started": "now"}, file)
+    file.flush()
+    time.sleep(60)
+"""
+
+
+def test_a_holder_that_has_not_yet_written_its_name_is_named(tmp_path):
+    holder = subprocess.Popen(
+        [sys.executable, "-c", LATE, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        assert (tmp_path / "lock.json").read_text() == ""
+        with pytest.raises(FolderInUse, match=f"is in use by process {holder.pid} on "):
+            with in_use(tmp_path):
+                pass
+    finally:
+        holder.kill()
+        holder.wait()
+        holder.stdout.close()
+
+
 def test_processes_that_claim_one_folder_together_agree(tmp_path, file):
     code = f"""
 import dataclasses, sys, time

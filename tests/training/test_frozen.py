@@ -60,7 +60,6 @@ def trained(experiment, folder, **changes):
     return fit(experiment, settings, folder, 0, progress=False, mesh=one_device())
 
 
-@pytest.mark.slow_cases("sgd")
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_the_trunk_keeps_its_bits_in_training_and_in_checkpoints(experiment, optimizer, tmp_path):
     settings = dataclasses.replace(TRAINING, optimizer=optimizer)
