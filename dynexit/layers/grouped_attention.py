@@ -67,7 +67,7 @@ def attend_grouped(
         def one(i: Array, before: Softmax) -> Softmax:
             start = jnp.minimum(i * CHUNK, places - CHUNK)  # the last two parts may overlap
             take = lambda a: jax.lax.dynamic_slice_in_dim(a, start, CHUNK, axis=2)
-            new = start + jnp.arange(CHUNK) >= i * CHUNK
+            new = (start + jnp.arange(CHUNK) >= i * CHUNK)[None, None]
             return before.joined(part(take(k), take(v), take(mask) & new))
 
         like = jax.eval_shape(part, k, v, mask)

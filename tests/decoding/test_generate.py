@@ -154,10 +154,10 @@ def test_drafts_keep_the_distribution(kind):
     assert wrong > limit  # the control: another distribution is told apart
 
 
-@pytest.mark.parametrize("slots", [1, 4], ids=str)
-def test_the_cache_is_not_copied_in_the_loop(slots):
-    """Not with one slot either, where each update is a single token."""
-    session = Session(MODEL, PARAMS, slots=slots, room=64, queue=4, draft=EarlyExit(1, 2))
+@pytest.mark.parametrize(("slots", "room"), [(1, 64), (4, 64), (4, 384)], ids=str)
+def test_the_cache_is_not_copied_in_the_loop(slots, room):
+    """Not with one slot either, where each update is a single token, nor where it is read in parts."""
+    session = Session(MODEL, PARAMS, slots=slots, room=room, queue=4, draft=EarlyExit(1, 2))
     given = session.plan, session.given, session.carry, jnp.int32(3)
     program = run_rounds.lower(*given).compile().as_text()
     cache = "f32[" + ",".join(map(str, session.carry.cache[0][0].shape)) + "]"
