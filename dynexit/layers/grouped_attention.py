@@ -58,7 +58,7 @@ def attend_grouped(
         by_query = scores.reshape(b, kv, -1, queries, k.shape[2])
         by_query = jnp.where(mask[:, None, None], by_query, jnp.finfo(scores.dtype).min)
         scores = by_query.reshape(scores.shape)
-        most = scores.max(-1, keepdims=True)
+        most = jax.lax.stop_gradient(scores.max(-1, keepdims=True))
         weights = jnp.exp(scores - most)
         total = weights.sum(-1, keepdims=True)
         return Softmax(most, total, wide(_batched(weights.astype(v.dtype), v, 2)))
