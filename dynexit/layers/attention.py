@@ -4,13 +4,12 @@ from collections.abc import Callable
 from typing import Literal, TypeAlias
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from dynexit.core.shapes import Array, Bool, Float, Int
 from dynexit.layers.dense import Dense
+from dynexit.layers.grouped_attention import attend_grouped
 from dynexit.layers.linen import merged
-from dynexit.layers.norms import wide
 from dynexit.layers.rotary import rotary
 
 Projected: TypeAlias = Float[Array, "b L heads d"]
@@ -40,11 +39,9 @@ def attend(
 
     Source: Vaswani et al. 2017, arXiv 1706.03762.
     """
-    scores = wide(jnp.einsum("bqhd,bkhd->bhqk", q, k)) * q.shape[-1] ** -0.5
-    if mask is not None:
-        mask = mask[None] if mask.ndim == 2 else mask
-        scores = jnp.where(mask[:, None], scores, jnp.finfo(scores.dtype).min)
-    return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores).astype(v.dtype), v)
+    heads_first = lambda a: jnp.swapaxes(a, 1, 2)
+    mask = mask[None] if mask is not None and mask.ndim == 2 else mask
+    return attend_grouped(q, heads_first(k), heads_first(v), mask)
 
 
 def causal_mask(length: int) -> Bool[Array, "L L"]:
@@ -90,6 +87,7 @@ class Heads(nn.Module):
       kernel_init: initialiser of the kernels.
 
     Example:
+      >>> import jax
       >>> q, k, v = Heads(2).init_with_output(jax.random.key(0), jnp.ones((1, 3, 8)))[0]
       >>> q.shape
       (1, 3, 2, 4)
@@ -133,6 +131,7 @@ class SelfAttention(nn.Module):
       causal: whether places attend to earlier ones and themselves alone.
 
     Example:
+      >>> import jax
       >>> attention = SelfAttention(2, causal=True)
       >>> x = jnp.ones((1, 3, 8))
       >>> params = attention.init(jax.random.key(0), x)

@@ -15,7 +15,7 @@ def attend_grouped(
     q: Float[Array, "b Q heads d"],
     k: Float[Array, "b kv K d"],
     v: Float[Array, "b kv K d"],
-    mask: Bool[Array, "#b #Q K"],
+    mask: Bool[Array, "#b #Q K"] | None = None,
     scale: float | None = None,
     cap: float | None = None,
     used: Int[Array, ""] | None = None,
@@ -28,12 +28,12 @@ def attend_grouped(
     Args:
       q: `[b, Q, heads, d]`, heads a multiple of kv.
       k, v: `[b, kv, K, d]`.
-      mask: True where a query attends to a key. A query without any key gets a mean of values and
-        no NaN.
+      mask: True where a query attends to a key; None for everywhere. A query without any key gets a
+        mean of values and no NaN.
       scale: of the scores; None for d^-1/2.
       cap: largest absolute score; None for no limit.
-      used: int32, a number of places after which no query attends to any; None for K. A CPU does
-        not read the others of a long cache.
+      used: int32, a number of places after which `mask` is False; None for K. A CPU does not read
+        the others of a long cache.
 
     Returns:
       `[b, Q, heads, d]`, in the type of v.
@@ -44,20 +44,23 @@ def attend_grouped(
       [2.0, 2.0]
 
     Source: Ainslie et al. 2023, arXiv 2305.13245; the cap is that of Gemma 2, arXiv 2408.00118. The
-      softmax over parts of the places is that of Milakov and Gimelshein 2018, arXiv 1805.02867.
+      softmax over parts of the places is that of Milakov and Gimelshein 2018, arXiv 1805.02867. It
+      is divided by its sum after the product with v, which has fewer entries, as in Dao et al.
+      2022, arXiv 2205.14135.
     """
     b, queries, heads, d = q.shape
     kv, places = k.shape[1:3]
     shape = b, queries, kv, heads // kv, d
     groups = q.reshape(shape).transpose(0, 2, 3, 1, 4).reshape(b, kv, -1, d)
 
-    def part(k: Array, v: Array, mask: Array) -> Softmax:
+    def part(k: Array, v: Array, mask: Array | None) -> Softmax:
         scores = wide(_batched(groups, k, 3)) * (scale or d**-0.5)
         if cap is not None:
             scores = cap * jnp.tanh(scores / cap)
-        by_query = scores.reshape(b, kv, -1, queries, k.shape[2])
-        by_query = jnp.where(mask[:, None, None], by_query, jnp.finfo(scores.dtype).min)
-        scores = by_query.reshape(scores.shape)
+        if mask is not None:
+            by_query = scores.reshape(b, kv, -1, queries, k.shape[2])
+            by_query = jnp.where(mask[:, None, None], by_query, jnp.finfo(scores.dtype).min)
+            scores = by_query.reshape(scores.shape)
         most = jax.lax.stop_gradient(scores.max(-1, keepdims=True))
         weights = jnp.exp(scores - most)
         total = weights.sum(-1, keepdims=True)
@@ -76,7 +79,7 @@ def attend_grouped(
         parts = jnp.clip(-(-used // CHUNK), 1, -(-places // CHUNK))
         return jax.lax.fori_loop(0, parts, one, none)
 
-    if used is None or places <= 2 * CHUNK:
+    if used is None or mask is None or places <= 2 * CHUNK:
         found = part(k, v, mask)
     else:
         whole = lambda k, v, mask, used: part(k, v, mask)
