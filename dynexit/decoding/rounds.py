@@ -20,7 +20,7 @@ from dynexit.decoding.requests import LIMITED, RUNNING, STOPPED, Requests
 from dynexit.decoding.sampling import Rules, drawn, penalised, probabilities
 
 SPEED = 0.2  # of the average of acceptance, per round with drafts
-RECOVERY = 0.003  # of its return to the first value, per round without
+RECOVERY = 0.02  # of its return to the first value, per round without
 
 
 class Rows(NamedTuple):
