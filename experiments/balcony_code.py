@@ -4,9 +4,10 @@
 
 MODEL is a folder that transformers wrote, or one that was made from a GGUF file
 (`dx.models.language.to_hf`). The settings here are those of SmolLM2-135M: an exit at half depth.
-Hardware: two CPU cores, 3 to 13 seconds an update, beside other work.
-Expect: at update 120 of 160 (61,000 tokens) the exit has the token of the last block at 28% of the
-places of the test split, and at 0% before training. More updates give more.
+Hardware: two CPU cores, 21 minutes, beside other work.
+Expect: the exit has the token of the last block at 41% of the places of the calibration split and
+at 34% of the test split, which is mostly English prose; before training at 0%. More updates give
+more.
 """
 
 import dataclasses
@@ -26,11 +27,11 @@ class Settings(dx.Settings):
         vocabulary=49152, tokenizer_folder=Path("smollm2"), length=128, examples=32
     )
     training: dx.Training = dx.Training(
-        steps=160,
+        steps=480,
         batch_size=4,
         learning_rate=5e-4,
         remat=False,
-        checkpoint_every=40,
+        checkpoint_every=60,
         eval_every=0,
     )
     evaluation: dx.Evaluation = dx.Evaluation(batch_size=4, repeats=1, timed_rows=8, tune=False)
