@@ -263,15 +263,14 @@ def accepted(
         accepted=count(requests.accepted, taken),
     )
     trials = jnp.minimum(taken + 1, drafts)  # up to the first draft that is refused
-    reads = rows.known - rows.filled > d  # its prompt: the round has no place for drafts
-    none = (drafts == 0) & (reads | (d == 0))  # else a row without drafts is one whose were wrong
+    tried = rows.known - rows.filled <= d  # a row for which nothing was found counts as refused
     rate = carry.rate + SPEED * (taken / jnp.maximum(trials, 1) - carry.rate)
     idle = carry.rate + RECOVERY * (FIRST_RATE - carry.rate)
     return carry._replace(
         requests=requests,
         of=jnp.where(finished, requests.length.shape[0], carry.of),
         filled=jnp.where(rows.live & ~finished, rows.filled + n + 1, rows.filled),
-        rate=jnp.where(none, idle, rate),
+        rate=jnp.where(tried, rate, idle),
         rounds=carry.rounds + 1,
     )
 
