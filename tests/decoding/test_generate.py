@@ -10,6 +10,7 @@ import pytest
 
 import dynexit as dx
 from dynexit.decoding import EarlyExit, PromptLookup, Sampling, Session, generate, stream
+from dynexit.decoding.plan import FIRST_RATE
 from dynexit.decoding.program import run_rounds
 
 V, N = 30, 2
@@ -170,6 +171,16 @@ def test_the_cache_is_not_copied_in_the_loop(slots, room):
         if re.search(rf"= {re.escape(cache)}\S* copy\(", line)
     ]
     assert copies == []
+
+
+def test_a_row_for_which_nothing_is_found_counts_as_refused():
+    session = Session(MODEL, PARAMS, slots=1, room=64, queue=4, draft=PromptLookup(3))
+    session.given = session.given._replace(costs=jnp.array([1e9, 1.0]))  # always with drafts
+    session.add([np.array([4])], [8])  # no token occurs twice before the second round
+    session.run(1)
+    (found,) = session.progress()
+    assert found.drafted == 0 and len(found.tokens) == 1
+    assert float(session.carry.rate[0]) < 0.9 * FIRST_RATE
 
 
 def test_nothing_compiles_anew_in_a_bucket():
