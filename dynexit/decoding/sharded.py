@@ -18,6 +18,7 @@ from dynexit.decoding.plan import Carry, Given, Plan, first_carry
 from dynexit.decoding.program import run_all_rounds
 from dynexit.decoding.requests import no_requests
 from dynexit.engine.collectives import refuse_waiting
+from dynexit.layers.panels import without_panels
 
 _programs: dict[Any, jax.stages.Compiled] = {}
 
@@ -43,6 +44,8 @@ class Shards:
 
     def place(self, plan: Plan, given: Given) -> Given:
         """The weights split along "model", the other arrays on every device."""
+        if self.model > 1:
+            given = given._replace(weights=without_panels(given.weights))
         specs: PyTree = jax.tree.map(lambda _: P(), given)
         if self.model > 1:
             specs = specs._replace(weights=plan.decoder.specs(given.weights, self.model)[0])
