@@ -3,11 +3,13 @@
 `python -m dynexit.runs.generation.benchmark` is the command.
 """
 
+import itertools
 import math
 import sysconfig
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -24,13 +26,15 @@ class Queued(NamedTuple):
     """How long a list of prompts took.
 
     Attributes:
-      name: "static batches" or "queue".
+      draft: the name of the kind of draft.
+      kind: "static batches" or "queue".
       seconds: the least of the repeats, prompts included.
       rounds: passes of the model over a batch.
       equal: texts that equal those of one prompt at a time, without drafts.
     """
 
-    name: str
+    draft: str
+    kind: str
     seconds: float
     rounds: int
     equal: int
@@ -71,7 +75,7 @@ def timed_queue(
     prompts: Int[HostArray, "M P"],
     limits: list[int],
     slots: int,
-    draft: Draft | None = None,
+    drafts: Mapping[str, Draft | None] = MappingProxyType({"plain": None}),
     repeats: int = 3,
 ) -> list[Queued]:
     """Times a queue whose slots are refilled, and batches that wait for their longest text.
@@ -82,33 +86,33 @@ def timed_queue(
       prompts: int32 `[M, P]`.
       limits: tokens to write after each.
       slots: rows that run at once, and rows of a batch.
-      draft: as in `generate`.
+      drafts: kinds of draft by name, as in `generate`.
       repeats: interleaved; the least time counts.
 
     Returns:
-      `Queued` of static batches and of the queue.
+      `Queued` of static batches and of the queue, of each kind of draft.
     """
 
-    def batches(size: int) -> list[Generated]:
+    def batches(size: int, draft: Draft | None) -> list[Generated]:
         parts = [slice(k, k + size) for k in range(0, len(prompts), size)]
         write = lambda x, n: generate(model, weights, x, n, draft=draft, slots=slots)
         return [write(prompts[part], limits[part]) for part in parts]
 
-    programs = {"static batches": slots, "queue": len(prompts)}
+    sizes = {"static batches": slots, "queue": len(prompts)}
+    programs = list(itertools.product(drafts, sizes))
     alone = generate(model, weights, prompts, limits, slots=1).tokens
-    least, found = dict.fromkeys(programs, math.inf), dict[str, list[Generated]]()
-    for repeat in range(repeats + 1):  # the first one compiles
-        for name, size in programs.items():
-            start = time.perf_counter()
-            found[name] = batches(size)
-            if repeat:
-                least[name] = min(least[name], time.perf_counter() - start)
+    least, found = dict.fromkeys(programs, math.inf), dict[tuple[str, str], list[Generated]]()
+    for repeat, (name, kind) in itertools.product(range(repeats + 1), programs):
+        start = time.perf_counter()
+        found[name, kind] = batches(sizes[kind], drafts[name])
+        if repeat:  # the first one compiles
+            least[name, kind] = min(least[name, kind], time.perf_counter() - start)
     results: list[Queued] = []
-    for name, parts in found.items():
+    for (name, kind), parts in found.items():
         texts = [text for part in parts for text in part.tokens]
         equal = sum(map(np.array_equal, texts, alone))
         rounds = sum(part.total_rounds for part in parts)
-        results.append(Queued(name, least[name], rounds, equal))
+        results.append(Queued(name, kind, least[name, kind], rounds, equal))
     return results
 
 

@@ -21,6 +21,7 @@ from dynexit.decoding.sampling import Rules, drawn, penalised, probabilities
 
 SPEED = 0.2  # of the average of acceptance, per round with drafts
 RECOVERY = 0.02  # of its return to the first value, per round without
+MARGIN = 0.05  # of the costs, which are measured; drafts must promise more
 
 
 class Rows(NamedTuple):
@@ -109,23 +110,30 @@ def rows_of(carry: Carry) -> Rows:
 
 
 def next_round(plan: Plan, given: Given, carry: Carry) -> Int[Array, ""]:
-    """The index of the number of drafts for which a round writes the most tokens per cost.
+    """The index of the number of drafts that is expected to finish soonest.
 
     A row whose drafts are accepted with probability a writes (1 - a^{n+1}) / (1 - a) tokens in a
-    round with n drafts. K where there is something to do before.
+    round with n drafts. While requests wait, the most tokens per cost count; after that the cost
+    until the last row is finished. Drafts must promise a gain of more than `MARGIN`. K where there
+    is something to do before.
     """
     size = carry.requests.length.shape[0]
-    live = carry.of < size
-    idle = ~live.any() | (~live.all() & (carry.waiting < carry.queued))
+    live, waits = carry.of < size, carry.waiting < carry.queued
+    idle = ~live.any() | (~live.all() & waits)
     idle = idle | (unread(plan, carry) > 0).any()
     if len(plan.lengths) == 1:
         return idle.astype(jnp.int32)  # a literal would make it weakly typed: another program
-    known = carry.requests.length.at[carry.of].get(mode="clip")
+    look = lambda a: a.at[carry.of].get(mode="clip")
+    known = look(carry.requests.length)
     a = jnp.where(known - carry.filled > 1, 0.99, carry.rate)  # it reads its prompt
     a = jnp.clip(a, 0.01, 0.99)[:, None]
     n = jnp.array(plan.lengths, jnp.float32)[None]
-    written = jnp.where(live[:, None], (1 - a ** (n + 1)) / (1 - a), 0).sum(0)
-    return jnp.where(idle, len(plan.lengths), jnp.argmax(written / given.costs)).astype(jnp.int32)
+    written = jnp.where(live[:, None], (1 - a ** (n + 1)) / (1 - a), 0)
+    left = jnp.where(live, look(carry.requests.limit) - known, 0).astype(jnp.float32)[:, None]
+    last = (left / jnp.maximum(written, 1)).max(0)  # rounds until no row is left
+    needed = jnp.where(waits, 1 / jnp.maximum(written.sum(0), 1), last) * given.costs
+    needed = needed.at[1:].multiply(1 + MARGIN)
+    return jnp.where(idle, len(plan.lengths), jnp.argmin(needed)).astype(jnp.int32)
 
 
 def unread(plan: Plan, carry: Carry) -> Int[Array, "S"]:
@@ -187,7 +195,10 @@ def draft_early(
         return write(tokens, token[:, None], i + 1), cache, states, p
 
     tokens = jnp.zeros((slots, d + 1), jnp.int32).at[:, 0].set(text(0))
-    tokens, cache, states, p = lax.fori_loop(0, d, one, (tokens, carry.cache, states, p))
+    # of unknown length: XLA would inline one iteration, and would keep copies of the weights that
+    # it and the last token share (`layers.panels`)
+    length = jnp.where(carry.rounds < 0, 0, d)
+    tokens, cache, states, p = lax.fori_loop(0, length, one, (tokens, carry.cache, states, p))
     state, states, cache = early(d, tokens, states, cache)
     if plan.head:
         cache = decoder.fill(given.weights, end, end + 1, state, at(d), cache)

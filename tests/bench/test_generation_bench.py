@@ -13,8 +13,11 @@ def test_a_queue_needs_fewer_rounds_and_writes_the_same_texts():
     model = dx.models.CausalLM(width=16, depth=2, heads=2).build(dx.Tokens(40), 40)
     params = model.init(jax.random.key(0))
     prompts = np.random.default_rng(0).integers(0, 40, (6, 3))
-    static, queue = timed_queue(model, params, prompts, [2, 9, 3, 9, 2, 2], slots=2, repeats=1)
-    assert static.equal == queue.equal == 6
+    drafts = {"plain": None, "lookup": dx.decoding.PromptLookup(2)}
+    given = model, params, prompts, [2, 9, 3, 9, 2, 2], 2, drafts, 1
+    static, queue, *drafted = timed_queue(*given)
+    assert [q.draft for q in drafted] == ["lookup", "lookup"]
+    assert all(q.equal == 6 for q in (static, queue, *drafted))
     assert static.rounds == 9 + 9 + 2 and queue.rounds < static.rounds
     assert static.seconds > 0 and queue.seconds > 0
 
@@ -43,3 +46,5 @@ def test_the_command_reads_a_folder_and_prints_a_line_for_each(tmp_path, capsys)
     head, *lines = capsys.readouterr().out.splitlines()
     assert head.startswith("5 prompts, ") and len(lines) == 2
     assert all(line.endswith("5 of 5 texts equal") for line in lines)
+    main([*given, "--queue", "3", "--slots", "2", "--mean", "4", "--equal"])
+    assert capsys.readouterr().out.startswith("3 prompts, 12 tokens of 4 to 4 each")

@@ -44,20 +44,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--tokens", type=int, default=49, help="tokens to write")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--exit", type=int, default=0, help="blocks that draft")
-    parser.add_argument("--drafts", type=int, default=4, help="drafts of these blocks in a round")
-    parser.add_argument("--lookup", type=int, default=0, help="drafts of prompt lookup in a round")
+    parser.add_argument(
+        "--drafts", type=int, nargs="+", default=[4], help="drafts of these blocks in a round"
+    )
+    parser.add_argument(
+        "--lookup", type=int, nargs="+", default=[], help="drafts of prompt lookup in a round"
+    )
     parser.add_argument("--no-peer", action="store_true", help="without other libraries")
     parser.add_argument("--queue", type=int, default=0, help="prompts of a queue, timed instead")
     parser.add_argument("--slots", type=int, default=8, help="rows of the queue that run at once")
     parser.add_argument("--mean", type=float, default=48, help="tokens of the queue, on average")
+    parser.add_argument("--equal", action="store_true", help="as many tokens for every prompt")
     options = parser.parse_args(argv)
     language = _random() if options.model is None else load_language(options.model)
     drafts: dict[str, Draft | None] = {"plain": None}
     if options.exit:
-        name = f"{options.exit} blocks, {options.drafts} drafts"
-        drafts[name] = EarlyExit(options.exit, options.drafts)
+        name = f"{options.exit} blocks, {_listed(options.drafts)} drafts"
+        drafts[name] = EarlyExit(options.exit, tuple(options.drafts))
     if options.lookup:
-        drafts[f"prompt lookup, {options.lookup} drafts"] = PromptLookup(options.lookup)
+        name = f"prompt lookup, {_listed(options.lookup)} drafts"
+        drafts[name] = PromptLookup(tuple(options.lookup))
     decoder: Any = language.model.decoder
     weights = decoder.unstack(language.params)
     if options.queue:
@@ -68,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for name, draft in drafts.items()
     }
     if not options.no_peer:
-        more = options.exit, options.drafts, options.lookup
+        more = options.exit, max(options.drafts), max(options.lookup, default=0)
         writers = peers(_settings(decoder), language.params, *more) | writers
     text = library_texts(language.tokenizer.encode, options.prompt, max(options.batches))
     for batch in options.batches:
@@ -79,19 +85,22 @@ def _queue(language: LanguageModel, weights: Any, drafts: dict[str, Draft | None
     prompts = library_texts(language.tokenizer.encode, of.prompt, of.queue)
     decoder: Any = language.model.decoder
     most = math.inf if decoder.context is None else decoder.context - of.prompt
-    limits = [int(min(n, most)) for n in geometric_lengths(of.queue, of.mean)]
+    lengths = [of.mean] * of.queue if of.equal else geometric_lengths(of.queue, of.mean)
+    limits = [int(min(n, most)) for n in lengths]
     print(f"{of.queue} prompts, {sum(limits)} tokens of {min(limits)} to {max(limits)} each")
-    for name, draft in drafts.items():
-        given = prompts, limits, of.slots, draft, of.repeats
-        static, queue = timed_queue(language.model, weights, *given)
-        for found in (static, queue):
-            print(
-                f"{of.slots} slots, {name:24s} {found.name:14s} {found.seconds:8.2f} s, "
-                f"{sum(limits) / found.seconds:8.1f} tokens/s, {found.rounds:5d} rounds, "
-                f"{static.seconds / found.seconds:5.2f} times static batches, "
-                f"{found.equal} of {of.queue} texts equal",
-                flush=True,
-            )
+    results = timed_queue(language.model, weights, prompts, limits, of.slots, drafts, of.repeats)
+    for found in results:
+        print(
+            f"{of.slots} slots, {found.draft:28s} {found.kind:14s} {found.seconds:8.2f} s, "
+            f"{sum(limits) / found.seconds:8.1f} tokens/s, {found.rounds:5d} rounds, "
+            f"{results[0].seconds / found.seconds:5.2f} times plain static batches, "
+            f"{found.equal} of {of.queue} texts equal",
+            flush=True,
+        )
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return " or ".join(map(str, numbers))
 
 
 def _random() -> LanguageModel:
