@@ -11,7 +11,8 @@ from dynexit.core.shapes import Array, Int
 from dynexit.decoding.exits.parked import parked_round
 from dynexit.decoding.exits.round import exit_round
 from dynexit.decoding.plan import FIRST_RATE, Carry, Given, Plan
-from dynexit.decoding.rounds import before_head, next_round, one_round, unread
+from dynexit.decoding.rounds.choice import next_round, unread
+from dynexit.decoding.rounds.round import before_head, one_round
 
 ALL = np.iinfo(np.int32).max // 2  # more rounds than any text takes
 

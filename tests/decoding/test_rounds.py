@@ -9,7 +9,7 @@ import pytest
 import dynexit as dx
 from dynexit.decoding.drafts import EarlyExit
 from dynexit.decoding.program import run_rounds
-from dynexit.decoding.rounds import MARGIN, next_round
+from dynexit.decoding.rounds.choice import MARGIN, next_round
 from dynexit.decoding.session import Session
 from dynexit.layers.panels import panels_are_fast
 

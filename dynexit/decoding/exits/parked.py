@@ -23,7 +23,9 @@ from dynexit.decoding.exits.segments import (
 )
 from dynexit.decoding.exits.work import counted, exit_of
 from dynexit.decoding.plan import Carry, Given, Plan
-from dynexit.decoding.rounds import Drafted, accepted, next_round, rows_of
+from dynexit.decoding.rounds.acceptance import accepted
+from dynexit.decoding.rounds.choice import next_round
+from dynexit.decoding.rounds.rows import Drafted, rows_of
 from dynexit.engine.rows import read_exit, where_rows
 
 

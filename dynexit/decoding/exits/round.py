@@ -11,7 +11,9 @@ from dynexit.decoding.exits.segments import (
 )
 from dynexit.decoding.exits.work import counted, exit_of
 from dynexit.decoding.plan import Carry, Given, Plan
-from dynexit.decoding.rounds import Drafted, accepted, next_round, rows_of
+from dynexit.decoding.rounds.acceptance import accepted
+from dynexit.decoding.rounds.choice import next_round
+from dynexit.decoding.rounds.rows import Drafted, rows_of
 
 
 def exit_round(plan: Plan, given: Given, carry: Carry) -> Carry:

@@ -14,7 +14,7 @@ from dynexit.core.decoder import Cache
 from dynexit.core.shapes import Array, Bool, Float, Int, PyTree
 from dynexit.core.types import Criterion, Halted, Step
 from dynexit.decoding.plan import Carry, Given, Plan
-from dynexit.decoding.rounds import Rows
+from dynexit.decoding.rounds.rows import Rows
 from dynexit.engine.deferred import goes_without, lacking
 from dynexit.engine.run import run_until
 from dynexit.engine.steps import whole
