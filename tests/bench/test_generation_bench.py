@@ -1,6 +1,9 @@
 """The benchmark of generation: a queue beside static batches, and the lines that it prints."""
 
+import re
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -48,3 +51,17 @@ def test_the_command_reads_a_folder_and_prints_a_line_for_each(tmp_path, capsys)
     assert all(line.endswith("5 of 5 texts equal") for line in lines)
     main([*given, "--queue", "3", "--slots", "2", "--mean", "4", "--equal"])
     assert capsys.readouterr().out.startswith("3 prompts, 12 tokens of 4 to 4 each")
+
+
+@pytest.mark.slow
+def test_every_draft_is_right_where_the_later_blocks_add_nothing(capsys, monkeypatch):
+    always = lambda plan, given, carry, run: (jnp.array([1e9, 1.0]), carry)
+    monkeypatch.setattr("dynexit.decoding.session.measured_costs", always)
+    given = "--right --exit 2 --width 64 --queue 2 --slots 1 --mean 12 --equal --repeats 1".split()
+    main(given)
+    _, plain, _, drafted, _ = capsys.readouterr().out.splitlines()
+    rounds = lambda line: int(re.search(r"(\d+) rounds", line)[1])
+    assert rounds(plain) == 24 and rounds(drafted) == 2 * -(-12 // 5)
+    assert drafted.endswith("2 of 2 texts equal")
+    with pytest.raises(SystemExit):
+        main(["--right"])

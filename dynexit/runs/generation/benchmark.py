@@ -3,6 +3,7 @@
     python -m dynexit.runs.generation.benchmark --batches 1 8      # random weights, 8 x 512
     python -m dynexit.runs.generation.benchmark --model MODEL --exit 2 --lookup 6
     python -m dynexit.runs.generation.benchmark --queue 64 --slots 8 --mean 48
+    python -m dynexit.runs.generation.benchmark --right --exit 2 --queue 32 --slots 8 --equal
 
 MODEL is a run folder, a folder of transformers or a GGUF file. Prompts are pieces of Python's
 standard library.
@@ -50,13 +51,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--lookup", type=int, nargs="+", default=[], help="drafts of prompt lookup in a round"
     )
+    parser.add_argument("--width", type=int, default=512, help="of random weights")
+    parser.add_argument(
+        "--right",
+        action="store_true",
+        help="random weights whose blocks after --exit add nothing, so that every draft is right",
+    )
     parser.add_argument("--no-peer", action="store_true", help="without other libraries")
     parser.add_argument("--queue", type=int, default=0, help="prompts of a queue, timed instead")
     parser.add_argument("--slots", type=int, default=8, help="rows of the queue that run at once")
     parser.add_argument("--mean", type=float, default=48, help="tokens of the queue, on average")
     parser.add_argument("--equal", action="store_true", help="as many tokens for every prompt")
     options = parser.parse_args(argv)
-    language = _random() if options.model is None else load_language(options.model)
+    if options.right and (options.model is not None or not options.exit):
+        parser.error("argument --right: needs --exit and no --model")
+    right = options.exit if options.right else None
+    random = options.model is None
+    language = _random(options.width, right) if random else load_language(options.model)
     drafts: dict[str, Draft | None] = {"plain": None}
     if options.exit:
         name = f"{options.exit} blocks, {_listed(options.drafts)} drafts"
@@ -103,10 +114,16 @@ def _listed(numbers: Sequence[int]) -> str:
     return " or ".join(map(str, numbers))
 
 
-def _random() -> LanguageModel:
-    settings = CausalLM(width=512, depth=8, heads=8, kv_heads=4, hidden=1408)
+def _random(width: int, right: int | None) -> LanguageModel:
+    """Random weights; with `right`, the blocks from there on add nothing to the state."""
+    settings = CausalLM(width=width, depth=8, heads=8, kv_heads=4, hidden=width * 11 // 4)
     model = settings.build(Tokens(4096), 4096)
-    return LanguageModel("random", model, model.init(jax.random.key(0)), Bytes())
+    params = model.init(jax.random.key(0))
+    if right is not None:
+        for part in ("out", "down"):
+            weight = params["blocks"][part]["weight"]
+            params["blocks"][part]["weight"] = weight.at[right:].set(0)
+    return LanguageModel("random", model, params, Bytes())
 
 
 def _settings(decoder: Any) -> CausalLM:
