@@ -1,7 +1,6 @@
 """`export`: the generation of text as one file of StableHLO, which runs without dynexit."""
 
 import dataclasses
-import functools
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -111,23 +110,19 @@ def export(
     plan = Plan(found, positive_integer(slots, "slots"), room, uses, log_probabilities, chunk=chunk)
     plan = planned(plan, draft, exits)
 
-    def write(panels: bool, requests: PyTree, params: PyTree, drafts: PyTree = None) -> PyTree:
+    def write(requests: PyTree, params: PyTree, drafts: PyTree = None) -> PyTree:
         taken, costs = draft, None
         if drafts is not None:
             costs = drafts["costs"]
             arrays = {name: drafts[name] for name in ("among", "head") if name in drafts}
             taken = dataclasses.replace(draft, **arrays) if arrays else draft  # type: ignore[type-var]
         given = given_arrays(plan, params, taken, exits, costs)
-        if not panels:  # a layout for CPUs
-            given = given._replace(weights=without_panels(given.weights))
+        # whether panels are fast depends on the machine and on XLA, and a file runs on others
+        given = given._replace(weights=without_panels(given.weights))
         return _written(plan, given, _placed(plan, requests), prompt)
 
-    def on_any(*given: PyTree) -> PyTree:
-        on_cpu, elsewhere = functools.partial(write, True), functools.partial(write, False)
-        return jax.lax.platform_dependent(*given, cpu=on_cpu, default=elsewhere)
-
     arguments = [params] if draft is None else [params, _drafts(plan, draft)]
-    return write_file(on_any, _example(prompt, uses), path, arguments, platforms=platforms)
+    return write_file(write, _example(prompt, uses), path, arguments, platforms=platforms)
 
 
 def _example(prompt: int, uses: Uses) -> dict[str, jax.ShapeDtypeStruct]:

@@ -113,10 +113,10 @@ def panels_are_fast() -> bool:
 
 
 def on_cpu(array: Any) -> bool:
-    """Whether an array is on a CPU; while it is traced, whether the default device is one."""
-    if isinstance(array, jax.Array) and not isinstance(array, jax.core.Tracer):
-        return next(iter(array.devices())).platform == "cpu"
-    return jax.default_backend() == "cpu"
+    """Whether an array is on a CPU; False while it is traced, for a device that is not known."""
+    if not isinstance(array, jax.Array) or isinstance(array, jax.core.Tracer):
+        return False
+    return next(iter(array.devices())).platform == "cpu"
 
 
 def _joined(panels: Float[Array, "P D w"]) -> Float[Array, "D F"]:

@@ -49,6 +49,7 @@ def test_the_layout_of_decoding_follows_the_answer_for_this_cpu(monkeypatch):
     assert "panels" in for_decoding(p)
     assert "weight" in for_decoding({"weight": jnp.ones(3)})  # a norm's
     assert "transposed" in for_decoding({"weight": jnp.ones((1024, 257))})  # too large
+    assert "transposed" in jax.eval_shape(for_decoding, p)  # for a device that is not known
     monkeypatch.setattr("dynexit.layers.projection.panels_are_fast", lambda: False)
     assert "transposed" in for_decoding(p)
 
