@@ -17,7 +17,7 @@ from dynexit.core.shapes import Array, Int, PyTree
 from dynexit.decoding.plan import Carry, Given, Plan, first_carry
 from dynexit.decoding.program import run_all_rounds
 from dynexit.decoding.requests import no_requests
-from dynexit.engine.collectives import refuse_waiting
+from dynexit.engine.collectives import Reading, reading, refuse_waiting
 from dynexit.layers.panels import without_panels
 
 _programs: dict[Any, jax.stages.Compiled] = {}
@@ -102,6 +102,7 @@ class Shards:
         )
         where = jax.tree.map(lambda a: a.sharding, carry)
         jitted = jax.jit(spread, donate_argnums=1, out_shardings=where)
-        compiled = jitted.lower(given, carry, rounds).compile()
+        with reading(Reading()):  # the compiled program is read below
+            compiled = jitted.lower(given, carry, rounds).compile()
         refuse_waiting(compiled.as_text() or "", [(self.mesh, frozenset(self.rows))])
         return compiled

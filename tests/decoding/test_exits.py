@@ -11,11 +11,18 @@ from dynexit.decoding import EarlyExit, Exits, Session, generate
 V, N = 30, 3
 SETTINGS = dx.models.CausalLM(width=16, depth=N, heads=2, kv_heads=1, context=64)
 MODEL = SETTINGS.build(dx.Tokens(V), V)
-PARAMS = MODEL.init(jax.random.key(0))
-PARAMS = PARAMS | {
-    "blocks": jax.tree.map(lambda a: 3 * a if a.ndim > 2 else a, PARAMS["blocks"]),
-    "embed": {"tokens": 30 * PARAMS["embed"]["tokens"]},
-}
+
+
+def large_weights(model):
+    """The text depends on its beginning, and no two logits are close."""
+    params = model.init(jax.random.key(0))
+    return params | {
+        "blocks": jax.tree.map(lambda a: 3 * a if a.ndim > 2 else a, params["blocks"]),
+        "embed": {"tokens": 30 * params["embed"]["tokens"]},
+    }
+
+
+PARAMS = large_weights(MODEL)
 RANDOM = np.random.default_rng(1)
 PROMPTS = [RANDOM.integers(0, V, n) for n in (3, 8, 1, 5)]
 LIMIT = 8
@@ -173,3 +180,22 @@ def test_wrong_exits_are_named(exits, message):
         generate(
             MODEL, PARAMS, PROMPTS, 2, exits=Exits((1,), likely(0.5)), draft=EarlyExit(1)
         )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"executor": "compacted"}, {"park": 2}, {"cache": "recompute"}],
+    ids=lambda options: next(iter(options.values())),
+)
+def test_devices_exit_apart_with_heads_over_the_axis_model(options):
+    """Two devices for the rows, two for the heads."""
+    settings = dx.models.CausalLM(width=16, depth=N, heads=2, context=64)
+    model = settings.build(dx.Tokens(V), V)
+    params = large_weights(model)
+    exits = Exits((1, 2), likely(0.6), **options)
+    one = generate(model, params, PROMPTS, LIMIT, exits=exits)
+    assert {int(d) for depths in one.depth for d in depths} == {1, 2, N}
+    mesh = jax.make_mesh((2, 2), ("data", "model"))
+    several = generate(model, params, PROMPTS, LIMIT, exits=exits, mesh=mesh)
+    for found, wanted in ((several.tokens, one.tokens), (several.depth, one.depth)):
+        assert [a.tolist() for a in found] == [a.tolist() for a in wanted]
