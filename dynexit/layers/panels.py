@@ -10,13 +10,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dynexit.core.shapes import Array, Float, PyTree
 from dynexit.core.system import cores
 
 WIDTH = 16
 LARGEST = 2**18  # entries of a matrix for which the product of one row runs on one core anyway
-ROWS = 64  # from here on, packing costs less than it saves
+ROWS = 64  # with more, packing costs less than it saves
 
 
 def in_panels(p: PyTree, width: int = WIDTH) -> PyTree:
@@ -113,7 +114,9 @@ def panels_are_fast() -> bool:
 
 
 def on_cpu(array: Any) -> bool:
-    """Whether an array is on a CPU; False while it is traced, for a device that is not known."""
+    """Whether an array is on a CPU, or will be; False while it is traced, for any device."""
+    if isinstance(array, np.ndarray):
+        return jax.default_backend() == "cpu"
     if not isinstance(array, jax.Array) or isinstance(array, jax.core.Tracer):
         return False
     return next(iter(array.devices())).platform == "cpu"

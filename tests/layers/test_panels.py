@@ -47,6 +47,7 @@ def test_the_layout_of_decoding_follows_the_answer_for_this_cpu(monkeypatch):
     p = matrix(48)
     monkeypatch.setattr("dynexit.layers.projection.panels_are_fast", lambda: True)
     assert "panels" in for_decoding(p)
+    assert "panels" in for_decoding({"weight": np.ones((48, 24), np.float32)})
     assert "weight" in for_decoding({"weight": jnp.ones(3)})  # a norm's
     assert "transposed" in for_decoding({"weight": jnp.ones((1024, 257))})  # too large
     assert "transposed" in jax.eval_shape(for_decoding, p)  # for a device that is not known
