@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from dynexit.core.shapes import Array, Float, PyTree
 from dynexit.core.system import cores
@@ -107,7 +108,7 @@ def panels_are_fast() -> bool:
     gated = lambda x, gate, up: jax.nn.silu(product_of_panels(x, gate)) * product_of_panels(x, up)
     with jax.default_device(jax.devices("cpu")[0]):
         program = jax.jit(gated).lower(shape(rows, inputs), *shapes).compile()
-    memory = program.memory_analysis()
+    memory: Any = program.memory_analysis()
     small = 16 * rows * outputs * 4  # a broadcast takes 128 times a result
     fast = "ynn_fusion" in (program.as_text() or "") and memory.temp_size_in_bytes < small
     return cores() <= 3 and fast
@@ -117,7 +118,7 @@ def on_cpu(array: Any) -> bool:
     """Whether an array is on a CPU, or will be; False while it is traced, for any device."""
     if isinstance(array, np.ndarray):
         return jax.default_backend() == "cpu"
-    if not isinstance(array, jax.Array) or isinstance(array, jax.core.Tracer):
+    if not isinstance(array, jax.Array) or isinstance(array, Tracer):
         return False
     return next(iter(array.devices())).platform == "cpu"
 

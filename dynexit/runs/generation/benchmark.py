@@ -66,8 +66,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.right and (options.model is not None or not options.exit):
         parser.error("argument --right: needs --exit and no --model")
     right = options.exit if options.right else None
-    random = options.model is None
-    language = _random(options.width, right) if random else load_language(options.model)
+    if options.model is None:
+        language = _random(options.width, right)
+    else:
+        language = load_language(options.model)
     drafts: dict[str, Draft | None] = {"plain": None}
     if options.exit:
         name = f"{options.exit} blocks, {_listed(options.drafts)} drafts"
