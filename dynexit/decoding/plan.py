@@ -113,7 +113,7 @@ class Carry(NamedTuple):
     parked: Parked | None = None
 
 
-FIRST_RATE = 0.7
+FIRST_RATE = 0.85
 
 
 def first_carry(plan: Plan, given: Given, requests: Requests) -> Carry:

@@ -10,7 +10,7 @@ from dynexit.decoding.rounds.rows import Drafted, Rows, token_keys
 from dynexit.decoding.sampling import drawn, penalised, probabilities
 
 SPEED = 0.2  # of the average of acceptance, per round with drafts
-RECOVERY = 0.02  # of its return to the first value, per round without
+RECOVERY = 0.01  # of its return to the first value, per round without
 
 
 def accepted(
