@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from dynexit.core.shapes import Array, Int
 from dynexit.decoding.plan import Carry, Given, Plan
 
-MARGIN = 0.05  # of the costs, which are measured; drafts must promise more
+MARGIN = 0.1  # of the costs, which are measured; drafts must promise more
 
 
 def next_round(plan: Plan, given: Given, carry: Carry) -> Int[Array, ""]:
