@@ -9,7 +9,6 @@ import sysconfig
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -75,7 +74,7 @@ def timed_queue(
     prompts: Int[HostArray, "M P"],
     limits: list[int],
     slots: int,
-    drafts: Mapping[str, Draft | None] = MappingProxyType({"plain": None}),
+    drafts: Mapping[str, Draft | None],
     repeats: int = 3,
 ) -> list[Queued]:
     """Times a queue whose slots are refilled, and batches that wait for their longest text.

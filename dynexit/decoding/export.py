@@ -58,7 +58,7 @@ def export(
           `sampling` uses
 
     and `drafts` a dict of "costs", float32 `[K]`, of a round without drafts and with each number
-    of drafts, in any unit (equal ones: the largest number in every round), and of "among" and
+    of drafts, in any unit (a very large first one: drafts in every round), and of "among" and
     "head" where the draft has them. `written` is a dict of "tokens" and "depth", int32 `[M, N]`,
     0 behind "length", int32 `[M]`; of "reason", int32 `[M]`, 1 for a stop token and 2 for the
     limit; and of "rounds", "drafted", "accepted" and "log_probability" as in `Generated`. Token

@@ -113,7 +113,7 @@ class Carry(NamedTuple):
     parked: Parked | None = None
 
 
-FIRST_RATE = 0.85
+FIRST_RATE = 0.85  # acceptance of the drafts of a request before any of them is verified
 
 
 def first_carry(plan: Plan, given: Given, requests: Requests) -> Carry:

@@ -38,7 +38,9 @@ def main(kinds):
         session = Session(model, params, **given)
         costs = session.given.costs
         equal = jax.device_put(np.ones(costs.shape, np.float32), costs.sharding)
-        session.given = session.given._replace(costs=equal)  # the most drafts in every round
+        session.given = session.given._replace(
+            costs=equal
+        )  # the most drafts while some are accepted
         session.add(prompts, limits)
         session.run()
         found = session.progress()

@@ -77,7 +77,7 @@ DRAFTS = {
 def test_drafts_of_fewer_iterations_do_not_change_the_text(kind):
     draft = DRAFTS[kind]
     session = Session(MODEL, PARAMS, slots=2, room=32, queue=4, chunk=4, draft=draft)
-    equal = jnp.ones_like(session.given.costs)  # the most drafts in every round
+    equal = jnp.ones_like(session.given.costs)  # the most drafts while some are accepted
     session.given = session.given._replace(costs=jax.device_put(equal, equal.sharding))
     session.add(PROMPTS, LIMITS)
     session.run()

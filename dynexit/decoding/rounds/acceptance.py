@@ -42,7 +42,7 @@ def accepted(
     new = (i <= n[:, None]) & ~forced & rows.live[:, None]
     blocks = jnp.where(kept & (plan.exit > 0), plan.exit, plan.decoder.depth)
     blocks = blocks if depth is None else depth[:, None]
-    requests, _, finished = recorded(
+    requests, finished = recorded(
         plan, carry.requests, carry.of, rows, at, token, new, blocks, logits
     )
     drafts = jnp.where(rows.live[:, None] & (i < drafted.many[:, None]) & ~forced, 1, 0).sum(1)
@@ -113,11 +113,11 @@ def recorded(
     new: Bool[Array, "S w"],
     blocks: Int[Array, "S w"],
     logits: Float[Array, "S w V"],
-) -> tuple[Requests, Int[Array, "S"], Bool[Array, "S"]]:
+) -> tuple[Requests, Bool[Array, "S"]]:
     """Writes new tokens up to the first stop token and the limit.
 
     Returns:
-      The requests, the length of each slot's text, and whether it is finished.
+      The requests, and whether each slot's is finished.
     """
     look = lambda a: a.at[of].get(mode="clip")
     stops, limit = look(requests.stops), look(requests.limit)
@@ -141,4 +141,4 @@ def recorded(
         length=requests.length.at[of].set(length, mode="drop"),
         reason=requests.reason.at[of].set(reason, mode="drop"),
     )
-    return requests, length, finished
+    return requests, finished

@@ -11,6 +11,7 @@ from dynexit.core.meshes import refuse_undivided
 from dynexit.core.shapes import AnyArray, Array, Bool, Float, Int, PyTree
 from dynexit.core.stacking import unstack
 from dynexit.layers.grouped_attention import attend_grouped, write_tokens
+from dynexit.layers.panels import WIDTH
 from dynexit.layers.projection import for_decoding, project, transposed
 from dynexit.models.language.block import KeyValue, Places, Query, keys_values, normed, run_block
 from dynexit.models.language.frequencies import frequencies
@@ -201,7 +202,7 @@ def read_logits(
 
 def decoding_block(block: PyTree) -> PyTree:
     """The parameters of one block with its matrices in the layout of decoding."""
-    return {name: for_decoding(part, WIDTHS.get(name, 16)) for name, part in block.items()}
+    return {name: for_decoding(part, WIDTHS.get(name, WIDTH)) for name, part in block.items()}
 
 
 def _output_matrix(s: CausalLM, params: PyTree) -> PyTree:
